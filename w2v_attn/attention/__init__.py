@@ -1,0 +1,1 @@
+"""The layer. Knows torch and nothing else."""

@@ -1,0 +1,87 @@
+"""The attention core, steps (2) to (5), behind one interface, and the choice between its implementations.
+
+A core takes queries, keys and values of all heads and returns what the heads return; the projections around it are the
+layer's. Two are there: `explicit` is the mathematics tile by tile, on any device and dtype, with dropout and with the
+gradient of an additive bias; `fused` is the platform's kernel with the kernel's own backward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from w2v_attn.attention import explicit, fused
+from w2v_attn.attention.masks import AttentionMask
+
+
+class Forward(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
+    ) -> tuple[Tensor, Tensor, Any]:
+        """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E], log-sum-exp [B, H, T], what backward needs besides.
+
+        o has the dtype of v; the log-sum-exp is at least float32 and +inf in rows that may attend no key.
+        """
+        ...
+
+
+class Backward(Protocol):
+    def __call__(
+        self,
+        do: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        o: Tensor,
+        lse: Tensor,
+        memory: Any,
+        mask: AttentionMask,
+        *,
+        scale: float,
+        dropout: float,
+        needs_bias: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """-> dq, dk, dv, and dbias in the shape of `mask.bias` where it is needed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Core:
+    """One implementation. `why_not` says what of a request it cannot do, or None when it can do it all."""
+
+    name: str
+    why_not: Callable[..., str | None]
+    forward: Forward
+    backward: Backward
+
+
+EXPLICIT = Core("explicit", explicit.why_not, explicit.forward, explicit.backward)
+FUSED = Core("fused", fused.why_not, fused.forward, fused.backward)
+CORES = {core.name: core for core in (EXPLICIT, FUSED)}
+BACKENDS = ("auto", *CORES)
+
+
+def choose(
+    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool
+) -> Core:
+    """The core for this request: the one named, or with "auto" the fastest that can do it.
+
+    Raises:
+        ValueError: the core that was named cannot do what is asked.
+    """
+    if backend == "auto":
+        refusal = FUSED.why_not(q, v, mask, dropout=dropout, needs_bias=needs_bias)
+        return FUSED if refusal is None else EXPLICIT
+    check_backend(backend)
+    core = CORES[backend]
+    refusal = core.why_not(q, v, mask, dropout=dropout, needs_bias=needs_bias)
+    if refusal is not None:
+        raise ValueError(f'backend="{backend}" cannot do this: {refusal}. backend="auto" takes a core that can')
+    return core
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless `backend` is one of `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, got "{backend}"')

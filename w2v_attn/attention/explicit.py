@@ -1,0 +1,185 @@
+"""The explicit core: the mathematics over all tiles, in memory linear in the number of frames."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums
+
+# Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
+CPU_TILE = 1 << 20
+ACCELERATOR_TILE = 1 << 26
+# Fewer rows than this make thin products, whatever the length: a tile then grows with T, which is still linear.
+LEAST_ROWS = 16
+
+KEEP_LEVELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What backward needs besides tensors: the tiling, because dropout's stream is read tile by tile, and its seed."""
+
+    heads: int
+    rows: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    recording: int
+    heads: slice
+    rows: slice
+    num_keys: int
+
+
+def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+    """None: there is nothing this core cannot do."""
+    return None
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
+) -> tuple[Tensor, Tensor, Memory]:
+    """See `cores.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
+    B, H, T, _ = q.shape
+    memory = _plan(q, dropout)
+    dropper = Dropper(memory.seed, dropout, q.device)
+    # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
+    o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
+    lse = torch.full((B, H, T), float("inf"), dtype=_compute_dtype(q), device=q.device)
+    for tile in _tiles(mask, B, H, T, memory):
+        b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
+        o[b, heads, rows], lse[b, heads, rows] = attend_rows(
+            q[b, heads, rows].to(lse.dtype),
+            k[b, heads, keys].to(lse.dtype),
+            v[b, heads, keys].to(lse.dtype),
+            scale=scale,
+            bias_HIT=bias,
+            allowed_HIT=allowed,
+            keep_HIT=keep,
+            keep_rate=dropper.keep_rate,
+        )
+    return o, lse, memory
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    memory: Memory,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    dropout: float,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `cores.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
+    B, H, T, _ = q.shape
+    dropper = Dropper(memory.seed, dropout, q.device)
+    dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
+    dk = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
+    dv = torch.zeros(v.shape, dtype=lse.dtype, device=v.device)
+    dbias = torch.zeros(mask.bias.shape, dtype=lse.dtype, device=q.device) if needs_bias and mask.bias is not None else None
+    delta = row_sums(do.to(lse.dtype), o.to(lse.dtype))
+    for tile in _tiles(mask, B, H, T, memory):
+        b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
+        dq[b, heads, rows], ds = attend_rows_backward(
+            do[b, heads, rows].to(lse.dtype),
+            q[b, heads, rows].to(lse.dtype),
+            k[b, heads, keys].to(lse.dtype),
+            v[b, heads, keys].to(lse.dtype),
+            lse[b, heads, rows],
+            delta[b, heads, rows],
+            scale=scale,
+            dk_HTD=dk[b, heads, keys],
+            dv_HTE=dv[b, heads, keys],
+            bias_HIT=bias,
+            allowed_HIT=allowed,
+            keep_HIT=keep,
+            keep_rate=dropper.keep_rate,
+        )
+        if dbias is not None:
+            _add_to_bias(dbias, ds, tile)
+    return dq, dk.to(k.dtype), dv.to(v.dtype), dbias
+
+
+class Dropper:
+    """Draws which probabilities are kept, tile after tile, from the stream of one seed.
+
+    Four decisions are cut out of each 64-bit number, so the rate is a multiple of 2⁻¹⁶ (0.1 becomes 0.10001);
+    `keep_rate` is 1 minus the true rate, so that the expectation is exact.
+    """
+
+    def __init__(self, seed: int, dropout: float, device: torch.device):
+        self._drop_levels = round(dropout * KEEP_LEVELS)
+        self.keep_rate = 1.0 - self._drop_levels / KEEP_LEVELS
+        self._generator = None
+        if self._drop_levels:
+            self._generator = torch.Generator(device).manual_seed(seed)
+            self._device = device
+
+    def draw(self, *shape: int) -> Tensor | None:
+        """bool of this shape, True = kept; None where nothing is dropped."""
+        if self._generator is None:
+            return None
+        numel = 1
+        for n in shape:
+            numel *= n
+        bits = torch.empty((numel + 3) // 4, dtype=torch.int64, device=self._device)
+        bits.random_(-(1 << 63), None, generator=self._generator)
+        levels = bits.view(torch.int16)[:numel].view(shape)  # uniform over −2¹⁵ … 2¹⁵ − 1
+        return levels >= self._drop_levels - KEEP_LEVELS // 2
+
+
+def _plan(q: Tensor, dropout: float) -> Memory:
+    B, H, T, _ = q.shape
+    # From torch's own generator: manual_seed makes it repeatable, and checkpointing restores it for a second forward.
+    seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0
+    if q.device.type == "cpu":
+        heads = min(H, torch.get_num_threads())  # one head a thread: each core keeps its own head in its cache
+        budget = CPU_TILE
+    else:
+        heads = max(1, min(H, ACCELERATOR_TILE // max(1, T * LEAST_ROWS)))
+        budget = ACCELERATOR_TILE
+    rows = max(LEAST_ROWS, budget // max(1, heads * T))
+    return Memory(heads, min(rows, max(T, 1)), seed)
+
+
+def _tiles(mask: AttentionMask, B: int, H: int, T: int, memory: Memory) -> Iterator[Tile]:
+    for recording, key_count in enumerate(mask.key_counts(B, T)):
+        for head in range(0, H, memory.heads):
+            heads = slice(head, min(head + memory.heads, H))
+            for row in range(0, T, memory.rows):
+                rows = slice(row, min(row + memory.rows, T))
+                num_keys = min(key_count, rows.stop) if mask.causal else key_count
+                if num_keys:
+                    yield Tile(recording, heads, rows, num_keys)
+
+
+def _add_to_bias(dbias: Tensor, ds: Tensor, tile: Tile) -> None:
+    """Adds a tile's dS where the bias came from, summed over the axes along which it was broadcast."""
+    share = dbias[tile.recording if dbias.shape[0] > 1 else 0]
+    for axis, part in enumerate((tile.heads, tile.rows, slice(0, tile.num_keys))):
+        if share.shape[axis] > 1:
+            share = share.narrow(axis, part.start, _length(part))
+        else:
+            ds = ds.sum(axis, keepdim=True)
+    share.add_(ds)
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+def _compute_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32

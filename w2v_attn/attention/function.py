@@ -1,0 +1,203 @@
+"""The autograd functions: what the derivation says is kept, and its backward as the one that training uses.
+
+`SelfAttention` spans the whole block, steps (1) to (6), when the projections are plain linear maps. `AttentionCore`
+spans steps (2) to (5), for projections that are something else (LoRA, quantised, hooked): those are called as modules,
+and torch differentiates them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention import cores, mathematics
+from w2v_attn.attention.masks import AttentionMask
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for besides its tensors. dropout is the rate in force, 0 in evaluation."""
+
+    num_heads: int
+    scale: float
+    dropout: float
+    backend: str
+    causal: bool
+    return_scores: bool
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the heads were attended, for their backward."""
+
+    core: cores.Core
+    memory: Any
+    options: Options
+
+
+class SelfAttention(torch.autograd.Function):
+    """x and the eight parameters -> y [B, T, M] and, where asked for, the scores P [B, H, T, T]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w_q: Tensor,
+        b_q: Tensor | None,
+        w_k: Tensor,
+        b_k: Tensor | None,
+        w_v: Tensor,
+        b_v: Tensor | None,
+        w_o: Tensor,
+        b_o: Tensor | None,
+        padding: Tensor | None,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor, Tensor | None]:
+        mask = AttentionMask(padding, allowed, bias, options.causal)
+        q, k, v = (
+            mathematics.split_heads(mathematics.project(x, w, b), options.num_heads)
+            for w, b in ((w_q, b_q), (w_k, b_k), (w_v, b_v))
+        )  # (1)
+        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_bias=ctx.needs_input_grad[11])  # (2) to (5)
+        y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
+        # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back from lse and
+        # the seed. The weights are the parameters themselves.
+        ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias)
+        ctx.set_materialize_grads(False)
+        return y, scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias = ctx.saved_tensors
+        options = ctx.recipe.options
+        mask = AttentionMask(padding, allowed, bias, options.causal)
+        need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, *_, need_bias, _ = (
+            ctx.needs_input_grad
+        )
+        dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = dw_o = db_o = dbias = do = None
+        needs_heads = need_x or need_wq or need_bq or need_wk or need_bk or need_wv or need_bv or need_bias
+        with torch.autocast(x.device.type, enabled=False):
+            if dy is not None:  # (6)
+                dw_o = mathematics.project_backward_weight(dy, mathematics.merge_heads(o)) if need_wo else None
+                db_o = mathematics.project_backward_bias(dy) if need_bo else None
+                if needs_heads:
+                    do = mathematics.split_heads(mathematics.project_backward_input((dy, w_o)), options.num_heads)
+            if needs_heads and (do is not None or dscores is not None):  # (5) to (2)
+                dq, dk, dv, dbias = _attend_backward(
+                    do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=need_bias
+                )
+                dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
+                # (1)
+                dx = mathematics.project_backward_input((dq, w_q), (dk, w_k), (dv, w_v)) if need_x else None
+                dw_q = mathematics.project_backward_weight(dq, x) if need_wq else None
+                dw_k = mathematics.project_backward_weight(dk, x) if need_wk else None
+                dw_v = mathematics.project_backward_weight(dv, x) if need_wv else None
+                db_q = mathematics.project_backward_bias(dq) if need_bq else None
+                db_k = mathematics.project_backward_bias(dk) if need_bk else None
+                db_v = mathematics.project_backward_bias(dv) if need_bv else None
+        return dx, dw_q, db_q, dw_k, db_k, dw_v, db_v, dw_o, db_o, None, None, dbias, None
+
+
+class AttentionCore(torch.autograd.Function):
+    """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E] and, where asked for, the scores P [B, H, T, T]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        padding: Tensor | None,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor, Tensor | None]:
+        mask = AttentionMask(padding, allowed, bias, options.causal)
+        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_bias=ctx.needs_input_grad[5])
+        ctx.save_for_backward(q, k, v, o, lse, padding, allowed, bias)
+        ctx.set_materialize_grads(False)
+        return o, scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, o, lse, padding, allowed, bias = ctx.saved_tensors
+        mask = AttentionMask(padding, allowed, bias, ctx.recipe.options.causal)
+        if do is None and dscores is None:
+            return (None,) * 7
+        with torch.autocast(q.device.type, enabled=False):
+            dq, dk, dv, dbias = _attend_backward(
+                do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=ctx.needs_input_grad[5]
+            )
+        return dq, dk, dv, None, None, dbias, None
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None, _Recipe]:
+    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, scores, and the recipe of it."""
+    core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_bias=needs_bias)
+    o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+    scores = _scores(q, k, lse, mask, options.scale) if options.return_scores else None
+    return o, lse, scores, _Recipe(core, memory, options)
+
+
+def _attend_backward(
+    do: Tensor | None,
+    dscores: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    mask: AttentionMask,
+    recipe: _Recipe,
+    *,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Undoes steps (5) to (2), from the gradient of what the heads return and from that of the scores."""
+    options = recipe.options
+    do = torch.zeros_like(o) if do is None else do
+    dq, dk, dv, dbias = recipe.core.backward(
+        do, q, k, v, o, lse, recipe.memory, mask, scale=options.scale, dropout=options.dropout, needs_bias=needs_bias
+    )
+    if dscores is not None:
+        extra_dq, extra_dk, extra_dbias = _scores_backward(dscores, q, k, lse, mask, options.scale)
+        dq, dk = dq + extra_dq, dk + extra_dk
+        if needs_bias:
+            assert dbias is not None
+            dbias = dbias + extra_dbias.sum_to_size(dbias.shape)
+    if dbias is not None:
+        assert mask.bias is not None
+        dbias = dbias.to(mask.bias.dtype)
+    return dq, dk, dv, dbias
+
+
+def _scores(q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """P of every recording, [B, H, T, T]: quadratic, as asked for, and true per head whatever core ran."""
+    T = q.shape[2]
+    p = torch.stack([_recording_scores(b, q, k, lse, mask, scale) for b in range(q.shape[0])])
+    empty = mask.rows_without_keys(T)
+    return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
+
+
+def _recording_scores(b: int, q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    _, H, T, _ = q.shape
+    bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    # Some kernels pad their log-sum-exp: only the first T are rows.
+    return mathematics.probabilities(q[b].to(wide) * scale, k[b].to(wide), lse[b, :, :T].to(wide), bias, allowed)
+
+
+def _scores_backward(
+    dscores: Tensor, q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dS [B, H, T, T] from the gradient of the scores."""
+    p = _scores(q, k, lse, mask, scale)
+    ds = mathematics.softmax_backward(p, dscores)
+    return ds @ k * scale, ds.mT @ q * scale, ds

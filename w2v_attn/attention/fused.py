@@ -1,0 +1,201 @@
+"""The fused core: the platform's own kernel, called with the kernel's own backward.
+
+On a CPU that is torch's flash attention; on CUDA flash attention where nothing is masked (float16, bfloat16), and
+memory-efficient attention else. Backward is the matching kernel, so nothing of size T² is kept here either.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2v_attn.attention.masks import AttentionMask
+
+aten = torch.ops.aten
+
+# From here on, torch's CPU kernel gains more from heads that lie together in memory than the copy costs.
+COPY_HEADS_FROM = 2048
+CUDA_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+# The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
+BIAS_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What backward needs besides the tensors of the interface: which kernel ran and its random state (CUDA)."""
+
+    kernel: str
+    random_state: tuple[Tensor, Tensor] | None = None
+    max_frames: tuple[int, int] = (0, 0)
+
+
+def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+    """What of this request the platform's kernels cannot do; None when they can do it all."""
+    device = q.device.type
+    if device not in ("cpu", "cuda"):
+        return f"there is no fused kernel for the device {device}"
+    if q.shape[-1] != v.shape[-1]:
+        return f"the fused kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
+    if device == "cpu":
+        if dropout > 0:
+            return "the fused CPU kernel has no dropout"
+        if needs_bias:
+            return "the fused CPU kernel has no gradient for an additive mask"
+    elif q.dtype not in (*CUDA_FLASH_DTYPES, torch.float32) or q.shape[-1] % 8:
+        return f"the fused CUDA kernels need float32 or half precision and channels a head in eights, got {q.dtype} {q.shape[-1]}"
+    return None
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
+) -> tuple[Tensor, Tensor, Memory]:
+    """See `cores.Forward`."""
+    num_frames = q.shape[2]
+    if q.device.type == "cpu":
+        o, lse = _cpu_forward(q, k, v, mask, scale)
+        memory = Memory("cpu flash")
+    elif _cuda_flash_serves(q, mask):
+        o, lse, _, _, max_q, max_k, seed, offset, _ = aten._scaled_dot_product_flash_attention(
+            q, k, v, dropout, mask.causal, False, scale=scale
+        )
+        memory = Memory("cuda flash", (seed, offset), (max_q, max_k))
+    else:
+        bias = _aligned_bias(mask, q)
+        causal = mask.causal and bias is None
+        o, lse, seed, offset = aten._scaled_dot_product_efficient_attention(
+            q, k, v, bias, True, dropout, causal, scale=scale
+        )
+        memory = Memory("cuda efficient", (seed, offset))
+    empty = mask.rows_without_keys(num_frames)
+    if empty is not None:
+        o.masked_fill_(empty.unsqueeze(-1), 0.0)
+    return o, lse, memory
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    memory: Memory,
+    mask: AttentionMask,
+    *,
+    scale: float,
+    dropout: float,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `cores.Backward`."""
+    empty = mask.rows_without_keys(q.shape[2])
+    if empty is not None:
+        # The kernel gave these rows some probabilities. With dO = 0 there, δ and dS are 0 whatever they were.
+        do = do.masked_fill(empty.unsqueeze(-1), 0.0)
+    if memory.kernel == "cpu flash":
+        return *_cpu_backward(do, q, k, v, o, lse, mask, scale), None
+    assert memory.random_state is not None
+    seed, offset = memory.random_state
+    if memory.kernel == "cuda flash":
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
+            do, q, k, v, o, lse, None, None, *memory.max_frames, dropout, mask.causal, seed, offset, scale=scale
+        )
+        return dq, dk, dv, None
+    bias = _aligned_bias(mask, q)
+    causal = mask.causal and bias is None
+    dq, dk, dv, dbias = aten._scaled_dot_product_efficient_attention_backward(
+        do, q, k, v, bias, o, lse, seed, offset, dropout, (True, True, True, needs_bias), causal, scale=scale
+    )
+    if needs_bias:
+        assert mask.bias is not None
+        dbias = dbias.sum_to_size(mask.bias.shape)
+    return dq, dk, dv, dbias if needs_bias else None
+
+
+# ------------------------------------------------------------------------------------------------------- CPU
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> tuple[Tensor, Tensor]:
+    q, k, v = _heads_together(q, k, v)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale
+        )
+
+    counts = _padded_at_end(mask, q)
+    if counts is None:
+        return attend(q, k, v, mask.as_bias(q.dtype, q.shape[2], with_causal=False))
+    # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
+    B, H, T, _ = q.shape
+    o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
+    lse = torch.zeros(B, T, H, dtype=_lse_dtype(q)).transpose(1, 2)
+    for b, n in enumerate(counts):
+        if n:
+            one = slice(b, b + 1)
+            o[one], lse[one] = attend(q[one], k[one, :, :n], v[one, :, :n], None)
+    return o, lse
+
+
+def _cpu_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: AttentionMask, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _heads_together(q, k, v)
+
+    def attend_backward(
+        do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            do, q, k, v, o, lse, 0.0, mask.causal, attn_mask=bias, scale=scale
+        )
+
+    counts = _padded_at_end(mask, q)
+    if counts is None:
+        return attend_backward(do, q, k, v, o, lse, mask.as_bias(q.dtype, q.shape[2], with_causal=False))
+    B, H, T, D = q.shape
+    dq, dk, dv = (q.new_zeros(B, T, H, D).transpose(1, 2) for _ in range(3))
+    for b, n in enumerate(counts):
+        if n:
+            one = slice(b, b + 1)
+            dq[one], dk[one, :, :n], dv[one, :, :n] = attend_backward(
+                do[one], q[one], k[one, :, :n], v[one, :, :n], o[one], lse[one], None
+            )
+    return dq, dk, dv
+
+
+def _heads_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Long sequences: each head's frames side by side in memory. Short ones: as they are."""
+    if tensors[0].shape[2] < COPY_HEADS_FROM:
+        return tensors
+    return tuple(t.contiguous() for t in tensors)
+
+
+def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:
+    """How many real keys each recording has, where all masking there is is padding at the end; else None."""
+    if mask.padding is None or not mask.only_padding():
+        return None
+    counts = mask.key_counts(q.shape[0], q.shape[2])
+    at_end = torch.arange(q.shape[2]) < torch.tensor(counts)[:, None]
+    return counts if torch.equal(at_end, mask.padding) else None
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------ CUDA
+
+
+def _cuda_flash_serves(q: Tensor, mask: AttentionMask) -> bool:
+    return q.dtype in CUDA_FLASH_DTYPES and not mask.forbids
+
+
+def _aligned_bias(mask: AttentionMask, q: Tensor) -> Tensor | None:
+    """The mask as [B, H, T, T] in q's dtype, expanded without a copy from rows that start where the kernel wants."""
+    B, H, T, _ = q.shape
+    if not mask.forbids:
+        return None  # causal or nothing: an argument of the kernel
+    bias = mask.as_bias(q.dtype, T)
+    assert bias is not None
+    aligned = bias.new_empty(*bias.shape[:3], -(-T // BIAS_ALIGNMENT) * BIAS_ALIGNMENT)
+    aligned[..., :T] = bias
+    return aligned[..., :T].expand(B, H, T, T)

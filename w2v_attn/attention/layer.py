@@ -1,0 +1,213 @@
+"""`MultiHeadSelfAttention`: the layer, its parameters and its arguments."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from w2v_attn.attention import cores, mathematics
+from w2v_attn.attention.function import AttentionCore, Options, SelfAttention
+from w2v_attn.attention.masks import AttentionMask
+
+Initializer = Callable[[Tensor], object]
+
+WEIGHT_INITIALIZERS: dict[str, Initializer] = {
+    "glorot": nn.init.xavier_uniform_,
+    "he": nn.init.kaiming_normal_,
+    "orthogonal": nn.init.orthogonal_,
+    "narrow_normal": lambda weight: nn.init.normal_(weight, std=0.01),
+    "zeros": nn.init.zeros_,
+    "ones": nn.init.ones_,
+}
+BIAS_INITIALIZERS: dict[str, Initializer] = {
+    "zeros": nn.init.zeros_,
+    "ones": nn.init.ones_,
+    "narrow_normal": WEIGHT_INITIALIZERS["narrow_normal"],
+}
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """The multi-head self-attention of wav2vec 2.0, with a derived backward.
+
+    Args:
+        input_size: channels of the hidden states.
+        num_heads: heads H; must divide key_size and value_size.
+        key_size: channels of queries and keys, all heads together. Default: input_size.
+        value_size: channels of values, all heads together. Default: key_size.
+        output_size: channels that come out. Default: input_size.
+        dropout: rate in [0, 1) of dropout on the probabilities, in training only.
+        bias: whether the four projections have a bias.
+        scale: factor on the scores. Default: 1/√(key_size / num_heads).
+        backend: "auto", "explicit" or "fused"; see `cores.py`.
+        weight_initializer: "glorot", "he", "orthogonal", "narrow_normal", "zeros", "ones", or a function that fills a
+            tensor in place.
+        bias_initializer: "zeros", "ones", "narrow_normal", or such a function.
+
+    Raises:
+        ValueError: sizes that the heads do not divide, or an argument outside the values above.
+
+    Source: A. Baevski et al., "wav2vec 2.0", section 2, whose context network is that of A. Vaswani et al., "Attention
+    Is All You Need", section 3.2.2; the arguments are those of MATLAB's selfAttentionLayer.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_heads: int,
+        *,
+        key_size: int | None = None,
+        value_size: int | None = None,
+        output_size: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        scale: float | None = None,
+        backend: str = "auto",
+        weight_initializer: str | Initializer = "glorot",
+        bias_initializer: str | Initializer = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        key_size = input_size if key_size is None else key_size
+        value_size = key_size if value_size is None else value_size
+        output_size = input_size if output_size is None else output_size
+        for name, size in (("key_size", key_size), ("value_size", value_size)):
+            if num_heads < 1 or size % num_heads:
+                raise ValueError(f"num_heads must divide {name}: {size} channels cannot be split into {num_heads} heads")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        cores.check_backend(backend)
+        self.input_size = input_size
+        self.num_heads = num_heads
+        self.key_size = key_size
+        self.value_size = value_size
+        self.output_size = output_size
+        self.dropout = dropout
+        self.scale = (key_size // num_heads) ** -0.5 if scale is None else scale
+        self.backend = backend
+        self.q_proj = nn.Linear(input_size, key_size, bias, device, dtype)
+        self.k_proj = nn.Linear(input_size, key_size, bias, device, dtype)
+        self.v_proj = nn.Linear(input_size, value_size, bias, device, dtype)
+        self.out_proj = nn.Linear(value_size, output_size, bias, device, dtype)
+        self.initialize(weight_initializer, bias_initializer)
+
+    def initialize(
+        self, weight_initializer: str | Initializer = "glorot", bias_initializer: str | Initializer = "zeros"
+    ) -> None:
+        """Fills the four weights and biases; see the class for the choices."""
+        fill_weight = _initializer("weight_initializer", weight_initializer, WEIGHT_INITIALIZERS)
+        fill_bias = _initializer("bias_initializer", bias_initializer, BIAS_INITIALIZERS)
+        for projection in self._projections():
+            fill_weight(projection.weight)
+            if projection.bias is not None:
+                fill_bias(projection.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | str | None = None,
+        return_scores: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states [B, T, output_size], and with `return_scores` the probabilities [B, H, T, T].
+
+        x: hidden states [B, T, input_size].
+        padding_mask: bool [B, T], True = a real frame; the others are attended by nobody.
+        attention_mask: "causal"; or bool (True = attend) or float (added to the scores; it gets its gradient), of a
+            shape that broadcasts to [B, H, T, T].
+        return_scores: also return P of step (3), before dropout. Gradients flow through it.
+
+        A row that may attend no key gets zeros from the heads, and gives no gradient.
+
+        Raises:
+            ValueError: hidden states or a mask of another shape or dtype; a backend that cannot do what is asked.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"hidden states must be [B, T, {self.input_size}], got {list(x.shape)}: "
+                "is this layer from a checkpoint of another size?"
+            )
+        mask = AttentionMask.of(x, self.num_heads, padding_mask, attention_mask)
+        y, scores = self.attend(x, mask, return_scores=return_scores)
+        if not return_scores:
+            return y
+        assert scores is not None
+        return y, scores
+
+    # Graph compilers leave this call to us: it reads masks on the CPU and draws seeds, and is one call to a kernel or two.
+    @torch.compiler.disable
+    def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
+        """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
+        options = Options(
+            num_heads=self.num_heads,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+            causal=mask.causal,
+            return_scores=return_scores,
+        )
+        if x.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
+            y = self.out_proj(self.v_proj(x))
+            scores = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], x.shape[1]) if return_scores else None
+            return y, scores
+        if all(_is_plain(projection) for projection in self._projections()):
+            return _whole_block(x, self, mask, options)
+        q, k, v = (
+            mathematics.split_heads(projection(x), self.num_heads)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        o, scores = AttentionCore.apply(q, k, v, mask.padding, mask.allowed, mask.bias, options)
+        return self.out_proj(mathematics.merge_heads(o)), scores
+
+    def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
+        """The name of the core that a call with these hidden states [B, T, input_size] takes now."""
+        mask = AttentionMask() if mask is None else mask
+        q = x.new_empty(1, self.num_heads, 1, self.key_size // self.num_heads)
+        v = x.new_empty(1, self.num_heads, 1, self.value_size // self.num_heads)
+        needs_bias = mask.bias is not None and mask.bias.requires_grad and torch.is_grad_enabled()
+        dropout = self.dropout if self.training else 0.0
+        return cores.choose(self.backend, q, v, mask, dropout=dropout, needs_bias=needs_bias).name
+
+    def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        return self.q_proj, self.k_proj, self.v_proj, self.out_proj
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size} -> {self.output_size}, heads={self.num_heads}, key_size={self.key_size}, "
+            f"value_size={self.value_size}, dropout={self.dropout}, backend={self.backend}"
+        )
+
+
+def _whole_block(
+    x: Tensor, layer: MultiHeadSelfAttention, mask: AttentionMask, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """The block as one autograd function; under autocast in the dtype that linear maps take there."""
+    tensors = [x]
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj):
+        tensors += [projection.weight, projection.bias]
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        tensors = [None if t is None else t.to(dtype) for t in tensors]
+    with torch.autocast(device, enabled=False):
+        return SelfAttention.apply(*tensors, mask.padding, mask.allowed, mask.bias, options)
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Whether a projection is x Wᵀ + b and nothing else: no LoRA, no quantisation, no hook, no forward of its own."""
+    return type(projection) is nn.Linear and not (
+        projection._forward_hooks
+        or projection._forward_pre_hooks
+        or projection._backward_hooks
+        or projection._backward_pre_hooks
+        or "forward" in vars(projection)
+    )
+
+
+def _initializer(argument: str, choice: str | Initializer, known: dict[str, Initializer]) -> Initializer:
+    if callable(choice):
+        return choice
+    if choice not in known:
+        raise ValueError(f'{argument} must be one of {", ".join(known)} or a function, got "{choice}"')
+    return known[choice]

@@ -1,0 +1,153 @@
+"""Which keys a query may attend, in one form for every core."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Everything that is added to or cut out of the scores. In every boolean, True = attend.
+
+    padding: bool [B, T], True = a real frame; a key that is not real is attended by nobody.
+    allowed: bool [B or 1, H or 1, T or 1, T or 1], True = this query may attend this key.
+    bias: float of such a shape, added to the scores; −inf forbids.
+    causal: a query attends itself and what came before.
+    """
+
+    padding: Tensor | None = None
+    allowed: Tensor | None = None
+    bias: Tensor | None = None
+    causal: bool = False
+
+    @classmethod
+    def of(
+        cls, x: Tensor, num_heads: int, padding_mask: Tensor | None, attention_mask: Tensor | str | None
+    ) -> "AttentionMask":
+        """The mask for hidden states `x` [B, T, C], from what a caller gives.
+
+        Raises:
+            ValueError: a mask of the wrong shape or dtype, or an unknown name of a mask.
+        """
+        B, T = x.shape[:2]
+        if padding_mask is not None:
+            if padding_mask.dtype != torch.bool or padding_mask.shape != (B, T):
+                raise ValueError(
+                    f"padding_mask must be bool [{B}, {T}] with True for a real frame, got "
+                    f"{padding_mask.dtype} {list(padding_mask.shape)}"
+                )
+        if attention_mask is None:
+            return cls(padding_mask)
+        if isinstance(attention_mask, str):
+            if attention_mask != "causal":
+                raise ValueError(f'attention_mask must be "causal" or a tensor, got "{attention_mask}"')
+            return cls(padding_mask, causal=True)
+
+        shape = (1,) * (4 - attention_mask.dim()) + tuple(attention_mask.shape)
+        full = (B, num_heads, T, T)
+        if len(shape) > 4 or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
+            raise ValueError(
+                f"attention_mask must broadcast to [B, H, T, T] = {list(full)}, got {list(attention_mask.shape)}"
+            )
+        attention_mask = attention_mask.reshape(shape)
+        if attention_mask.dtype == torch.bool:
+            return cls(padding_mask, allowed=attention_mask)
+        if attention_mask.is_floating_point():
+            return cls(padding_mask, bias=attention_mask)
+        raise ValueError(
+            f"attention_mask must be bool (True = attend) or float (added to the scores), got {attention_mask.dtype}: "
+            "convert 0/1 integers with .bool()"
+        )
+
+    @property
+    def forbids(self) -> bool:
+        """Whether some row might be left without a key."""
+        return self.padding is not None or self.allowed is not None or self.bias is not None
+
+    def only_padding(self) -> bool:
+        return self.allowed is None and self.bias is None
+
+    def key_counts(self, num_recordings: int, num_frames: int) -> list[int]:
+        """For each recording, how many leading keys hold all the real ones: the others are never touched.
+
+        Only where reading the mask costs nothing. On an accelerator it would make the host wait, so all are taken.
+        """
+        if self.padding is None or self.padding.device.type != "cpu" or num_frames == 0:
+            return [num_frames] * num_recordings
+        last_real = torch.where(self.padding, torch.arange(1, num_frames + 1), 0).amax(1)
+        return last_real.tolist()
+
+    def tile(
+        self, recording: int, heads: slice, rows: slice, num_keys: int, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None."""
+        keys = slice(0, num_keys)
+        bias = None if self.bias is None else _cut(self.bias, recording, heads, rows, keys)
+        parts = []
+        if self.padding is not None:
+            real = self.padding[recording, keys]
+            # A batch is padded at the end as a rule: then the keys that are left are all real.
+            if real.device.type != "cpu" or not bool(real.all()):
+                parts.append(real[None, None, :])
+        if self.allowed is not None:
+            parts.append(_cut(self.allowed, recording, heads, rows, keys))
+        if self.causal:
+            parts.append(_past(rows, num_keys, device)[None])
+        allowed = None
+        for part in parts:
+            allowed = part if allowed is None else allowed & part
+        return bias, allowed
+
+    def as_bias(self, dtype: torch.dtype, num_frames: int, *, with_causal: bool = True) -> Tensor | None:
+        """All of it as one additive tensor for a kernel, [B or 1, H or 1, T or 1, T]; None where nothing is masked.
+
+        What is forbidden is the most negative finite number: it leaves exp(S − max) at exactly 0, and a row without
+        any key stays finite inside the kernel.
+        """
+        lowest = torch.finfo(dtype).min
+        total = None if self.bias is None else self.bias.to(dtype).clamp(min=lowest)
+        for allowed in self._allowed_parts(num_frames, with_causal):
+            if total is None:
+                total = torch.zeros((), dtype=dtype, device=allowed.device)
+            total = torch.where(allowed, total, lowest)
+        return None if total is None else total.expand(*total.shape[:3], num_frames)
+
+    def _allowed_parts(self, num_frames: int, with_causal: bool) -> list[Tensor]:
+        parts = []
+        if self.padding is not None:
+            parts.append(self.padding[:, None, None, :])
+        if self.allowed is not None:
+            parts.append(self.allowed)
+        if self.causal and with_causal:
+            device = next((m.device for m in (self.padding, self.allowed, self.bias) if m is not None), None)
+            parts.append(_past(slice(0, num_frames), num_frames, device)[None, None])
+        return parts
+
+    def rows_without_keys(self, num_frames: int) -> Tensor | None:
+        """bool [B or 1, H or 1, T or 1]: rows that may attend no key. None where there can be none."""
+        if not self.forbids:
+            return None
+        if not self.only_padding():
+            attended = None if self.bias is None else self.bias != float("-inf")
+            for allowed in self._allowed_parts(num_frames, with_causal=True):
+                attended = allowed if attended is None else attended & allowed
+            assert attended is not None
+            return ~attended.any(-1)
+        assert self.padding is not None
+        attended = self.padding.cumsum(1) > 0 if self.causal else self.padding.any(1, keepdim=True)
+        return ~attended[:, None]
+
+
+def _past(rows: slice, num_keys: int, device: torch.device | None) -> Tensor:
+    """bool [I, keys]: True where the key is not after the row."""
+    return torch.arange(num_keys, device=device) <= torch.arange(rows.start, rows.stop, device=device)[:, None]
+
+
+def _cut(mask: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> Tensor:
+    """[B, H, T, T] -> the tile, leaving axes of length one, which broadcast, as they are."""
+    mask = mask[recording if mask.shape[0] > 1 else 0]
+    for axis, part in enumerate((heads, rows, keys)):
+        if mask.shape[axis] > 1:
+            mask = mask.narrow(axis, part.start, part.stop - part.start)
+    return mask

@@ -1,0 +1,185 @@
+"""Multi-head self-attention: the derivation, and below it the same equations as code.
+
+Legend
+    B  recordings              T  frames                  C  channels of the input
+    H  heads                   I  rows (queries) of one tile
+    D  channels per head of queries and keys    (H·D = key_size)
+    E  channels per head of values              (H·E = value_size)
+    M  channels of the output
+    s  scale, 1/√D unless given                 p  rate of dropout
+A suffix spells the axes of a tensor: `q_HID` is [heads, rows, channels]. The gradient of a quantity x is `dx`.
+
+Forward
+    (1)  Q = X Wqᵀ + bq        K = X Wkᵀ + bk        V = X Wvᵀ + bv
+    (2)  S = s Q Kᵀ + bias     and −∞ where a query may not attend a key
+    (3)  P = softmax(S) = exp(S − L)          with L = log Σⱼ exp Sⱼ, one number a row
+    (4)  P̃ = R ∘ P / (1 − p)                  R is 1 where an entry is kept and 0 where it is dropped
+    (5)  O = P̃ V                              each head on its own, then the heads side by side
+    (6)  Y = O Woᵀ + bo
+
+Backward, undoing the steps by number
+    (6)  dO = dY Wo            dWo = dYᵀ O           dbo = Σ dY over recordings and frames
+    (5)  dV = P̃ᵀ dO            dP̃ = dO Vᵀ
+    (4)  dP = R ∘ dP̃ / (1 − p)
+    (3)  A row of the softmax has the Jacobian ∂Pᵢ/∂Sⱼ = Pᵢ (δᵢⱼ − Pⱼ), so dS = P ∘ (dP − Σⱼ Pⱼ dPⱼ). The sum needs
+         no row of P:  Σⱼ Pⱼ dPⱼ = Σⱼ P̃ⱼ dP̃ⱼ = Σⱼ P̃ⱼ Σₑ dOₑ Vⱼₑ = Σₑ dOₑ Oₑ.
+         δ = rowsum(dO ∘ O)    dS = P ∘ (dP − δ)
+    (2)  dQ = s dS K           dK = s dSᵀ Q          dbias = dS, summed where the bias was broadcast
+    (1)  dX = dQ Wq + dK Wk + dV Wv                  dWq = dQᵀ X     dbq = Σ dQ      (k and v likewise)
+
+Nothing of size T² is kept. Saved are X, Q, K, V, O and L; a tile of P comes back from (2) and (3) as exp(S − L),
+and a tile of R from the seed it was drawn with. Steps (2) to (5) stand here for a tile of rows, because that is how
+they run: `explicit.py` takes them over all tiles, `fused.py` hands them to the platform's kernel.
+
+A row that may attend no key has P = 0 by definition, and so O = 0 and no gradient. It is marked with L = +∞, which
+makes exp(S − L) exactly that.
+
+Input and output widths need not be equal. Heads split the key and value channels among them; what the heads return
+stands side by side (H·E wide, whatever C was), and (6) projects it to any width M.
+
+Source: A. Vaswani et al., "Attention Is All You Need", section 3.2, for (1) to (6); T. Dao et al., "FlashAttention",
+appendix B, for the row sum δ and the log-sum-exp L.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INFINITY = float("inf")
+
+
+# ---------------------------------------------------------------------------------------------- (1) and (6)
+
+
+def project(x_BTC: Tensor, weight_MC: Tensor, bias_M: Tensor | None) -> Tensor:
+    """Steps (1) and (6): x Wᵀ + b, [B, T, M]."""
+    return F.linear(x_BTC, weight_MC, bias_M)
+
+
+def project_backward_weight(dy_BTM: Tensor, x_BTC: Tensor) -> Tensor:
+    """dW = dYᵀ X, [M, C]."""
+    return dy_BTM.flatten(0, 1).T @ x_BTC.flatten(0, 1)
+
+
+def project_backward_bias(dy_BTM: Tensor) -> Tensor:
+    """db = Σ dY over recordings and frames, [M]."""
+    return dy_BTM.sum((0, 1))
+
+
+def project_backward_input(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """dX = Σ dYᵢ Wᵢ over the projections that read X, [B, T, C].
+
+    pairs: (dy_BTM, weight_MC) of each projection. All terms add up in one buffer: with Wq, Wk and Wv in three
+    parameters, one wide product would first have to copy them side by side, which costs what it saves.
+    """
+    (dy_BTM, weight_MC), *others = pairs
+    dx_NC = dy_BTM.flatten(0, 1) @ weight_MC
+    for dy, weight in others:
+        dx_NC.addmm_(dy.flatten(0, 1), weight)
+    return dx_NC.view(*dy_BTM.shape[:2], weight_MC.shape[1])
+
+
+def split_heads(x_BTM: Tensor, num_heads: int) -> Tensor:
+    """[B, T, H·D] seen as [B, H, T, D]; no copy."""
+    return x_BTM.unflatten(-1, (num_heads, x_BTM.shape[-1] // num_heads)).transpose(1, 2)
+
+
+def merge_heads(x_BHTD: Tensor) -> Tensor:
+    """[B, H, T, D] as [B, T, H·D], heads side by side; no copy where frames already come first in memory."""
+    return x_BHTD.transpose(1, 2).flatten(2)
+
+
+# ------------------------------------------------------------------------- (2) to (5), a tile of rows at a time
+
+
+def attend_rows(
+    q_HID: Tensor,
+    k_HTD: Tensor,
+    v_HTE: Tensor,
+    *,
+    scale: float,
+    bias_HIT: Tensor | None = None,
+    allowed_HIT: Tensor | None = None,
+    keep_HIT: Tensor | None = None,
+    keep_rate: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Steps (2) to (5) for a tile of rows against all its keys.
+
+    bias: added to the scores. allowed: bool, True = attend. keep: bool R of dropout, True = kept; keep_rate: 1 − p.
+    Returns o [H, I, E] and the log-sum-exp L [H, I], +inf in rows that may attend no key.
+    """
+    s_HIT = _masked_scores(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2)
+    row_max = s_HIT.amax(-1, keepdim=True)
+    if bias_HIT is not None or allowed_HIT is not None:
+        row_max.masked_fill_(row_max == -INFINITY, 0.0)  # −∞ − (−∞) would be NaN; exp(−∞ − 0) is the 0 that is meant
+    p_HIT = s_HIT.sub_(row_max).exp_()  # (3), not yet divided by its sum
+    row_sum = p_HIT.sum(-1, keepdim=True)
+    lse_HI = row_max.add_(row_sum.log()).masked_fill_(row_sum == 0, INFINITY).squeeze(-1)
+    if keep_HIT is not None:
+        p_HIT.mul_(keep_HIT)  # (4)
+    # (5). Dividing the I·E outputs by the row sum and by 1 − p is less work than dividing the I·T probabilities.
+    o_HIE = torch.bmm(p_HIT, v_HTE).div_(row_sum.mul_(keep_rate).masked_fill_(row_sum == 0, 1.0))
+    return o_HIE, lse_HI
+
+
+def attend_rows_backward(
+    do_HIE: Tensor,
+    q_HID: Tensor,
+    k_HTD: Tensor,
+    v_HTE: Tensor,
+    lse_HI: Tensor,
+    delta_HI: Tensor,
+    *,
+    scale: float,
+    dk_HTD: Tensor | None,
+    dv_HTE: Tensor | None,
+    bias_HIT: Tensor | None = None,
+    allowed_HIT: Tensor | None = None,
+    keep_HIT: Tensor | None = None,
+    keep_rate: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Undoes (5) to (2) for a tile of rows: returns dq [H, I, D] and ds [H, I, T].
+
+    The tile's share of dk and dv is added to `dk_HTD` and `dv_HTE`; None where nobody needs them.
+    """
+    q_HID = q_HID * scale
+    do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
+    p_HIT = probabilities(q_HID, k_HTD, lse_HI, bias_HIT, allowed_HIT)
+    if dv_HTE is not None:
+        kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
+        dv_HTE.baddbmm_(kept_HIT.transpose(1, 2), do_HIE)  # (5)
+    dp_HIT = torch.bmm(do_HIE, v_HTE.transpose(1, 2))
+    if keep_HIT is not None:
+        dp_HIT.mul_(keep_HIT)  # (4)
+    ds_HIT = dp_HIT.sub_(delta_HI.unsqueeze(-1)).mul_(p_HIT)  # (3)
+    if dk_HTD is not None:
+        dk_HTD.baddbmm_(ds_HIT.transpose(1, 2), q_HID)  # (2); s is in q already
+    return torch.bmm(ds_HIT, k_HTD).mul_(scale), ds_HIT
+
+
+def softmax_backward(p_HIT: Tensor, dp_HIT: Tensor) -> Tensor:
+    """Undoes (3) where dP is given itself and not through dO: dS = P ∘ (dP − rowsum(P ∘ dP))."""
+    return (dp_HIT - (p_HIT * dp_HIT).sum(-1, keepdim=True)).mul_(p_HIT)
+
+
+def row_sums(do_BHTE: Tensor, o_BHTE: Tensor) -> Tensor:
+    """δ = rowsum(dO ∘ O), [B, H, T]."""
+    return (do_BHTE * o_BHTE).sum(-1)
+
+
+def probabilities(
+    scaled_q_HID: Tensor, k_HTD: Tensor, lse_HI: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
+) -> Tensor:
+    """P of (3) from its log-sum-exp: exp(S − L), [H, I, T]."""
+    return _masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT).sub_(lse_HI.unsqueeze(-1)).exp_()
+
+
+def _masked_scores(
+    scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
+) -> Tensor:
+    s_HIT = torch.bmm(scaled_q_HID, k_HTD.transpose(1, 2))
+    if bias_HIT is not None:
+        s_HIT.add_(bias_HIT)
+    if allowed_HIT is not None:
+        s_HIT.masked_fill_(~allowed_HIT, -INFINITY)
+    return s_HIT
