@@ -1,0 +1,39 @@
+"""wav2vec 2.0's multi-head self-attention as a layer of its own, inside any pretrained encoder.
+
+The public names below are imported when they are first used, so that `import w2v_attn` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from w2v_attn import torchaudio_import
+
+if TYPE_CHECKING:
+    from w2v_attn.attention.layer import MultiHeadSelfAttention
+    from w2v_attn.audio import read_audio
+    from w2v_attn.encoder.encoder import load_encoder
+    from w2v_attn.pretrained.replace import replace_attention, restore_attention
+
+__version__ = "0.1.0"
+
+__all__ = ["MultiHeadSelfAttention", "load_encoder", "read_audio", "replace_attention", "restore_attention"]
+
+_HOMES = {
+    "MultiHeadSelfAttention": "w2v_attn.attention.layer",
+    "load_encoder": "w2v_attn.encoder.encoder",
+    "read_audio": "w2v_attn.audio",
+    "replace_attention": "w2v_attn.pretrained.replace",
+    "restore_attention": "w2v_attn.pretrained.replace",
+}
+
+torchaudio_import.install()
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -86,14 +86,16 @@ class SelfAttention(torch.autograd.Function):
                 dw_o = mathematics.project_backward_weight(dy, mathematics.merge_heads(o)) if need_wo else None
                 db_o = mathematics.project_backward_bias(dy) if need_bo else None
                 if needs_heads:
-                    do = mathematics.split_heads(mathematics.project_backward_input((dy, w_o)), options.num_heads)
+                    do = mathematics.project_backward_input((dy, w_o))
             if needs_heads and (do is not None or dscores is not None):  # (5) to (2)
+                do_heads = None if do is None else mathematics.split_heads(do, options.num_heads)
                 dq, dk, dv, dbias = _attend_backward(
-                    do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=need_bias
+                    do_heads, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=need_bias
                 )
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
-                dx = mathematics.project_backward_input((dq, w_q), (dk, w_k), (dv, w_v)) if need_x else None
+                if need_x:
+                    dx = mathematics.project_backward_input((dq, w_q), (dk, w_k), (dv, w_v), into=do)
                 dw_q = mathematics.project_backward_weight(dq, x) if need_wq else None
                 dw_k = mathematics.project_backward_weight(dk, x) if need_wk else None
                 dw_v = mathematics.project_backward_weight(dv, x) if need_wv else None

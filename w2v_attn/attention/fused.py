@@ -13,8 +13,6 @@ from w2v_attn.attention.masks import AttentionMask
 
 aten = torch.ops.aten
 
-# From here on, torch's CPU kernel gains more from heads that lie together in memory than the copy costs.
-COPY_HEADS_FROM = 2048
 CUDA_FLASH_DTYPES = (torch.float16, torch.bfloat16)
 # The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
 BIAS_ALIGNMENT = 16
@@ -115,8 +113,6 @@ def backward(
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> tuple[Tensor, Tensor]:
-    q, k, v = _heads_together(q, k, v)
-
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         return aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale
@@ -139,8 +135,6 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
 def _cpu_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: AttentionMask, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = _heads_together(q, k, v)
-
     def attend_backward(
         do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,13 +154,6 @@ def _cpu_backward(
                 do[one], q[one], k[one, :, :n], v[one, :, :n], o[one], lse[one], None
             )
     return dq, dk, dv
-
-
-def _heads_together(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Long sequences: each head's frames side by side in memory. Short ones: as they are."""
-    if tensors[0].shape[2] < COPY_HEADS_FROM:
-        return tensors
-    return tuple(t.contiguous() for t in tensors)
 
 
 def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:

@@ -151,14 +151,13 @@ class MultiHeadSelfAttention(nn.Module):
             y = self.out_proj(self.v_proj(x))
             scores = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], x.shape[1]) if return_scores else None
             return y, scores
-        if all(_is_plain(projection) for projection in self._projections()):
-            return _whole_block(x, self, mask, options)
-        q, k, v = (
-            mathematics.split_heads(projection(x), self.num_heads)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = self._projections()
+        if all(_is_plain(projection) for projection in projections):
+            return _whole_block(x, projections, mask, options)
+        *projections_in, out_proj = projections
+        q, k, v = (mathematics.split_heads(projection(x), self.num_heads) for projection in projections_in)
         o, scores = AttentionCore.apply(q, k, v, mask.padding, mask.allowed, mask.bias, options)
-        return self.out_proj(mathematics.merge_heads(o)), scores
+        return out_proj(mathematics.merge_heads(o)), scores
 
     def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
         """The name of the core that a call with these hidden states [B, T, input_size] takes now."""
@@ -180,18 +179,20 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 def _whole_block(
-    x: Tensor, layer: MultiHeadSelfAttention, mask: AttentionMask, options: Options
+    x: Tensor, projections: tuple[nn.Linear, ...], mask: AttentionMask, options: Options
 ) -> tuple[Tensor, Tensor | None]:
     """The block as one autograd function; under autocast in the dtype that linear maps take there."""
     tensors = [x]
-    for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj):
+    for projection in projections:
         tensors += [projection.weight, projection.bias]
+    masks = mask.padding, mask.allowed, mask.bias
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        tensors = [None if t is None else t.to(dtype) for t in tensors]
+    if not torch.is_autocast_enabled(device):
+        return SelfAttention.apply(*tensors, *masks, options)
+    dtype = torch.get_autocast_dtype(device)
+    tensors = [None if t is None else t.to(dtype) for t in tensors]
     with torch.autocast(device, enabled=False):
-        return SelfAttention.apply(*tensors, mask.padding, mask.allowed, mask.bias, options)
+        return SelfAttention.apply(*tensors, *masks, options)
 
 
 def _is_plain(projection: nn.Module) -> bool:

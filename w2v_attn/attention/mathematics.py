@@ -66,22 +66,26 @@ def project_backward_bias(dy_BTM: Tensor) -> Tensor:
     return dy_BTM.sum((0, 1))
 
 
-def project_backward_input(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+def project_backward_input(*pairs: tuple[Tensor, Tensor], into: Tensor | None = None) -> Tensor:
     """dX = Σ dYᵢ Wᵢ over the projections that read X, [B, T, C].
 
     pairs: (dy_BTM, weight_MC) of each projection. All terms add up in one buffer: with Wq, Wk and Wv in three
     parameters, one wide product would first have to copy them side by side, which costs what it saves.
+    into: a tensor nobody reads any more; where it has the size of dX, dX takes its place in memory.
     """
     (dy_BTM, weight_MC), *others = pairs
-    dx_NC = dy_BTM.flatten(0, 1) @ weight_MC
+    shape = (*dy_BTM.shape[:2], weight_MC.shape[1])
+    out = into.view(-1, shape[2]) if into is not None and into.is_contiguous() and into.shape == shape else None
+    dx_NC = torch.mm(dy_BTM.flatten(0, 1), weight_MC, out=out)
     for dy, weight in others:
         dx_NC.addmm_(dy.flatten(0, 1), weight)
-    return dx_NC.view(*dy_BTM.shape[:2], weight_MC.shape[1])
+    return dx_NC.view(shape)
 
 
 def split_heads(x_BTM: Tensor, num_heads: int) -> Tensor:
     """[B, T, H·D] seen as [B, H, T, D]; no copy."""
-    return x_BTM.unflatten(-1, (num_heads, x_BTM.shape[-1] // num_heads)).transpose(1, 2)
+    B, T, M = x_BTM.shape
+    return x_BTM.view(B, T, num_heads, M // num_heads).transpose(1, 2)
 
 
 def merge_heads(x_BHTD: Tensor) -> Tensor:
