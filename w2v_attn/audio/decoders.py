@@ -1,0 +1,189 @@
+"""Files decoded block by block: libsndfile first, FFmpeg (the extra `av`) for what libsndfile does not know."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from w2v_attn.audio.promises import broken_promise, flac_checksum
+
+BLOCK_SAMPLES = 1 << 20
+# A healthy MP3 may hold a little less than its header says: whole frames of encoder delay and padding.
+MP3_SLACK_FRAMES, MP3_SLACK = 3 * 1152, 0.01
+
+MAGIC_OF_FFMPEG = {4: (b"ftyp",), 0: (b"\x1aE\xdf\xa3", b"\xff\xf1", b"\xff\xf9", b"0&\xb2u", b"#!AMR", b"FLV")}
+
+
+class AudioError(ValueError):
+    """A recording cannot be used. The text says why, as the end of a sentence that begins with its path."""
+
+
+class Source(ABC):
+    """An open recording. rate: Hz; channels: how many each block has."""
+
+    rate: int
+    channels: int
+
+    @abstractmethod
+    def blocks(self) -> Iterator[np.ndarray]:
+        """float32 [frames, channels], one after the other, to the end of the file."""
+
+    @abstractmethod
+    def check_complete(self) -> list[str]:
+        """After the last block: what is odd, in words. Raises AudioError where samples are missing or damaged."""
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """The recording at `path`, whatever its name ends in.
+
+    Raises:
+        AudioError: it cannot be opened, or is nothing that the decoders know.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise AudioError(f"cannot be read: {error.strerror or error}") from error
+    with file:
+        try:
+            start = file.read(32)
+        except OSError as error:  # a directory, a device that fails
+            raise AudioError(f"cannot be read: {error.strerror or error}") from error
+        if not start:
+            raise AudioError("is empty (0 bytes)")
+        broken = broken_promise(file)
+        if broken is not None:
+            raise AudioError(f"is cut short: {broken}")
+        try:
+            yield from _opened_by_soundfile(file)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"is damaged: {_sentence(error)}") from error
+
+
+def _opened_by_soundfile(file: Any) -> Iterator[Source]:
+    # By descriptor, so that the content decides and not the name. It is ours to close.
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    try:
+        sound = soundfile.SoundFile(file.fileno(), closefd=False)
+    except soundfile.LibsndfileError as error:
+        yield from _opened_by_ffmpeg(file, error)
+        return
+    with sound:
+        yield _SoundFileSource(sound, file.name)
+
+
+class _SoundFileSource(Source):
+    def __init__(self, sound: soundfile.SoundFile, name: str):
+        self.rate, self.channels = sound.samplerate, sound.channels
+        self._sound, self._name = sound, name
+        self._frames = 0
+        self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        # soundfile seeks after every read of a seekable file. A FLAC that is wrong about its length cannot be sought
+        # in, but it can be read.
+        self._sound.seekable = lambda: False
+        size = max(1, BLOCK_SAMPLES // self.channels)
+        while True:
+            block = self._read(size)
+            if len(block) == 0:
+                return
+            self._frames += len(block)
+            yield block
+
+    def _read(self, size: int) -> np.ndarray:
+        if self._flac_md5 is None:
+            return self._sound.read(size, dtype="float32", always_2d=True)
+        block = self._sound.read(size, dtype="int32", always_2d=True)
+        bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[self._sound.subtype]
+        samples = (block >> (32 - bits)).astype("<i4")
+        as_bytes = samples.view(np.uint8).reshape(*samples.shape, 4)[..., : bits // 8]
+        self._flac_md5.update(np.ascontiguousarray(as_bytes))
+        return samples.astype(np.float32) / np.float32(1 << (bits - 1))
+
+    def check_complete(self) -> list[str]:
+        promised, found = self._sound.frames, self._frames
+        if self._flac_md5 is not None:
+            return self._check_flac(promised, found)
+        if self._sound.format == "MP3":
+            if found < promised - max(MP3_SLACK_FRAMES, MP3_SLACK * promised):
+                raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
+        elif found < promised:
+            raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
+        return []
+
+    def _check_flac(self, promised: int, found: int) -> list[str]:
+        assert self._flac_md5 is not None
+        with open(self._name, "rb") as file:
+            checksum, claimed = flac_checksum(file)
+        if checksum is not None and checksum != self._flac_md5.digest():
+            raise AudioError("is damaged: its samples do not have the checksum that its header states")
+        if claimed and claimed != found:
+            if checksum is None:
+                raise AudioError(f"is cut short: its header promises {claimed} samples, it holds {found}")
+            return [f"header claims {claimed} samples, the file holds {found}"]
+        return [] if claimed else ["header does not state the length"]
+
+
+def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
+    file.seek(0)
+    start = file.read(32)
+    known = any(start[at:].startswith(magic) for at, magics in MAGIC_OF_FFMPEG.items() for magic in magics)
+    try:
+        import av
+        import av.error
+    except ImportError:
+        if known:
+            raise AudioError(
+                "is of a kind that needs FFmpeg (m4a, mp4, webm, …): pip install 'w2v_attn[av]'"
+            ) from refusal
+        raise AudioError(f"is not audio that libsndfile knows: {_sentence(refusal)}") from refusal
+    file.seek(0)
+    try:
+        with av.open(file, metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise AudioError("has no audio track")
+            yield _FFmpegSource(container)
+    except av.error.FFmpegError as error:
+        if known:
+            raise AudioError(f"is damaged: FFmpeg says {error.strerror}") from error
+        raise AudioError(f"is not audio that libsndfile or FFmpeg know: {_sentence(refusal)}") from error
+
+
+class _FFmpegSource(Source):
+    def __init__(self, container: Any):
+        stream = container.streams.audio[0]
+        self.rate, self.channels = stream.rate, stream.channels
+        self._container, self._stream = container, stream
+        self._frames = 0
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        import av
+
+        planar = av.AudioResampler(format="fltp")  # the samples as float32; rate and channels stay
+        for decoded in self._container.decode(self._stream):
+            for frame in planar.resample(decoded):
+                block = frame.to_ndarray().T
+                self._frames += len(block)
+                yield np.ascontiguousarray(block, dtype=np.float32)
+
+    def check_complete(self) -> list[str]:
+        if self._stream.duration is None:
+            return []
+        promised = float(self._stream.duration * self._stream.time_base)
+        found = self._frames / self.rate
+        if found < 0.98 * promised - 0.2:
+            raise AudioError(f"is cut short: its header promises {promised:.2f} seconds, it holds {found:.2f}")
+        return []
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    # "Error opening 3: Format not recognised.": the number is a file descriptor, of no use to anybody.
+    return (text.split(": ", 1)[1] if text.startswith("Error opening") and ": " in text else text).rstrip(". ").lower()

@@ -1,0 +1,143 @@
+"""What a container's header promises, against what the file holds.
+
+libsndfile reads a file that was cut short as a shorter file, without a word, in most formats: it takes the length from
+what is there. So the header is read here as well. Each function returns a sentence where bytes are missing, else None.
+
+Source: the RIFF, AIFF and CAF specifications, RFC 3533 (Ogg), RFC 9639 (FLAC), Sun's AU header, NIST's SPHERE header.
+"""
+
+import os
+from typing import BinaryIO
+
+# Writers that cannot seek back leave a length that means "unknown": 2³² − 1, or about 2³¹ (espeak-ng).
+UNKNOWN_FROM = 0x7FFF_0000
+W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+OGG_END = 0x04
+# A page of Ogg is at most 65,307 bytes, so the last one begins within these.
+OGG_TAIL = 1 << 17
+
+
+def broken_promise(file: BinaryIO) -> str | None:
+    """What is missing at the end of an open file, for the containers that say how long they are; else None."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    start = file.read(64)
+    if start[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        promised = _riff_end(file, "big" if start[:4] == b"RIFX" else "little")
+    elif start[:4] == b"FORM":
+        promised = _chunk_end(file, 12, b"SSND", "big")
+    elif start[:4] == b"riff":
+        promised = _w64_end(file)
+    elif start[:4] == b"caff":
+        promised = _caf_end(file)
+    elif start[:4] == b".snd":
+        offset, length = int.from_bytes(start[4:8], "big"), int.from_bytes(start[8:12], "big")
+        promised = None if length >= UNKNOWN_FROM else offset + length
+    elif start[:7] == b"NIST_1A":
+        promised = _sphere_end(file)
+    elif start[:4] == b"OggS":
+        return _ogg_without_end(file, size)
+    else:
+        return None
+    if promised is not None and promised > size:
+        return f"its header promises {promised} bytes, the file has {size}"
+    return None
+
+
+def flac_checksum(file: BinaryIO) -> tuple[bytes | None, int]:
+    """(MD5 of all samples or None where it is not stated, number of samples or 0 where it is not stated)."""
+    file.seek(0)
+    start = file.read(10)
+    if start[:3] == b"ID3":  # some writers put MP3's tag in front
+        size = 0
+        for byte in start[6:10]:
+            size = size << 7 | byte & 0x7F
+        file.seek(10 + size)
+        start = file.read(10)
+    if start[:4] != b"fLaC":
+        return None, 0
+    file.seek(file.tell() - len(start) + 8)
+    streaminfo = file.read(34)  # RFC 9639, section 8.2: 20 + 3 + 5 + 36 bits from byte 10, then 128 bits of MD5
+    samples = int.from_bytes(streaminfo[10:18], "big") & ((1 << 36) - 1)
+    md5 = streaminfo[18:34]
+    return (md5 if any(md5) else None), samples
+
+
+def _riff_end(file: BinaryIO, order: str) -> int | None:
+    file.seek(12)
+    long_length = None
+    while len(header := file.read(8)) == 8:
+        name, length = header[:4], int.from_bytes(header[4:], order)  # type: ignore[arg-type]
+        if name == b"ds64":  # RF64 keeps the true length of its data here: 8 bytes of file size, then this
+            long_length = int.from_bytes(file.read(length)[8:16], "little")
+            continue
+        if name == b"data":
+            if length == 0xFFFF_FFFF and long_length is not None:
+                return file.tell() + long_length
+            return None if length >= UNKNOWN_FROM else file.tell() + length
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _chunk_end(file: BinaryIO, at: int, wanted: bytes, order: str) -> int | None:
+    file.seek(at)
+    while len(header := file.read(8)) == 8:
+        length = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
+        if header[:4] == wanted:
+            return file.tell() + length
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _w64_end(file: BinaryIO) -> int | None:
+    file.seek(40)
+    while len(header := file.read(24)) == 24:
+        length = int.from_bytes(header[16:], "little")  # counts these 24 bytes too
+        if header[:16] == W64_DATA:
+            return file.tell() - 24 + length
+        if length < 24:
+            return None
+        file.seek((length + 7) // 8 * 8 - 24, os.SEEK_CUR)
+    return None
+
+
+def _caf_end(file: BinaryIO) -> int | None:
+    file.seek(8)
+    while len(header := file.read(12)) == 12:
+        length = int.from_bytes(header[4:], "big", signed=True)  # −1: unknown
+        if header[:4] == b"data" or length < 0:
+            return None if length < 0 else file.tell() + length
+        file.seek(length, os.SEEK_CUR)
+    return None
+
+
+def _sphere_end(file: BinaryIO) -> int | None:
+    file.seek(0)
+    lines = file.read(1024).decode("latin-1").splitlines()
+    fields = {}
+    for line in lines[2:]:
+        if line.strip() == "end_head":
+            break
+        parts = line.split(None, 2)
+        if len(parts) == 3:
+            fields[parts[0]] = parts[2]
+    try:
+        header = int(lines[1])
+        frames, channels, width = (int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes"))
+    except (KeyError, ValueError, IndexError):
+        return None
+    coding = fields.get("sample_coding", "pcm")
+    return None if "embedded" in coding else header + frames * channels * width
+
+
+def _ogg_without_end(file: BinaryIO, size: int) -> str | None:
+    file.seek(max(0, size - OGG_TAIL))
+    tail = file.read()
+    last = tail.rfind(b"OggS")
+    if last >= 0 and len(tail) > last + 26:
+        segments = tail[last + 26]
+        table = tail[last + 27 : last + 27 + segments]
+        page_end = last + 27 + segments + sum(table)
+        if tail[last + 5] & OGG_END and len(table) == segments and page_end <= len(tail):
+            return None
+    return "its last page is not marked as the end of the stream"

@@ -1,0 +1,113 @@
+"""`read_audio`: one file as mono float32 at the rate of the model."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from w2v_attn.audio.decoders import AudioError, Source, open_source
+
+SAMPLE_RATE = 16_000
+LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
+# Ordinary decoders and resamplers overshoot full scale a little; beyond this it is another scale altogether.
+LOUD = 2.0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One decoded file.
+
+    waveform: float32 [samples] at `sample_rate`, channels averaged, as recorded: full scale is ±1, nothing normalised.
+    source_rate, source_channels: what the file holds.
+    flags: what is odd but usable, in words: "all zeros", "constant", "louder than full scale …", "header claims …".
+    """
+
+    waveform: Tensor
+    sample_rate: int
+    source_rate: int
+    source_channels: int
+    flags: tuple[str, ...]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.waveform) / self.sample_rate
+
+
+def read_audio(
+    path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
+) -> Tensor:
+    """The waveform of a file: float32 [samples] at `sample_rate` Hz, mono, as recorded.
+
+    Reads what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, sph, caf, au, …; the content decides, not the name),
+    and with the extra `av` what FFmpeg reads (m4a, mp4, webm, …). Memory is bounded by what the file really holds.
+
+    max_duration: seconds; decoding stops with an error where the recording goes on beyond them.
+
+    Raises:
+        AudioError: the file cannot be read, is no audio, is damaged or cut short, holds no samples or NaN, declares a
+            rate outside 4–384 kHz, or is longer than `max_duration`. A ValueError; its text is the reason.
+    """
+    return read_recording(path, sample_rate=sample_rate, max_duration=max_duration).waveform
+
+
+def read_recording(
+    path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
+) -> Recording:
+    """Like `read_audio`, with what is known about the file."""
+    with open_source(Path(path)) as source:
+        if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
+            raise AudioError(
+                f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+            )
+        waveform = _join(_resampled(_mono(source, max_duration), source.rate, sample_rate))
+        flags = [*source.check_complete(), *_oddities(waveform)]
+        return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
+
+
+def _mono(source: Source, max_duration: float) -> Iterator[np.ndarray]:
+    """float32 [frames] blocks: the mean of the channels."""
+    frames = 0
+    for block in source.blocks():
+        frames += len(block)
+        if frames > max_duration * source.rate:
+            raise AudioError(
+                f"is longer than max_duration={max_duration:g} seconds: raise it if the memory is there, or cut the file"
+            )
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            raise AudioError(f"has NaN or infinite samples within its first {frames / source.rate:.1f} seconds")
+        yield mono
+    if frames == 0:
+        raise AudioError("holds no samples")
+
+
+def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """Block by block, in constant memory for any pair of rates (a polyphase kernel for 44101 Hz would be gigabytes)."""
+    if source_rate == rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _join(blocks: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *blocks])
+
+
+def _oddities(waveform: np.ndarray) -> Iterator[str]:
+    if len(waveform) == 0:
+        return
+    low, high = float(waveform.min()), float(waveform.max())
+    if low == high:
+        yield "all zeros" if low == 0 else "constant"
+    peak = max(-low, high)
+    if peak > LOUD:
+        yield f"louder than full scale ({peak:.3g} ×)"
