@@ -10,7 +10,7 @@ from w2v_attn import torchaudio_import
 
 if TYPE_CHECKING:
     from w2v_attn.attention.layer import MultiHeadSelfAttention
-    from w2v_attn.audio import read_audio
+    from w2v_attn.audio.reading import read_audio
     from w2v_attn.encoder.encoder import load_encoder
     from w2v_attn.pretrained.replace import replace_attention, restore_attention
 
@@ -21,7 +21,7 @@ __all__ = ["MultiHeadSelfAttention", "load_encoder", "read_audio", "replace_atte
 _HOMES = {
     "MultiHeadSelfAttention": "w2v_attn.attention.layer",
     "load_encoder": "w2v_attn.encoder.encoder",
-    "read_audio": "w2v_attn.audio",
+    "read_audio": "w2v_attn.audio.reading",
     "replace_attention": "w2v_attn.pretrained.replace",
     "restore_attention": "w2v_attn.pretrained.replace",
 }

@@ -6,13 +6,17 @@ Nothing from a checkpoint is ever executed: weights are read as tensors, configs
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.families import FAMILIES, supported
+from w2v_attn.pretrained.hub import locate
 
 logger = logging.getLogger(__name__)
 
@@ -21,21 +25,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 # What stands beside the encoder in checkpoints of these families: heads, quantisers, objectives.
 HEADS = frozenset(
     "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
-    "ctc_proj label_embeddings_concat speaker_proj speaker_model final_proj label_embs_concat dropout".split()
+    "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat".split()
 )
 # Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
 OPTIONAL = frozenset({"masked_spec_embed"})
-
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The text says what was expected, what was found, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Checkpoint:
     """A loaded checkpoint.
 
     model: the stock transformers model, in evaluation mode.
-    source: hub id or folder, as given. revision: as given.
+    source: hub id or folder, as given. folder: where its files are.
     missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
@@ -52,7 +45,7 @@ class Checkpoint:
 
     model: Any
     source: str
-    revision: str | None
+    folder: Path
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     sample_rate: int
@@ -81,96 +74,54 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    source = _locate(checkpoint)
-    config = _read_config(source, revision)
+    source = os.fspath(checkpoint)
+    folder = locate(source, revision)
+    config = _read_config(folder)
     model_class = _model_class(config, with_head)
     logger.info("loading %s as %s", source, model_class.__name__)
-    model, report = _read_weights(model_class, config, source, revision, DTYPES[dtype])
-    missing, unexpected = _check_keys(source, report, model.base_model_prefix, with_head)
-    sample_rate, do_normalize, normalize_from = _read_preprocessor(source, revision)
-    return Checkpoint(
-        model.eval(), source, revision, missing, unexpected, sample_rate, do_normalize, normalize_from
-    )
+    with _our_report_only():
+        model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
+    has_head = hasattr(model, model.base_model_prefix)
+    missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
+    sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    return Checkpoint(model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from)
 
 
-def _locate(checkpoint: str | os.PathLike[str]) -> str:
-    """A folder that is there, or what can only be a hub id."""
-    source = os.fspath(checkpoint)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise CheckpointError(
-                f"{source} is a folder without config.json (it holds: {found}). Expected a Hugging Face checkpoint: "
-                f"config.json and one of {', '.join(WEIGHT_FILES)}"
-            )
-        if not any((path / name).is_file() for name in WEIGHT_FILES):
-            raise CheckpointError(f"{source} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
-        return str(path)
-    if path.is_file():
-        raise CheckpointError(
-            f"{source} is a file. Expected a Hugging Face checkpoint: a folder with config.json and weights, or a hub id"
-        )
-    parts = source.split("/")
-    if not source or len(parts) > 2 or source[0] in "./~\\" or any(p in ("", ".", "..") for p in parts):
-        raise CheckpointError(f"there is no folder {source}. Give a folder that exists, or a hub id such as {EXAMPLE_ID}")
-    return source
-
-
-EXAMPLE_ID = "facebook/wav2vec2-base"
-
-
-def _read_config(source: str, revision: str | None) -> Any:
+def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig, PretrainedConfig
 
     try:
-        raw, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        raw, _ = PretrainedConfig.get_config_dict(str(folder))
     except (OSError, ValueError) as error:
-        if Path(source).is_dir():
-            raise CheckpointError(f"the config.json of {source} cannot be read: {_first_line(error)}") from error
-        raise CheckpointError(_unreachable(source, error)) from error
+        raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
     family = raw.get("model_type")
     if family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        raise CheckpointError(
-            f"{source} is a checkpoint {named}, which is not supported. Supported are: {supported()}"
-        )
+        raise CheckpointError(f"{folder} is a checkpoint {named}, which is not supported. Supported are: {supported()}")
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:  # config classes validate their fields with exceptions of many kinds
-        raise CheckpointError(f"the config.json of {source} is not valid: {_first_line(error)}") from error
-
-
-def _unreachable(source: str, error: Exception) -> str:
-    return (
-        f"{source} is neither a folder here nor in the cache, and it could not be fetched from the hub "
-        f"({_first_line(error)}). Check the name and the network; or put the checkpoint's files into a folder and name "
-        "that: model=local model.checkpoint=/path/to/folder"
-    )
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # configs validate their fields with exceptions of many kinds
+        raise CheckpointError(f"the config.json of {folder} is not valid: {first_line(error)}") from error
 
 
 def _model_class(config: Any, with_head: bool) -> Any:
     import transformers
-    from transformers import AutoModel
 
     if with_head:
         for name in config.architectures or ():
             candidate = getattr(transformers, name, None)
             if candidate is not None and getattr(candidate, "config_class", None) is type(config):
                 return candidate
-    return AutoModel._model_mapping[type(config)]
+    return transformers.MODEL_MAPPING[type(config)]
 
 
-def _read_weights(
-    model_class: Any, config: Any, source: str, revision: str | None, dtype: torch.dtype
-) -> tuple[Any, dict[str, Any]]:
+def _read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     from safetensors import SafetensorError
 
     try:
         return model_class.from_pretrained(
-            source,
+            str(folder),
             config=config,
-            revision=revision,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all of them are listed below, not only the first
@@ -178,21 +129,19 @@ def _read_weights(
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{source} was refused: its weights are a pickle that holds more than tensors, which could run code when "
-            "loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
+            f"{folder} was refused: its weights are a pickle that is damaged or holds more than tensors, which could run "
+            "code when loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
         ) from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"the safetensors of {source} are damaged or cut short ({_first_line(error)}). Fetch the file again"
+            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Fetch the file again"
         ) from error
     except (OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
-        if not Path(source).is_dir() and isinstance(error, OSError):
-            raise CheckpointError(_unreachable(source, error)) from error
-        raise CheckpointError(f"the weights of {source} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"the weights of {folder} cannot be read: {first_line(error)}") from error
 
 
 def _check_keys(
-    source: str, report: dict[str, Any], prefix: str, with_head: bool
+    source: str, report: dict[str, Any], prefix: str, has_head: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(missing, unexpected) that are harmless; raises where one is not."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
@@ -200,9 +149,9 @@ def _check_keys(
     wrong = [f"missing: {key}" for key in missing if key.split(".")[-1] not in OPTIONAL]
     wrong += [f"of shape {list(found)} instead of {list(wanted)}: {key}" for key, found, wanted in mismatched]
     for key in unexpected:
-        first = key.removeprefix(f"{prefix}.").split(".")[0]
         in_encoder = key.startswith(f"{prefix}.")
-        if first in OPTIONAL or (not in_encoder and not with_head and first in HEADS):
+        part = key.removeprefix(f"{prefix}.").split(".")[0]
+        if part in OPTIONAL or (not in_encoder and not has_head and part in HEADS):
             continue
         wrong.append(f"left over: {key}")
     if wrong:
@@ -214,19 +163,30 @@ def _check_keys(
     return tuple(missing), tuple(unexpected)
 
 
-def _read_preprocessor(source: str, revision: str | None) -> tuple[int, bool, str]:
+def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
     """(sample rate, do_normalize, where that is known from)."""
     from transformers import Wav2Vec2FeatureExtractor
 
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return 16_000, True, "the family's default: there is no preprocessor config"
     try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(source, revision=revision)
-        where = "its preprocessor config"
-    except (OSError, ValueError, TypeError) as error:
-        logger.info("%s has no preprocessor config: %s", source, error)
-        extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
-        where = "the family's default; it has no preprocessor config"
-    return int(extractor.sampling_rate), bool(extractor.do_normalize), where
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
+    except Exception as error:  # any JSON value may stand where a number is expected
+        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
+    return int(extractor.sampling_rate), bool(extractor.do_normalize), "the preprocessor config"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+@contextmanager
+def _our_report_only() -> Iterator[None]:
+    """transformers shows a bar, and a table of missing and unexpected keys; here they are returned, or raised."""
+    from transformers.utils import logging as library
+
+    level, had_bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if had_bar:
+            library.enable_progress_bar()

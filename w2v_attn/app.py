@@ -1,0 +1,328 @@
+"""The commands: what stands on the command line becomes a configuration, and that becomes one call.
+
+The only module that knows Hydra, and the only one that prints.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2v_attn import __version__, folders
+
+DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+USAGE = """\
+w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
+
+  w2v-attn extract     features from audio, one safetensors file for each recording
+  w2v-attn load        load a checkpoint and report what it is; save a copy
+  w2v-attn benchmark   our layer against its peers
+
+  w2v-attn COMMAND --help    the keys of a command, with examples
+  w2v-attn --version
+
+Try it: `w2v-attn extract` runs without network on the speech and the checkpoint that come with the package."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        sys.exit(DONE if arguments else WRONG_REQUEST)
+    if arguments[0] == "--version":
+        print(f"w2v-attn {__version__}")
+        sys.exit(DONE)
+    command, *overrides = arguments
+    if command not in COMMANDS:
+        print(f"there is no command {command}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(WRONG_REQUEST)
+    sys.exit(_run(command, overrides))
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def extract(config: Any) -> int:
+    """`w2v-attn extract`, see conf/extract.yaml."""
+    from w2v_attn import console
+    from w2v_attn.corpus import list_recordings
+    from w2v_attn.encoder.encoder import load_encoder
+    from w2v_attn.features import LEDGER, Outcome, RunError, extract_corpus
+    from w2v_attn.pretrained.replace import core_in_use
+
+    max_duration = _number(config, "max_duration")
+    output = Path(_text(config, "output")).expanduser()
+    layers = [config.layers] if isinstance(config.layers, str) else list(config.layers)
+    corpus = list_recordings(_text(config, "audio"), root=config.root)
+    encoder = load_encoder(
+        _text(config.model, "checkpoint"),
+        revision=config.model.revision,
+        dtype=str(config.dtype),
+        device=str(config.device),
+        backend=config.attention.backend,
+    )
+
+    outcomes: list[Outcome] = []
+    sizes = [_size(row.path) for row in corpus.rows]
+    started = time.monotonic()
+    code = DONE
+    try:
+        with _terminable(), console.ProgressLine(sum(sizes), "recordings") as progress:
+            run = extract_corpus(encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
+            for size, outcome in zip(sizes, run, strict=True):
+                outcomes.append(outcome)
+                progress.advance(size, failed=outcome.reason is not None)
+    except RunError as error:
+        print(f"stopped: {error}. The same command goes on when that is mended", file=sys.stderr)
+        code = SOME_FAILED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except _Terminated:
+        code = TERMINATED
+
+    wall = time.monotonic() - started
+    failed = [outcome for outcome in outcomes if outcome.reason is not None]
+    written = [outcome for outcome in outcomes if outcome.reason is None]
+    seconds = sum(outcome.seconds for outcome in written)
+    flags = Counter(flag.split(" (")[0] for outcome in written for flag in outcome.flags)
+    missing = len(corpus.rows) - len(outcomes)
+    channels = encoder.config.hidden_size
+    rows = [
+        ("recordings", f"{len(written)} of {len(corpus.rows)}" + (f", {missing} not reached" if missing else "")),
+        ("failed", f"{len(failed)}, see {output / LEDGER}" if failed else "0"),
+        ("audio", f"{seconds:.1f} s, {seconds / max(wall, 1e-9):.1f} × real time"),
+        ("layers", ", ".join(layers)),
+        ("frames", f"{sum(outcome.frames for outcome in written):,} × {channels} channels, {encoder.dtype}"),
+        ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
+        ("output", output),
+    ]
+    if corpus.skipped:
+        rows.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
+    rows += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
+    screen = console.console()
+    screen.print(console.table("Extracted", rows))
+    if failed:
+        reasons = [(outcome.row.id, outcome.reason) for outcome in failed[:20]]
+        more = f" (the first 20 of {len(failed)})" if len(failed) > 20 else ""
+        screen.print(console.table(f"Could not be used{more}", reasons, header=("recording", "reason")))
+    if code in (INTERRUPTED, TERMINATED):
+        print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
+    return code or (SOME_FAILED if failed else DONE)
+
+
+def load(config: Any) -> int:
+    """`w2v-attn load`, see conf/load.yaml."""
+    from w2v_attn import console
+    from w2v_attn.encoder.encoder import find_device
+    from w2v_attn.pretrained.checkpoints import load_checkpoint
+    from w2v_attn.pretrained.copies import check_destination, save_copy
+    from w2v_attn.pretrained.description import describe
+    from w2v_attn.pretrained.replace import core_in_use, replace_attention
+
+    output = None if config.output is None else Path(str(config.output)).expanduser()
+    if output is not None:
+        check_destination(output)
+    device = find_device(str(config.device))
+    checkpoint = load_checkpoint(
+        _text(config.model, "checkpoint"), revision=config.model.revision, dtype=str(config.dtype), with_head=True
+    )
+    if output is not None:
+        save_copy(checkpoint, output)
+    model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
+    rows = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
+    if output is not None:
+        rows.append(("saved to", output))
+    console.console().print(console.table(f"Loaded {checkpoint.source}", rows))
+    return DONE
+
+
+def benchmark(config: Any) -> int:
+    """`w2v-attn benchmark`, see conf/benchmark.yaml."""
+    from w2v_attn import console
+    from w2v_attn.benchmarks import attention
+    from w2v_attn.benchmarks.results import write_json
+    from w2v_attn.encoder.encoder import find_device
+
+    if config.what != "attention":
+        raise ValueError(f"what must be attention, got {config.what}")
+    screen = console.console()
+    report = attention.run(
+        frames=list(config.frames),
+        channels=int(config.channels),
+        heads=int(config.heads),
+        batch=int(config.batch),
+        dropouts=list(config.dropouts),
+        rounds=int(config.rounds),
+        device=find_device(str(config.device)),
+        dtype=str(config.dtype),
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    for title, header, rows in attention.tables(report):
+        screen.print(console.table(title, rows, header=header))
+    if config.output is not None:
+        print(f"written: {write_json(report, Path(str(config.output)).expanduser())}")
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {"extract": extract, "load": load, "benchmark": benchmark}
+
+
+# ---------------------------------------------------------------------------------------------------- Hydra
+
+
+def _run(command: str, overrides: list[str]) -> int:
+    """Composes the configuration of a command and runs it; a wrong request is told in a few lines, without a trace."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
+    # Hydra turns every error into exit code 1 unless it is told to let them through.
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    codes: list[int] = []
+
+    def task(config: Any) -> None:
+        codes.append(_checked(command, config, wants_trace))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(folders.find("conf")), config_name=command)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_trace:
+            raise
+        print(_explain(command, overrides, error), file=sys.stderr)
+        return WRONG_REQUEST
+    finally:
+        sys.argv = program
+    return max(codes, default=DONE)  # --help and --cfg run no task
+
+
+def _checked(command: str, config: Any, wants_trace: bool) -> int:
+    """Runs a command on a composed configuration; what a user can cause is told without a trace."""
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        print(
+            f"no value for {', '.join(missing)}: give {missing[0]}=VALUE. See w2v-attn {command} --help", file=sys.stderr
+        )
+        return WRONG_REQUEST
+    _log_to_stderr()
+    try:
+        return COMMANDS[command](config)
+    except ValueError as error:  # all that a user can cause is one; HYDRA_FULL_ERROR=1 shows where it came from
+        if wants_trace:
+            raise
+        print(error, file=sys.stderr)
+        return WRONG_REQUEST
+
+
+def _explain(command: str, overrides: list[str], error: Exception) -> str:
+    """A wrong override, said so that the next try is right."""
+    import difflib
+    import re
+
+    text = str(error).split("Config search path")[0].strip()
+    unread = getattr(error, "override", None)  # the one that Hydra's grammar stumbled over
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and (override == unread or override in text) and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII):
+            quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+            return (
+                f"{override}: has characters that Hydra reads as its own ( = , ( [ {{ é ~ spaces …).\n"
+                f"Quote the value for Hydra, and all of it for the shell:\n\n"
+                f"  w2v-attn {command} '{key}=\"{quoted}\"'\n"
+            )
+    unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
+    if unknown:
+        wrong = next((o.partition("=")[0].lstrip("+~") for o in overrides if unknown[1] and unknown[1] in o), None)
+        wrong = wrong or unknown[2] or unknown[1]
+        known = _keys(command)
+        close = difflib.get_close_matches(wrong, known, 1, 0.5)
+        hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}."
+        return f"there is no key {wrong}. {hint} See w2v-attn {command} --help"
+    return f"{text}\nSee w2v-attn {command} --help"
+
+
+def _keys(command: str) -> list[str]:
+    """All keys of a command, as they stand on the command line."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.initialize import initialize_config_dir
+    from omegaconf import DictConfig
+
+    def walk(node: DictConfig, before: str) -> list[str]:
+        keys = []
+        for name in node:
+            below = node._get_node(name)
+            keys.append(f"{before}{name}")
+            if isinstance(below, DictConfig):
+                keys += walk(below, f"{before}{name}.")
+        return keys
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folders.find("conf")), version_base="1.3"):
+        return walk(compose(command), "")
+
+
+# -------------------------------------------------------------------------------------------------- helpers
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class _terminable:  # noqa: N801 - reads as the context that it is
+    """While open, SIGTERM ends the run as Ctrl-C does: what is written is whole, and a summary comes."""
+
+    def __enter__(self) -> None:
+        def stop(*_: object) -> None:
+            raise _Terminated
+
+        self._before = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _text(config: Any, key: str) -> str:
+    value = config[key]
+    if value is None or not str(value):
+        raise ValueError(f"{key} is empty: give {key}=VALUE")
+    return str(value)
+
+
+def _number(config: Any, key: str) -> float:
+    try:
+        value = float(config[key])
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number, got {config[key]}") from None
+    if not value > 0:
+        raise ValueError(f"{key} must be above 0, got {config[key]}")
+    return value
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # gone since it was listed; its outcome will say so
+
+
+def _log_to_stderr() -> None:
+    """Warnings of ours and of the libraries, each a line."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""`what=attention`: our layer against torch's and Hugging Face's, on the same weights and the same hidden states."""
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2v_attn.attention.layer import MultiHeadSelfAttention
+from w2v_attn.benchmarks.measuring import available_bytes, peak_bytes, seconds, steady_allocator
+from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.pretrained.checkpoints import DTYPES
+
+PASSES = ("forward", "forward+backward")
+# Peers that keep P, its dropout mask and their gradients hold about this many tensors of size T².
+QUADRATIC_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A layer and how it is called. quadratic: whether it keeps tensors of size T²."""
+
+    name: str
+    ours: bool
+    layer: nn.Module
+    call: Callable[[nn.Module, Tensor], Tensor]
+    quadratic: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report. times in milliseconds, memory in MiB, error against Hugging Face's sdpa."""
+
+    contender: str
+    ours: bool
+    frames: int
+    dropout: float
+    what: str
+    median_ms: float
+    least_ms: float
+    most_ms: float
+    peak_mib: float | None
+    max_abs_error: float | None
+
+
+def run(
+    *,
+    frames: Sequence[int],
+    channels: int,
+    heads: int,
+    batch: int,
+    dropouts: Sequence[float],
+    rounds: int,
+    device: torch.device,
+    dtype: str,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """The report: circumstances, settings and figures. tell: is given a line for each step."""
+    report = {
+        "what": "attention",
+        **circumstances(device),
+        "settings": {"channels": channels, "heads": heads, "batch": batch, "dtype": dtype, "rounds": rounds},
+        "figures": [],
+        "skipped": [],
+    }
+    for dropout in dropouts:
+        contenders = list(_contenders(channels, heads, dropout, device, DTYPES[dtype]))
+        for num_frames in frames:
+            fitting = []
+            for contender in contenders:
+                need = _quadratic_bytes(contender, batch, heads, num_frames, DTYPES[dtype])
+                if need < 0.7 * available_bytes(device):
+                    fitting.append(contender)
+                else:
+                    report["skipped"].append(f"{contender.name} at T = {num_frames}: would need {need / 2**30:.0f} GiB")
+                    tell(f"skipped: {report['skipped'][-1]}")
+            tell(f"T = {num_frames}, dropout {dropout}: {rounds} rounds of {len(fitting)} layers")
+            x = torch.randn(batch, num_frames, channels, device=device, dtype=DTYPES[dtype])
+            # With dropout there is nothing to compare in a forward alone: it is training that drops.
+            for what in PASSES if dropout == 0 else PASSES[1:]:
+                report["figures"] += [asdict(f) for f in _measure(fitting, x, dropout, what, rounds, device)]
+    return report
+
+
+def _contenders(
+    channels: int, heads: int, dropout: float, device: torch.device, dtype: torch.dtype
+) -> Iterator[Contender]:
+    from transformers import Wav2Vec2Config
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
+
+    torch.manual_seed(0)
+    origin = MultiHeadSelfAttention(channels, heads, bias_initializer="narrow_normal")
+    weights = origin.state_dict()
+    drops_on_cpu = dropout > 0 and device.type == "cpu"
+
+    for backend in ("explicit", "fused"):
+        if backend == "fused" and drops_on_cpu:
+            continue
+        ours = MultiHeadSelfAttention(channels, heads, dropout=dropout, backend=backend)
+        ours.load_state_dict(weights)
+        yield Contender(f"w2v_attn {backend}", True, ours.to(device, dtype), lambda m, x: m(x), False)
+    for implementation in ("eager", "sdpa"):
+        config = Wav2Vec2Config(attn_implementation=implementation)
+        theirs = Wav2Vec2Attention(channels, heads, dropout=dropout, config=config)
+        theirs.load_state_dict(weights)
+        quadratic = implementation == "eager" or drops_on_cpu
+        yield Contender(
+            f"Hugging Face {implementation}", False, theirs.to(device, dtype), lambda m, x: m(x)[0], quadratic
+        )
+    stock = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
+    with torch.no_grad():
+        stock.in_proj_weight.copy_(torch.cat([weights[f"{p}_proj.weight"] for p in "qkv"]))
+        stock.in_proj_bias.copy_(torch.cat([weights[f"{p}_proj.bias"] for p in "qkv"]))
+        stock.out_proj.load_state_dict({k: weights[f"out_proj.{k}"] for k in ("weight", "bias")})
+    yield Contender(
+        "torch.nn.MultiheadAttention", False, stock.to(device, dtype), lambda m, x: m(x, x, x, need_weights=False)[0], True
+    )
+
+
+def _quadratic_bytes(contender: Contender, batch: int, heads: int, num_frames: int, dtype: torch.dtype) -> int:
+    if not contender.quadratic:
+        return 0
+    return QUADRATIC_COPIES * batch * heads * num_frames**2 * dtype.itemsize
+
+
+def _measure(
+    contenders: list[Contender], x: Tensor, dropout: float, what: str, rounds: int, device: torch.device
+) -> Iterator[Figure]:
+    """Interleaved rounds A B C A B C …, after one that warms up; then results and memory, one after the other."""
+    calls = {c.name: _call(c, x, what) for c in contenders}
+    with steady_allocator():
+        for call in calls.values():
+            call()
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(1e3 * seconds(call, device))
+    gc.collect()
+    reference = None if dropout > 0 else _result(contenders, x, what, "Hugging Face sdpa")
+    for c in contenders:
+        error = None
+        if reference is not None:
+            error = (_result([c], x, what, c.name) - reference).abs().max().item()
+        peak = peak_bytes(calls[c.name], device)
+        spread = times[c.name]
+        yield Figure(
+            c.name,
+            c.ours,
+            x.shape[1],
+            dropout,
+            what,
+            statistics.median(spread),
+            min(spread),
+            max(spread),
+            None if peak is None else peak / 2**20,
+            error,
+        )
+
+
+def _call(contender: Contender, x: Tensor, what: str) -> Callable[[], Tensor]:
+    def forward() -> Tensor:
+        contender.layer.eval()
+        with torch.no_grad():
+            return contender.call(contender.layer, x)
+
+    def forward_backward() -> Tensor:
+        contender.layer.train()
+        contender.layer.zero_grad(set_to_none=True)
+        leaf = x.detach().requires_grad_()
+        y = contender.call(contender.layer, leaf)
+        y.backward(x if y.shape == x.shape else torch.ones_like(y))
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return forward if what == "forward" else forward_backward
+
+
+def _result(contenders: list[Contender], x: Tensor, what: str, name: str) -> Tensor | None:
+    """What the named layer computes: its output, or the gradient of its input."""
+    for contender in contenders:
+        if contender.name == name:
+            return _call(contender, x, what)().float()
+    return None
+
+
+def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """(title, header, rows) for each pass and rate of dropout; ratios are to the best peer, above 1 is faster."""
+    figures = report["figures"]
+    header = ("layer", "T", "ms (least … most)", "× best peer", "peak MiB", "KiB a frame", "max abs difference")
+    for what, dropout in dict.fromkeys((f["what"], f["dropout"]) for f in figures):
+        rows = []
+        chosen = [f for f in figures if (f["what"], f["dropout"]) == (what, dropout)]
+        for frames in dict.fromkeys(f["frames"] for f in chosen):
+            here = [f for f in chosen if f["frames"] == frames]
+            peers = [f["median_ms"] for f in here if not f["ours"]]
+            for f in here:
+                peak, error = f["peak_mib"], f["max_abs_error"]
+                rows.append(
+                    (
+                        f["contender"],
+                        str(frames),
+                        f"{f['median_ms']:.2f} ({f['least_ms']:.2f} … {f['most_ms']:.2f})",
+                        f"{min(peers) / f['median_ms']:.2f}" if peers else "–",
+                        "–" if peak is None else f"{peak:.0f}",
+                        "–" if peak is None else f"{1024 * peak / frames:.1f}",
+                        "–" if error is None else f"{error:.1e}",
+                    )
+                )
+        title = f"{what}, dropout {dropout:g} ({report['device']}, {report['threads']} threads, torch {report['torch']})"
+        yield title, header, rows

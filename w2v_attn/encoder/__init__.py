@@ -1,0 +1,1 @@
+"""Waveforms in, frames of chosen layers out. Knows attention and pretrained."""

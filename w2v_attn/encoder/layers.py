@@ -1,0 +1,73 @@
+"""The names of what an encoder computes: the same for every family and every version of transformers.
+
+`embed` is what enters block 1, `layer_01` … `layer_NN` what leaves each block, before any final LayerNorm, and `final`
+what the model returns as `last_hidden_state`.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+
+def layer_names(num_layers: int) -> tuple[str, ...]:
+    """All names of an encoder with this many blocks, in the order in which they are computed."""
+    return ("embed", *(f"layer_{n:02d}" for n in range(1, num_layers + 1)), "final")
+
+
+def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
+    """The layers asked for, each once, in the order of computation. `all` stands for all of them.
+
+    Raises:
+        ValueError: a name that this encoder does not have.
+    """
+    known = layer_names(num_layers)
+    if isinstance(layers, str):
+        layers = (layers,)
+    if not layers:
+        raise ValueError(f"layers must name at least one of {known[0]}, {known[1]} … {known[-2]}, {known[-1]}")
+    if "all" in layers:
+        return known
+    for name in layers:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"there is no layer {name}: this encoder has {known[0]}, {known[1]} … {known[-2]}, {known[-1]}{hint}"
+            )
+    return tuple(name for name in known if name in layers)
+
+
+@contextmanager
+def recorded(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, a forward of the base model leaves what was asked for, [B, T, C], in the dictionary given out.
+
+    `final` is not recorded: it is what the model returns. Hooks on the blocks do not depend on `output_hidden_states`,
+    whose last entry changed its meaning between versions of transformers.
+    """
+    found: dict[str, Tensor] = {}
+    hooks = []
+
+    def keep_input(_: object, inputs: tuple[Tensor, ...]) -> None:
+        found["embed"] = inputs[0]
+
+    def keep_output(name: str) -> Any:
+        def hook(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            found[name] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    blocks = model.encoder.layers
+    if "embed" in layers:
+        hooks.append(blocks[0].register_forward_pre_hook(keep_input))
+    for number, block in enumerate(blocks, 1):
+        name = f"layer_{number:02d}"
+        if name in layers:
+            hooks.append(block.register_forward_hook(keep_output(name)))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,61 @@
+"""Features as files: one safetensors file for each recording, whole or not there at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = "w2v_attn.features/1"
+EXTENSION = ".safetensors"
+
+
+def feature_path(output: Path, row_id: str) -> Path:
+    """Where the features of a row are: its id keeps its extension, so that a.wav and a.flac do not meet."""
+    return output / f"{row_id}{EXTENSION}"
+
+
+def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes the tensors and the metadata under `path`, which exists whole or not at all, whatever happens.
+
+    Raises:
+        OSError: the folder or the file cannot be written; nothing is left behind then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Copies: `final` can be the very tensor that the last layer is, and safetensors refuses shared memory.
+    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in features.items()}
+    content = save(tensors, {"format": FORMAT, **metadata})
+    # In the same folder, so that the last step is a rename; a name of its own, so that two runs do not meet.
+    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=EXTENSION, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    """The process's mask for new files; mkstemp makes files that only their owner reads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself last. Not every file system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""A copy of a loaded checkpoint that stock transformers loads."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.errors import CheckpointError
+
+# What a checkpoint carries besides config and weights: its preprocessor, tokenizer, language model and card.
+COMPANIONS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "README.md",
+)
+
+
+def check_destination(folder: Path) -> None:
+    """Raises CheckpointError where a copy would meet files that are there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty folder: name another output")
+
+
+def save_copy(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes config, weights (safetensors) and companions; the folder is there whole or not at all.
+
+    Raises:
+        CheckpointError: there are files in the folder already, or it cannot be written.
+    """
+    check_destination(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            checkpoint.model.save_pretrained(temporary)
+            for name in COMPANIONS:
+                if (checkpoint.folder / name).is_file():
+                    shutil.copyfile(checkpoint.folder / name, temporary / name)
+            temporary.chmod(0o755)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
