@@ -1,7 +1,7 @@
 """Trains the small checkpoint of this folder from scratch: `python data/make_checkpoint.py` writes data/tiny/.
 
-A wav2vec 2.0 encoder of about a million parameters, in the form of wav2vec2-base (GroupNorm, post-LayerNorm), with a CTC
-head on characters. Its attention is this package's, so what trains it is the derived backward. It hears only speech
+A wav2vec 2.0 encoder of about a million parameters, in the form of wav2vec2-base (GroupNorm, post-LayerNorm), with a
+CTC head on characters. Its attention is this package's, so what trains it is the derived backward. It hears only speech
 that make_speech.py makes, with voices that the shipped clips do not use. About half an hour on one core.
 """
 

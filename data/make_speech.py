@@ -1,6 +1,6 @@
 """Makes the speech of this folder with espeak-ng: `python data/make_speech.py` writes data/speech/.
 
-Every clip is synthetic. Texts, voices, speeds and pitches come from one seed, so the same espeak-ng makes the same clips.
+Every clip is synthetic. Texts, voices, speeds and pitches come from a seed: the same espeak-ng makes the same clips.
 Needs the program espeak-ng (Debian: apt-get install espeak-ng).
 """
 
@@ -18,10 +18,10 @@ import soxr
 SAMPLE_RATE = 16_000
 FOLDER = Path(__file__).parent / "speech"
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-THINGS = "light door window music radio heater".split()
-COLOURS = "red green blue yellow".split()
-WORDS = "yes no stop go left right up down on off please now".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+THINGS = ["light", "door", "window", "music", "radio", "heater"]
+COLOURS = ["red", "green", "blue", "yellow"]
+WORDS = ["yes", "no", "stop", "go", "left", "right", "up", "down", "on", "off", "please", "now"]
 SENTENCES = (
     "turn the {thing} on",
     "turn the {thing} off",

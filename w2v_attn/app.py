@@ -135,7 +135,7 @@ def load(config: Any) -> int:
     if output is not None:
         save_copy(checkpoint, output)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
-    rows = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
+    rows: list[tuple[str, object]] = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
     if output is not None:
         rows.append(("saved to", output))
     console.console().print(console.table(f"Loaded {checkpoint.source}", rows))
@@ -212,7 +212,8 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         print(
-            f"no value for {', '.join(missing)}: give {missing[0]}=VALUE. See w2v-attn {command} --help", file=sys.stderr
+            f"no value for {', '.join(missing)}: give {missing[0]}=VALUE. See w2v-attn {command} --help",
+            file=sys.stderr,
         )
         return WRONG_REQUEST
     _log_to_stderr()

@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """rows: in the order of the manifest, or sorted by id. skipped: files of a folder that are no audio, by extension."""
+    """rows: as in the manifest, or sorted by id. skipped: files of a folder that are no audio, by extension."""
 
     rows: tuple[Row, ...]
     skipped: Counter[str] = field(default_factory=Counter)
@@ -67,8 +67,8 @@ def _walk(folder: Path) -> Corpus:
     if not rows:
         found = ", ".join(f"{count} × {kind}" for kind, count in skipped.most_common(5)) or "nothing"
         raise CorpusError(
-            f"found no audio in {folder} (it holds {found}). Looked for {' '.join(sorted(AUDIO_EXTENSIONS))}; files named "
-            "otherwise can be listed in a manifest, where the content decides"
+            f"found no audio in {folder} (it holds {found}). Looked for {' '.join(sorted(AUDIO_EXTENSIONS))}; files "
+            "named otherwise can be listed in a manifest, where the content decides"
         )
     return Corpus(tuple(sorted(rows, key=lambda row: row.id)), skipped)
 
@@ -126,7 +126,9 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 except json.JSONDecodeError as error:
                     raise CorpusError(f"{manifest}, line {number}: is not JSON: {error.msg}") from error
                 if not isinstance(record, dict):
-                    raise CorpusError(f"{manifest}, line {number}: expected an object with a path, got {line.strip()[:60]}")
+                    raise CorpusError(
+                        f"{manifest}, line {number}: expected an object with a path, got {line.strip()[:60]}"
+                    )
                 yield number, record
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{manifest} cannot be read as a UTF-8 {kind} manifest: {error}") from error
@@ -153,5 +155,7 @@ def _row(record: dict[str, object], root: Path, where: str) -> Row:
         return Row(Path(inside).as_posix(), path)
     name = PurePosixPath(str(given))
     if name.is_absolute() or ".." in name.parts or "\0" in str(given) or not name.name:
-        raise CorpusError(f"{where}: the id {given!r} cannot name a file: expected letters, digits, and / between folders")
+        raise CorpusError(
+            f"{where}: the id {given!r} cannot name a file: expected letters, digits, and / between folders"
+        )
     return Row(name.as_posix(), path)

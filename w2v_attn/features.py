@@ -62,9 +62,7 @@ def extract_corpus(
         yield outcome
 
 
-def _extract_row(
-    encoder: Encoder, row: Row, output: Path, layers: tuple[str, ...], max_duration: float
-) -> Outcome:
+def _extract_row(encoder: Encoder, row: Row, output: Path, layers: tuple[str, ...], max_duration: float) -> Outcome:
     try:
         recording = read_recording(row.path, sample_rate=encoder.sample_rate, max_duration=max_duration)
         encoder.check_waveform(recording.waveform)

@@ -16,6 +16,8 @@ from w2v_attn.attention.masks import AttentionMask
 
 
 class Forward(Protocol):
+    """Steps (2) to (5)."""
+
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
     ) -> tuple[Tensor, Tensor, Any]:
@@ -27,6 +29,8 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
+    """Undoes steps (5) to (2)."""
+
     def __call__(
         self,
         do: Tensor,
@@ -62,9 +66,7 @@ CORES = {core.name: core for core in (EXPLICIT, FUSED)}
 BACKENDS = ("auto", *CORES)
 
 
-def choose(
-    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool
-) -> Core:
+def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> Core:
     """The core for this request: the one named, or with "auto" the fastest that can do it.
 
     Raises:

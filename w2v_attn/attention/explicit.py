@@ -29,6 +29,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Tile:
+    """Some rows of some heads of one recording, against its first keys."""
+
     recording: int
     heads: slice
     rows: slice
@@ -87,7 +89,9 @@ def backward(
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
     dk = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
     dv = torch.zeros(v.shape, dtype=lse.dtype, device=v.device)
-    dbias = torch.zeros(mask.bias.shape, dtype=lse.dtype, device=q.device) if needs_bias and mask.bias is not None else None
+    dbias = (
+        torch.zeros(mask.bias.shape, dtype=lse.dtype, device=q.device) if needs_bias and mask.bias is not None else None
+    )
     delta = row_sums(do.to(lse.dtype), o.to(lse.dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
@@ -142,7 +146,7 @@ class Dropper:
 
 
 def _plan(q: Tensor, dropout: float) -> Memory:
-    B, H, T, _ = q.shape
+    _, H, T, _ = q.shape
     # From torch's own generator: manual_seed makes it repeatable, and checkpointing restores it for a second forward.
     seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0
     if q.device.type == "cpu":

@@ -33,14 +33,18 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
     if device not in ("cpu", "cuda"):
         return f"there is no fused kernel for the device {device}"
     if q.shape[-1] != v.shape[-1]:
-        return f"the fused kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
+        return (
+            f"the fused kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
+        )
     if device == "cpu":
         if dropout > 0:
             return "the fused CPU kernel has no dropout"
         if needs_bias:
             return "the fused CPU kernel has no gradient for an additive mask"
     elif q.dtype not in (*CUDA_FLASH_DTYPES, torch.float32) or q.shape[-1] % 8:
-        return f"the fused CUDA kernels need float32 or half precision and channels a head in eights, got {q.dtype} {q.shape[-1]}"
+        return (
+            f"the fused CUDA kernels need single or half precision and 8·n channels a head, got {q.dtype} {q.shape[-1]}"
+        )
     return None
 
 
@@ -114,9 +118,7 @@ def backward(
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> tuple[Tensor, Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        return aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale
-        )
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale)
 
     counts = _padded_at_end(mask, q)
     if counts is None:

@@ -1,6 +1,7 @@
 """`MultiHeadSelfAttention`: the layer, its parameters and its arguments."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from w2v_attn.attention import cores, mathematics
 from w2v_attn.attention.function import AttentionCore, Options, SelfAttention
 from w2v_attn.attention.masks import AttentionMask
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 Initializer = Callable[[Tensor], object]
 
 WEIGHT_INITIALIZERS: dict[str, Initializer] = {
@@ -24,6 +26,11 @@ BIAS_INITIALIZERS: dict[str, Initializer] = {
     "ones": nn.init.ones_,
     "narrow_normal": WEIGHT_INITIALIZERS["narrow_normal"],
 }
+
+
+def _outside_graphs(method: Method) -> Method:
+    """Graph compilers leave it to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels."""
+    return torch.compiler.disable(method)  # type: ignore[return-value]
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -73,7 +80,9 @@ class MultiHeadSelfAttention(nn.Module):
         output_size = input_size if output_size is None else output_size
         for name, size in (("key_size", key_size), ("value_size", value_size)):
             if num_heads < 1 or size % num_heads:
-                raise ValueError(f"num_heads must divide {name}: {size} channels cannot be split into {num_heads} heads")
+                raise ValueError(
+                    f"num_heads must divide {name}: {size} channels cannot be split into {num_heads} heads"
+                )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         cores.check_backend(backend)
@@ -128,15 +137,14 @@ class MultiHeadSelfAttention(nn.Module):
                 f"hidden states must be [B, T, {self.input_size}], got {list(x.shape)}: "
                 "is this layer from a checkpoint of another size?"
             )
-        mask = AttentionMask.of(x, self.num_heads, padding_mask, attention_mask)
+        mask = AttentionMask.from_arguments(x, self.num_heads, padding_mask, attention_mask)
         y, scores = self.attend(x, mask, return_scores=return_scores)
         if not return_scores:
             return y
         assert scores is not None
         return y, scores
 
-    # Graph compilers leave this call to us: it reads masks on the CPU and draws seeds, and is one call to a kernel or two.
-    @torch.compiler.disable
+    @_outside_graphs
     def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
         options = Options(

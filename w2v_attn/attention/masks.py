@@ -22,7 +22,7 @@ class AttentionMask:
     causal: bool = False
 
     @classmethod
-    def of(
+    def from_arguments(
         cls, x: Tensor, num_heads: int, padding_mask: Tensor | None, attention_mask: Tensor | str | None
     ) -> "AttentionMask":
         """The mask for hidden states `x` [B, T, C], from what a caller gives.
@@ -31,12 +31,11 @@ class AttentionMask:
             ValueError: a mask of the wrong shape or dtype, or an unknown name of a mask.
         """
         B, T = x.shape[:2]
-        if padding_mask is not None:
-            if padding_mask.dtype != torch.bool or padding_mask.shape != (B, T):
-                raise ValueError(
-                    f"padding_mask must be bool [{B}, {T}] with True for a real frame, got "
-                    f"{padding_mask.dtype} {list(padding_mask.shape)}"
-                )
+        if padding_mask is not None and (padding_mask.dtype != torch.bool or padding_mask.shape != (B, T)):
+            raise ValueError(
+                f"padding_mask must be bool [{B}, {T}] with True for a real frame, got "
+                f"{padding_mask.dtype} {list(padding_mask.shape)}"
+            )
         if attention_mask is None:
             return cls(padding_mask)
         if isinstance(attention_mask, str):

@@ -178,9 +178,7 @@ def probabilities(
     return _masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT).sub_(lse_HI.unsqueeze(-1)).exp_()
 
 
-def _masked_scores(
-    scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
-) -> Tensor:
+def _masked_scores(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
     s_HIT = torch.bmm(scaled_q_HID, k_HTD.transpose(1, 2))
     if bias_HIT is not None:
         s_HIT.add_(bias_HIT)

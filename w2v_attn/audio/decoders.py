@@ -100,11 +100,11 @@ class _SoundFileSource(Source):
     def _read(self, size: int) -> np.ndarray:
         if self._flac_md5 is None:
             return self._sound.read(size, dtype="float32", always_2d=True)
-        block = self._sound.read(size, dtype="int32", always_2d=True)
+        block: Any = self._sound.read(size, dtype="int32", always_2d=True)
         bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[self._sound.subtype]
         samples = (block >> (32 - bits)).astype("<i4")
         as_bytes = samples.view(np.uint8).reshape(*samples.shape, 4)[..., : bits // 8]
-        self._flac_md5.update(np.ascontiguousarray(as_bytes))
+        self._flac_md5.update(as_bytes.tobytes())
         return samples.astype(np.float32) / np.float32(1 << (bits - 1))
 
     def check_complete(self) -> list[str]:

@@ -62,9 +62,7 @@ def read_recording(
     """Like `read_audio`, with what is known about the file."""
     with open_source(Path(path)) as source:
         if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
-            raise AudioError(
-                f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz"
-            )
+            raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz")
         waveform = _join(_resampled(_mono(source, max_duration), source.rate, sample_rate))
         flags = [*source.check_complete(), *_oddities(waveform)]
         return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
@@ -77,7 +75,7 @@ def _mono(source: Source, max_duration: float) -> Iterator[np.ndarray]:
         frames += len(block)
         if frames > max_duration * source.rate:
             raise AudioError(
-                f"is longer than max_duration={max_duration:g} seconds: raise it if the memory is there, or cut the file"
+                f"is longer than max_duration={max_duration:g} seconds: raise it if there is memory, or cut the file"
             )
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():

@@ -14,6 +14,7 @@ from w2v_attn.benchmarks.measuring import available_bytes, peak_bytes, seconds, 
 from w2v_attn.benchmarks.results import circumstances
 from w2v_attn.pretrained.checkpoints import DTYPES
 
+REFERENCE = "Hugging Face sdpa"
 PASSES = ("forward", "forward+backward")
 # Peers that keep P, its dropout mask and their gradients hold about this many tensors of size T².
 QUADRATIC_COPIES = 6
@@ -103,7 +104,8 @@ def _contenders(
         ours.load_state_dict(weights)
         yield Contender(f"w2v_attn {backend}", True, ours.to(device, dtype), lambda m, x: m(x), False)
     for implementation in ("eager", "sdpa"):
-        config = Wav2Vec2Config(attn_implementation=implementation)
+        config = Wav2Vec2Config()
+        config._attn_implementation = implementation
         theirs = Wav2Vec2Attention(channels, heads, dropout=dropout, config=config)
         theirs.load_state_dict(weights)
         quadratic = implementation == "eager" or drops_on_cpu
@@ -116,7 +118,11 @@ def _contenders(
         stock.in_proj_bias.copy_(torch.cat([weights[f"{p}_proj.bias"] for p in "qkv"]))
         stock.out_proj.load_state_dict({k: weights[f"out_proj.{k}"] for k in ("weight", "bias")})
     yield Contender(
-        "torch.nn.MultiheadAttention", False, stock.to(device, dtype), lambda m, x: m(x, x, x, need_weights=False)[0], True
+        "torch.nn.MultiheadAttention",
+        False,
+        stock.to(device, dtype),
+        lambda m, x: m(x, x, x, need_weights=False)[0],
+        True,
     )
 
 
@@ -139,11 +145,12 @@ def _measure(
             for name, call in calls.items():
                 times[name].append(1e3 * seconds(call, device))
     gc.collect()
-    reference = None if dropout > 0 else _result(contenders, x, what, "Hugging Face sdpa")
+    stock = next((c for c in contenders if c.name == REFERENCE), None)
+    reference = None if stock is None or dropout > 0 else _result(stock, x, what)
     for c in contenders:
         error = None
         if reference is not None:
-            error = (_result([c], x, what, c.name) - reference).abs().max().item()
+            error = (_result(c, x, what) - reference).abs().max().item()
         peak = peak_bytes(calls[c.name], device)
         spread = times[c.name]
         yield Figure(
@@ -178,12 +185,9 @@ def _call(contender: Contender, x: Tensor, what: str) -> Callable[[], Tensor]:
     return forward if what == "forward" else forward_backward
 
 
-def _result(contenders: list[Contender], x: Tensor, what: str, name: str) -> Tensor | None:
-    """What the named layer computes: its output, or the gradient of its input."""
-    for contender in contenders:
-        if contender.name == name:
-            return _call(contender, x, what)().float()
-    return None
+def _result(contender: Contender, x: Tensor, what: str) -> Tensor:
+    """What a layer computes: its output, or the gradient of its input."""
+    return _call(contender, x, what)().float()
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -209,5 +213,7 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
                         "–" if error is None else f"{error:.1e}",
                     )
                 )
-        title = f"{what}, dropout {dropout:g} ({report['device']}, {report['threads']} threads, torch {report['torch']})"
+        title = (
+            f"{what}, dropout {dropout:g} ({report['device']}, {report['threads']} threads, torch {report['torch']})"
+        )
         yield title, header, rows

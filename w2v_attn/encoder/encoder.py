@@ -35,7 +35,7 @@ def load_encoder(
 
 
 def find_device(device: str) -> torch.device:
-    """"auto" as a device that is there; any other name as torch knows it.
+    """ "auto" as a device that is there; any other name as torch knows it.
 
     Raises:
         ValueError: no such device on this machine.
@@ -112,9 +112,7 @@ class Encoder:
             )
 
     @torch.inference_mode()
-    def extract(
-        self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)
-    ) -> list[dict[str, Tensor]]:
+    def extract(self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)) -> list[dict[str, Tensor]]:
         """For each waveform a dictionary: name of the layer -> features [frames, channels], in the encoder's dtype.
 
         waveforms: float32 [samples] at `sample_rate`, as recorded; the checkpoint's own normalisation is applied here.

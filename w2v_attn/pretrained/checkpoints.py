@@ -129,8 +129,8 @@ def _read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtyp
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{folder} was refused: its weights are a pickle that is damaged or holds more than tensors, which could run "
-            "code when loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
+            f"{folder} was refused: its weights are a pickle that is damaged or holds more than tensors, which could "
+            "run code when loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
         ) from error
     except SafetensorError as error:
         raise CheckpointError(

@@ -31,11 +31,13 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
         return folder
     if folder.is_file():
         raise CheckpointError(
-            f"{source} is a file. Expected a Hugging Face checkpoint: a folder with config.json and weights, or a hub id"
+            f"{source} is a file. Expected a Hugging Face checkpoint: a folder with config.json and weights, or an id"
         )
     parts = source.split("/")
     if not source or len(parts) > 2 or source[0] in "./~\\" or any(part in ("", ".", "..") for part in parts):
-        raise CheckpointError(f"there is no folder {source}. Give a folder that exists, or a hub id such as {EXAMPLE_ID}")
+        raise CheckpointError(
+            f"there is no folder {source}. Give a folder that exists, or a hub id such as {EXAMPLE_ID}"
+        )
     return _fetch(source, revision)
 
 
@@ -71,8 +73,10 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
 def _wanted(files: list[str]) -> list[str]:
     """Configs, vocabularies and one form of the weights; not the copies for other frameworks."""
     weights = next((name for name in WEIGHT_FILES if name in files), "")
-    shards = "*.bin" if weights.endswith(("bin", "bin.index.json")) else "*.safetensors"
-    return ["*.json", "*.txt", weights, *([f"*-of-{shards}", f"*-of-*{shards[1:]}"] if weights.endswith("json") else [])]
+    if not weights.endswith(".index.json"):
+        return ["*.json", "*.txt", weights]
+    extension = weights.removesuffix(".index.json").rsplit(".", 1)[1]
+    return ["*.json", "*.txt", f"*-of-*.{extension}"]
 
 
 def _hub_answers() -> bool:

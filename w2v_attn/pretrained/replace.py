@@ -1,8 +1,8 @@
 """Our attention in the place of Hugging Face's, and back.
 
-A block that is replaced stays the same object: it only changes its class, from stock's to one that is ours and stock's
-at once. So its parameters are shared in the strictest sense, the keys of the state dict cannot change, hooks on it stay,
-and transformers, which records attentions by class, still recognises it.
+A block that is replaced stays the same object: it only changes its class, from stock's to one that is ours and
+stock's at once. So its parameters are shared in the strictest sense, the keys of the state dict cannot change, hooks on
+it stay, and transformers, which records attentions by class, still recognises it.
 """
 
 import sys
@@ -23,8 +23,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def replace_attention(model: Model, *, backend: str = "auto") -> Model:
     """The same model, in place, with every wav2vec 2.0 style attention block computed by our layer.
 
-    model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP). Blocks
-        that are ours already only change their backend.
+    model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP).
+        Blocks that are ours already only change their backend.
     backend: the core, "auto", "explicit" or "fused".
 
     Raises:
@@ -63,7 +63,7 @@ def core_in_use(model: nn.Module) -> str:
 class HuggingFaceAttention(MultiHeadSelfAttention):
     """Our layer with the arguments and return values of Hugging Face's attention blocks.
 
-    Its instances were built by Hugging Face: `config`, `embed_dim`, `num_heads`, `dropout` and the projections are theirs.
+    Its instances were built by Hugging Face: `config`, `embed_dim`, `num_heads`, `dropout` and projections are theirs.
     """
 
     config: Any
