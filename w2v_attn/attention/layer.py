@@ -156,7 +156,8 @@ class MultiHeadSelfAttention(nn.Module):
             return_scores=return_scores,
         )
         if x.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
-            y = self.out_proj(self.v_proj(x))
+            nothing = self.q_proj(x).sum() + self.k_proj(x).sum()  # 0, so that every parameter still gets a gradient
+            y = self.out_proj(self.v_proj(x)) + nothing
             scores = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], x.shape[1]) if return_scores else None
             return y, scores
         projections = self._projections()

@@ -14,8 +14,8 @@ import soundfile
 from w2v_attn.audio.promises import broken_promise, flac_checksum
 
 BLOCK_SAMPLES = 1 << 20
-# A healthy MP3 may hold a little less than its header says: whole frames of encoder delay and padding.
-MP3_SLACK_FRAMES, MP3_SLACK = 3 * 1152, 0.01
+# A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
+MP3_SLACK_FRAMES, MP3_SLACK = 1152 + 529, 0.002
 
 MAGIC_OF_FFMPEG = {4: (b"ftyp",), 0: (b"\x1aE\xdf\xa3", b"\xff\xf1", b"\xff\xf9", b"0&\xb2u", b"#!AMR", b"FLV")}
 
@@ -47,7 +47,8 @@ def open_source(path: Path) -> Iterator[Source]:
         AudioError: it cannot be opened, or is nothing that the decoders know.
     """
     try:
-        file = path.open("rb")
+        # Unbuffered: libsndfile reads through the same descriptor, and a buffer would not know where it is then.
+        file = path.open("rb", buffering=0)
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror or error}") from error
     with file:
@@ -159,7 +160,10 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
 class _FFmpegSource(Source):
     def __init__(self, container: Any):
         stream = container.streams.audio[0]
-        self.rate, self.channels = stream.rate, stream.channels
+        codec = stream.codec_context
+        if codec is None or not codec.sample_rate or not codec.channels:
+            raise AudioError("has an audio track that FFmpeg has no decoder for")
+        self.rate, self.channels = codec.sample_rate, codec.channels
         self._container, self._stream = container, stream
         self._frames = 0
 

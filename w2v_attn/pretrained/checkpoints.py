@@ -94,6 +94,8 @@ def _read_config(folder: Path) -> Any:
         raw, _ = PretrainedConfig.get_config_dict(str(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"the config.json of {folder} is not valid: expected an object, found {type(raw).__name__}")
     family = raw.get("model_type")
     if family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"

@@ -1,0 +1,111 @@
+"""What several test modules stand on: tiny models of every family in both norm styles, and real speech."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is wrong
+
+import w2v_attn  # noqa: F401 - makes torchaudio importable before transformers asks for it
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEECH = ROOT / "data" / "speech"
+TINY = ROOT / "data" / "tiny"
+
+# Primes where sizes need not divide each other; the head size 6 = 24 / 4.
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 29,
+    "conv_dim": (17,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "num_feat_extract_layers": 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 11,
+}
+GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+
+# Name -> (prefix of the classes in transformers, what differs from SIZES).
+FAMILIES = {
+    "wav2vec2-group": ("Wav2Vec2", GROUP_NORM),
+    "wav2vec2-layer": ("Wav2Vec2", LAYER_NORM),
+    "hubert-group": ("Hubert", GROUP_NORM),
+    "hubert-layer": ("Hubert", LAYER_NORM),
+    "data2vec-audio": ("Data2VecAudio", {"num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 3}),
+    "unispeech-group": ("UniSpeech", {**GROUP_NORM, "num_ctc_classes": 11}),
+    "unispeech-layer": ("UniSpeech", {**LAYER_NORM, "num_ctc_classes": 11}),
+    "unispeech-sat-group": ("UniSpeechSat", GROUP_NORM),
+    "unispeech-sat-layer": ("UniSpeechSat", LAYER_NORM),
+    "sew": ("SEW", {"squeeze_factor": 2}),
+}
+
+
+def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):
+    """A randomly initialised stock model of a family, tiny, in evaluation mode."""
+    import transformers
+
+    prefix, differences = FAMILIES[family]
+    config_class = getattr(transformers, f"{prefix}Config")
+    torch.manual_seed(seed)
+    config = config_class(**{**SIZES, **differences, **changes})
+    config._attn_implementation = attention
+    model = getattr(transformers, f"{prefix}{head}")(config)
+    # Biases and norms start as zeros and ones, with which a forgotten one would not show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=["wav2vec2-group", "wav2vec2-layer"])
+def norm_style(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """(path, text) of every clip that comes with the project."""
+    with (SPEECH / "clips.csv").open() as file:
+        return [(SPEECH / row["path"], row["text"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="session")
+def speech(clips):
+    """Three waveforms of real speech of different lengths, float32 [samples] at 16 kHz."""
+    from w2v_attn import read_audio
+
+    waves = [read_audio(clips[number][0]) for number in (3, 0, 10)]
+    assert len({len(wave) for wave in waves}) == 3
+    return waves
+
+
+@pytest.fixture
+def group_checkpoint(tmp_path):
+    """A folder with a tiny CTC checkpoint in group-norm form."""
+    return save(tiny_model("wav2vec2-group", "ForCTC"), tmp_path / "group")
+
+
+@pytest.fixture
+def layer_checkpoint(tmp_path):
+    """A folder with a tiny base checkpoint in layer-norm form."""
+    return save(tiny_model("wav2vec2-layer"), tmp_path / "layer")
+
+
+def save(model, folder: Path, **options) -> Path:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    model.save_pretrained(folder, **options)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder

@@ -1,0 +1,321 @@
+"""Every row of what audio files can be: read, read with a remark, or refused with a reason."""
+
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SPEECH
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2v_attn import read_audio
+from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.reading import read_recording
+
+SECONDS, RATE = 3, 16_000
+# format, subtype, how far a decoded sample may be from what was written.
+FORMATS = {
+    "wav": ("WAV", "PCM_16", 1e-4),
+    "u8.wav": ("WAV", "PCM_U8", 1e-2),
+    "24.wav": ("WAV", "PCM_24", 1e-6),
+    "32.wav": ("WAV", "PCM_32", 1e-7),
+    "float.wav": ("WAV", "FLOAT", 0.0),
+    "double.wav": ("WAV", "DOUBLE", 1e-7),
+    "ulaw.wav": ("WAV", "ULAW", 3e-2),
+    "flac": ("FLAC", "PCM_16", 1e-4),
+    "24.flac": ("FLAC", "PCM_24", 1e-6),
+    "8.flac": ("FLAC", "PCM_S8", 1e-2),
+    "ogg": ("OGG", "VORBIS", None),
+    "opus": ("OGG", "OPUS", None),
+    "mp3": ("MP3", "MPEG_LAYER_III", None),
+    "aiff": ("AIFF", "PCM_16", 1e-4),
+    "caf": ("CAF", "PCM_16", 1e-4),
+    "au": ("AU", "PCM_16", 1e-4),
+    "sph": ("NIST", "PCM_16", 1e-4),
+    "w64": ("W64", "PCM_16", 1e-4),
+    "rf64": ("RF64", "PCM_16", 1e-4),
+}
+
+
+@pytest.fixture(scope="module")
+def wave(request):
+    """Three seconds of real speech, float32 [samples], below full scale."""
+    parts = [soundfile.read(path, dtype="float32")[0] for path in sorted(SPEECH.rglob("*.flac"))[:6]]
+    return np.concatenate(parts)[: SECONDS * RATE] * 0.9
+
+
+def write(path, samples, name, rate=RATE):
+    kind, subtype, _ = FORMATS[name]
+    soundfile.write(path, samples, rate, format=kind, subtype=subtype)
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_whatever_its_name_ends_in(name, wave, tmp_path):
+    bound = FORMATS[name][2]
+    for file in (f"a.{name}", f"A.{name.upper()}", "no_extension", "wrong.txt", "wrong.raw"):
+        found = read_audio(write(tmp_path / file, wave, name))
+        assert found.dtype == torch.float32
+        assert found.shape == (len(wave),)
+        if bound is not None:
+            assert (found - torch.from_numpy(wave)).abs().max() <= bound
+        else:
+            assert np.corrcoef(found.numpy(), wave)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("channels", [2, 8])
+def test_channels_are_averaged(channels, wave, tmp_path):
+    mixed = wave[:, None] * np.linspace(0, 1, channels, dtype=np.float32)
+    found = read_recording(write(tmp_path / "a.wav", mixed, "float.wav"))
+    np.testing.assert_allclose(found.waveform, mixed.mean(1), atol=1e-6)
+    assert found.source_channels == channels
+
+
+@pytest.mark.parametrize("rate", [4000, 8000, 11025, 22050, 44100, 44101, 48000, 96000, 384000])
+def test_any_rate_becomes_16_khz_with_the_pitch_it_had(rate, tmp_path):
+    seconds, pitch = 1.3, 440.0
+    samples = np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate, dtype=np.float32) * 0.5
+    found = read_recording(write(tmp_path / "a.wav", samples, "float.wav", rate))
+    assert abs(found.duration - seconds) < 0.002
+    assert found.source_rate == rate
+    spectrum = np.abs(np.fft.rfft(found.waveform.numpy()))
+    assert abs(spectrum.argmax() / found.duration - pitch) < 1
+    assert found.waveform[800:-800].abs().max() == pytest.approx(0.5, abs=0.005)
+
+
+def test_resampling_in_blocks_is_resampling_at_once(monkeypatch, wave, tmp_path):
+    import soxr
+
+    from w2v_attn.audio import decoders
+
+    monkeypatch.setattr(decoders, "BLOCK_SAMPLES", 777)
+    found = read_audio(write(tmp_path / "a.wav", wave, "float.wav", 44100))
+    at_once = soxr.resample(wave, 44100, RATE, "HQ")
+    assert abs(len(found) - len(at_once)) <= 1
+    n = min(len(found), len(at_once))
+    np.testing.assert_allclose(found[:n], at_once[:n], atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- cut short, damaged
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_file_that_is_cut_short_is_refused(name, share, wave, tmp_path):
+    path = write(tmp_path / f"a.{name}", wave, name)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(AudioError, match=r"cut short|damaged"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.9])
+def test_flipped_bits_in_flac_are_refused(at, wave, tmp_path):
+    path = write(tmp_path / "a.flac", wave, "flac")
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at)] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="damaged"):
+        read_audio(path)
+
+
+def flac_with_length(path, samples):
+    """Overwrites the number of samples that STREAMINFO states: the low 36 bits of bytes 18 to 25."""
+    content = bytearray(path.read_bytes())
+    field = int.from_bytes(content[18:26], "big")
+    content[18:26] = (field >> 36 << 36 | samples).to_bytes(8, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("claimed", "says"), [(2**36 - 1, "header claims"), (0, "does not state"), (10**6, "header claims")])
+def test_a_flac_that_is_wrong_about_its_length_is_read_with_a_remark(claimed, says, wave, tmp_path):
+    path = flac_with_length(write(tmp_path / "a.flac", wave, "flac"), claimed)
+    found = read_recording(path)
+    assert len(found.waveform) == len(wave)
+    assert says in found.flags[0]
+
+
+def test_a_flac_without_checksum_that_promises_more_is_cut_short(wave, tmp_path):
+    path = flac_with_length(write(tmp_path / "a.flac", wave, "flac"), len(wave) + 5)
+    content = bytearray(path.read_bytes())
+    content[26:42] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="cut short"):
+        read_audio(path)
+
+
+def test_a_wav_of_unknown_length_is_read(wave, tmp_path):
+    path = write(tmp_path / "a.wav", wave, "wav")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    for unknown in (0xFFFFFFFF, 0x7FFFF000):
+        content[at : at + 4] = struct.pack("<I", unknown)
+        path.write_bytes(content)
+        assert len(read_audio(path)) == len(wave)
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"hello, this is text\n" * 50, bytes(1000), b"\xff" * 4096])
+def test_what_is_no_audio_is_refused(content, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "aiff", "caf"])
+def test_a_header_without_samples_is_refused(name, tmp_path):
+    with pytest.raises(AudioError):
+        read_audio(write(tmp_path / "a", np.zeros(0, np.float32), name))
+
+
+@given(at=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(0, 10**6), name=st.sampled_from(sorted(FORMATS)))
+@settings(max_examples=80, deadline=None)
+def test_no_mutation_of_a_file_crashes_or_gives_nonsense(at, value, cut, name, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    path = folder / f"mutant.{name}"
+    tone = np.sin(np.arange(8000, dtype=np.float32) / 20) * 0.5
+    content = bytearray(write(path, tone, name).read_bytes())
+    content[at % len(content)] = value
+    if cut % 3 == 0:
+        del content[cut % len(content) :]
+    path.write_bytes(content)
+    try:
+        found = read_audio(path, max_duration=100)
+    except AudioError as error:
+        assert str(error)
+    else:
+        assert torch.isfinite(found).all()
+        assert 0 < len(found) <= 100 * RATE
+
+
+# ------------------------------------------------------------------------------------------------- contents
+
+
+@pytest.mark.parametrize(("value", "flag"), [(0.0, "all zeros"), (0.25, "constant")])
+def test_silence_and_constants_are_read_and_flagged(value, flag, tmp_path):
+    found = read_recording(write(tmp_path / "a.wav", np.full(5000, value, np.float32), "wav"))
+    assert len(found.waveform) == 5000
+    assert found.flags == (flag,)
+
+
+def test_a_thousand_times_full_scale_is_read_and_flagged(wave, tmp_path):
+    loud = 1000 * wave / np.abs(wave).max()
+    found = read_recording(write(tmp_path / "a.wav", loud, "float.wav"))
+    assert found.flags == ("louder than full scale (1e+03 ×)",)
+    np.testing.assert_array_equal(found.waveform, loud)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused(value, wave, tmp_path):
+    broken = wave.copy()
+    broken[20_000] = value
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        read_audio(write(tmp_path / "a.wav", broken, "float.wav"))
+
+
+@pytest.mark.parametrize("rate", [1, 3999, 384001])
+def test_rates_that_no_recorder_has_are_refused(rate, tmp_path):
+    path = write(tmp_path / "a.wav", np.zeros(500, np.float32), "wav", RATE)
+    content = bytearray(path.read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="sample rate"):
+        read_audio(path)
+
+
+def test_a_recording_beyond_the_limit_is_refused_before_it_is_decoded_whole(tmp_path, monkeypatch):
+    path = write(tmp_path / "hour.flac", np.zeros(3600 * RATE, np.int16), "flac")
+    assert path.stat().st_size < 400_000
+    read = []
+    right = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, n, *a, **k: read.append(n) or right(self, n, *a, **k)
+    )
+    with pytest.raises(AudioError, match="max_duration=600"):
+        read_audio(path, max_duration=600)
+    assert sum(read) < 1000 * RATE
+
+
+def test_memory_is_bounded_by_what_is_there_not_by_what_is_claimed(wave, tmp_path):
+    claims = flac_with_length(write(tmp_path / "claims.flac", wave, "flac"), 2**36 - 1)
+    coprime = write(tmp_path / "coprime.wav", np.tile(wave, 20), "wav", 44101)
+    code = (
+        "import resource, sys, w2v_attn\n"
+        "w2v_attn.read_audio(sys.argv[1])\n"  # imports come first
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "[w2v_attn.read_audio(path) for path in sys.argv[2:]]\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    small = write(tmp_path / "small.wav", wave, "wav", 48000)
+    done = subprocess.run(
+        [sys.executable, "-c", code, small, claims, coprime], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 150
+
+
+@pytest.mark.parametrize("broken", ["absent", "folder"])
+def test_what_cannot_be_opened_has_a_reason(broken, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AudioError, match="cannot be read"):
+        read_audio(tmp_path / broken)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_has_a_reason(wave, tmp_path):
+    path = write(tmp_path / "a.wav", wave, "wav")
+    path.chmod(0)
+    with pytest.raises(AudioError, match="Permission denied"):
+        read_audio(path)
+
+
+# ------------------------------------------------------------------------------------------ FFmpeg's formats
+
+
+@pytest.fixture(scope="module")
+def m4a(tmp_path_factory, wave):
+    av = pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("av") / "a.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        for start in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], "fltp", "mono")
+            frame.sample_rate, frame.pts = RATE, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_m4a_is_read_with_the_extra(m4a, wave):
+    found = read_audio(m4a)
+    assert abs(len(found) - len(wave)) < 4096
+    assert found.abs().max() > 0.1
+
+
+def test_m4a_without_the_extra_names_it(m4a, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match=r"pip install 'w2v_attn\[av\]'"):
+        read_audio(m4a)
+
+
+def test_an_m4a_that_is_cut_short_is_refused(m4a, tmp_path):
+    path = tmp_path / "short.m4a"
+    path.write_bytes(m4a.read_bytes()[:-3000])
+    with pytest.raises(AudioError):
+        read_audio(path)
+
+
+def test_the_shipped_clips_are_what_their_list_says(clips):
+    assert len(clips) >= 30
+    assert len({text for _, text in clips}) > 20
+    assert {path for path, _ in clips} == set(SPEECH.rglob("*.flac"))
+    for path, text in clips:
+        found = read_recording(path)
+        assert found.flags == ()
+        assert 0.2 < found.duration < 6
+        assert text == text.lower().strip()

@@ -1,0 +1,247 @@
+"""Loading: every form of a checkpoint gives the same features, and every broken one a reason."""
+
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from conftest import FAMILIES, save, tiny_model
+from safetensors.torch import load_file, save_file
+
+from w2v_attn import load_encoder
+from w2v_attn.pretrained import hub
+from w2v_attn.pretrained.checkpoints import load_checkpoint
+from w2v_attn.pretrained.copies import save_copy
+from w2v_attn.pretrained.errors import CheckpointError
+
+OLD_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+
+
+def features(folder):
+    torch.manual_seed(0)
+    return load_encoder(folder).extract([torch.randn(2000)])[0]["final"]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def as_bin(folder, tensors):
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def with_old_names(tensors):
+    for new, old in OLD_NAMES.items():
+        tensors = {key.replace(new, old): value for key, value in tensors.items()}
+    return tensors
+
+
+def with_new_names(tensors):
+    for new, old in OLD_NAMES.items():
+        tensors = {key.replace(old, new): value for key, value in tensors.items()}
+    return tensors
+
+
+FORMS = {
+    "bin": lambda folder: as_bin(folder, weights(folder)),
+    "old names in bin": lambda folder: as_bin(folder, with_old_names(weights(folder))),
+    "old names": lambda folder: save_file(with_old_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}),
+    "new names": lambda folder: save_file(with_new_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norm", ["group_checkpoint", "layer_checkpoint"])
+def test_every_form_gives_the_same_features(norm, form, request):
+    folder = request.getfixturevalue(norm)
+    before = features(folder)
+    FORMS[form](folder)
+    assert torch.equal(features(folder), before)
+
+
+def test_shards_give_the_same_features(tmp_path):
+    model = tiny_model("wav2vec2-layer", "ForCTC")
+    whole, sharded = save(model, tmp_path / "whole"), save(model, tmp_path / "sharded", max_shard_size="30KB")
+    assert (sharded / "model.safetensors.index.json").exists()
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert torch.equal(features(sharded), features(whole))
+
+
+@pytest.mark.parametrize("head", ["Model", "ForCTC", "ForSequenceClassification", "ForPreTraining", "ForXVector"])
+def test_a_head_makes_no_difference_to_the_encoder(head, tmp_path):
+    model = tiny_model("wav2vec2-group", head)
+    folder = save(model, tmp_path / head)
+    checkpoint = load_checkpoint(folder)
+    assert type(checkpoint.model).__name__ == "Wav2Vec2Model"
+    assert checkpoint.missing == ()
+    assert bool(checkpoint.unexpected) == (head != "Model")
+    base = getattr(model, "wav2vec2", model)
+    for name, tensor in base.state_dict().items():
+        assert torch.equal(checkpoint.model.state_dict()[name], tensor), name
+
+
+def test_every_family_loads_with_and_without_its_head(family, tmp_path):
+    folder = save(tiny_model(family, "ForCTC"), tmp_path / family)
+    assert type(load_checkpoint(folder).model).__name__ == f"{FAMILIES[family][0]}Model"
+    whole = load_checkpoint(folder, with_head=True)
+    assert type(whole.model).__name__ == f"{FAMILIES[family][0]}ForCTC"
+    assert whole.unexpected == ()
+
+
+def test_a_copy_loads_in_stock_transformers_and_keeps_the_head(group_checkpoint, tmp_path):
+    import transformers
+
+    (group_checkpoint / "vocab.json").write_text("{}")
+    checkpoint = load_checkpoint(group_checkpoint, with_head=True)
+    save_copy(checkpoint, tmp_path / "deep" / "copy")
+    copied = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "deep" / "copy")
+    for name, tensor in checkpoint.model.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], tensor), name
+    assert (tmp_path / "deep" / "copy" / "vocab.json").read_text() == "{}"
+    assert torch.equal(features(tmp_path / "deep" / "copy"), features(group_checkpoint))
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        save_copy(checkpoint, tmp_path / "deep" / "copy")
+
+
+def test_a_missing_mask_embedding_is_harmless_and_listed(group_checkpoint):
+    tensors = weights(group_checkpoint)
+    del tensors["wav2vec2.masked_spec_embed"]
+    save_file(tensors, group_checkpoint / "model.safetensors", {"format": "pt"})
+    assert load_checkpoint(group_checkpoint).missing == ("masked_spec_embed",)
+
+
+# ----------------------------------------------------------------------------------------------- refusals
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(group_checkpoint, tmp_path, zipped):
+    bomb = RunsCode()
+    bomb.path = str(tmp_path / "it-ran")
+    tensors = {**weights(group_checkpoint), "bomb": bomb}
+    (group_checkpoint / "model.safetensors").unlink()
+    file = group_checkpoint / "pytorch_model.bin"
+    if zipped:
+        torch.save(tensors, file)
+    else:
+        file.write_bytes(pickle.dumps(bomb))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_encoder(group_checkpoint)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_missing_misshaped_and_left_over_keys_are_all_listed(group_checkpoint):
+    tensors = weights(group_checkpoint)
+    del tensors["wav2vec2.encoder.layers.1.attention.k_proj.weight"]
+    tensors["wav2vec2.encoder.layers.2.feed_forward.output_dense.bias"] = torch.zeros(5)
+    tensors["wav2vec2.encoder.layers.9.attention.k_proj.weight"] = torch.zeros(2, 2)
+    save_file(tensors, group_checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        load_encoder(group_checkpoint)
+    text = str(caught.value)
+    assert "missing: encoder.layers.1.attention.k_proj.weight" in text
+    assert "of shape [5] instead of [24]: encoder.layers.2.feed_forward.output_dense.bias" in text
+    assert "layers.9.attention.k_proj.weight" in text
+
+
+@pytest.mark.parametrize("length", [0, 5, 1000, -10])
+def test_truncated_safetensors_are_told(group_checkpoint, length):
+    file = group_checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"safetensors|weights"):
+        load_encoder(group_checkpoint)
+
+
+def test_a_truncated_bin_is_told(group_checkpoint):
+    as_bin(group_checkpoint, weights(group_checkpoint))
+    file = group_checkpoint / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(CheckpointError):
+        load_encoder(group_checkpoint)
+
+
+def test_a_missing_shard_is_told(tmp_path):
+    folder = save(tiny_model("wav2vec2-layer"), tmp_path / "sharded", max_shard_size="30KB")
+    next(folder.glob("model-00002*.safetensors")).unlink()
+    with pytest.raises(CheckpointError):
+        load_encoder(folder)
+
+
+def change_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("family", ["bert", "wavlm", "whisper", None])
+def test_another_family_is_named_with_those_that_are_supported(group_checkpoint, family):
+    change_config(group_checkpoint, model_type=family)
+    with pytest.raises(CheckpointError, match=r"Supported are: wav2vec2, hubert") as caught:
+        load_encoder(group_checkpoint)
+    assert family is None or family in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "wav2vec2", "hidden_size": "many"}'])
+def test_a_config_that_is_not_valid_is_told(group_checkpoint, text):
+    (group_checkpoint / "config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load_encoder(group_checkpoint)
+
+
+def test_a_preprocessor_config_that_is_not_valid_is_told(group_checkpoint):
+    (group_checkpoint / "preprocessor_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="preprocessor"):
+        load_encoder(group_checkpoint)
+
+
+def test_nothing_that_a_config_names_is_instantiated(group_checkpoint, tmp_path):
+    ran = tmp_path / "it-ran"
+    change_config(
+        group_checkpoint,
+        _target_="os.mkdir",
+        path=str(ran),
+        auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"},
+        custom={"_target_": "os.mkdir", "path": str(ran)},
+    )
+    (group_checkpoint / "evil.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
+    load_encoder(group_checkpoint)
+    assert not ran.exists()
+
+
+def test_folders_that_hold_no_checkpoint_are_told(tmp_path, group_checkpoint):
+    for wrong in (tmp_path / "absent", "./absent", "a/b/c", "", group_checkpoint / "config.json"):
+        with pytest.raises(CheckpointError):
+            load_encoder(wrong)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"without config.json \(it holds: notes.txt\)"):
+        load_encoder(empty)
+    shutil.copy(group_checkpoint / "config.json", empty)
+    with pytest.raises(CheckpointError, match="no weights"):
+        load_encoder(empty)
+
+
+def test_without_network_a_hub_id_says_how_to_name_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "_hub_answers", lambda: False)
+    with pytest.raises(CheckpointError, match=r"model=local model.checkpoint=") as caught:
+        load_encoder("nobody/nothing")
+    assert "no connection" in str(caught.value)
+
+
+def test_an_unknown_dtype_is_told(group_checkpoint):
+    with pytest.raises(CheckpointError, match="bfloat16"):
+        load_encoder(group_checkpoint, dtype="fp16")
+
+
+def test_only_one_form_of_the_weights_is_fetched():
+    both = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5"]
+    assert hub._wanted(both) == ["*.json", "*.txt", "model.safetensors"]
+    assert hub._wanted(both[2:]) == ["*.json", "*.txt", "pytorch_model.bin"]
+    assert hub._wanted(["model.safetensors.index.json"]) == ["*.json", "*.txt", "*-of-*.safetensors"]

@@ -1,0 +1,160 @@
+"""Features: equal to stock's on that recording alone, whatever else is in the list."""
+
+import pytest
+import torch
+from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_model
+
+from w2v_attn import load_encoder
+
+
+def stock_features(folder, wave):
+    """(hidden states from embed to the last block, last_hidden_state) by stock transformers, on one recording."""
+    from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    values = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+    states = []
+    hooks = [model.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+    hooks += [
+        layer.register_forward_hook(lambda _, __, out: states.append(out if isinstance(out, torch.Tensor) else out[0]))
+        for layer in model.encoder.layers
+    ]
+    with torch.no_grad():
+        final = model(values).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    return [state[0] for state in states], final[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_is_stocks_on_that_recording_alone(family, speech, tmp_path):
+    folder = save(tiny_model(family), tmp_path / family)
+    encoder = load_encoder(folder)
+    found = encoder.extract(speech, layers=("all",))
+    assert list(found[0]) == ["embed", "layer_01", "layer_02", "layer_03", "final"]
+    for wave, ours in zip(speech, found, strict=True):
+        states, final = stock_features(folder, wave)
+        for our, their in zip(ours.values(), [*states, final], strict=True):
+            torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
+
+
+def test_features_do_not_depend_on_the_neighbours_nor_on_the_place(group_checkpoint, speech):
+    encoder = load_encoder(group_checkpoint)
+    alone = [encoder.extract([wave])[0]["final"] for wave in speech]
+    together = encoder.extract(speech)
+    backwards = encoder.extract(speech[::-1])[::-1]
+    for one, two, three in zip(alone, together, backwards, strict=True):
+        torch.testing.assert_close(two["final"], one, rtol=0, atol=1e-5)
+        torch.testing.assert_close(three["final"], one, rtol=0, atol=1e-5)
+
+
+def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech):
+    """Why the law above is worth one: what stock does to the shorter recordings of a batch."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(group_checkpoint).eval()
+    short, long = speech[1], speech[0]
+    padded = torch.zeros(2, len(long))
+    padded[0, : len(short)], padded[1] = short, long
+    with torch.no_grad():
+        alone = model(short[None]).last_hidden_state[0]
+        mask = (torch.arange(len(long)) < torch.tensor([len(short), len(long)])[:, None]).long()
+        in_batch = model(padded, attention_mask=mask).last_hidden_state[0, : len(alone)]
+    assert (alone - in_batch).abs().max() > 1e-3
+
+
+def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_checkpoint):
+    encoder = load_encoder(group_checkpoint)
+    assert encoder.least_samples == 400
+    assert encoder.extract([torch.randn(400)])[0]["final"].shape == (1, 24)
+    for samples in (0, 1, 399):
+        with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
+            encoder.extract([torch.randn(samples)])
+    with pytest.raises(ValueError, match=r"\[samples\], got \[2, 400\]"):
+        encoder.extract([torch.randn(2, 400)])
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 721, 5000, 16000])
+def test_the_number_of_frames_is_the_fold_over_the_convolutions(group_checkpoint, samples):
+    frames = samples
+    for kernel, stride in zip(SIZES["conv_kernel"], SIZES["conv_stride"], strict=True):
+        frames = (frames - kernel) // stride + 1
+    assert len(load_encoder(group_checkpoint).extract([torch.randn(samples)])[0]["final"]) == frames
+
+
+def test_silence_gives_finite_features(group_checkpoint):
+    found = load_encoder(group_checkpoint).extract([torch.zeros(3000), torch.full((3000,), 0.5)], layers=("all",))
+    assert all(torch.isfinite(tensor).all() for features in found for tensor in features.values())
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"), [(("layer_04",), "layer_03"), (("fnal",), "did you mean final"), ((), "at least one")]
+)
+def test_a_layer_that_is_not_there_is_told(group_checkpoint, layers, says):
+    with pytest.raises(ValueError, match=says):
+        load_encoder(group_checkpoint).extract([torch.randn(800)], layers=layers)
+
+
+def test_layers_come_in_the_order_of_computation_each_once(group_checkpoint):
+    encoder = load_encoder(group_checkpoint)
+    found = encoder.extract([torch.randn(800)], layers=("final", "layer_02", "embed", "final"))[0]
+    assert list(found) == ["embed", "layer_02", "final"]
+
+
+@pytest.mark.parametrize("do_normalize", [False, True])
+def test_the_checkpoints_own_normalisation_is_applied(tmp_path, do_normalize):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    folder = save(tiny_model("wav2vec2-layer"), tmp_path / "m")
+    Wav2Vec2FeatureExtractor(do_normalize=do_normalize).save_pretrained(folder)
+    wave = 5 + 3 * torch.randn(4000)
+    _, theirs = stock_features(folder, wave)
+    torch.testing.assert_close(load_encoder(folder).extract([wave])[0]["final"], theirs, rtol=0, atol=1e-4)
+
+
+def test_without_a_preprocessor_config_the_default_is_said(tmp_path):
+    folder = tmp_path / "bare"
+    tiny_model("wav2vec2-group").save_pretrained(folder)
+    checkpoint = load_encoder(folder).checkpoint
+    assert checkpoint.do_normalize
+    assert "default" in checkpoint.normalize_from
+
+
+def test_frame_rates_are_those_of_the_frames(tmp_path):
+    assert load_encoder(save(tiny_model("wav2vec2-group"), tmp_path / "a")).frame_rate() == 50.0
+    sew = load_encoder(save(tiny_model("sew"), tmp_path / "b"))
+    assert (sew.frame_rate("layer_01"), sew.frame_rate("final")) == (25.0, 50.0)
+    assert sew.least_samples == 720
+    found = sew.extract([torch.randn(32_000)], layers=("layer_01", "final"))[0]
+    assert len(found["final"]) == 99 // 2 * 2 or len(found["final"]) == 99
+    assert abs(len(found["layer_01"]) / 2.0 - 25) < 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_dtypes_are_as_near_as_stock(group_checkpoint, speech, dtype):
+    from transformers import AutoModel
+
+    exact = load_encoder(group_checkpoint).extract(speech[:1])[0]["final"]
+    stock = AutoModel.from_pretrained(group_checkpoint, dtype=getattr(torch, dtype)).eval()
+    wave = (speech[0] - speech[0].mean()) / torch.sqrt(speech[0].var(unbiased=False) + 1e-7)
+    with torch.no_grad():
+        theirs = stock(wave[None].to(stock.dtype)).last_hidden_state[0]
+    ours = load_encoder(group_checkpoint, dtype=dtype).extract(speech[:1])[0]["final"]
+    assert ours.dtype == getattr(torch, dtype)
+    assert (ours.double() - exact).norm() <= 1.1 * (theirs.double() - exact).norm() + 1e-4
+
+
+def test_a_device_that_is_not_there_is_told(group_checkpoint):
+    with pytest.raises(ValueError, match="device=auto"):
+        load_encoder(group_checkpoint, device="cuda:77")
+    with pytest.raises(ValueError, match="device=auto"):
+        load_encoder(group_checkpoint, device="gpu")
+
+
+def test_the_adapter_of_a_family_changes_only_the_last_frame_rate(tmp_path):
+    changes = {"add_adapter": True, "num_adapter_layers": 2, "output_hidden_size": 24, **GROUP_NORM}
+    encoder = load_encoder(save(tiny_model("wav2vec2-group", **changes), tmp_path / "adapter"))
+    found = encoder.extract([torch.randn(64_000)], layers=("layer_03", "final"))[0]
+    assert encoder.frame_rate("final") == 12.5
+    assert abs(len(found["final"]) - len(found["layer_03"]) / 4) <= 1
