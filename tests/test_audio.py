@@ -133,7 +133,9 @@ def flac_with_length(path, samples):
     return path
 
 
-@pytest.mark.parametrize(("claimed", "says"), [(2**36 - 1, "header claims"), (0, "does not state"), (10**6, "header claims")])
+@pytest.mark.parametrize(
+    ("claimed", "says"), [(2**36 - 1, "header claims"), (0, "does not state"), (10**6, "header claims")]
+)
 def test_a_flac_that_is_wrong_about_its_length_is_read_with_a_remark(claimed, says, wave, tmp_path):
     path = flac_with_length(write(tmp_path / "a.flac", wave, "flac"), claimed)
     found = read_recording(path)
@@ -174,7 +176,12 @@ def test_a_header_without_samples_is_refused(name, tmp_path):
         read_audio(write(tmp_path / "a", np.zeros(0, np.float32), name))
 
 
-@given(at=st.integers(0, 10**6), value=st.integers(0, 255), cut=st.integers(0, 10**6), name=st.sampled_from(sorted(FORMATS)))
+@given(
+    at=st.integers(0, 10**6),
+    value=st.integers(0, 255),
+    cut=st.integers(0, 10**6),
+    name=st.sampled_from(sorted(FORMATS)),
+)
 @settings(max_examples=80, deadline=None)
 def test_no_mutation_of_a_file_crashes_or_gives_nonsense(at, value, cut, name, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
@@ -187,11 +194,10 @@ def test_no_mutation_of_a_file_crashes_or_gives_nonsense(at, value, cut, name, t
     path.write_bytes(content)
     try:
         found = read_audio(path, max_duration=100)
-    except AudioError as error:
-        assert str(error)
-    else:
-        assert torch.isfinite(found).all()
-        assert 0 < len(found) <= 100 * RATE
+    except AudioError:
+        return
+    assert torch.isfinite(found).all()
+    assert 0 < len(found) <= 100 * RATE
 
 
 # ------------------------------------------------------------------------------------------------- contents
@@ -234,9 +240,7 @@ def test_a_recording_beyond_the_limit_is_refused_before_it_is_decoded_whole(tmp_
     assert path.stat().st_size < 400_000
     read = []
     right = soundfile.SoundFile.read
-    monkeypatch.setattr(
-        soundfile.SoundFile, "read", lambda self, n, *a, **k: read.append(n) or right(self, n, *a, **k)
-    )
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, n, *a, **k: read.append(n) or right(self, n, *a, **k))
     with pytest.raises(AudioError, match="max_duration=600"):
         read_audio(path, max_duration=600)
     assert sum(read) < 1000 * RATE

@@ -48,8 +48,12 @@ def with_new_names(tensors):
 FORMS = {
     "bin": lambda folder: as_bin(folder, weights(folder)),
     "old names in bin": lambda folder: as_bin(folder, with_old_names(weights(folder))),
-    "old names": lambda folder: save_file(with_old_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}),
-    "new names": lambda folder: save_file(with_new_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}),
+    "old names": lambda folder: save_file(
+        with_old_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}
+    ),
+    "new names": lambda folder: save_file(
+        with_new_names(weights(folder)), folder / "model.safetensors", {"format": "pt"}
+    ),
 }
 
 

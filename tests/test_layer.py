@@ -226,7 +226,9 @@ def test_in_float32_our_error_is_at_most_twice_torchs_own(backend, kind):
         return [y, *torch.autograd.grad(y, [leaf, *module.parameters()], dy.to(dtype))]
 
     def stock(module, leaf):
-        q, k, v = (p(leaf).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (module.q_proj, module.k_proj, module.v_proj))
+        q, k, v = (
+            p(leaf).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (module.q_proj, module.k_proj, module.v_proj)
+        )
         keys = real[:, None, None] if kind == "padding" else None
         o = F.scaled_dot_product_attention(q, k, v, keys, is_causal=kind == "causal")
         return module.out_proj(o.transpose(1, 2).flatten(2))
@@ -235,7 +237,7 @@ def test_in_float32_our_error_is_at_most_twice_torchs_own(backend, kind):
     ours = run(lambda m, leaf: m(leaf, **mask), layer, torch.float32)
     theirs = run(stock, layer, torch.float32)
     for true, our, their in zip(truth, ours, theirs, strict=True):
-        # The gradient of the key bias is 0 in exact arithmetic: what is left there is rounding, of the size of the sums.
+        # The gradient of the key bias is 0 in exact arithmetic: what is left is rounding, of the size of the sums.
         floor = 1e-6 * true.abs().max().item() + 1e-4
         our_error, their_error = (our - true).abs().max().item(), (their - true).abs().max().item()
         assert our_error <= max(2 * their_error, floor)
@@ -249,7 +251,9 @@ def test_half_precisions_keep_their_softmax_in_float32():
     for backend, dtype in itertools.product(CORES, (torch.bfloat16, torch.float16)):
         ours = copy.deepcopy(layer).to(dtype)
         ours.backend = backend
-        q, k, v = (p(x.to(dtype)).unflatten(-1, (4, -1)).transpose(1, 2) for p in (ours.q_proj, ours.k_proj, ours.v_proj))
+        q, k, v = (
+            p(x.to(dtype)).unflatten(-1, (4, -1)).transpose(1, 2) for p in (ours.q_proj, ours.k_proj, ours.v_proj)
+        )
         s = q @ k.mT * ours.scale
         theirs = ours.out_proj((s.softmax(-1) @ v).transpose(1, 2).flatten(2))
         error = (ours(x.to(dtype)).float() - truth).norm()
@@ -425,7 +429,9 @@ def test_gradients_that_nobody_needs_are_not_computed(monkeypatch):
     monkeypatch.setitem(
         cores.CORES,
         "explicit",
-        cores.Core("explicit", explicit.why_not, explicit.forward, lambda *a, **k: core_runs.append(1) or right_core(*a, **k)),
+        cores.Core(
+            "explicit", explicit.why_not, explicit.forward, lambda *a, **k: core_runs.append(1) or right_core(*a, **k)
+        ),
     )
     x = torch.randn(B, T, C)
     layer(x).sum().backward()

@@ -138,7 +138,9 @@ def test_every_parameters_gradient_is_stocks(norm_style, backend, attention):
         assert (our.grad is None) == (their.grad is None), name
         if our.grad is not None:
             scale = their.grad.abs().max().item()
-            torch.testing.assert_close(our.grad, their.grad, rtol=0, atol=1e-4 * scale + 1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                our.grad, their.grad, rtol=0, atol=1e-4 * scale + 1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(norm_style):
@@ -239,7 +241,9 @@ def test_nothing_to_replace_names_the_supported_families(model):
         import transformers
 
         sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 8}
-        model = transformers.WavLMModel(transformers.WavLMConfig(**sizes, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2))
+        model = transformers.WavLMModel(
+            transformers.WavLMConfig(**sizes, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2)
+        )
     with pytest.raises(ValueError, match="wav2vec2, hubert, data2vec-audio, unispeech, unispeech-sat, sew"):
         replace_attention(model)
 

@@ -185,7 +185,8 @@ def _run(command: str, overrides: list[str]) -> int:
 
     OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
     # Hydra turns every error into exit code 1 unless it is told to let them through.
-    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    wants_trace = asked == "1"
     codes: list[int] = []
 
     def task(config: Any) -> None:
@@ -202,6 +203,7 @@ def _run(command: str, overrides: list[str]) -> int:
         return WRONG_REQUEST
     finally:
         sys.argv = program
+        os.environ["HYDRA_FULL_ERROR"] = asked or "0"
     return max(codes, default=DONE)  # --help and --cfg run no task
 
 

@@ -95,7 +95,9 @@ def _read_config(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"the config.json of {folder} is not valid: expected an object, found {type(raw).__name__}")
+        raise CheckpointError(
+            f"the config.json of {folder} is not valid: expected an object, found {type(raw).__name__}"
+        )
     family = raw.get("model_type")
     if family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"

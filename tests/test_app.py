@@ -1,0 +1,235 @@
+"""The commands as people call them: every configuration composes, errors help, exit codes are those promised."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SPEECH, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from w2v_attn import app, folders
+
+CONF = ROOT / "conf"
+GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+ONE_CLIP = next(iter(sorted(SPEECH.rglob("*.flac"))))
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as done:
+            app.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return done.value.code, captured.out, captured.err
+
+    return run
+
+
+def written(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("command", app.COMMANDS)
+def test_every_command_composes_with_every_choice_of_its_groups(command):
+    OmegaConf.register_new_resolver("embedded", lambda name: f"/data/{name}", replace=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = compose(command)
+        assert not OmegaConf.missing_keys(plain)
+        for group, choice in GROUPS:
+            if group in plain:
+                chosen = compose(command, [f"{group}={choice}"])
+                missing = OmegaConf.missing_keys(chosen)
+                assert missing == ({"model.checkpoint"} if choice == "local" else set())
+                OmegaConf.to_container(chosen, resolve=choice != "local", throw_on_missing=False)
+
+
+def test_every_attention_choice_is_a_core_and_every_model_a_checkpoint():
+    from w2v_attn.attention.cores import BACKENDS
+
+    backends = [OmegaConf.load(path).backend for path in CONF.glob("attention/*.yaml")]
+    assert sorted(backends) == sorted(BACKENDS)
+    models = {path.stem: OmegaConf.load(path) for path in CONF.glob("model/*.yaml")}
+    assert {"tiny", "base", "large", "xlsr_300m", "hubert_base", "hubert_large", "local"} <= set(models)
+    assert all(set(model) == {"checkpoint", "revision"} for model in models.values())
+
+
+def test_extract_without_arguments_gives_features_of_the_speech_that_comes_along(call, tmp_path):
+    from safetensors.torch import load_file
+
+    from w2v_attn import load_encoder, read_audio
+
+    code, out, _ = call("extract")
+    assert code == 0
+    clips = sorted(SPEECH.rglob("*.flac"))
+    assert len(written(tmp_path / "features")) == len(clips)
+    assert f"{len(clips)} of {len(clips)}" in out
+    ours = load_file(tmp_path / "features" / f"{clips[0].relative_to(SPEECH)}.safetensors")["final"]
+    import torch
+
+    assert torch.equal(ours, load_encoder(TINY).extract([read_audio(clips[0])])[0]["final"])
+
+
+def test_some_failures_give_code_1_a_table_and_a_ledger(call, tmp_path):
+    audio = tmp_path / "in"
+    audio.mkdir()
+    (audio / "good.flac").write_bytes(ONE_CLIP.read_bytes())
+    (audio / "bad.wav").write_text("hello")
+    (audio / "notes.txt").write_text("hello")
+    code, out, _ = call("extract", f"audio={audio}", f"output={tmp_path / 'out'}")
+    assert code == 1
+    assert "1 of 2" in out
+    assert "bad.wav" in out
+    assert "1 × .txt" in out
+    entries = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in entries] == ["bad.wav"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.flac", "a=b.flac", "a,b.flac", "a(b.flac", "[a].flac", "é.flac", "~a.flac", "{a}.flac"]
+)
+def test_odd_names_unquoted_show_the_quoting_that_then_works(call, tmp_path, name):
+    import re
+    import shlex
+
+    (tmp_path / name).write_bytes(ONE_CLIP.read_bytes())
+    code, out, err = call("extract", f"audio={name}")
+    if code == 0:  # Hydra reads this one as it stands
+        return
+    assert code == 2
+    assert not written(tmp_path / "features") if (tmp_path / "features").exists() else True
+    shown = re.search(r"w2v-attn (extract '.*)", err)
+    assert shown, err
+    code, out, err = call(*shlex.split(shown[1]))
+    assert code == 0, err
+    assert "1 of 1" in out
+
+
+WRONG = {
+    "an unknown key": (["adio=x"], "Did you mean audio?"),
+    "an unknown choice": (["model=bse"], "base"),
+    "a missing value": (["model=local"], "model.checkpoint"),
+    "an empty value": (["audio="], "audio is empty"),
+    "no such audio": (["audio=absent"], "no file or folder"),
+    "no such checkpoint": (["model.checkpoint=/absent"], "there is no folder /absent"),
+    "no such layer": (["layers=[layer_77]"], "layer_77"),
+    "no such dtype": (["dtype=float31"], "bfloat16"),
+    "no such device": (["device=cuda:99"], "device=auto"),
+    "no number": (["max_duration=long"], "max_duration must be a number"),
+    "a number below 0": (["max_duration=-1"], "above 0"),
+    "no such core": (["attention.backend=fast"], "auto, explicit, fused"),
+    "nonsense": (["=="], "w2v-attn extract --help"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_gives_code_2_a_few_lines_and_leaves_nothing(call, tmp_path, case):
+    overrides, says = WRONG[case]
+    code, _, err = call("extract", *overrides)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_reports_and_saves_a_copy_that_stock_loads(call, tmp_path):
+    import transformers
+
+    code, out, _ = call("load", f"output={tmp_path / 'copy'}")
+    assert code == 0
+    for expected in ("wav2vec2", "group norm", "16,000 Hz", "fused", "none", "Wav2Vec2ForCTC"):
+        assert expected in out
+    transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "copy")
+    transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "copy")
+    code, _, err = call("load", f"output={tmp_path / 'copy'}")
+    assert code == 2
+    assert "not an empty folder" in err
+
+
+@pytest.mark.parametrize("attention", ["auto", "explicit", "fused"])
+def test_the_core_that_was_chosen_is_named(call, attention):
+    code, out, _ = call("load", f"attention={attention}")
+    assert code == 0
+    assert ("explicit, on cpu" if attention == "explicit" else "fused, on cpu") in out
+
+
+@pytest.mark.parametrize("command", app.COMMANDS)
+def test_help_teaches(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert "Examples" in out
+    assert f"w2v-attn {command}" in out
+    assert "All keys" in out
+
+
+def test_the_command_itself_explains_its_commands(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(f"w2v-attn {command}" in out for command in app.COMMANDS)
+    assert call()[0] == 2
+    code, _, err = call("extrakt")
+    assert code == 2
+    assert "no command extrakt" in err
+    assert call("--version")[1].startswith("w2v-attn ")
+
+
+def test_scripts_and_the_module_are_the_same_commands():
+    for script in (ROOT / "scripts").glob("*.py"):
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+        assert "Examples" in done.stdout
+        assert len(script.read_text().splitlines()) < 12
+    done = subprocess.run([sys.executable, "-m", "w2v_attn", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("w2v-attn:")
+
+
+def test_help_and_import_do_not_wait_for_torch():
+    code = "import sys, w2v_attn.app; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_whole_files_and_a_summary(sent, code, tmp_path):
+    audio = tmp_path / "in"
+    audio.mkdir()
+    for number in range(400):
+        os.link(ONE_CLIP, audio / f"{number}.flac") if number == -1 else (audio / f"{number}.flac").symlink_to(ONE_CLIP)
+    command = [sys.executable, "-m", "w2v_attn", "extract", f"audio={audio}", f"output={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "not reached" in out
+    assert "interrupted" in err
+    from safetensors import safe_open
+
+    files = written(tmp_path / "out")
+    assert files
+    for file in files:
+        assert not file.name.startswith(".tmp")
+        with safe_open(file, "pt") as whole:
+            assert whole.get_slice("final").get_shape()[1] == 128
+
+
+def test_hydra_multirun_serves_several_choices(call, tmp_path):
+    code, _, _ = call(
+        "extract", "--multirun", f"audio={ONE_CLIP}", "attention=explicit,fused", "output=out/${attention.backend}"
+    )
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explicit", "fused"]
+
+
+def test_conf_and_data_are_found_beside_or_above_the_package(monkeypatch, tmp_path):
+    assert folders.find("conf") == CONF
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr(folders, "PACKAGE", tmp_path)
+    assert folders.find("conf") == tmp_path / "conf"
