@@ -13,7 +13,7 @@ from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, ro
 CPU_TILE = 1 << 20
 ACCELERATOR_TILE = 1 << 26
 # Fewer rows than this make thin products, whatever the length: a tile then grows with T, which is still linear.
-LEAST_ROWS = 16
+LEAST_ROWS = 64
 
 KEEP_LEVELS = 1 << 16
 

@@ -18,6 +18,7 @@ REFERENCE = "Hugging Face sdpa"
 PASSES = ("forward", "forward+backward")
 # Peers that keep P, its dropout mask and their gradients hold about this many tensors of size T².
 QUADRATIC_COPIES = 6
+LEAST_SECONDS, MOST_ROUNDS = 4.0, 101
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def _measure(
     """Interleaved rounds A B C A B C …, after one that warms up; then results and memory, one after the other."""
     calls = {c.name: _call(c, x, what) for c in contenders}
     with steady_allocator():
-        for call in calls.values():
-            call()
+        one_round = sum(seconds(call, device) for call in calls.values())
         times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
+        # Short calls are noisier, and cost little: more of them.
+        for _ in range(max(rounds, min(MOST_ROUNDS, int(LEAST_SECONDS / one_round)))):
             for name, call in calls.items():
                 times[name].append(1e3 * seconds(call, device))
     gc.collect()
