@@ -10,12 +10,12 @@ from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
-CPU_TILE = 1 << 20
+CPU_TILE = 1 << 19
 ACCELERATOR_TILE = 1 << 26
 # Fewer rows than this make thin products, whatever the length: a tile then grows with T, which is still linear.
 LEAST_ROWS = 64
 
-KEEP_LEVELS = 1 << 16
+KEEP_LEVELS = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def forward(
     """See `cores.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
     B, H, T, _ = q.shape
     memory = _plan(q, dropout)
-    dropper = Dropper(memory.seed, dropout, q.device)
     # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
     lse = torch.full((B, H, T), float("inf"), dtype=_compute_dtype(q), device=q.device)
+    dropper = Dropper(memory.seed, dropout, q.device, lse.dtype)
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
@@ -85,7 +85,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `cores.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
     B, H, T, _ = q.shape
-    dropper = Dropper(memory.seed, dropout, q.device)
+    dropper = Dropper(memory.seed, dropout, q.device, lse.dtype)
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
     dk = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
     dv = torch.zeros(v.shape, dtype=lse.dtype, device=v.device)
@@ -120,29 +120,31 @@ def backward(
 class Dropper:
     """Draws which probabilities are kept, tile after tile, from the stream of one seed.
 
-    Four decisions are cut out of each 64-bit number, so the rate is a multiple of 2⁻¹⁶ (0.1 becomes 0.10001);
-    `keep_rate` is 1 minus the true rate, so that the expectation is exact.
+    An entry is dropped where its 8 random bits, a number from 0 to 255, are below 256 p. That is rarely an integer:
+    for each row it is rounded up or down at random, by its fraction, so that every entry is dropped with probability p
+    exactly. Bits are what dropout costs here, and eight entries to a 64-bit number cost least.
     """
 
-    def __init__(self, seed: int, dropout: float, device: torch.device):
-        self._drop_levels = round(dropout * KEEP_LEVELS)
-        self.keep_rate = 1.0 - self._drop_levels / KEEP_LEVELS
-        self._generator = None
-        if self._drop_levels:
-            self._generator = torch.Generator(device).manual_seed(seed)
-            self._device = device
+    def __init__(self, seed: int, dropout: float, device: torch.device, dtype: torch.dtype):
+        self.keep_rate = 1.0 - dropout
+        self._levels = KEEP_LEVELS * dropout
+        self._device, self._dtype = device, dtype
+        self._generator = torch.Generator(device).manual_seed(seed) if dropout > 0 else None
 
-    def draw(self, *shape: int) -> Tensor | None:
-        """bool of this shape, True = kept; None where nothing is dropped."""
+    def draw(self, heads: int, rows: int, keys: int) -> Tensor | None:
+        """R of a tile, [heads, rows, keys]: 1 where kept and 0 where dropped. None where nothing is dropped."""
         if self._generator is None:
             return None
-        numel = 1
-        for n in shape:
-            numel *= n
-        bits = torch.empty((numel + 3) // 4, dtype=torch.int64, device=self._device)
+        numel = heads * rows * keys
+        bits = torch.empty((numel + 7) // 8, dtype=torch.int64, device=self._device)
         bits.random_(-(1 << 63), None, generator=self._generator)
-        levels = bits.view(torch.int16)[:numel].view(shape)  # uniform over −2¹⁵ … 2¹⁵ − 1
-        return levels >= self._drop_levels - KEEP_LEVELS // 2
+        numbers = bits.view(torch.int8)[:numel].view(heads, rows, keys)  # uniform over −128 … 127
+        rounding = torch.rand(heads, rows, 1, generator=self._generator, device=self._device)
+        threshold = (self._levels + rounding).floor_().sub_(KEEP_LEVELS // 2)
+        # int8 holds −128 … 127; only a rate above 255/256 can ask for 128.
+        threshold = threshold.to(torch.int8 if self._levels <= KEEP_LEVELS - 1 else torch.int16)
+        keep = torch.empty(numbers.shape, dtype=self._dtype, device=self._device)
+        return torch.ge(numbers, threshold, out=keep)
 
 
 def _plan(q: Tensor, dropout: float) -> Memory:
