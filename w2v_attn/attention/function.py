@@ -5,8 +5,7 @@ spans steps (2) to (5), for projections that are something else (LoRA, quantised
 and torch differentiates them.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from w2v_attn.attention import cores, mathematics
 from w2v_attn.attention.masks import AttentionMask
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a call asks for besides its tensors. dropout is the rate in force, 0 in evaluation."""
 
     num_heads: int
@@ -28,8 +26,7 @@ class Options:
     return_scores: bool
 
 
-@dataclass(frozen=True)
-class _Recipe:
+class _Recipe(NamedTuple):
     """How the heads were attended, for their backward."""
 
     core: cores.Core
@@ -58,12 +55,10 @@ class SelfAttention(torch.autograd.Function):
         options: Options,
     ) -> tuple[Tensor, Tensor | None]:
         mask = AttentionMask(padding, allowed, bias, options.causal)
-        q, k, v = (
-            mathematics.split_heads(mathematics.project(x, w, b), options.num_heads)
-            for w, b in ((w_q, b_q), (w_k, b_k), (w_v, b_v))
-        )  # (1)
-        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_bias=ctx.needs_input_grad[11])  # (2) to (5)
-        y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
+        parameters = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o)
+        y, scores, (q, k, v, o, lse), ctx.recipe = _block(
+            x, parameters, mask, options, needs_bias=ctx.needs_input_grad[11]
+        )
         # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back from lse and
         # the seed. The weights are the parameters themselves.
         ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias)
@@ -137,6 +132,31 @@ class AttentionCore(torch.autograd.Function):
                 do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=ctx.needs_input_grad[5]
             )
         return dq, dk, dv, None, None, dbias, None
+
+
+def self_attention(
+    x: Tensor, parameters: tuple[Tensor | None, ...], mask: AttentionMask, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """The whole block: y [B, T, M] and, where asked for, the scores; differentiable where gradients are on.
+
+    parameters: w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o.
+    """
+    if torch.is_grad_enabled():
+        return SelfAttention.apply(x, *parameters, mask.padding, mask.allowed, mask.bias, options)
+    return _block(x, parameters, mask, options, needs_bias=False)[:2]
+
+
+def _block(
+    x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_bias: bool
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], _Recipe]:
+    """Steps (1) to (6) -> y, scores, (q, k, v, o, log-sum-exp), and how the heads were attended."""
+    w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = parameters
+    q = mathematics.split_heads(mathematics.project(x, w_q, b_q), options.num_heads)  # (1)
+    k = mathematics.split_heads(mathematics.project(x, w_k, b_k), options.num_heads)
+    v = mathematics.split_heads(mathematics.project(x, w_v, b_v), options.num_heads)
+    o, lse, scores, recipe = _attend(q, k, v, mask, options, needs_bias=needs_bias)  # (2) to (5)
+    y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
+    return y, scores, (q, k, v, o, lse), recipe
 
 
 def _attend(

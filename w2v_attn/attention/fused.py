@@ -27,6 +27,9 @@ class Memory:
     max_frames: tuple[int, int] = (0, 0)
 
 
+CPU_FLASH = Memory("cpu flash")
+
+
 def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
     """What of this request the platform's kernels cannot do; None when they can do it all."""
     device = q.device.type
@@ -55,7 +58,7 @@ def forward(
     num_frames = q.shape[2]
     if q.device.type == "cpu":
         o, lse = _cpu_forward(q, k, v, mask, scale)
-        memory = Memory("cpu flash")
+        memory = CPU_FLASH
     elif _cuda_flash_serves(q, mask):
         o, lse, _, _, max_q, max_k, seed, offset, _ = aten._scaled_dot_product_flash_attention(
             q, k, v, dropout, mask.causal, False, scale=scale
@@ -93,7 +96,7 @@ def backward(
     if empty is not None:
         # The kernel gave these rows some probabilities. With dO = 0 there, δ and dS are 0 whatever they were.
         do = do.masked_fill(empty.unsqueeze(-1), 0.0)
-    if memory.kernel == "cpu flash":
+    if memory is CPU_FLASH:
         return *_cpu_backward(do, q, k, v, o, lse, mask, scale), None
     assert memory.random_state is not None
     seed, offset = memory.random_state
@@ -121,7 +124,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale)
 
     counts = _padded_at_end(mask, q)
-    if counts is None:
+    if counts is None:  # nothing is masked, or in another way
         return attend(q, k, v, mask.as_bias(q.dtype, q.shape[2], with_causal=False))
     # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
     B, H, T, _ = q.shape

@@ -1,16 +1,14 @@
 """`MultiHeadSelfAttention`: the layer, its parameters and its arguments."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention import cores, mathematics
-from w2v_attn.attention.function import AttentionCore, Options, SelfAttention
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.function import AttentionCore, Options, self_attention
+from w2v_attn.attention.masks import NO_MASK, AttentionMask
 
-Method = TypeVar("Method", bound=Callable[..., Any])
 Initializer = Callable[[Tensor], object]
 
 WEIGHT_INITIALIZERS: dict[str, Initializer] = {
@@ -26,11 +24,6 @@ BIAS_INITIALIZERS: dict[str, Initializer] = {
     "ones": nn.init.ones_,
     "narrow_normal": WEIGHT_INITIALIZERS["narrow_normal"],
 }
-
-
-def _outside_graphs(method: Method) -> Method:
-    """Graph compilers leave it to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels."""
-    return torch.compiler.disable(method)  # type: ignore[return-value]
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -144,9 +137,10 @@ class MultiHeadSelfAttention(nn.Module):
         assert scores is not None
         return y, scores
 
-    @_outside_graphs
     def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
+        if torch.compiler.is_compiling():
+            return _outside_graphs(self, x, mask, return_scores)
         options = Options(
             num_heads=self.num_heads,
             scale=self.scale,
@@ -170,7 +164,7 @@ class MultiHeadSelfAttention(nn.Module):
 
     def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
         """The name of the core that a call with these hidden states [B, T, input_size] takes now."""
-        mask = AttentionMask() if mask is None else mask
+        mask = NO_MASK if mask is None else mask
         q = x.new_empty(1, self.num_heads, 1, self.key_size // self.num_heads)
         v = x.new_empty(1, self.num_heads, 1, self.value_size // self.num_heads)
         needs_bias = mask.bias is not None and mask.bias.requires_grad and torch.is_grad_enabled()
@@ -190,18 +184,27 @@ class MultiHeadSelfAttention(nn.Module):
 def _whole_block(
     x: Tensor, projections: tuple[nn.Linear, ...], mask: AttentionMask, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    """The block as one autograd function; under autocast in the dtype that linear maps take there."""
-    tensors = [x]
-    for projection in projections:
-        tensors += [projection.weight, projection.bias]
-    masks = mask.padding, mask.allowed, mask.bias
+    """The block at once; under autocast in the dtype that linear maps take there."""
+    q_proj, k_proj, v_proj, out_proj = projections
+    parameters = (q_proj.weight, q_proj.bias, k_proj.weight, k_proj.bias)
+    parameters += (v_proj.weight, v_proj.bias, out_proj.weight, out_proj.bias)
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return SelfAttention.apply(*tensors, *masks, options)
+        return self_attention(x, parameters, mask, options)
     dtype = torch.get_autocast_dtype(device)
-    tensors = [None if t is None else t.to(dtype) for t in tensors]
     with torch.autocast(device, enabled=False):
-        return SelfAttention.apply(*tensors, *masks, options)
+        cast = tuple(None if p is None else p.to(dtype) for p in parameters)
+        return self_attention(x.to(dtype), cast, mask, options)
+
+
+def _attend(
+    layer: MultiHeadSelfAttention, x: Tensor, mask: AttentionMask, return_scores: bool
+) -> tuple[Tensor, Tensor | None]:
+    return layer.attend(x, mask, return_scores=return_scores)
+
+
+# Graph compilers leave this to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels.
+_outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_attend)  # type: ignore[assignment]
 
 
 def _is_plain(projection: nn.Module) -> bool:

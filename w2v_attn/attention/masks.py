@@ -37,7 +37,7 @@ class AttentionMask:
                 f"{padding_mask.dtype} {list(padding_mask.shape)}"
             )
         if attention_mask is None:
-            return cls(padding_mask)
+            return NO_MASK if padding_mask is None else cls(padding_mask)
         if isinstance(attention_mask, str):
             if attention_mask != "causal":
                 raise ValueError(f'attention_mask must be "causal" or a tensor, got "{attention_mask}"')
@@ -136,6 +136,9 @@ class AttentionMask:
         assert self.padding is not None
         attended = self.padding.cumsum(1) > 0 if self.causal else self.padding.any(1, keepdim=True)
         return ~attended[:, None]
+
+
+NO_MASK = AttentionMask()
 
 
 def _past(rows: slice, num_keys: int, device: torch.device | None) -> Tensor:

@@ -109,7 +109,8 @@ def attend_rows(
 ) -> tuple[Tensor, Tensor]:
     """Steps (2) to (5) for a tile of rows against all its keys.
 
-    bias: added to the scores. allowed: bool, True = attend. keep: R of dropout, 1 = kept, in the dtype of q; keep_rate: 1 − p.
+    bias: added to the scores. allowed: bool, True = attend.
+    keep: R of dropout, 1 = kept, in the dtype of q. keep_rate: 1 − p.
     Returns o [H, I, E] and the log-sum-exp L [H, I], +inf in rows that may attend no key.
     """
     s_HIT = _masked_scores(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2)

@@ -1,6 +1,7 @@
 """`what=attention`: our layer against torch's and Hugging Face's, on the same weights and the same hidden states."""
 
 import gc
+import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -136,15 +137,16 @@ def _quadratic_bytes(contender: Contender, batch: int, heads: int, num_frames: i
 def _measure(
     contenders: list[Contender], x: Tensor, dropout: float, what: str, rounds: int, device: torch.device
 ) -> Iterator[Figure]:
-    """Interleaved rounds A B C A B C …, after one that warms up; then results and memory, one after the other."""
+    """Interleaved rounds, after one that warms up; then results and memory, one after the other."""
     calls = {c.name: _call(c, x, what) for c in contenders}
     with steady_allocator():
         one_round = sum(seconds(call, device) for call in calls.values())
         times: dict[str, list[float]] = {name: [] for name in calls}
+        shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
         # Short calls are noisier, and cost little: more of them.
         for _ in range(max(rounds, min(MOST_ROUNDS, int(LEAST_SECONDS / one_round)))):
-            for name, call in calls.items():
-                times[name].append(1e3 * seconds(call, device))
+            for name in shuffled.sample(list(calls), len(calls)):
+                times[name].append(1e3 * seconds(calls[name], device))
     gc.collect()
     stock = next((c for c in contenders if c.name == REFERENCE), None)
     reference = None if stock is None or dropout > 0 else _result(stock, x, what)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.pretrained.families import FAMILIES, supported
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -137,7 +137,7 @@ def __getattr__(name: str) -> type[nn.Module]:
 def _mask_from_transformers(attention_mask: Tensor | None) -> AttentionMask:
     """transformers' conventions to ours. What a GPU holds is not looked into: that would make the host wait."""
     if attention_mask is None:
-        return AttentionMask()
+        return NO_MASK
     if attention_mask.dim() == 2:
         return AttentionMask(padding=attention_mask.bool())
     on_cpu = attention_mask.device.type == "cpu"
