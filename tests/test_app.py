@@ -1,7 +1,6 @@
 """The commands as people call them: every configuration composes, errors help, exit codes are those promised."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -126,6 +125,11 @@ WRONG = {
     "a number below 0": (["max_duration=-1"], "above 0"),
     "no such core": (["attention.backend=fast"], "auto, explicit, fused"),
     "nonsense": (["=="], "w2v-attn extract --help"),
+    "no layers": (["layers=null"], "layers must be a list"),
+    "no group": (["model=null"], "group override"),
+    "no core": (["attention=null"], "group override"),
+    "a name too long": (["audio=" + "a" * 300], "no file or folder"),
+    "somebody's home": (["audio='~nobody_123/x'"], "no file or folder"),
 }
 
 
@@ -137,6 +141,22 @@ def test_a_wrong_request_gives_code_2_a_few_lines_and_leaves_nothing(call, tmp_p
     assert says in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_names_are_shown_as_they_are(call, tmp_path):
+    (tmp_path / "x[").mkdir()
+    for name in ("x[/b].wav", "song[live].wav", "a:smile:.wav"):
+        (tmp_path / name).write_text("no audio")
+    code, out, _ = call("extract", f"audio={tmp_path}", "output=out")
+    assert code == 1
+    assert all(name in out for name in ("x[/b].wav", "song[live].wav", "a:smile:.wav"))
+
+
+def test_an_output_that_is_a_file_is_told_before_anything_is_loaded(call, tmp_path):
+    (tmp_path / "out").touch()
+    code, _, err = call("extract", f"audio={ONE_CLIP}", "output=out")
+    assert code == 2
+    assert "is a file" in err
 
 
 def test_load_reports_and_saves_a_copy_that_stock_loads(call, tmp_path):
@@ -199,7 +219,7 @@ def test_a_signal_ends_with_whole_files_and_a_summary(sent, code, tmp_path):
     audio = tmp_path / "in"
     audio.mkdir()
     for number in range(400):
-        os.link(ONE_CLIP, audio / f"{number}.flac") if number == -1 else (audio / f"{number}.flac").symlink_to(ONE_CLIP)
+        (audio / f"{number}.flac").symlink_to(ONE_CLIP)
     command = [sys.executable, "-m", "w2v_attn", "extract", f"audio={audio}", f"output={tmp_path / 'out'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

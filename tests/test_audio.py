@@ -200,13 +200,27 @@ def test_no_mutation_of_a_file_crashes_or_gives_nonsense(at, value, cut, name, t
     assert 0 < len(found) <= 100 * RATE
 
 
+@pytest.mark.parametrize("name", ["caf", "w64", "wav", "aiff", "rf64", "sph", "au", "ogg"])
+def test_lengths_in_a_header_that_lead_nowhere_are_refused_or_passed_over(name, tmp_path):
+    tone = np.sin(np.arange(2000, dtype=np.float32) / 20) * 0.5
+    content = write(tmp_path / f"a.{name}", tone, name).read_bytes()
+    for at in range(4, 96):
+        path = tmp_path / f"mutant.{name}"
+        path.write_bytes(content[:at] + b"\x7f" + content[at + 1 :])
+        try:
+            assert len(read_audio(path, max_duration=100)) > 0
+        except AudioError:
+            continue
+
+
 # ------------------------------------------------------------------------------------------------- contents
 
 
 @pytest.mark.parametrize(("value", "flag"), [(0.0, "all zeros"), (0.25, "constant")])
-def test_silence_and_constants_are_read_and_flagged(value, flag, tmp_path):
-    found = read_recording(write(tmp_path / "a.wav", np.full(5000, value, np.float32), "wav"))
-    assert len(found.waveform) == 5000
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_silence_and_constants_are_read_and_flagged_at_any_rate(value, flag, rate, tmp_path):
+    found = read_recording(write(tmp_path / "a.wav", np.full(5000, value, np.float32), "wav", rate))
+    assert len(found.waveform) == pytest.approx(5000 * RATE / rate, abs=1)
     assert found.flags == (flag,)
 
 
@@ -215,6 +229,12 @@ def test_a_thousand_times_full_scale_is_read_and_flagged(wave, tmp_path):
     found = read_recording(write(tmp_path / "a.wav", loud, "float.wav"))
     assert found.flags == ("louder than full scale (1e+03 ×)",)
     np.testing.assert_array_equal(found.waveform, loud)
+
+
+def test_samples_that_overflow_in_resampling_are_refused(tmp_path):
+    huge = 3.3e38 * np.sign(np.sin(np.arange(9000) / 3)).astype(np.float32)
+    with pytest.raises(AudioError, match="overflows"):
+        read_audio(write(tmp_path / "a.wav", huge, "float.wav", 44100))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -191,7 +191,57 @@ def test_another_family_is_named_with_those_that_are_supported(group_checkpoint,
     assert family is None or family in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "wav2vec2", "hidden_size": "many"}'])
+BAD_CONFIGS = [
+    {"model_type": ["wav2vec2"]},
+    {"num_attention_heads": 0},
+    {"num_attention_heads": 7},
+    {"conv_dim": 5},
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+]
+
+
+@pytest.mark.parametrize("changes", BAD_CONFIGS, ids=str)
+@pytest.mark.parametrize("with_head", [False, True])
+def test_values_in_a_config_that_cannot_be_are_told(group_checkpoint, changes, with_head):
+    change_config(group_checkpoint, **changes)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(group_checkpoint, with_head=with_head)
+
+
+def test_architectures_that_are_no_list_are_passed_over(group_checkpoint):
+    change_config(group_checkpoint, architectures=5)
+    assert type(load_checkpoint(group_checkpoint, with_head=True).model).__name__ == "Wav2Vec2Model"
+
+
+@pytest.mark.parametrize("changes", [{"sampling_rate": 0}, {"sampling_rate": "x"}, {"do_normalize": "false"}], ids=str)
+def test_values_in_a_preprocessor_config_that_cannot_be_are_told(group_checkpoint, changes):
+    file = group_checkpoint / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match="preprocessor"):
+        load_checkpoint(group_checkpoint)
+
+
+@pytest.mark.parametrize("head", ["ForCTC", "ForSequenceClassification", "ForPreTraining"])
+@pytest.mark.parametrize("family", ["unispeech-group", "unispeech-layer", "unispeech-sat-group", "unispeech-sat-layer"])
+def test_the_heads_of_other_families_make_no_difference_either(family, head, tmp_path):
+    load_checkpoint(save(tiny_model(family, head), tmp_path / head))
+
+
+def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing(group_checkpoint, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    checkpoint = load_checkpoint(group_checkpoint)
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint.model, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_copy(checkpoint, tmp_path / "there" / "copy")
+    assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"model_type": "wav2vec2", "hidden_size": "many"}'])
 def test_a_config_that_is_not_valid_is_told(group_checkpoint, text):
     (group_checkpoint / "config.json").write_text(text)
     with pytest.raises(CheckpointError):

@@ -35,8 +35,8 @@ def test_what_is_no_audio_is_counted(tmp_path):
 
 def test_odd_names_are_rows_like_others(tmp_path):
     assert sorted(ids(list_recordings(touch(tmp_path, *ODD_NAMES)))) == sorted(ODD_NAMES)
-    (tmp_path / "list.csv").write_text('path\n"a,b.wav"\né.wav\n', encoding="utf-8")
-    assert ids(list_recordings(tmp_path / "list.csv")) == ["a,b.wav", "é.wav"]
+    (tmp_path / "list.csv").write_text('path\n"a,b.wav"\né.wav\n~tilde.wav\n', encoding="utf-8")
+    assert ids(list_recordings(tmp_path / "list.csv")) == ["a,b.wav", "é.wav", "~tilde.wav"]
 
 
 def test_a_loop_of_links_gives_each_file_once(tmp_path):
@@ -102,7 +102,7 @@ BROKEN = {
     "no JSON": ("l.jsonl", '{"path": "a.wav"}\n{\n', r"line 2: is not JSON"),
     "no object": ("l.jsonl", "[1]\n", r"line 1: expected an object"),
     "no rows": ("l.csv", "path\n", r"lists no recordings"),
-    "an open quote": ("l.csv", 'path\n"a.wav\n', r"cannot be read"),
+    "an open quote": ("l.csv", 'path\n"a.wav\n', r"line 1: cannot be read as .csv"),
 }
 
 
@@ -114,10 +114,35 @@ def test_a_broken_manifest_names_the_line(case, tmp_path):
         list_recordings(tmp_path / name)
 
 
-def test_a_manifest_that_is_no_text_is_told(tmp_path):
-    (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00path")
-    with pytest.raises(CorpusError, match="UTF-8"):
-        list_recordings(tmp_path / "l.csv")
+@pytest.mark.parametrize("name", ["l.csv", "l.txt", "l.jsonl"])
+def test_a_manifest_that_is_no_text_is_told_with_the_line(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\n\xff\xfe\x00path\n")
+    with pytest.raises(CorpusError, match="line 2: is not UTF-8"):
+        list_recordings(tmp_path / name)
+
+
+def test_json_that_is_too_deep_is_told(tmp_path):
+    (tmp_path / "l.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(CorpusError, match="line 1: is not JSON"):
+        list_recordings(tmp_path / "l.jsonl")
+
+
+def test_a_folder_that_may_not_be_searched_becomes_a_row_that_fails(tmp_path, monkeypatch):
+    touch(tmp_path, "open/a.wav", "closed/b.wav")
+    right = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return right(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert ids(list_recordings(tmp_path)) == ["closed", "open/a.wav"]
+
+
+def test_a_name_longer_than_any_file_systems_is_told():
+    with pytest.raises(CorpusError, match="no file or folder"):
+        list_recordings("a" * 5000)
 
 
 def test_a_long_manifest_is_listed_in_linear_time(tmp_path):

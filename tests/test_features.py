@@ -99,8 +99,37 @@ def test_flags_reach_the_outcome_and_the_file(encoder, tmp_path):
 def test_features_that_overflow_are_named_and_not_written(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "extract", lambda *_: [{"final": torch.full((3, 2), torch.inf)}])
     (outcome,) = run(encoder, list_recordings(SPEECH).rows[:1], tmp_path / "out")
-    assert "overflow in float32" in outcome.reason
+    assert "not finite in float32" in outcome.reason
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_recording_that_does_not_fit_into_memory_is_named(encoder, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(encoder, "extract", fail)
+    (outcome,) = run(encoder, list_recordings(SPEECH).rows[:1], tmp_path / "out")
+    assert "does not fit into memory" in outcome.reason
+
+
+def test_an_interruption_just_after_the_rename_is_not_lost(encoder, tmp_path, monkeypatch):
+    right = feature_files.os.replace
+
+    def replace(*names):
+        right(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature_files.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        run(encoder, list_recordings(SPEECH).rows[:2], tmp_path / "out")
+
+
+def test_features_can_be_learned_from(encoder):
+    found = encoder.extract([torch.randn(2000)])[0]["final"]
+    probe = torch.nn.Linear(found.shape[1], 2)
+    probe(found).sum().backward()
+    assert probe.weight.grad is not None
 
 
 def test_an_unknown_layer_is_told_before_anything_is_written(encoder, tmp_path):

@@ -106,6 +106,35 @@ def test_gradients_are_those_of_the_definition(backend, kind):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -1e9, 1e9])
+def test_a_bias_of_nothing_but_huge_numbers_leaves_scores_and_gradients_true(backend, lowest):
+    """Softmax does not see what all keys of a row have in common; float32 would, if it were not taken off first."""
+    layer = make_layer(backend, torch.float32)
+    bias = torch.zeros(1, 1, T, T)
+    bias[..., :4, :] = lowest
+    bias[..., 5, 2:] = -abs(lowest)
+    x = torch.randn(B, T, C, requires_grad=True)
+    ours, scores = layer(x, attention_mask=bias, return_scores=True)
+    shifted = bias.double() - bias.double().amax(-1, keepdim=True)
+    exact, leaf = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    theirs, their_scores = reference(exact, leaf, attention_mask=shifted)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.double(), their_scores, rtol=0, atol=1e-5)
+    (our_dx,) = torch.autograd.grad(ours.square().sum(), x)
+    (their_dx,) = torch.autograd.grad(theirs.square().sum(), leaf)
+    torch.testing.assert_close(our_dx.double(), their_dx, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", CORES)
+def test_scores_sum_to_one_in_half_precision_with_a_large_bias(backend):
+    layer = MultiHeadSelfAttention(24, 4, backend=backend, dtype=torch.bfloat16)
+    _, scores = layer(
+        torch.randn(2, 13, 24, dtype=torch.bfloat16), attention_mask=30 * torch.randn(13, 13), return_scores=True
+    )
+    torch.testing.assert_close(scores.float().sum(-1), torch.ones(2, 4, 13), rtol=0, atol=0.02)
+
+
 def checked_function(layer, mask, x, return_scores=False):
     """A function of every tensor that gets a gradient, and these tensors, for gradcheck."""
     names = [name for name, _ in layer.named_parameters()]
@@ -515,6 +544,32 @@ def test_projections_that_are_no_plain_linear_maps_are_called(monkeypatch):
     names = [name for name, p in layer.named_parameters() if p.requires_grad]
     function = lambda *p: torch.func.functional_call(layer, dict(zip(names, p, strict=True)), (x,))  # noqa: E731
     assert gradcheck(function, [p for p in layer.parameters() if p.requires_grad], fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", CORES)
+def test_under_autocast_substituted_projections_lose_no_more_than_plain_ones(backend):
+    torch.manual_seed(0)
+    layer = MultiHeadSelfAttention(64, 4, backend=backend)
+    exact = copy.deepcopy(layer).double()
+    x, dy = torch.randn(1, 300, 64), torch.randn(1, 300, 64)
+
+    def gradient(module, dtype):
+        leaf = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(leaf)
+        return torch.autograd.grad(y, leaf, dy.to(y.dtype))[0].double()
+
+    truth = gradient(exact, torch.float64)
+    plain = (gradient(layer, torch.float32) - truth).norm()
+    layer.q_proj.register_forward_hook(lambda *_: None)  # now it is called as a module
+    assert (gradient(layer, torch.float32) - truth).norm() < 1.3 * plain
+
+
+def test_autocast_leaves_float64_alone():
+    layer, x = make_layer(), torch.randn(1, T, C, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), make_layer()(x))
+        assert layer(x).dtype == torch.float64
 
 
 def test_hooks_on_a_projection_are_seen():

@@ -248,6 +248,44 @@ def test_nothing_to_replace_names_the_supported_families(model):
         replace_attention(model)
 
 
+def test_a_class_that_somebody_derived_is_left_alone():
+    model = tiny_model("wav2vec2-group")
+    stock = type(model.encoder.layers[0].attention)
+
+    class Mine(stock):
+        pass
+
+    model.encoder.layers[0].attention.__class__ = Mine
+    replace_attention(model)
+    assert type(model.encoder.layers[0].attention) is Mine
+    assert isinstance(model.encoder.layers[1].attention, MultiHeadSelfAttention)
+    restore_attention(model)
+    assert type(model.encoder.layers[0].attention) is Mine
+    assert type(model.encoder.layers[1].attention) is stock
+
+
+def test_a_mask_that_is_no_tensor_names_the_implementations_that_work():
+    block = replace_attention(tiny_model("wav2vec2-group")).encoder.layers[0].attention
+    with pytest.raises(ValueError, match="sdpa"):
+        block(torch.randn(1, 3, 24), attention_mask=object())
+
+
+def test_lora_finds_its_targets_and_only_they_learn(norm_style):
+    peft = pytest.importorskip("peft")
+    model = replace_attention(tiny_model(norm_style, "ForCTC", ctc_loss_reduction="mean", mask_time_prob=0.0))
+    with torch.no_grad():
+        before = model(waves()).logits
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(waves()).logits, before, rtol=0, atol=1e-5)
+    tuned.train()
+    ctc_loss(tuned).backward()
+    learning = {name for name, p in tuned.named_parameters() if p.grad is not None}
+    assert len(learning) == 2 * 2 * 3
+    assert all("lora_" in name for name in learning)
+    assert all(isinstance(block, MultiHeadSelfAttention) for block in blocks(tuned))
+
+
 def test_an_unknown_core_and_cross_attention_are_refused():
     model = tiny_model("wav2vec2-group")
     with pytest.raises(ValueError, match="auto, explicit, fused"):

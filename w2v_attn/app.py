@@ -57,8 +57,10 @@ def extract(config: Any) -> int:
     from w2v_attn.pretrained.replace import core_in_use
 
     max_duration = _number(config, "max_duration")
-    output = Path(_text(config, "output")).expanduser()
-    layers = [config.layers] if isinstance(config.layers, str) else list(config.layers)
+    output = _path(config, "output")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={output} is a file: name a folder")
+    layers = _list(config, "layers", str)
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     encoder = load_encoder(
         _text(config.model, "checkpoint"),
@@ -72,19 +74,21 @@ def extract(config: Any) -> int:
     sizes = [_size(row.path) for row in corpus.rows]
     started = time.monotonic()
     code = DONE
+    interruption = _Interruption()
     try:
-        with _terminable(), console.ProgressLine(sum(sizes), "recordings") as progress:
+        with interruption, console.ProgressLine(sum(sizes), "recordings") as progress:
             run = extract_corpus(encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
-            for size, outcome in zip(sizes, run, strict=True):
+            for size, outcome in zip(sizes, run, strict=False):
                 outcomes.append(outcome)
                 progress.advance(size, failed=outcome.reason is not None)
+                if interruption.code is not None:
+                    break
     except RunError as error:
         print(f"stopped: {error}. The same command goes on when that is mended", file=sys.stderr)
         code = SOME_FAILED
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except _Terminated:
-        code = TERMINATED
+    except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
+        pass
+    code = interruption.code or code
 
     wall = time.monotonic() - started
     failed = [outcome for outcome in outcomes if outcome.reason is not None]
@@ -92,7 +96,7 @@ def extract(config: Any) -> int:
     seconds = sum(outcome.seconds for outcome in written)
     flags = Counter(flag.split(" (")[0] for outcome in written for flag in outcome.flags)
     missing = len(corpus.rows) - len(outcomes)
-    channels = encoder.config.hidden_size
+    channels = next((outcome.channels for outcome in written), 0)
     rows = [
         ("recordings", f"{len(written)} of {len(corpus.rows)}" + (f", {missing} not reached" if missing else "")),
         ("failed", f"{len(failed)}, see {output / LEDGER}" if failed else "0"),
@@ -125,7 +129,7 @@ def load(config: Any) -> int:
     from w2v_attn.pretrained.description import describe
     from w2v_attn.pretrained.replace import core_in_use, replace_attention
 
-    output = None if config.output is None else Path(str(config.output)).expanduser()
+    output = None if config.output is None else _path(config, "output")
     if output is not None:
         check_destination(output)
     device = find_device(str(config.device))
@@ -148,16 +152,22 @@ def benchmark(config: Any) -> int:
     from w2v_attn.benchmarks import attention
     from w2v_attn.benchmarks.results import write_json
     from w2v_attn.encoder.encoder import find_device
+    from w2v_attn.pretrained.checkpoints import DTYPES
 
     if config.what != "attention":
         raise ValueError(f"what must be attention, got {config.what}")
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
+    output = None if config.output is None else _path(config, "output")
+    if output is not None:
+        write_json({}, output)  # before minutes of measuring, not after
     screen = console.console()
     report = attention.run(
-        frames=list(config.frames),
+        frames=_list(config, "frames", int),
         channels=int(config.channels),
         heads=int(config.heads),
         batch=int(config.batch),
-        dropouts=list(config.dropouts),
+        dropouts=_list(config, "dropouts", float),
         rounds=int(config.rounds),
         device=find_device(str(config.device)),
         dtype=str(config.dtype),
@@ -165,8 +175,8 @@ def benchmark(config: Any) -> int:
     )
     for title, header, rows in attention.tables(report):
         screen.print(console.table(title, rows, header=header))
-    if config.output is not None:
-        print(f"written: {write_json(report, Path(str(config.output)).expanduser())}")
+    if output is not None:
+        print(f"written: {write_json(report, output)}")
     return DONE
 
 
@@ -196,7 +206,7 @@ def _run(command: str, overrides: list[str]) -> int:
     program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(folders.find("conf")), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_trace:
             raise
         print(_explain(command, overrides, error), file=sys.stderr)
@@ -237,7 +247,12 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
     unread = getattr(error, "override", None)  # the one that Hydra's grammar stumbled over
     for override in overrides:
         key, equals, value = override.partition("=")
-        if equals and (override == unread or override in text) and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII):
+        if (
+            key
+            and equals
+            and (override == unread or override in text)
+            and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII)
+        ):
             quoted = value.replace("\\", "\\\\").replace('"', '\\"')
             return (
                 f"{override}: has characters that Hydra reads as its own ( = , ( [ {{ é ~ spaces …).\n"
@@ -279,21 +294,26 @@ def _keys(command: str) -> list[str]:
 # -------------------------------------------------------------------------------------------------- helpers
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _Interruption:
+    """While open, Ctrl-C or SIGTERM asks the run to end after the recording at hand; a second one ends it at once.
 
+    code: the exit code of what arrived; None as long as nothing did.
+    """
 
-class _terminable:  # noqa: N801 - reads as the context that it is
-    """While open, SIGTERM ends the run as Ctrl-C does: what is written is whole, and a summary comes."""
+    def __init__(self) -> None:
+        self.code: int | None = None
 
     def __enter__(self) -> None:
-        def stop(*_: object) -> None:
-            raise _Terminated
-
-        self._before = signal.signal(signal.SIGTERM, stop)
+        self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _: object) -> None:
+        if self.code is not None:
+            raise KeyboardInterrupt
+        self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 def _text(config: Any, key: str) -> str:
@@ -301,6 +321,21 @@ def _text(config: Any, key: str) -> str:
     if value is None or not str(value):
         raise ValueError(f"{key} is empty: give {key}=VALUE")
     return str(value)
+
+
+def _path(config: Any, key: str) -> Path:
+    return Path(os.path.expanduser(_text(config, key)))
+
+
+def _list(config: Any, key: str, kind: Callable[[Any], Any]) -> list[Any]:
+    """A list that may be given as its only element."""
+    value = config[key]
+    if isinstance(value, str | int | float):
+        value = [value]
+    try:
+        return [kind(element) for element in value]
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a list such as {key}=[a,b], got {value}") from None
 
 
 def _number(config: Any, key: str) -> float:

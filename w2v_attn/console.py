@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH = 120
 PLAIN_SECONDS = 10.0
@@ -20,11 +21,12 @@ def console(*, stderr: bool = False) -> Console:
 
 def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> Table:
     """A table; without a header, names on the left and values on the right."""
-    made = Table(title=title, title_justify="left", show_header=bool(header))
+    # Text: in a plain string rich would read the brackets of a file name as its own markup.
+    made = Table(title=Text(title), title_justify="left", show_header=bool(header))
     for number, name in enumerate(header or ("", "")):
         made.add_column(name, overflow="fold", style="bold" if number == 0 else "")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(Text(str(cell)) for cell in row))
     return made
 
 

@@ -47,20 +47,23 @@ def list_recordings(audio: str | os.PathLike[str], *, root: str | os.PathLike[st
     Raises:
         CorpusError: there is no such file, nothing in it, or a row of a manifest is wrong; it names the line.
     """
-    path = Path(audio).expanduser()
+    path = Path(os.path.expanduser(audio))
+    try:
+        path.stat()
+    except OSError as error:
+        raise CorpusError(f"there is no file or folder {path} ({error.strerror})") from error
     if path.is_dir():
         return _walk(path)
-    if not path.exists():
-        raise CorpusError(f"there is no file or folder {path}")
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        return _read_manifest(path, Path(root).expanduser() if root is not None else path.parent)
+        return _read_manifest(path, Path(os.path.expanduser(root)) if root is not None else path.parent)
     return Corpus((Row(path.name, path),))
 
 
 def _walk(folder: Path) -> Corpus:
     rows, skipped = [], Counter()
     for path in _files(folder):
-        if path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith("."):
+        # A folder that may not be searched is a row too: it cannot be read, and so it is named with its reason.
+        if path.is_dir() or (path.suffix.lower() in AUDIO_EXTENSIONS and not path.name.startswith(".")):
             rows.append(Row(path.relative_to(folder).as_posix(), path))
         else:
             skipped[path.suffix.lower() or "no extension"] += 1
@@ -74,9 +77,10 @@ def _walk(folder: Path) -> Corpus:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, through symbolic links too, but no folder twice."""
-    seen = set()
-    for current, folders, names in os.walk(folder, followlinks=True):
+    """Every file below a folder, through symbolic links too, but no folder twice; last the folders that are closed."""
+    seen: set[str] = set()
+    closed: list[Path] = []
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: closed.append(Path(e.filename))):
         real = os.path.realpath(current)
         if real in seen:
             folders.clear()
@@ -84,6 +88,7 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         yield from (Path(current, name) for name in names)
+    yield from closed
 
 
 def _read_manifest(manifest: Path, root: Path) -> Corpus:
@@ -103,35 +108,44 @@ def _read_manifest(manifest: Path, root: Path) -> Corpus:
 def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """(line, columns) of each row of a manifest."""
     kind = manifest.suffix.lower()
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            if kind in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True)
-                for record in reader:
-                    if None in record or None in record.values():
-                        raise CorpusError(
-                            f"{manifest}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns "
-                            f"({', '.join(reader.fieldnames or ())}); quote values that hold the separator"
-                        )
-                    yield reader.line_num, dict(record)
-                return
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                if kind != ".jsonl":
-                    yield number, {"path": line.strip()}
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise CorpusError(f"{manifest}, line {number}: is not JSON: {error.msg}") from error
-                if not isinstance(record, dict):
+    if kind in (".csv", ".tsv"):
+        reader = csv.DictReader(_lines(manifest), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        try:
+            for record in reader:
+                if None in record or None in record.values():
                     raise CorpusError(
-                        f"{manifest}, line {number}: expected an object with a path, got {line.strip()[:60]}"
+                        f"{manifest}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns "
+                        f"({', '.join(reader.fieldnames or ())}); quote values that hold the separator"
                     )
-                yield number, record
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{manifest} cannot be read as a UTF-8 {kind} manifest: {error}") from error
+                yield reader.line_num, dict(record)
+        except csv.Error as error:
+            raise CorpusError(f"{manifest}, line {reader.line_num}: cannot be read as {kind}: {error}") from error
+        return
+    for number, line in enumerate(_lines(manifest), 1):
+        if not line.strip():
+            continue
+        if kind != ".jsonl":
+            yield number, {"path": line.strip()}
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise CorpusError(f"{manifest}, line {number}: is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{manifest}, line {number}: expected an object with a path, got {line.strip()[:60]}")
+        yield number, record
+
+
+def _lines(manifest: Path) -> Iterator[str]:
+    try:
+        with manifest.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise CorpusError(f"{manifest}, line {number}: is not UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise CorpusError(f"{manifest} cannot be read: {error.strerror or error}") from error
 
 
 def _row(record: dict[str, object], root: Path, where: str) -> Row:
@@ -143,7 +157,7 @@ def _row(record: dict[str, object], root: Path, where: str) -> Row:
         raise CorpusError(f"{where}: the path is {value!r}, expected the path of a file")
     if "://" in value:
         raise CorpusError(f"{where}: {value} is a URL, expected a path on this machine: fetch it first")
-    path = root / Path(value).expanduser()
+    path = root / value
     # The path as written decides; a link inside the root may lead anywhere its owner put it.
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
     if inside.split(os.sep)[0] == os.pardir:

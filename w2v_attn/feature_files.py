@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
     tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in features.items()}
     content = save(tensors, {"format": FORMAT, **metadata})
     # In the same folder, so that the last step is a rename; a name of its own, so that two runs do not meet.
-    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=EXTENSION, dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -37,7 +38,8 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # renamed already: the interruption came just after
+            os.unlink(temporary)
         raise
     _sync_folder(path.parent)
 

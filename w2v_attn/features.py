@@ -35,6 +35,7 @@ class Outcome:
     reason: str | None
     seconds: float = 0.0
     frames: int = 0
+    channels: int = 0
     flags: tuple[str, ...] = ()
 
 
@@ -66,14 +67,17 @@ def _extract_row(encoder: Encoder, row: Row, output: Path, layers: tuple[str, ..
     try:
         recording = read_recording(row.path, sample_rate=encoder.sample_rate, max_duration=max_duration)
         encoder.check_waveform(recording.waveform)
+        features = encoder.extract([recording.waveform], layers)[0]
     except ValueError as error:
         return Outcome(row, None, str(error))
-    try:
-        features = encoder.extract([recording.waveform], layers)[0]
-    except (torch.OutOfMemoryError, MemoryError):
-        return Outcome(row, None, f"does not fit into memory: {recording.duration:.0f} seconds; cut it into pieces")
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        return Outcome(row, None, "does not fit into memory: cut it into pieces")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
-        return Outcome(row, None, f"its features overflow in {_dtype_name(features)}: extract with dtype=float32")
+        dtype = _dtype_name(features)
+        way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
+        return Outcome(row, None, f"its features are not finite in {dtype}{way_out}")
     path = feature_path(output, row.id)
     try:
         write_features(path, features, _metadata(encoder, row, recording, features))
@@ -81,8 +85,8 @@ def _extract_row(encoder: Encoder, row: Row, output: Path, layers: tuple[str, ..
         if error.errno in FATAL_ERRORS:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
         return Outcome(row, None, f"its features cannot be written: {error.strerror or error}")
-    frames = len(next(reversed(features.values())))
-    return Outcome(row, path, None, recording.duration, frames, recording.flags)
+    frames, channels = features[next(reversed(features))].shape
+    return Outcome(row, path, None, recording.duration, frames, channels, recording.flags)
 
 
 def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> dict[str, str]:
@@ -103,6 +107,11 @@ def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[s
         "flags": "; ".join(recording.flags),
         "version": __version__,
     }
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _as_text(name: str) -> str:

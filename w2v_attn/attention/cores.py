@@ -23,7 +23,7 @@ class Forward(Protocol):
     ) -> tuple[Tensor, Tensor, Any]:
         """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E], log-sum-exp [B, H, T], what backward needs besides.
 
-        o has the dtype of v; the log-sum-exp is at least float32 and +inf in rows that may attend no key.
+        o has the dtype of v and is 0 in rows that may attend no key. The log-sum-exp is for the core's own backward.
         """
         ...
 

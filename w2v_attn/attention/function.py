@@ -165,7 +165,7 @@ def _attend(
     """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, scores, and the recipe of it."""
     core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_bias=needs_bias)
     o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
-    scores = _scores(q, k, lse, mask, options.scale) if options.return_scores else None
+    scores = _scores(q, k, mask, options.scale) if options.return_scores else None
     return o, lse, scores, _Recipe(core, memory, options)
 
 
@@ -189,7 +189,7 @@ def _attend_backward(
         do, q, k, v, o, lse, recipe.memory, mask, scale=options.scale, dropout=options.dropout, needs_bias=needs_bias
     )
     if dscores is not None:
-        extra_dq, extra_dk, extra_dbias = _scores_backward(dscores, q, k, lse, mask, options.scale)
+        extra_dq, extra_dk, extra_dbias = _scores_backward(dscores, q, k, mask, options.scale)
         dq, dk = dq + extra_dq, dk + extra_dk
         if needs_bias:
             assert dbias is not None
@@ -200,26 +200,21 @@ def _attend_backward(
     return dq, dk, dv, dbias
 
 
-def _scores(q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     """P of every recording, [B, H, T, T]: quadratic, as asked for, and true per head whatever core ran."""
-    T = q.shape[2]
-    p = torch.stack([_recording_scores(b, q, k, lse, mask, scale) for b in range(q.shape[0])])
+    B, H, T, _ = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
+    for b in range(B):
+        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, q.device)
+        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed).softmax(-1)
     empty = mask.rows_without_keys(T)
     return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
 
 
-def _recording_scores(b: int, q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-    _, H, T, _ = q.shape
-    bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, q.device)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    # Some kernels pad their log-sum-exp: only the first T are rows.
-    return mathematics.probabilities(q[b].to(wide) * scale, k[b].to(wide), lse[b, :, :T].to(wide), bias, allowed)
-
-
 def _scores_backward(
-    dscores: Tensor, q: Tensor, k: Tensor, lse: Tensor, mask: AttentionMask, scale: float
+    dscores: Tensor, q: Tensor, k: Tensor, mask: AttentionMask, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dS [B, H, T, T] from the gradient of the scores."""
-    p = _scores(q, k, lse, mask, scale)
-    ds = mathematics.softmax_backward(p, dscores)
+    ds = mathematics.softmax_backward(_scores(q, k, mask, scale), dscores)
     return ds @ k * scale, ds.mT @ q * scale, ds

@@ -14,6 +14,7 @@ from w2v_attn.attention.masks import AttentionMask
 aten = torch.ops.aten
 
 CUDA_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_FLASH_CHANNELS, CUDA_FLASH_CAPABILITY = 256, (8, 0)
 # The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
 BIAS_ALIGNMENT = 16
 
@@ -125,7 +126,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
 
     counts = _padded_at_end(mask, q)
     if counts is None:  # nothing is masked, or in another way
-        return attend(q, k, v, mask.as_bias(q.dtype, q.shape[2], with_causal=False))
+        return attend(q, k, v, mask.as_bias(_lse_dtype(q), q.shape[2], with_causal=False))
     # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
     B, H, T, _ = q.shape
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
@@ -149,7 +150,7 @@ def _cpu_backward(
 
     counts = _padded_at_end(mask, q)
     if counts is None:
-        return attend_backward(do, q, k, v, o, lse, mask.as_bias(q.dtype, q.shape[2], with_causal=False))
+        return attend_backward(do, q, k, v, o, lse, mask.as_bias(_lse_dtype(q), q.shape[2], with_causal=False))
     B, H, T, D = q.shape
     dq, dk, dv = (q.new_zeros(B, T, H, D).transpose(1, 2) for _ in range(3))
     for b, n in enumerate(counts):
@@ -178,7 +179,12 @@ def _lse_dtype(q: Tensor) -> torch.dtype:
 
 
 def _cuda_flash_serves(q: Tensor, mask: AttentionMask) -> bool:
-    return q.dtype in CUDA_FLASH_DTYPES and not mask.forbids
+    return (
+        q.dtype in CUDA_FLASH_DTYPES
+        and not mask.forbids
+        and q.shape[-1] <= CUDA_FLASH_CHANNELS
+        and torch.cuda.get_device_capability(q.device) >= CUDA_FLASH_CAPABILITY
+    )
 
 
 def _aligned_bias(mask: AttentionMask, q: Tensor) -> Tensor | None:

@@ -159,7 +159,8 @@ class MultiHeadSelfAttention(nn.Module):
             return _whole_block(x, projections, mask, options)
         *projections_in, out_proj = projections
         q, k, v = (mathematics.split_heads(projection(x), self.num_heads) for projection in projections_in)
-        o, scores = AttentionCore.apply(q, k, v, mask.padding, mask.allowed, mask.bias, options)
+        with torch.autocast(x.device.type, enabled=False):
+            o, scores = AttentionCore.apply(q, k, v, mask.padding, mask.allowed, mask.bias, options)
         return out_proj(mathematics.merge_heads(o)), scores
 
     def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
@@ -189,7 +190,7 @@ def _whole_block(
     parameters = (q_proj.weight, q_proj.bias, k_proj.weight, k_proj.bias)
     parameters += (v_proj.weight, v_proj.bias, out_proj.weight, out_proj.bias)
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:  # autocast leaves float64 alone
         return self_attention(x, parameters, mask, options)
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):

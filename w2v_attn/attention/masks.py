@@ -82,7 +82,6 @@ class AttentionMask:
     ) -> tuple[Tensor | None, Tensor | None]:
         """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None."""
         keys = slice(0, num_keys)
-        bias = None if self.bias is None else _cut(self.bias, recording, heads, rows, keys)
         parts = []
         if self.padding is not None:
             real = self.padding[recording, keys]
@@ -96,7 +95,11 @@ class AttentionMask:
         allowed = None
         for part in parts:
             allowed = part if allowed is None else allowed & part
-        return bias, allowed
+        if self.bias is None:
+            return None, allowed
+        bias = _cut(self.bias, recording, heads, rows, keys)
+        reach = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+        return bias - _largest(reach), allowed
 
     def as_bias(self, dtype: torch.dtype, num_frames: int, *, with_causal: bool = True) -> Tensor | None:
         """All of it as one additive tensor for a kernel, [B or 1, H or 1, T or 1, T]; None where nothing is masked.
@@ -110,7 +113,11 @@ class AttentionMask:
             if total is None:
                 total = torch.zeros((), dtype=dtype, device=allowed.device)
             total = torch.where(allowed, total, lowest)
-        return None if total is None else total.expand(*total.shape[:3], num_frames)
+        if total is None:
+            return None
+        if self.bias is not None:
+            total = (total - _largest(total)).clamp(min=lowest)
+        return total.expand(*total.shape[:3], num_frames)
 
     def _allowed_parts(self, num_frames: int, with_causal: bool) -> list[Tensor]:
         parts = []
@@ -144,6 +151,14 @@ NO_MASK = AttentionMask()
 def _past(rows: slice, num_keys: int, device: torch.device | None) -> Tensor:
     """bool [I, keys]: True where the key is not after the row."""
     return torch.arange(num_keys, device=device) <= torch.arange(rows.start, rows.stop, device=device)[:, None]
+
+
+def _largest(bias: Tensor) -> Tensor:
+    """The largest bias of each row, to be taken off it: softmax does not change, and the log-sum-exp stays small.
+
+    Without it, a row of nothing but -1e9 has scores that differ by less than float32 can tell from each other there.
+    """
+    return bias.amax(-1, keepdim=True).clamp(min=torch.finfo(bias.dtype).min).detach()
 
 
 def _cut(mask: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> Tensor:

@@ -113,7 +113,7 @@ def attend_rows(
     keep: R of dropout, 1 = kept, in the dtype of q. keep_rate: 1 − p.
     Returns o [H, I, E] and the log-sum-exp L [H, I], +inf in rows that may attend no key.
     """
-    s_HIT = _masked_scores(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2)
+    s_HIT = masked_scores(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2)
     row_max = s_HIT.amax(-1, keepdim=True)
     if bias_HIT is not None or allowed_HIT is not None:
         row_max.masked_fill_(row_max == -INFINITY, 0.0)  # −∞ − (−∞) would be NaN; exp(−∞ − 0) is the 0 that is meant
@@ -136,8 +136,8 @@ def attend_rows_backward(
     delta_HI: Tensor,
     *,
     scale: float,
-    dk_HTD: Tensor | None,
-    dv_HTE: Tensor | None,
+    dk_HTD: Tensor,
+    dv_HTE: Tensor,
     bias_HIT: Tensor | None = None,
     allowed_HIT: Tensor | None = None,
     keep_HIT: Tensor | None = None,
@@ -145,20 +145,18 @@ def attend_rows_backward(
 ) -> tuple[Tensor, Tensor]:
     """Undoes (5) to (2) for a tile of rows: returns dq [H, I, D] and ds [H, I, T].
 
-    The tile's share of dk and dv is added to `dk_HTD` and `dv_HTE`; None where nobody needs them.
+    The tile's share of dk and dv is added to `dk_HTD` and `dv_HTE`.
     """
     q_HID = q_HID * scale
     do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
     p_HIT = probabilities(q_HID, k_HTD, lse_HI, bias_HIT, allowed_HIT)
-    if dv_HTE is not None:
-        kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
-        dv_HTE.baddbmm_(kept_HIT.transpose(1, 2), do_HIE)  # (5)
+    kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
+    dv_HTE.baddbmm_(kept_HIT.transpose(1, 2), do_HIE)  # (5)
     dp_HIT = torch.bmm(do_HIE, v_HTE.transpose(1, 2))
     if keep_HIT is not None:
         dp_HIT.mul_(keep_HIT)  # (4)
     ds_HIT = dp_HIT.sub_(delta_HI.unsqueeze(-1)).mul_(p_HIT)  # (3)
-    if dk_HTD is not None:
-        dk_HTD.baddbmm_(ds_HIT.transpose(1, 2), q_HID)  # (2); s is in q already
+    dk_HTD.baddbmm_(ds_HIT.transpose(1, 2), q_HID)  # (2); s is in q already
     return torch.bmm(ds_HIT, k_HTD).mul_(scale), ds_HIT
 
 
@@ -176,10 +174,11 @@ def probabilities(
     scaled_q_HID: Tensor, k_HTD: Tensor, lse_HI: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
 ) -> Tensor:
     """P of (3) from its log-sum-exp: exp(S − L), [H, I, T]."""
-    return _masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT).sub_(lse_HI.unsqueeze(-1)).exp_()
+    return masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT).sub_(lse_HI.unsqueeze(-1)).exp_()
 
 
-def _masked_scores(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
+def masked_scores(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
+    """S of (2), [H, I, T], from queries that are scaled already."""
     s_HIT = torch.bmm(scaled_q_HID, k_HTD.transpose(1, 2))
     if bias_HIT is not None:
         s_HIT.add_(bias_HIT)

@@ -58,7 +58,10 @@ def open_source(path: Path) -> Iterator[Source]:
             raise AudioError(f"cannot be read: {error.strerror or error}") from error
         if not start:
             raise AudioError("is empty (0 bytes)")
-        broken = broken_promise(file)
+        try:
+            broken = broken_promise(file)
+        except (OSError, OverflowError) as error:  # lengths that lead nowhere
+            raise AudioError("is damaged: its header does not hold together") from error
         if broken is not None:
             raise AudioError(f"is cut short: {broken}")
         try:

@@ -63,12 +63,34 @@ def read_recording(
     with open_source(Path(path)) as source:
         if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
             raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz")
-        waveform = _join(_resampled(_mono(source, max_duration), source.rate, sample_rate))
-        flags = [*source.check_complete(), *_oddities(waveform)]
+        extent = Extent()
+        waveform = _join(_resampled(_mono(source, max_duration, extent), source.rate, sample_rate))
+        flags = [*source.check_complete(), *extent.oddities()]
+        if not np.isfinite(waveform).all():
+            raise AudioError(f"overflows when it is resampled: its samples reach {extent.high:.3g} × full scale")
         return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
 
 
-def _mono(source: Source, max_duration: float) -> Iterator[np.ndarray]:
+@dataclass
+class Extent:
+    """The least and the greatest sample of a file, before resampling rounds its corners."""
+
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def include(self, block: np.ndarray) -> None:
+        self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
+
+    def oddities(self) -> Iterator[str]:
+        """What is odd about these samples, in words."""
+        if self.low == self.high:
+            yield "all zeros" if self.low == 0 else "constant"
+        peak = max(-self.low, self.high)
+        if peak > LOUD:
+            yield f"louder than full scale ({peak:.3g} ×)"
+
+
+def _mono(source: Source, max_duration: float, extent: Extent) -> Iterator[np.ndarray]:
     """float32 [frames] blocks: the mean of the channels."""
     frames = 0
     for block in source.blocks():
@@ -80,6 +102,7 @@ def _mono(source: Source, max_duration: float) -> Iterator[np.ndarray]:
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():
             raise AudioError(f"has NaN or infinite samples within its first {frames / source.rate:.1f} seconds")
+        extent.include(mono)
         yield mono
     if frames == 0:
         raise AudioError("holds no samples")
@@ -98,14 +121,3 @@ def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Ite
 
 def _join(blocks: Iterator[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *blocks])
-
-
-def _oddities(waveform: np.ndarray) -> Iterator[str]:
-    if len(waveform) == 0:
-        return
-    low, high = float(waveform.min()), float(waveform.max())
-    if low == high:
-        yield "all zeros" if low == 0 else "constant"
-    peak = max(-low, high)
-    if peak > LOUD:
-        yield f"louder than full scale ({peak:.3g} ×)"

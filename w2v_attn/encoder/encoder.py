@@ -111,7 +111,7 @@ class Encoder:
                 f"at least {self.least_samples} are needed"
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def extract(self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)) -> list[dict[str, Tensor]]:
         """For each waveform a dictionary: name of the layer -> features [frames, channels], in the encoder's dtype.
 

@@ -5,10 +5,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from w2v_attn.pretrained.checkpoints import Checkpoint
-from w2v_attn.pretrained.errors import CheckpointError
+from safetensors import SafetensorError
 
-# What a checkpoint carries besides config and weights: its preprocessor, tokenizer, language model and card.
+from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.errors import CheckpointError, first_line
+
+# What a checkpoint carries besides config and weights: its preprocessor, tokenizer and card.
 COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -46,5 +48,5 @@ def save_copy(checkpoint: Checkpoint, folder: Path) -> None:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {folder}: {first_line(error)}") from error

@@ -109,11 +109,14 @@ def _become_ours(block: nn.Module, backend: str) -> None:
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:
-    """Hugging Face's class of this attention block; None where it is no block of a supported family."""
-    for cls in type(module).__mro__:
-        if (cls.__module__, cls.__qualname__) in FAMILIES.values():
-            return cls
-    return None
+    """Hugging Face's class of this attention block; None where it is no block of a supported family.
+
+    Exactly that class, or ours of it: a class that somebody derived from it may compute something else.
+    """
+    cls = type(module)
+    if isinstance(module, HuggingFaceAttention):
+        cls = cls.__bases__[1]
+    return cls if (cls.__module__, cls.__qualname__) in FAMILIES.values() else None
 
 
 def _our_class(stock: type[nn.Module]) -> type[nn.Module]:
@@ -138,6 +141,11 @@ def _mask_from_transformers(attention_mask: Tensor | None) -> AttentionMask:
     """transformers' conventions to ours. What a GPU holds is not looked into: that would make the host wait."""
     if attention_mask is None:
         return NO_MASK
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(
+            f"w2v_attn reads attention masks that are tensors, got {type(attention_mask).__name__}: load the model "
+            'with attn_implementation="sdpa", "eager" or "flash_attention_2"'
+        )
     if attention_mask.dim() == 2:
         return AttentionMask(padding=attention_mask.bool())
     on_cpu = attention_mask.device.type == "cpu"
