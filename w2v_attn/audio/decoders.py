@@ -193,4 +193,5 @@ class _FFmpegSource(Source):
 def _sentence(error: Exception) -> str:
     text = str(error)
     # "Error opening 3: Format not recognised.": the number is a file descriptor, of no use to anybody.
-    return (text.split(": ", 1)[1] if text.startswith("Error opening") and ": " in text else text).rstrip(". ").lower()
+    text = text.split(": ", 1)[1] if text.startswith("Error opening") and ": " in text else text
+    return text.removeprefix("Error : ").rstrip(". ").lower()
