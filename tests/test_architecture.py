@@ -9,8 +9,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "w2v_attn"
 # What stands further left may import what stands further right, never the other way round.
-ORDER = ["app", "benchmarks", "features", "encoder", "pretrained", "attention"]
-ALONE = {"audio", "corpus", "feature_files", "folders", "console", "torchaudio_import"}  # import none of the above
+ORDER = ["app", "benchmarks", "features", "transcription", "encoder", "pretrained", "attention"]
+ALONE = {"audio", "corpus", "runs", "feature_files", "folders", "console", "torchaudio_import"}  # none of the above
 MAY_PRINT = {"app.py", "console.py"}
 
 
@@ -47,6 +47,8 @@ def test_imports_go_one_way(path):
     here = room(path)
     for there in our_rooms(path) & {*ORDER, *ALONE}:
         if there == here or (there in ALONE and here in ORDER):
+            continue
+        if here == "runs" and there in ALONE:  # it reads the recordings of a corpus
             continue
         assert here in ORDER, f"{here} stands alone, but imports {there}"
         assert ORDER.index(here) < ORDER.index(there), f"{here} may not import {there}"

@@ -11,7 +11,7 @@ from conftest import SPEECH
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from w2v_attn import feature_files, features, load_encoder, read_audio
+from w2v_attn import feature_files, features, load_encoder, read_audio, runs
 from w2v_attn.corpus import Row, list_recordings
 
 
@@ -32,10 +32,10 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
     rows = list_recordings(SPEECH).rows[:3]
     outcomes = run(encoder, rows, tmp_path, layers=("layer_02", "final"))
     for row, outcome in zip(rows, outcomes, strict=True):
-        assert outcome.path == tmp_path / f"{row.id}.safetensors"
+        assert outcome.result.path == tmp_path / f"{row.id}.safetensors"
         wave = read_audio(row.path)
         expected = encoder.extract([wave], ("layer_02", "final"))[0]
-        with safe_open(outcome.path, "pt") as file:
+        with safe_open(outcome.result.path, "pt") as file:
             assert sorted(file.keys()) == ["final", "layer_02"]
             for name, tensor in expected.items():
                 assert torch.equal(file.get_tensor(name), tensor)
@@ -49,12 +49,12 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
         assert about["format"] == feature_files.FORMAT
         assert about["version"]
         assert about["layers"] == "layer_02,final"
-    assert not (tmp_path / features.LEDGER).exists()
+    assert not (tmp_path / runs.LEDGER).exists()
 
 
 def test_the_last_layer_and_final_may_be_one_tensor(encoder, tmp_path):
     (outcome,) = run(encoder, list_recordings(SPEECH).rows[:1], tmp_path, layers=("layer_03", "final"))
-    found = load_file(outcome.path)
+    found = load_file(outcome.result.path)
     assert torch.equal(found["layer_03"], found["final"])  # a post-norm model returns what its last block gives
 
 
@@ -75,12 +75,12 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(encoder, tmp_path):
     soundfile.write(short, np.zeros(399, np.int16), 16_000)
     outcomes = run(encoder, rows_of(text, good, short, gone), tmp_path / "out")
     assert [outcome.reason is None for outcome in outcomes] == [False, True, False, False]
-    ledger = [json.loads(line) for line in (tmp_path / "out" / features.LEDGER).read_text().splitlines()]
+    ledger = [json.loads(line) for line in (tmp_path / "out" / runs.LEDGER).read_text().splitlines()]
     assert [entry["path"] for entry in ledger] == [str(text), str(short), str(gone)]
     assert "at least 400" in ledger[1]["reason"]
     assert "No such file" in ledger[2]["reason"]
     run(encoder, rows_of(good), tmp_path / "out")
-    assert not (tmp_path / "out" / features.LEDGER).exists()  # the ledger is of the last run
+    assert not (tmp_path / "out" / runs.LEDGER).exists()  # the ledger is of the last run
 
 
 def test_a_recording_beyond_the_limit_is_named(encoder, tmp_path):
@@ -92,7 +92,7 @@ def test_flags_reach_the_outcome_and_the_file(encoder, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(4000, np.int16), 16_000)
     (outcome,) = run(encoder, rows_of(tmp_path / "silent.wav"), tmp_path / "out")
     assert outcome.flags == ("all zeros",)
-    with safe_open(outcome.path, "pt") as file:
+    with safe_open(outcome.result.path, "pt") as file:
         assert file.metadata()["flags"] == "all zeros"
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_ends_the_run_with_nothing_partial(encoder, tmp_path, monkey
         monkeypatch.setattr(feature_files.os, "fdopen", fdopen)
     else:
         monkeypatch.setattr(feature_files.os, step, full)
-    with pytest.raises(features.RunError, match="No space left"):
+    with pytest.raises(runs.RunError, match="No space left"):
         run(encoder, rows, tmp_path / "out")
     monkeypatch.undo()
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
@@ -172,7 +172,7 @@ def test_a_name_too_long_for_the_file_system_concerns_one_recording(encoder, tmp
 
 def test_an_output_that_is_a_file_is_told(encoder, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(features.RunError, match="cannot write"):
+    with pytest.raises(runs.RunError, match="cannot write"):
         run(encoder, list_recordings(SPEECH).rows[:1], tmp_path / "file" / "out")
 
 

@@ -9,17 +9,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from w2v_attn import __version__, folders
 
 DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+SHOWN = 20  # rows of a table; files have all of them
 
 USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
 
   w2v-attn extract     features from audio, one safetensors file for each recording
+  w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
   w2v-attn load        load a checkpoint and report what it is; save a copy
   w2v-attn benchmark   our layer against its peers
 
@@ -50,34 +53,66 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
-    from w2v_attn import console
     from w2v_attn.corpus import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
-    from w2v_attn.features import LEDGER, Outcome, RunError, extract_corpus
+    from w2v_attn.features import extract_corpus
     from w2v_attn.pretrained.replace import core_in_use
 
-    max_duration = _number(config, "max_duration")
-    output = _path(config, "output")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output={output} is a file: name a folder")
-    layers = _list(config, "layers", str)
+    max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    encoder = load_encoder(
-        _text(config.model, "checkpoint"),
-        revision=config.model.revision,
-        dtype=str(config.dtype),
-        device=str(config.device),
-        backend=config.attention.backend,
-    )
+    encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config))
+    run = extract_corpus(encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
+    outcomes, seconds, code = _watch(corpus, run)
 
-    outcomes: list[Outcome] = []
+    written = [outcome.result for outcome in outcomes if outcome.result is not None]
+    channels = written[0].channels if written else 0
+    rows = [
+        ("layers", ", ".join(layers)),
+        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {encoder.dtype}"),
+        ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
+    ]
+    return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
+
+
+def transcribe(config: Any) -> int:
+    """`w2v-attn transcribe`, see conf/transcribe.yaml."""
+    from w2v_attn import console
+    from w2v_attn.corpus import list_recordings
+    from w2v_attn.pretrained.replace import core_in_use
+    from w2v_attn.transcription.files import TRANSCRIPTS
+    from w2v_attn.transcription.recognizer import Transcript, load_recognizer
+    from w2v_attn.transcription.transcribing import transcribe_corpus
+
+    max_duration, output = _number(config, "max_duration"), _folder(config, "output")
+    formats = _list(config, "formats")
+    corpus = list_recordings(_text(config, "audio"), root=config.root)
+    recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config))
+    run = transcribe_corpus(recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
+    outcomes, seconds, code = _watch(corpus, run)
+
+    heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
+    shown = [
+        (row_id, found.text if isinstance(found, Transcript) else found.label, f"{found.score:.2f}")
+        for row_id, found in heard[:SHOWN]
+    ]
+    more = f" (the first {SHOWN} of {len(heard)})" if len(heard) > SHOWN else ""
+    console.console().print(console.table(f"Heard{more}", shown, header=("recording", "text", "score")))
+    rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
+    return _conclude("Transcribed", corpus, outcomes, seconds, code, output / TRANSCRIPTS, rows)
+
+
+def _watch(corpus: Any, run: Any) -> tuple[list[Any], float, int]:
+    """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code."""
+    from w2v_attn import console
+    from w2v_attn.runs import RunError
+
+    outcomes: list[Any] = []
     sizes = [_size(row.path) for row in corpus.rows]
     started = time.monotonic()
     code = DONE
     interruption = _Interruption()
     try:
-        with interruption, console.ProgressLine(sum(sizes), "recordings") as progress:
-            run = extract_corpus(encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
+        with interruption, closing(run), console.ProgressLine(sum(sizes), "recordings") as progress:
             for size, outcome in zip(sizes, run, strict=False):
                 outcomes.append(outcome)
                 progress.advance(size, failed=outcome.reason is not None)
@@ -88,32 +123,37 @@ def extract(config: Any) -> int:
         code = SOME_FAILED
     except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
         pass
-    code = interruption.code or code
+    return outcomes, time.monotonic() - started, interruption.code or code
 
-    wall = time.monotonic() - started
+
+def _conclude(
+    title: str, corpus: Any, outcomes: list[Any], wall: float, code: int, output: Path, rows: list[tuple[str, str]]
+) -> int:
+    """The summary of a run, and its exit code."""
+    from w2v_attn import console
+    from w2v_attn.runs import LEDGER
+
     failed = [outcome for outcome in outcomes if outcome.reason is not None]
-    written = [outcome for outcome in outcomes if outcome.reason is None]
-    seconds = sum(outcome.seconds for outcome in written)
-    flags = Counter(flag.split(" (")[0] for outcome in written for flag in outcome.flags)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    flags = Counter(flag.split(" (")[0] for outcome in outcomes for flag in outcome.flags)
     missing = len(corpus.rows) - len(outcomes)
-    channels = next((outcome.channels for outcome in written), 0)
-    rows = [
-        ("recordings", f"{len(written)} of {len(corpus.rows)}" + (f", {missing} not reached" if missing else "")),
-        ("failed", f"{len(failed)}, see {output / LEDGER}" if failed else "0"),
+    summary = [
+        ("recordings", f"{len(outcomes) - len(failed)} of {len(corpus.rows)}"),
+        ("failed", f"{len(failed)}, see {LEDGER}" if failed else "0"),
         ("audio", f"{seconds:.1f} s, {seconds / max(wall, 1e-9):.1f} × real time"),
-        ("layers", ", ".join(layers)),
-        ("frames", f"{sum(outcome.frames for outcome in written):,} × {channels} channels, {encoder.dtype}"),
-        ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
-        ("output", output),
+        *rows,
+        ("output", str(output)),
     ]
+    if missing:
+        summary.append(("not reached", str(missing)))
     if corpus.skipped:
-        rows.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
-    rows += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
+        summary.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
+    summary += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
     screen = console.console()
-    screen.print(console.table("Extracted", rows))
+    screen.print(console.table(title, summary))
     if failed:
-        reasons = [(outcome.row.id, outcome.reason) for outcome in failed[:20]]
-        more = f" (the first 20 of {len(failed)})" if len(failed) > 20 else ""
+        reasons = [(outcome.row.id, outcome.reason) for outcome in failed[:SHOWN]]
+        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
         screen.print(console.table(f"Could not be used{more}", reasons, header=("recording", "reason")))
     if code in (INTERRUPTED, TERMINATED):
         print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
@@ -123,7 +163,7 @@ def extract(config: Any) -> int:
 def load(config: Any) -> int:
     """`w2v-attn load`, see conf/load.yaml."""
     from w2v_attn import console
-    from w2v_attn.encoder.encoder import find_device
+    from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import load_checkpoint
     from w2v_attn.pretrained.copies import check_destination, save_copy
     from w2v_attn.pretrained.description import describe
@@ -151,7 +191,7 @@ def benchmark(config: Any) -> int:
     from w2v_attn import console
     from w2v_attn.benchmarks import attention
     from w2v_attn.benchmarks.results import write_json
-    from w2v_attn.encoder.encoder import find_device
+    from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import DTYPES
 
     if config.what != "attention":
@@ -180,7 +220,12 @@ def benchmark(config: Any) -> int:
     return DONE
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {"extract": extract, "load": load, "benchmark": benchmark}
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "extract": extract,
+    "transcribe": transcribe,
+    "load": load,
+    "benchmark": benchmark,
+}
 
 
 # ---------------------------------------------------------------------------------------------------- Hydra
@@ -327,7 +372,24 @@ def _path(config: Any, key: str) -> Path:
     return Path(os.path.expanduser(_text(config, key)))
 
 
-def _list(config: Any, key: str, kind: Callable[[Any], Any]) -> list[Any]:
+def _folder(config: Any, key: str) -> Path:
+    path = _path(config, key)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{key}={path} is a file: name a folder")
+    return path
+
+
+def _model_options(config: Any) -> dict[str, Any]:
+    """What loading a model takes beside its checkpoint."""
+    return {
+        "revision": config.model.revision,
+        "dtype": str(config.dtype),
+        "device": str(config.device),
+        "backend": config.attention.backend,
+    }
+
+
+def _list(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
     """A list that may be given as its only element."""
     value = config[key]
     if isinstance(value, str | int | float):

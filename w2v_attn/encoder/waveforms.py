@@ -1,0 +1,90 @@
+"""What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.replace import replace_attention
+
+
+def find_device(device: str) -> torch.device:
+    """ "auto" as a device that is there; any other name as torch knows it.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device="{device}" cannot be used here: {reason}. device=auto takes what is there') from error
+    return found
+
+
+class WaveformModel:
+    """A pretrained model with our attention, and its waveforms.
+
+    model: the transformers model. checkpoint: what it was loaded from. device: where it is.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto"):
+        self.checkpoint = checkpoint
+        self.model: Any = replace_attention(checkpoint.model, backend=backend).to(device).eval()
+        self.device = device
+        self.config: Any = self.model.config
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the waveforms that go in."""
+        return self.checkpoint.sample_rate
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of what comes out."""
+        return self.model.dtype
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame of the convolutions to the next: the product of their strides."""
+        return prod(self.config.conv_stride)
+
+    @property
+    def least_samples(self) -> int:
+        """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        # SEW pools pairs of frames before its blocks: it needs two.
+        return samples + (getattr(self.config, "squeeze_factor", 1) - 1) * self.hop
+
+    def frame_rate(self, layer: str = "final") -> float:
+        """Frames a second in this layer."""
+        samples = self.hop
+        if layer != "final":
+            samples *= getattr(self.config, "squeeze_factor", 1)
+        elif getattr(self.config, "add_adapter", False):
+            samples *= self.config.adapter_stride**self.config.num_adapter_layers
+        return self.sample_rate / samples
+
+    def check_waveform(self, waveform: Tensor) -> None:
+        """Raises ValueError where this model cannot read a waveform; the text is the reason."""
+        if waveform.dim() != 1:
+            raise ValueError(f"a waveform must be [samples], got {list(waveform.shape)}: average the channels first")
+        if len(waveform) < self.least_samples:
+            raise ValueError(
+                f"is too short: {len(waveform)} samples at {self.sample_rate} Hz, "
+                f"at least {self.least_samples} are needed"
+            )
+
+    def prepare(self, waveform: Tensor) -> Tensor:
+        """The input of the model, [1, samples]: normalised over its whole length where the checkpoint wants that."""
+        waveform = waveform.to(self.device, torch.float64)
+        if self.checkpoint.do_normalize:
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(unbiased=False) + 1e-7)
+        return waveform.to(self.dtype)[None]

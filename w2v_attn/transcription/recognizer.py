@@ -1,0 +1,143 @@
+"""`load_recognizer` and the recognisers it returns: a CTC head gives words, a classifier a label."""
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2v_attn.encoder.waveforms import WaveformModel, find_device
+from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
+from w2v_attn.pretrained.errors import CheckpointError, first_line
+
+TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Word:
+    """start, end: seconds. score: mean probability of its frames, 0 to 1."""
+
+    word: str
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a recording says. score: geometric mean over frames of the likeliest symbol's probability, 0 to 1."""
+
+    text: str
+    score: float
+    words: tuple[Word, ...]
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON: text, score, words with times in seconds."""
+        words = [{"word": w.word, "start": w.start, "end": w.end, "score": w.score} for w in self.words]
+        return {"text": self.text, "score": self.score, "words": words}
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a recording is. score: its probability. scores: label -> probability of the likeliest five."""
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON: label, score, and the likeliest labels with theirs."""
+        return {"label": self.label, "score": self.score, "scores": self.scores}
+
+
+class Recognizer(WaveformModel, ABC):
+    """A fine-tuned model with its head."""
+
+    @abstractmethod
+    def recognize(self, waveform: Tensor) -> Transcript | Label:
+        """waveform: float32 [samples] at `sample_rate`, as recorded. Raises ValueError where it is too short."""
+
+    @torch.no_grad()
+    def _log_probabilities(self, waveform: Tensor) -> Tensor:
+        """float32, of the head's last axis; one recording at a time, so that neighbours do not matter."""
+        self.check_waveform(waveform)
+        return self.model(self.prepare(waveform)).logits[0].float().log_softmax(-1).cpu()
+
+
+class CtcRecognizer(Recognizer):
+    """Greedy CTC: the likeliest symbol of each frame, repetitions and blanks taken out.
+
+    Source: A. Graves et al., "Connectionist Temporal Classification", section 3.2, best path decoding.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Any, **options: Any):
+        super().__init__(checkpoint, **options)
+        self._tokenizer = tokenizer
+
+    def recognize(self, waveform: Tensor) -> Transcript:
+        """The words with their times."""
+        best, symbols = self._log_probabilities(waveform).max(-1)
+        decoded = self._tokenizer.decode(symbols.tolist(), output_word_offsets=True)
+        rate = self.frame_rate()
+        words = []
+        for found in decoded.word_offsets:
+            first, end = int(found["start_offset"]), int(found["end_offset"])
+            score = best[first:end].exp().mean().item()
+            words.append(Word(found["word"], round(first / rate, 3), round(end / rate, 3), round(score, 4)))
+        return Transcript(decoded.text, round(best.mean().exp().item(), 4), tuple(words))
+
+
+class Classifier(Recognizer):
+    """One label for a recording."""
+
+    def recognize(self, waveform: Tensor) -> Label:
+        """The likeliest label, and the next ones."""
+        probabilities = self._log_probabilities(waveform).exp()
+        names = self.config.id2label
+        likeliest = probabilities.topk(min(5, len(probabilities)))
+        scores = {
+            names[i]: round(p, 4) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        }
+        label = next(iter(scores))
+        return Label(label, scores[label], scores)
+
+
+def load_recognizer(
+    checkpoint: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    backend: str = "auto",
+) -> Recognizer:
+    """The model of a fine-tuned checkpoint with its head and our attention; arguments as for `load_encoder`.
+
+    Raises:
+        CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or a label, or no
+            vocabulary. ValueError: an unknown backend, or a device that is not there.
+    """
+    place = find_device(device)
+    loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype, with_head=True)
+    architecture = type(loaded.model).__name__
+    if architecture.endswith("ForCTC"):
+        return CtcRecognizer(loaded, _read_tokenizer(loaded.folder), device=place, backend=backend)
+    if architecture.endswith("ForSequenceClassification"):
+        return Classifier(loaded, device=place, backend=backend)
+    raise CheckpointError(
+        f"{loaded.source} is a {architecture}, which gives neither text nor a label. Expected a checkpoint that was "
+        "fine-tuned: …ForCTC or …ForSequenceClassification, such as facebook/wav2vec2-base-960h"
+    )
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import Wav2Vec2CTCTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{folder} has a CTC head but no vocabulary: expected vocab.json beside the weights")
+    try:
+        return Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # any JSON may stand in these files
+        raise CheckpointError(f"the vocabulary of {folder} cannot be read: {first_line(error)}") from error
