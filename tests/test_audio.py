@@ -76,6 +76,11 @@ def test_channels_are_averaged(channels, wave, tmp_path):
     assert found.source_channels == channels
 
 
+def test_more_channels_than_any_recorder_has_are_refused(tmp_path):
+    with pytest.raises(AudioError, match="declares 65 channels"):
+        read_audio(write(tmp_path / "a.wav", np.zeros((800, 65), np.float32), "wav"))
+
+
 @pytest.mark.parametrize("rate", [4000, 8000, 11025, 22050, 44100, 44101, 48000, 96000, 384000])
 def test_any_rate_becomes_16_khz_with_the_pitch_it_had(rate, tmp_path):
     seconds, pitch = 1.3, 440.0
@@ -319,6 +324,22 @@ def test_m4a_is_read_with_the_extra(m4a, wave):
     found = read_audio(m4a)
     assert abs(len(found) - len(wave)) < 4096
     assert found.abs().max() > 0.1
+
+
+def test_ffmpeg_reads_many_channels_side_by_side(wave, tmp_path):
+    """Behind the eighth channel lies what once ended the process: see `_FFmpegSource.blocks`."""
+    av = pytest.importorskip("av")
+    path, channels = tmp_path / "a.mka", 12
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout=f"{channels}C")
+        samples = np.repeat((wave * 32767).astype(np.int16), channels)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "s16", f"{channels}C")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = read_recording(path)
+    assert found.source_channels == channels
+    np.testing.assert_allclose(found.waveform, wave, atol=1e-4)
 
 
 def test_m4a_without_the_extra_names_it(m4a, monkeypatch):

@@ -44,8 +44,9 @@ class ProgressLine:
                 BarColumn(),
                 TextColumn("{task.percentage:3.0f} %"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("so far,"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=console(stderr=True),
             )
             self._task = self._bar.add_task(what, total=self._total)

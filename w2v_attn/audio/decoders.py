@@ -154,7 +154,7 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
             if not container.streams.audio:
                 raise AudioError("has no audio track")
             yield _FFmpegSource(container)
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError) as error:
         if known:
             raise AudioError(f"is damaged: FFmpeg says {error.strerror}") from error
         raise AudioError(f"is not audio that libsndfile or FFmpeg know: {_sentence(refusal)}") from error
@@ -173,12 +173,15 @@ class _FFmpegSource(Source):
     def blocks(self) -> Iterator[np.ndarray]:
         import av
 
-        planar = av.AudioResampler(format="fltp")  # the samples as float32; rate and channels stay
+        # The samples as float32, channels side by side: with a plane for each channel, PyAV reads beyond the eighth.
+        packed = av.AudioResampler(format="flt")
         for decoded in self._container.decode(self._stream):
-            for frame in planar.resample(decoded):
-                block = frame.to_ndarray().T
+            if decoded.layout.nb_channels != self.channels or decoded.sample_rate != self.rate:
+                raise AudioError("is damaged: its rate or its number of channels changes on the way")
+            for frame in packed.resample(decoded):
+                block = frame.to_ndarray().reshape(-1, self.channels)
                 self._frames += len(block)
-                yield np.ascontiguousarray(block, dtype=np.float32)
+                yield block.astype(np.float32, copy=False)
 
     def check_complete(self) -> list[str]:
         if self._stream.duration is None:

@@ -14,6 +14,7 @@ from w2v_attn.audio.decoders import AudioError, Source, open_source
 
 SAMPLE_RATE = 16_000
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
+MOST_CHANNELS = 64
 # Ordinary decoders and resamplers overshoot full scale a little; beyond this it is another scale altogether.
 LOUD = 2.0
 
@@ -51,7 +52,8 @@ def read_audio(
 
     Raises:
         AudioError: the file cannot be read, is no audio, is damaged or cut short, holds no samples or NaN, declares a
-            rate outside 4–384 kHz, or is longer than `max_duration`. A ValueError; its text is the reason.
+            rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. A ValueError; its text
+            is the reason.
     """
     return read_recording(path, sample_rate=sample_rate, max_duration=max_duration).waveform
 
@@ -63,6 +65,8 @@ def read_recording(
     with open_source(Path(path)) as source:
         if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
             raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz")
+        if source.channels > MOST_CHANNELS:
+            raise AudioError(f"declares {source.channels} channels: expected {MOST_CHANNELS} at most")
         extent = Extent()
         waveform = _join(_resampled(_mono(source, max_duration, extent), source.rate, sample_rate))
         flags = [*source.check_complete(), *extent.oddities()]
