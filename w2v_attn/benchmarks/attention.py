@@ -171,13 +171,13 @@ def _measure(
 
 
 def _call(contender: Contender, x: Tensor, what: str) -> Callable[[], Tensor]:
+    contender.layer.train(what != "forward")  # walks over all modules: not a part of what is timed
+
     def forward() -> Tensor:
-        contender.layer.eval()
         with torch.no_grad():
             return contender.call(contender.layer, x)
 
     def forward_backward() -> Tensor:
-        contender.layer.train()
         contender.layer.zero_grad(set_to_none=True)
         leaf = x.detach().requires_grad_()
         y = contender.call(contender.layer, leaf)
