@@ -90,6 +90,25 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, capsys):
     assert {"date", "torch", "transformers", "device", "threads", "settings", "figures"} <= set(figures)
 
 
+def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    old = tmp_path / "old.json"
+    old.write_text('{"kept": true}')
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attention, "run", interrupted)
+    for output in (tmp_path / "file" / "x.json", tmp_path):
+        with pytest.raises(SystemExit) as done:
+            app.main(["benchmark", f"output={output}"])
+        assert done.value.code == 2
+        assert "output=" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        app.main(["benchmark", f"output={old}"])
+    assert json.loads(old.read_text()) == {"kept": True}
+
+
 def test_an_unknown_benchmark_is_told(capsys):
     with pytest.raises(SystemExit) as done:
         app.main(["benchmark", "what=everything"])

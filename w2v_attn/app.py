@@ -190,7 +190,7 @@ def benchmark(config: Any) -> int:
     """`w2v-attn benchmark`, see conf/benchmark.yaml."""
     from w2v_attn import console
     from w2v_attn.benchmarks import attention
-    from w2v_attn.benchmarks.results import write_json
+    from w2v_attn.benchmarks.results import check_destination, write_json
     from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import DTYPES
 
@@ -200,7 +200,7 @@ def benchmark(config: Any) -> int:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     output = None if config.output is None else _path(config, "output")
     if output is not None:
-        write_json({}, output)  # before minutes of measuring, not after
+        check_destination(output)
     screen = console.console()
     report = attention.run(
         frames=_list(config, "frames", int),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention.masks import AttentionMask
-from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums
+from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums, softmax_dtype
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
 CPU_TILE = 1 << 19
@@ -50,7 +50,7 @@ def forward(
     memory = _plan(q, dropout)
     # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
-    lse = torch.full((B, H, T), float("inf"), dtype=_compute_dtype(q), device=q.device)
+    lse = torch.full((B, H, T), float("inf"), dtype=softmax_dtype(q), device=q.device)
     dropper = Dropper(memory.seed, dropout, q.device, lse.dtype)
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
@@ -185,7 +185,3 @@ def _add_to_bias(dbias: Tensor, ds: Tensor, tile: Tile) -> None:
 
 def _length(part: slice) -> int:
     return part.stop - part.start
-
-
-def _compute_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32

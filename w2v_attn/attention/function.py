@@ -216,7 +216,7 @@ def _attend_backward(
 def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     """P of every recording, [B, H, T, T]: quadratic, as asked for, and true per head whatever core ran."""
     B, H, T, _ = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = mathematics.softmax_dtype(q)
     p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
     for b in range(B):
         bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, q.device)

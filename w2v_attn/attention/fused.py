@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.mathematics import softmax_dtype
 
 aten = torch.ops.aten
 
@@ -126,11 +127,11 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
 
     counts = _padded_at_end(mask, q)
     if counts is None:  # nothing is masked, or in another way
-        return attend(q, k, v, mask.as_bias(_lse_dtype(q), q.shape[2], with_causal=False))
+        return attend(q, k, v, mask.as_bias(softmax_dtype(q), q.shape[2], with_causal=False))
     # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
     B, H, T, _ = q.shape
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
-    lse = torch.zeros(B, T, H, dtype=_lse_dtype(q)).transpose(1, 2)
+    lse = torch.zeros(B, T, H, dtype=softmax_dtype(q)).transpose(1, 2)
     for b, n in enumerate(counts):
         if n:
             one = slice(b, b + 1)
@@ -150,7 +151,7 @@ def _cpu_backward(
 
     counts = _padded_at_end(mask, q)
     if counts is None:
-        return attend_backward(do, q, k, v, o, lse, mask.as_bias(_lse_dtype(q), q.shape[2], with_causal=False))
+        return attend_backward(do, q, k, v, o, lse, mask.as_bias(softmax_dtype(q), q.shape[2], with_causal=False))
     B, H, T, D = q.shape
     dq, dk, dv = (q.new_zeros(B, T, H, D).transpose(1, 2) for _ in range(3))
     for b, n in enumerate(counts):
@@ -169,10 +170,6 @@ def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:
     counts = mask.key_counts(q.shape[0], q.shape[2])
     at_end = torch.arange(q.shape[2]) < torch.tensor(counts)[:, None]
     return counts if torch.equal(at_end, mask.padding) else None
-
-
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 # ------------------------------------------------------------------------------------------------------ CUDA

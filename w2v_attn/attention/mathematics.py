@@ -93,6 +93,11 @@ def merge_heads(x_BHTD: Tensor) -> Tensor:
     return x_BHTD.transpose(1, 2).flatten(2)
 
 
+def softmax_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of scores and their softmax: float32 for half precisions, x's own else."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 # ------------------------------------------------------------------------- (2) to (5), a tile of rows at a time
 
 

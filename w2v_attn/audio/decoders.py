@@ -112,21 +112,19 @@ class _SoundFileSource(Source):
         return samples.astype(np.float32) / np.float32(1 << (bits - 1))
 
     def check_complete(self) -> list[str]:
-        promised, found = self._sound.frames, self._frames
         if self._flac_md5 is not None:
-            return self._check_flac(promised, found)
-        if self._sound.format == "MP3":
-            if found < promised - max(MP3_SLACK_FRAMES, MP3_SLACK * promised):
-                raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
-        elif found < promised:
+            return self._check_flac(self._flac_md5.digest())
+        promised, found = self._sound.frames, self._frames
+        slack = max(MP3_SLACK_FRAMES, MP3_SLACK * promised) if self._sound.format == "MP3" else 0
+        if found < promised - slack:
             raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
         return []
 
-    def _check_flac(self, promised: int, found: int) -> list[str]:
-        assert self._flac_md5 is not None
+    def _check_flac(self, digest: bytes) -> list[str]:
+        found = self._frames
         with open(self._name, "rb") as file:
             checksum, claimed = flac_checksum(file)
-        if checksum is not None and checksum != self._flac_md5.digest():
+        if checksum is not None and checksum != digest:
             raise AudioError("is damaged: its samples do not have the checksum that its header states")
         if claimed and claimed != found:
             if checksum is None:

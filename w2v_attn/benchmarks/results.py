@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def check_destination(path: Path) -> None:
+    """Raises ValueError where a report could not be written: before minutes of measuring, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"output={path} cannot be written: {error.strerror or error}") from error
+    if path.is_dir():
+        raise ValueError(f"output={path} is a folder: name a .json file")
 
 
 def write_json(report: dict[str, Any], path: Path) -> Path:
