@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from w2v_attn.corpus import CorpusError, list_recordings
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import CorpusError
 
 ODD_NAMES = ["a b.wav", "a=b.wav", "a,b.wav", "a(b).wav", "[a].wav", "é.wav", "~tilde.wav", "😀.wav", "'quoted\".wav"]
 

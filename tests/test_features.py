@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from w2v_attn import feature_files, features, load_encoder, read_audio, runs
-from w2v_attn.corpus import Row, list_recordings
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Row
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
 
   w2v-attn extract     features from audio, one safetensors file for each recording
+  w2v-attn finetune    an encoder trained on your recordings, as a Hugging Face folder
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
   w2v-attn load        load a checkpoint and report what it is; save a copy
   w2v-attn benchmark   our layer against its peers
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
-    from w2v_attn.corpus import list_recordings
+    from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
     from w2v_attn.features import extract_corpus
     from w2v_attn.pretrained.replace import core_in_use
@@ -77,7 +78,7 @@ def extract(config: Any) -> int:
 def transcribe(config: Any) -> int:
     """`w2v-attn transcribe`, see conf/transcribe.yaml."""
     from w2v_attn import console
-    from w2v_attn.corpus import list_recordings
+    from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.pretrained.replace import core_in_use
     from w2v_attn.transcription.files import TRANSCRIPTS
     from w2v_attn.transcription.recognizer import Transcript, load_recognizer
@@ -160,6 +161,40 @@ def _conclude(
     return code or (SOME_FAILED if failed else DONE)
 
 
+def finetune(config: Any) -> int:
+    """`w2v-attn finetune`, see conf/finetune.yaml."""
+    from w2v_attn import console
+
+    _need("finetune", "accelerate", "jiwer", "matplotlib", "tensorboard")
+    from w2v_attn.finetuning import run
+    from w2v_attn.finetuning.errors import TrainingError
+
+    output, recipe = _folder(config, "output"), _recipe(config)
+    screen = console.console()
+    code = DONE
+    with _Interruption() as interruption, console.TrainingProgress(lambda: interruption.code is not None) as watcher:
+        try:
+            done = run.finetune(recipe, output, watcher)
+        except TrainingError as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            return SOME_FAILED
+        except KeyboardInterrupt:
+            return interruption.code or INTERRUPTED
+    if done.interrupted:
+        print("interrupted: a checkpoint is saved; the same command goes on from it", file=sys.stderr)
+        return interruption.code or TERMINATED
+    if not _is_first_process():
+        return DONE
+    for split, metrics in done.metrics.items():
+        screen.print(console.table(f"On {split}", [(name, f"{value:.4f}") for name, value in metrics.items()]))
+    if done.warning is not None:
+        print(f"warning: {done.warning}", file=sys.stderr)
+        code = SOME_FAILED
+    rows = [("best update", str(done.update)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
+    screen.print(console.table("Fine-tuned", rows))
+    return code
+
+
 def load(config: Any) -> int:
     """`w2v-attn load`, see conf/load.yaml."""
     from w2v_attn import console
@@ -222,6 +257,7 @@ def benchmark(config: Any) -> int:
 
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "extract": extract,
+    "finetune": finetune,
     "transcribe": transcribe,
     "load": load,
     "benchmark": benchmark,
@@ -348,8 +384,9 @@ class _Interruption:
     def __init__(self) -> None:
         self.code: int | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Interruption":
         self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -359,6 +396,54 @@ class _Interruption:
         if self.code is not None:
             raise KeyboardInterrupt
         self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+
+
+def _recipe(config: Any) -> Any:
+    """The configuration of `finetune` as a typed recipe; a value of the wrong type is told with its key."""
+    from omegaconf import OmegaConf
+
+    from w2v_attn.finetuning import options
+    from w2v_attn.finetuning.tasks.choice import TASKS
+
+    def typed(kind: type, section: str) -> Any:
+        values = OmegaConf.to_container(config[section], resolve=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+
+    task = config.task.kind
+    if task not in TASKS:
+        raise ValueError(f"task.kind must be one of {', '.join(TASKS)}, got {task}")
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    del config.task.kind
+    model = plain["model"]
+    return options.Recipe(
+        task=typed(TASKS[task][0], "task"),
+        data=typed(options.DataOptions, "data"),
+        checkpoint=model["checkpoint"],
+        revision=model["revision"],
+        config=model.get("config", {}),
+        backend=plain["attention"]["backend"],
+        device=str(plain["device"]),
+        seed=int(plain["seed"]),
+        regularization=typed(options.RegularizationOptions, "regularization"),
+        augmentation=typed(options.AugmentationOptions, "augmentation"),
+        optimizer=typed(options.OptimizerOptions, "optimizer"),
+        training=typed(options.TrainingOptions, "training"),
+    )
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Raises ValueError where modules of an extra are not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this command needs {', '.join(missing)}: pip install 'w2v_attn[{extra}]'")
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process of torchrun that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _text(config: Any, key: str) -> str:

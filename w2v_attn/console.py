@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -75,3 +75,85 @@ class ProgressLine:
             left = (now - self._started) * (self._total / max(self._done, 1e-9) - 1)
             share = self._done / self._total
             print(f"{self._count} {self._what}{failures}, {share:.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class TrainingProgress:
+    """Takes the part of `finetuning.watching.Watcher`: the report, a line or a bar with time left, each validation.
+
+    interrupted: whether somebody asked for the end.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool]):
+        self.interrupted = interrupted
+        self._screen = console(stderr=True)
+        self._bar: Progress | None = None
+        self._last = self._started = time.monotonic()
+        self._first = self._update = self._updates = 0
+        self._loss = float("nan")
+
+    def __enter__(self) -> "TrainingProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def surveyed(self, rows: Iterable[tuple[str, str]]) -> None:
+        """The report before training."""
+        self._stop()
+        console().print(table("Before training", rows))
+
+    def reading(self, done: int, total: int) -> None:
+        """So many recordings were read."""
+        self._show(done, total, "recordings read")
+
+    def begun(self, update: int, updates: int) -> None:
+        """Training begins after so many updates."""
+        self._stop()
+        self._first, self._updates, self._started = update, updates, time.monotonic()
+        if update:
+            self._print(f"goes on after update {update} of {updates}")
+
+    def updated(self, update: int, loss: float) -> None:
+        """Updates are done."""
+        self._update, self._loss = update, loss
+        self._show(update, self._updates, f"updates, loss {loss:.3f}", self._first)
+
+    def evaluated(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
+        """A validation is done."""
+        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._print(f"update {update}: {said}{' (the best so far)' if best else ''}")
+        if warning:
+            self._print(f"update {update}: {warning}")
+
+    def _show(self, done: int, total: int, what: str, first: int = 0) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = Progress(
+                    TextColumn("{task.completed}/{task.total} {task.description}"),
+                    BarColumn(),
+                    TimeElapsedColumn(),
+                    TextColumn("so far,"),
+                    TimeRemainingColumn(),
+                    TextColumn("left"),
+                    console=self._screen,
+                    speed_estimate_period=120,
+                )
+                self._task = self._bar.add_task(what, total=total)
+                self._bar.start()
+            self._bar.update(self._task, completed=done, total=total, description=what)
+        elif now - self._last >= PLAIN_SECONDS:
+            self._last = now
+            left = (now - self._started) * (total - done) / max(done - first, 1)
+            print(f"{done}/{total} {what}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(Text(line))
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

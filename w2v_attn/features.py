@@ -11,7 +11,7 @@ from torch import Tensor
 
 from w2v_attn import __version__
 from w2v_attn.audio.reading import Recording
-from w2v_attn.corpus import Row
+from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.feature_files import feature_path, write_features

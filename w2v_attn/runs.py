@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 
 from w2v_attn.audio.reading import Recording, read_recording
-from w2v_attn.corpus import Row
+from w2v_attn.corpus.rows import Row
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,22 @@ def run(
         yield outcome
 
 
+def read_row(row: Row, *, sample_rate: int, max_duration: float = float("inf")) -> Recording:
+    """The recording that a row means, or that part of it.
+
+    Raises:
+        AudioError: see `read_recording`.
+    """
+    part = {"sample_rate": sample_rate, "max_duration": max_duration, "offset": row.offset, "duration": row.duration}
+    if row.content is None:
+        return read_recording(row.path, **part)
+    # The decoders read by descriptor.
+    with tempfile.NamedTemporaryFile(suffix=row.path.suffix) as file:
+        file.write(row.content())
+        file.flush()
+        return read_recording(file.name, **part)
+
+
 def write_failed(path: Path, error: OSError) -> Exception:
     """What to raise where a result could not be written: the end of the run, or of this row only."""
     if error.errno in FATAL_ERRORS:
@@ -76,7 +93,7 @@ def _outcome(
     row: Row, process: Callable[[Row, Recording], Result], sample_rate: int, max_duration: float
 ) -> Outcome[Result]:
     try:
-        recording = read_recording(row.path, sample_rate=sample_rate, max_duration=max_duration)
+        recording = read_row(row, sample_rate=sample_rate, max_duration=max_duration)
         result = process(row, recording)
     except ValueError as error:
         return Outcome(row, None, str(error))

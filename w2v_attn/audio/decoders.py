@@ -17,6 +17,9 @@ BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
 MP3_SLACK_FRAMES, MP3_SLACK = 1152 + 529, 0.002
 
+# Uncompressed: where a frame is can be computed.
+SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"})
+
 MAGIC_OF_FFMPEG = {4: (b"ftyp",), 0: (b"\x1aE\xdf\xa3", b"\xff\xf1", b"\xff\xf9", b"0&\xb2u", b"#!AMR", b"FLV")}
 
 
@@ -33,6 +36,10 @@ class Source(ABC):
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
         """float32 [frames, channels], one after the other, to the end of the file."""
+
+    def skip(self, frames: int) -> int:
+        """Before the first block: goes past as many of the first `frames` as it can at once -> how many that were."""
+        return 0
 
     @abstractmethod
     def check_complete(self) -> list[str]:
@@ -88,6 +95,12 @@ class _SoundFileSource(Source):
         self._sound, self._name = sound, name
         self._frames = 0
         self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
+
+    def skip(self, frames: int) -> int:
+        if self._sound.format not in SEEKABLE or not 0 < frames < self._sound.frames:
+            return 0
+        self._sound.seek(frames)
+        return frames
 
     def blocks(self) -> Iterator[np.ndarray]:
         # soundfile seeks after every read of a seekable file. A FLAC that is wrong about its length cannot be sought

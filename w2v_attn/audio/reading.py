@@ -17,6 +17,8 @@ LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
 MOST_CHANNELS = 64
 # Ordinary decoders and resamplers overshoot full scale a little; beyond this it is another scale altogether.
 LOUD = 2.0
+# Seconds that a part may be shorter than stated: manifests round.
+PART_SLACK = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,67 @@ def read_audio(
 
 
 def read_recording(
-    path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    max_duration: float = float("inf"),
+    offset: float = 0.0,
+    duration: float | None = None,
 ) -> Recording:
-    """Like `read_audio`, with what is known about the file."""
+    """Like `read_audio`, with what is known about the file.
+
+    offset, duration: seconds, of the part to read; None: to the end. What is not read of a file is not checked either.
+
+    Raises:
+        AudioError: as `read_audio`; or the part does not lie inside the file.
+    """
     with open_source(Path(path)) as source:
         if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
             raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz")
         if source.channels > MOST_CHANNELS:
             raise AudioError(f"declares {source.channels} channels: expected {MOST_CHANNELS} at most")
         extent = Extent()
-        waveform = _join(_resampled(_mono(source, max_duration, extent), source.rate, sample_rate))
-        flags = [*source.check_complete(), *extent.oddities()]
+        part = _Part(source, offset, duration)
+        waveform = _join(_resampled(_mono(part, max_duration, extent), source.rate, sample_rate))
+        flags = [*part.check_complete(), *extent.oddities()]
         if not np.isfinite(waveform).all():
             raise AudioError(f"overflows when it is resampled: its samples reach {extent.high:.3g} × full scale")
         return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
+
+
+class _Part:
+    """The frames of a source from `offset` on, `duration` long, both in seconds."""
+
+    def __init__(self, source: Source, offset: float, duration: float | None):
+        self.rate = source.rate
+        self._source, self._offset, self._duration = source, offset, duration
+        self._first = round(offset * source.rate)
+        self._left = float("inf") if duration is None else max(1, round(duration * source.rate))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """float32 [frames, channels], one after the other."""
+        skipped = self._source.skip(self._first)
+        for block in self._source.blocks():
+            inside = block[max(0, self._first - skipped) :]
+            skipped += len(block) - len(inside)
+            if len(inside) > 0:
+                taken = inside[: int(min(self._left, len(inside)))]
+                self._left -= len(taken)
+                yield taken
+            if self._left == 0:
+                return
+
+    def nothing(self) -> str:
+        """Why there are no samples."""
+        return f"ends before {self._offset:g} s, where the part begins" if self._first else "holds no samples"
+
+    def check_complete(self) -> list[str]:
+        """As of the source, where all of it was read."""
+        if self._duration is None:
+            return self._source.check_complete() if self._first == 0 else []
+        if self._left > PART_SLACK * self.rate:
+            raise AudioError(f"ends before the part from {self._offset:g} s, {self._duration:g} s long, does")
+        return []
 
 
 @dataclass
@@ -94,7 +143,7 @@ class Extent:
             yield f"louder than full scale ({peak:.3g} ×)"
 
 
-def _mono(source: Source, max_duration: float, extent: Extent) -> Iterator[np.ndarray]:
+def _mono(source: "_Part", max_duration: float, extent: Extent) -> Iterator[np.ndarray]:
     """float32 [frames] blocks: the mean of the channels."""
     frames = 0
     for block in source.blocks():
@@ -109,7 +158,7 @@ def _mono(source: Source, max_duration: float, extent: Extent) -> Iterator[np.nd
         extent.include(mono)
         yield mono
     if frames == 0:
-        raise AudioError("holds no samples")
+        raise AudioError(source.nothing())
 
 
 def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:

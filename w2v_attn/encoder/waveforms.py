@@ -27,6 +27,20 @@ def find_device(device: str) -> torch.device:
     return found
 
 
+def standardize(waveform: Tensor) -> Tensor:
+    """[samples] with mean 0 and variance 1, as Hugging Face's feature extractor brings them there; float64 is exact."""
+    return (waveform - waveform.mean()) / torch.sqrt(waveform.var(unbiased=False) + 1e-7)
+
+
+def least_samples(config: Any) -> int:
+    """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    # SEW pools pairs of frames before its blocks: it needs two.
+    return samples + (getattr(config, "squeeze_factor", 1) - 1) * prod(config.conv_stride)
+
+
 class WaveformModel:
     """A pretrained model with our attention, and its waveforms.
 
@@ -56,12 +70,8 @@ class WaveformModel:
 
     @property
     def least_samples(self) -> int:
-        """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
-        samples = 1
-        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
-            samples = (samples - 1) * stride + kernel
-        # SEW pools pairs of frames before its blocks: it needs two.
-        return samples + (getattr(self.config, "squeeze_factor", 1) - 1) * self.hop
+        """Samples of the shortest waveform that gives a frame."""
+        return least_samples(self.config)
 
     def frame_rate(self, layer: str = "final") -> float:
         """Frames a second in this layer."""
@@ -86,5 +96,5 @@ class WaveformModel:
         """The input of the model, [1, samples]: normalised over its whole length where the checkpoint wants that."""
         waveform = waveform.to(self.device, torch.float64)
         if self.checkpoint.do_normalize:
-            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(unbiased=False) + 1e-7)
+            waveform = standardize(waveform)
         return waveform.to(self.dtype)[None]

@@ -79,7 +79,7 @@ def load_checkpoint(
     config = _read_config(folder)
     model_class = _model_class(config, with_head)
     logger.info("loading %s as %s", source, model_class.__name__)
-    with _our_report_only():
+    with quiet_transformers():
         model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
     has_head = hasattr(model, model.base_model_prefix)
     missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
@@ -188,8 +188,8 @@ def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
 
 
 @contextmanager
-def _our_report_only() -> Iterator[None]:
-    """transformers shows a bar, and a table of missing and unexpected keys; here they are returned, or raised."""
+def quiet_transformers() -> Iterator[None]:
+    """While open, transformers shows no bars and tables: what they say is returned here, or raised."""
     from transformers.utils import logging as library
 
     level, had_bar = library.get_verbosity(), library.is_progress_bar_enabled()

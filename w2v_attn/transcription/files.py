@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from w2v_attn.corpus import Row
+from w2v_attn.corpus.rows import Row
 from w2v_attn.runs import RunError
 from w2v_attn.transcription.recognizer import Label, Transcript, Word
 

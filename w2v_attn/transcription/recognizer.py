@@ -56,13 +56,17 @@ class Label:
 class Recognizer(WaveformModel, ABC):
     """A fine-tuned model with its head."""
 
-    @abstractmethod
     def recognize(self, waveform: Tensor) -> Transcript | Label:
         """waveform: float32 [samples] at `sample_rate`, as recorded. Raises ValueError where it is too short."""
+        return self.decode(self.log_probabilities(waveform))
+
+    @abstractmethod
+    def decode(self, log_probabilities: Tensor) -> Transcript | Label:
+        """What the model's answer to one recording means."""
 
     @torch.no_grad()
-    def _log_probabilities(self, waveform: Tensor) -> Tensor:
-        """float32, of the head's last axis; one recording at a time, so that neighbours do not matter."""
+    def log_probabilities(self, waveform: Tensor) -> Tensor:
+        """float32 [frames, symbols] or [labels]; one recording at a time, so that neighbours do not matter."""
         self.check_waveform(waveform)
         return self.model(self.prepare(waveform)).logits[0].float().log_softmax(-1).cpu()
 
@@ -77,9 +81,9 @@ class CtcRecognizer(Recognizer):
         super().__init__(checkpoint, **options)
         self._tokenizer = tokenizer
 
-    def recognize(self, waveform: Tensor) -> Transcript:
+    def decode(self, log_probabilities: Tensor) -> Transcript:
         """The words with their times."""
-        best, symbols = self._log_probabilities(waveform).max(-1)
+        best, symbols = log_probabilities.max(-1)
         decoded = self._tokenizer.decode(symbols.tolist(), output_word_offsets=True)
         rate = self.frame_rate()
         words = []
@@ -93,9 +97,9 @@ class CtcRecognizer(Recognizer):
 class Classifier(Recognizer):
     """One label for a recording."""
 
-    def recognize(self, waveform: Tensor) -> Label:
+    def decode(self, log_probabilities: Tensor) -> Label:
         """The likeliest label, and the next ones."""
-        probabilities = self._log_probabilities(waveform).exp()
+        probabilities = log_probabilities.exp()
         names = self.config.id2label
         likeliest = probabilities.topk(min(5, len(probabilities)))
         scores = {
@@ -123,7 +127,7 @@ def load_recognizer(
     loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        return CtcRecognizer(loaded, _read_tokenizer(loaded.folder), device=place, backend=backend)
+        return CtcRecognizer(loaded, read_tokenizer(loaded.folder), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         return Classifier(loaded, device=place, backend=backend)
     raise CheckpointError(
@@ -132,7 +136,8 @@ def load_recognizer(
     )
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The vocabulary of a CTC checkpoint. Raises CheckpointError: there is none, or it cannot be read."""
     from transformers import Wav2Vec2CTCTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from w2v_attn.audio.reading import Recording
-from w2v_attn.corpus import Row
+from w2v_attn.corpus.rows import Row
 from w2v_attn.runs import Outcome, run, write_failed
 from w2v_attn.transcription.files import FORMATS, TranscriptWriter
 from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript

@@ -1,0 +1,96 @@
+"""A recipe as Trainer's arguments: the device, the processes, the precision, and when to validate and save."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2v_attn.finetuning.options import Recipe
+from w2v_attn.finetuning.tasks.choice import task_class
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+LOGGED = 500  # points of a learning curve
+KEPT = 3  # checkpoints: the best, the last, and the one before
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> Any:
+    """TrainingArguments. folder: of the checkpoints.
+
+    Raises:
+        ValueError: a precision or device that is not there, or numbers that cannot be.
+    """
+    from transformers import TrainingArguments
+
+    training = recipe.training
+    for name in ("updates", "batch_seconds", "accumulate", "evaluate_every"):
+        if not getattr(training, name) > 0:
+            raise ValueError(f"training.{name} must be above 0, got {getattr(training, name)}")
+    if not recipe.optimizer.rate > 0:
+        raise ValueError(f"optimizer.rate must be above 0, got {recipe.optimizer.rate}")
+    on_cpu = _on_cpu(recipe.device)
+    precision = _precision(training.precision, on_cpu)
+    every = min(training.evaluate_every, training.updates)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.updates,
+        gradient_accumulation_steps=training.accumulate,
+        max_grad_norm=recipe.optimizer.clip,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=training.frozen_updates > 0,
+        fsdp="full_shard auto_wrap" if training.fsdp else None,
+        fsdp_config={"fsdp_version": 2} if training.fsdp else None,
+        seed=recipe.seed,
+        eval_strategy="steps",
+        save_strategy="steps",
+        logging_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        logging_steps=_divisor(every, max(1, training.updates // LOGGED)),
+        logging_nan_inf_filter=False,  # a loss that is not finite ends the run
+        save_total_limit=KEPT,
+        load_best_model_at_end=True,
+        metric_for_best_model=task_class(recipe.task).best,
+        greater_is_better=False,
+        remove_unused_columns=False,
+        dataloader_num_workers=_workers(training.workers, on_cpu),
+        disable_tqdm=True,
+        report_to="none",
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs by torchrun
+    return args
+
+
+def _on_cpu(device: str) -> bool:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"device must be auto, cpu or cuda here, got {device}: CUDA_VISIBLE_DEVICES chooses among several"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but no GPU is there. device=auto takes what is")
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _precision(precision: str, on_cpu: bool) -> str:
+    if precision not in PRECISIONS:
+        raise ValueError(f"training.precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if precision == "auto":
+        return "bfloat16" if not on_cpu and torch.cuda.is_bf16_supported() else "float32"
+    if precision == "float16" and on_cpu:
+        raise ValueError("training.precision=float16 needs a GPU: take bfloat16 or float32")
+    return precision
+
+
+def _workers(workers: int | None, on_cpu: bool) -> int:
+    """On a CPU the cores are busy with the model already."""
+    if workers is not None and workers < 0:
+        raise ValueError(f"training.workers must be 0 or above, got {workers}")
+    return (0 if on_cpu else 4) if workers is None else workers
+
+
+def _divisor(number: int, wanted: int) -> int:
+    """The greatest divisor of `number` up to `wanted`: so that nothing is half logged when a checkpoint is saved."""
+    return max(d for d in range(1, min(number, wanted) + 1) if number % d == 0)

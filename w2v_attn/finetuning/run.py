@@ -1,0 +1,412 @@
+"""`finetune`: a recipe -> a model folder, in the order in which it happens."""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from w2v_attn import __version__
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Row
+from w2v_attn.corpus.splits import Splits, make_splits
+from w2v_attn.finetuning import layerdrop, model_folder, spec_augment
+from w2v_attn.finetuning.arguments import training_arguments
+from w2v_attn.finetuning.augmentation import Augmentation
+from w2v_attn.finetuning.batches import Batches
+from w2v_attn.finetuning.checkpoints import newest
+from w2v_attn.finetuning.dataset import Collate, Recordings
+from w2v_attn.finetuning.evaluation import measure, predict
+from w2v_attn.finetuning.models import build_model
+from w2v_attn.finetuning.options import DataOptions, Recipe
+from w2v_attn.finetuning.parameters import add_lora, freeze
+from w2v_attn.finetuning.preflight import Lengths, Survey, check_overlap, describe, named, survey
+from w2v_attn.finetuning.tasks.choice import task_class
+from w2v_attn.finetuning.tasks.task import Task
+from w2v_attn.finetuning.trainer import FrozenUpdates, Reporting, SpeechTrainer
+from w2v_attn.finetuning.watching import Silent, Watcher
+from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint, quiet_transformers
+from w2v_attn.runs import read_row
+
+logger = logging.getLogger(__name__)
+
+# What may differ when a run goes on: where it runs, not what it computes.
+FREE = {"device", "backend", "training.workers", "training.fsdp", "training.gradient_checkpointing"}
+CHECKPOINTS, LENGTHS, DROPPED, LOCK = "checkpoints", "lengths.jsonl", "dropped.jsonl", ".lock"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """metrics: of each split, at the best checkpoint; empty where the run was interrupted. update: of that checkpoint.
+
+    warning: what is wrong with the model as a whole, where something is.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    update: int
+    seconds: float
+    interrupted: bool
+    warning: str | None = None
+
+
+def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Finetuned:
+    """Trains what the recipe says and leaves a Hugging Face folder in `output`. Called again, it goes on where it was.
+
+    In `output`: the model with its card, curves and results; `valid/` and `test/` with predictions; `recipe.yaml`;
+    `tensorboard/`; while it trains `checkpoints/`. Under torchrun every process calls this.
+
+    Raises:
+        ValueError: the recipe cannot be (CorpusError, CheckpointError and DataError are ones too), before training.
+        TrainingError: the loss or the weights are not finite; the last good checkpoint stays.
+    """
+    watcher = watcher or Silent()
+    args = training_arguments(recipe, output / CHECKPOINTS)
+    main = args.process_index == 0
+    started = time.monotonic()
+    checkpoint = _load(recipe)
+    splits = list_splits(recipe.data, recipe.seed)
+    task = task_class(recipe.task).from_data(recipe.task, splits.train, checkpoint)
+    torch.manual_seed(recipe.seed)
+    audio = _start(recipe, task, checkpoint)
+    augmentation = _augmentation(recipe, audio.sample_rate)
+    with quiet_transformers(), _claimed(output, recipe) if main else nullcontext():
+        _wait_for_all(args)
+        found = _survey(recipe, splits, task, audio, augmentation, output, args, watcher)
+        report = list(describe(found, task))
+        if main:
+            watcher.surveyed(report)
+            _write_dropped(found, output / DROPPED)
+        trainer, reporting = _trainer(recipe, task, audio, found, augmentation, args, output, watcher)
+        resumed_from = _agree(newest(output / CHECKPOINTS) if main else None, args)
+        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+        seconds = time.monotonic() - started
+        if reporting.stopped:
+            return Finetuned({}, trainer.state.global_step, seconds, interrupted=True)
+        return _finish(recipe, task, audio, found, trainer, report, output, seconds)
+
+
+def list_splits(options: DataOptions, seed: int) -> Splits:
+    """The rows of the recipe's data, split.
+
+    Raises:
+        CorpusError: see `list_recordings` and `make_splits`. DataError: a recording is in two splits.
+    """
+
+    def rows(audio: str | None) -> tuple[Row, ...] | None:
+        if audio is None:
+            return None
+        return list_recordings(audio, root=options.root, pattern=options.pattern, names=options.names).rows
+
+    splits = make_splits(
+        rows(options.train) or (),
+        rows(options.valid),
+        rows(options.test),
+        valid_share=options.valid_share,
+        test_share=options.test_share,
+        test_speakers=options.test_speakers,
+        by=options.split_by,
+        seed=seed,
+    )
+    check_overlap(splits)
+    return splits
+
+
+def _load(recipe: Recipe) -> Checkpoint | None:
+    if recipe.checkpoint is None:
+        return None
+    return load_checkpoint(recipe.checkpoint, revision=recipe.revision, with_head=True)
+
+
+def _start(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpoint:
+    """What training starts from: the model with the task's head, and how it wants its waveforms."""
+    model = build_model(recipe, task, checkpoint)
+    if checkpoint is not None:
+        return dataclasses.replace(checkpoint, model=model)
+    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, "the family's default")
+
+
+def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
+    folder = recipe.augmentation.noises
+    rows = list_recordings(folder).rows if folder is not None else ()
+    noises = [lambda row=row: read_row(row, sample_rate=sample_rate, max_duration=600).waveform for row in rows]
+    return Augmentation(recipe.augmentation, sample_rate, noises)
+
+
+def _survey(
+    recipe: Recipe,
+    splits: Splits,
+    task: Task,
+    audio: Checkpoint,
+    augmentation: Augmentation,
+    output: Path,
+    args: Any,
+    watcher: Watcher,
+) -> Survey:
+    """Reads every recording once, in the first process; the others take what it wrote down."""
+    from w2v_attn.encoder.waveforms import least_samples
+
+    rows = [(f"{split} {row.id}", row) for split, members in named(splits) for row in members]
+    total = len(rows)
+    with args.main_process_first(desc="survey"):
+        lengths = Lengths(output / LENGTHS, audio.sample_rate, recipe.data.max_duration)
+        watch = (lambda done: watcher.reading(done, total)) if args.process_index == 0 else (lambda done: None)
+        samples = dict(zip((key for key, _ in rows), lengths.of([row for _, row in rows], watch), strict=True))
+    return survey(
+        splits,
+        task,
+        samples,
+        sample_rate=audio.sample_rate,
+        frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
+        least_samples=least_samples(audio.model.config),
+        shortest_factor=min(1.0, augmentation.shortest_factor),
+    )
+
+
+def _trainer(
+    recipe: Recipe,
+    task: Task,
+    audio: Checkpoint,
+    found: Survey,
+    augmentation: Augmentation,
+    args: Any,
+    output: Path,
+    watcher: Watcher,
+) -> tuple[SpeechTrainer, Reporting]:
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    training, model = recipe.training, audio.model
+    frames_of = model._get_feat_extract_output_lengths
+    freeze(model, training.freeze)
+    callbacks: list[Any] = [FrozenUpdates(model, training.frozen_updates)] if training.frozen_updates else []
+    spec_augment.install(model)
+    layerdrop.install(model, keep_gradients=args.world_size > 1)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if training.lora.rank > 0:
+        model = add_lora(model, training.lora)
+    audio = dataclasses.replace(audio, model=model)
+    recognizer = task.recognizer(audio, args.device, recipe.backend)
+
+    rows = found.splits.train
+    recordings = Recordings(
+        rows, task, augmentation, sample_rate=audio.sample_rate, do_normalize=audio.do_normalize, seed=recipe.seed
+    )
+    longest = max(1.0, augmentation.longest_factor)
+    batches = Batches(
+        [found.seconds[row.id] * longest + 2 * recipe.augmentation.silence for row in rows],
+        training.batch_seconds,
+        training.updates * training.accumulate,
+        seed=recipe.seed,
+        rank=args.process_index,
+        processes=args.world_size,
+        repeats=task.balance(rows) if recipe.data.balance else None,
+    )
+
+    def validate() -> tuple[dict[str, float], str | None]:
+        predictions = predict(
+            recognizer,
+            found.splits.valid,
+            task,
+            rank=args.process_index,
+            processes=args.world_size,
+            gather=trainer.gather,
+        )
+        return measure(task, predictions), task.warning(predictions)
+
+    reporting = Reporting(watcher, lambda here: _any(here, args))
+    callbacks.append(reporting)
+    if training.patience > 0:
+        callbacks.append(EarlyStoppingCallback(training.patience))
+    if args.process_index == 0:
+        callbacks.append(_tensorboard(output))
+    trainer = SpeechTrainer(
+        model,
+        args,
+        task,
+        recordings=recordings,
+        batches=batches,
+        collate=Collate(frames_of),
+        optimizer=recipe.optimizer,
+        validate=validate,
+        watcher=watcher,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints
+    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # processes drop different things
+    return trainer, reporting
+
+
+def _tensorboard(output: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))
+
+
+def _finish(
+    recipe: Recipe,
+    task: Task,
+    audio: Checkpoint,
+    found: Survey,
+    trainer: SpeechTrainer,
+    report: list[tuple[str, str]],
+    output: Path,
+    seconds: float,
+) -> Finetuned:
+    """The best checkpoint, measured on all that was held out, as a folder."""
+    args, model = trainer.args, trainer.model
+    update = trainer.state.best_global_step or trainer.state.global_step
+    heard = frozenset(row.speaker for row in found.splits.train if row.speaker is not None)
+    recognizer = task.recognizer(dataclasses.replace(audio, model=model), args.device, recipe.backend)
+    metrics: dict[str, dict[str, float]] = {}
+    warning = None
+    for split, rows in named(found.splits):
+        if split == "train" or not rows:
+            continue
+        predictions = predict(
+            recognizer, rows, task, rank=args.process_index, processes=args.world_size, gather=trainer.gather
+        )
+        metrics[split] = measure(task, predictions, heard)
+        if split == "valid":
+            warning = task.warning(predictions)
+        if args.process_index == 0:
+            model_folder.save_predictions(predictions, task, output / split)
+    plain = _plain(trainer, audio)
+    if args.process_index == 0:
+        model_folder.save_model(plain, task, output, sample_rate=audio.sample_rate, do_normalize=audio.do_normalize)
+        model_folder.save_curves(trainer.state.log_history, task, output)
+        model_folder.save_card(
+            output,
+            task,
+            started_from=audio.source,
+            report=report,
+            metrics=metrics,
+            update=update,
+            recipe=_as_yaml(recipe),
+            version=__version__,
+        )
+        results = {"update": update, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
+        model_folder.save_results(results, output)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them is the model now
+    return Finetuned(metrics, update, seconds, interrupted=False, warning=warning)
+
+
+def _plain(trainer: SpeechTrainer, audio: Checkpoint) -> Any:
+    """The model as it was built: unwrapped, low-rank updates added to their weights, with stock's masking."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    spec_augment.uninstall(model)
+    layerdrop.uninstall(model)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+@contextmanager
+def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
+    """The folder is this run's alone while it runs, and of this recipe for good.
+
+    Raises:
+        ValueError: it is in use, finished, of another recipe, or holds something else.
+    """
+    if (output / model_folder.RESULTS).is_file():
+        raise ValueError(f"{output} holds a finished run: name another output, or use it: model.checkpoint={output}")
+    is_new = not output.is_dir() or not any(output.iterdir())
+    if not is_new and not (output / model_folder.RECIPE).is_file():
+        raise ValueError(f"{output} holds files that are not of a run: name another output")
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{output} is in use by another run: wait for its end, or name another output") from None
+        _check_recipe(output, recipe)
+        try:
+            yield
+        except ValueError:  # refused before training: as if nothing had been asked
+            if is_new:
+                shutil.rmtree(output)
+            raise
+    (output / LOCK).unlink(missing_ok=True)
+
+
+def _check_recipe(output: Path, recipe: Recipe) -> None:
+    """Writes the recipe down. Raises ValueError where checkpoints of another one are there: it names the difference."""
+    path, text = output / model_folder.RECIPE, _as_yaml(recipe)
+    if not any((output / CHECKPOINTS).glob("*")):
+        path.write_text(text, encoding="utf-8")
+        return
+    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
+    changed = [
+        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key not in FREE
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ValueError(
+            f"{output} was begun with another recipe:\n  {listed}\nGive the same again to go on, or name another output"
+        )
+
+
+def _as_yaml(recipe: Recipe) -> str:
+    values = {"kind": task_class(recipe.task).name, **dataclasses.asdict(recipe)}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _flat(values: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not values:
+        return {before: values}
+    return {
+        key: leaf
+        for name, value in values.items()
+        for key, leaf in _flat(value, f"{before}.{name}" if before else str(name)).items()
+    }
+
+
+def _write_dropped(found: Survey, path: Path) -> None:
+    with path.open("w", encoding="utf-8", errors="replace") as file:
+        for dropped in found.dropped:
+            record = {
+                "id": dropped.row.id,
+                "path": str(dropped.row.path),
+                "split": dropped.split,
+                "reason": dropped.reason,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+# --------------------------------------------------------------------------------------------- many processes
+
+
+def _wait_for_all(args: Any) -> None:
+    if args.world_size > 1:
+        torch.distributed.barrier()
+
+
+def _agree(found: Path | None, args: Any) -> Path | None:
+    """What the first process found, in all."""
+    if args.world_size == 1:
+        return found
+    objects = [found]
+    torch.distributed.broadcast_object_list(objects, src=0)
+    return objects[0]
+
+
+def _any(here: bool, args: Any) -> bool:
+    if args.world_size == 1:
+        return here
+    flag = torch.tensor(int(here), device=args.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)

@@ -1,0 +1,176 @@
+"""Hugging Face's Trainer with what speech needs: batches by length, losses, schedule, checkpoints to trust."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from w2v_attn.finetuning.batches import Batches
+from w2v_attn.finetuning.checkpoints import PREFIX, seal
+from w2v_attn.finetuning.dataset import Collate, Recordings
+from w2v_attn.finetuning.errors import TrainingError
+from w2v_attn.finetuning.forward import losses_of
+from w2v_attn.finetuning.options import OptimizerOptions
+from w2v_attn.finetuning.parameters import base_of, parameter_groups
+from w2v_attn.finetuning.schedule import factor_of
+from w2v_attn.finetuning.tasks.task import Task
+from w2v_attn.finetuning.watching import Watcher
+
+
+class SpeechTrainer(Trainer):
+    """Trains on `batches` of `recordings`; validates with `validate`, which gives metrics and a warning or None.
+
+    One "epoch" of Trainer's is the whole run: `batches` goes over the data as often as it takes, so that a run which
+    goes on only has to skip.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        task: Task,
+        *,
+        recordings: Recordings,
+        batches: Batches,
+        collate: Collate,
+        optimizer: OptimizerOptions,
+        validate: Callable[[], tuple[dict[str, float], str | None]],
+        watcher: Watcher,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        super().__init__(
+            model,
+            args,
+            train_dataset=recordings,
+            eval_dataset=recordings,  # Trainer wants one; `evaluate` below does not read it
+            data_collator=collate,
+            callbacks=[*callbacks],
+        )
+        self._task, self._batches, self._collate = task, batches, collate
+        self._optimizer_options, self._validate, self._watcher = optimizer, validate, watcher
+        # The loss is divided by the number of recordings of an update below: Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches,
+            collate_fn=self._collate,
+            num_workers=workers,
+            pin_memory=self.args.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            options = self._optimizer_options
+            groups = parameter_groups(model or self.model, options)  # type: ignore[arg-type]
+            self.optimizer = torch.optim.AdamW(
+                [{key: value for key, value in group.items() if key != "names"} for group in groups],
+                lr=options.rate,
+                betas=(options.betas[0], options.betas[1]),
+                eps=options.eps,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            factor = factor_of(self._optimizer_options.schedule, num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Recordings of an update, in all its passes and processes: each counts the same, wherever it is."""
+        count = torch.tensor(sum(len(batch["frames"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count  # type: ignore[union-attr]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        losses = losses_of(model, inputs, self._task)
+        # Gradients are averaged over processes afterwards, which the factor undoes.
+        return losses.sum() * self.args.world_size / num_items_in_batch
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss of update {self.state.global_step + 1} is {loss.item()}. Try a lower rate "
+                "(optimizer.rate), a longer warm-up (optimizer.schedule.warm_up), or training.precision=float32"
+            )
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # type: ignore[override]
+        measured, warning = self._validate()
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        before = self.state.best_metric
+        value = measured[self._task.best]
+        if self.is_world_process_zero():
+            self._watcher.evaluated(self.state.global_step, measured, before is None or value < before, warning)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.model is not None
+        broken = [
+            name for name, parameter in self.model.named_parameters() if not bool(torch.isfinite(parameter).all())
+        ]
+        if broken:
+            raise TrainingError(
+                f"after update {self.state.global_step} the weights are not finite ({broken[0]}): they are not "
+                "saved. Try a lower rate (optimizer.rate) or training.precision=float32"
+            )
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+
+    def gather(self, found: list[Any]) -> list[Any]:
+        """The lists of all processes as one."""
+        return gather_object(found) if self.args.world_size > 1 else found
+
+
+class FrozenUpdates(TrainerCallback):
+    """In the first updates only the head is trained. Source: wav2vec 2.0, section 4.3: 10,000 updates."""
+
+    def __init__(self, model: Any, updates: int):
+        self._updates = updates
+        self._parameters = [parameter for parameter in base_of(model).parameters() if parameter.requires_grad]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trained = state.global_step >= self._updates
+        for parameter in self._parameters:
+            parameter.requires_grad_(trained)
+
+
+class Reporting(TrainerCallback):
+    """Tells the watcher, and ends training with a checkpoint when the watcher asks for it."""
+
+    def __init__(self, watcher: Watcher, anybody: Callable[[bool], bool]):
+        """anybody: whether it is so in any of the processes."""
+        self._watcher, self._anybody = watcher, anybody
+        self.stopped = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._watcher.begun(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._anybody(self._watcher.interrupted()):
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._watcher.updated(state.global_step, logs["loss"])
