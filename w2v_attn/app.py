@@ -24,6 +24,7 @@ w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrai
   w2v-attn extract     features from audio, one safetensors file for each recording
   w2v-attn finetune    an encoder trained on your recordings, as a Hugging Face folder
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
+  w2v-attn evaluate    how often such a checkpoint is wrong on labelled recordings, and where
   w2v-attn load        load a checkpoint and report what it is; save a copy
   w2v-attn benchmark   our layer against its peers
 
@@ -87,7 +88,7 @@ def transcribe(config: Any) -> int:
     max_duration, output = _number(config, "max_duration"), _folder(config, "output")
     formats = _list(config, "formats")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config))
+    recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     run = transcribe_corpus(recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
     outcomes, seconds, code = _watch(corpus, run)
 
@@ -102,6 +103,46 @@ def transcribe(config: Any) -> int:
     return _conclude("Transcribed", corpus, outcomes, seconds, code, output / TRANSCRIPTS, rows)
 
 
+def evaluate(config: Any) -> int:
+    """`w2v-attn evaluate`, see conf/evaluate.yaml."""
+    from dataclasses import replace
+
+    from w2v_attn import console
+
+    _need("finetune", "jiwer", "matplotlib")
+    from w2v_attn.corpus.listing import list_recordings
+    from w2v_attn.finetuning.evaluating import evaluate_corpus, task_of
+    from w2v_attn.finetuning.evaluation import measure
+    from w2v_attn.finetuning.options import CtcOptions
+    from w2v_attn.pretrained.replace import core_in_use
+    from w2v_attn.transcription.recognizer import load_recognizer
+
+    max_duration, output = _number(config, "max_duration"), _folder(config, "output")
+    corpus = list_recordings(
+        _text(config, "audio"), root=config.root, pattern=config.pattern, names=dict(config.names or {})
+    )
+    if config.split is not None:
+        chosen = tuple(row for row in corpus.rows if row.split == config.split)
+        if not chosen:
+            raise ValueError(f"no recording is of the split {config.split}")
+        corpus = replace(corpus, rows=chosen)
+    recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
+    task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
+    run = evaluate_corpus(recognizer, corpus.rows, task, output, max_duration=max_duration)
+    outcomes, seconds, code = _watch(corpus, run)
+
+    predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
+    rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
+    if predictions:
+        wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
+        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[:SHOWN]]
+        more = f" (the worst {SHOWN} of {len(wrong)})" if len(wrong) > SHOWN else ""
+        if shown:
+            console.console().print(console.table(f"Wrong{more}", shown, header=("recording", "is", "heard")))
+        rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
+    return _conclude("Evaluated", corpus, outcomes, seconds, code, output, rows)
+
+
 def _watch(corpus: Any, run: Any) -> tuple[list[Any], float, int]:
     """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code."""
     from w2v_attn import console
@@ -114,7 +155,7 @@ def _watch(corpus: Any, run: Any) -> tuple[list[Any], float, int]:
     interruption = _Interruption()
     try:
         with interruption, closing(run), console.ProgressLine(sum(sizes), "recordings") as progress:
-            for size, outcome in zip(sizes, run, strict=False):
+            for outcome, size in zip(run, sizes, strict=False):  # the run first: it has its own end to come to
                 outcomes.append(outcome)
                 progress.advance(size, failed=outcome.reason is not None)
                 if interruption.code is not None:
@@ -257,6 +298,7 @@ def benchmark(config: Any) -> int:
 
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "extract": extract,
+    "evaluate": evaluate,
     "finetune": finetune,
     "transcribe": transcribe,
     "load": load,
@@ -429,6 +471,22 @@ def _recipe(config: Any) -> Any:
         augmentation=typed(options.AugmentationOptions, "augmentation"),
         optimizer=typed(options.OptimizerOptions, "optimizer"),
         training=typed(options.TrainingOptions, "training"),
+    )
+
+
+def _beam(config: Any) -> Any:
+    """How to search with a language model; None where there is none."""
+    from w2v_attn.transcription.beam_search import BeamOptions
+
+    beam = config.beam
+    if beam.language_model is None:
+        return None
+    return BeamOptions(
+        language_model=_path(beam, "language_model"),
+        lexicon=None if beam.lexicon is None else _path(beam, "lexicon"),
+        beam=int(beam.beam),
+        weight=float(beam.weight),
+        word_score=float(beam.word_score),
     )
 
 

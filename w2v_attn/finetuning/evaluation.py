@@ -33,15 +33,17 @@ def predict(
     recognizer.model.eval()
     rounds = -(-len(rows) // processes)
     mine = [(min(n * processes + rank, len(rows) - 1)) for n in range(rounds)]
-    found = [(index, _one(recognizer, rows[index], task)) for index in mine]
+    found = [(index, predict_one(recognizer, rows[index], task)) for index in mine]
     if gather is not None:
         found = gather(found)
     by_index = dict(found)
     return [by_index[index] for index in range(len(rows))]
 
 
-def _one(recognizer: Recognizer, row: Row, task: Task) -> Prediction:
-    waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
+def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor | None = None) -> Prediction:
+    """What the model says of one row. waveform: of its recording; None reads it."""
+    if waveform is None:
+        waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
     answer = recognizer.log_probabilities(waveform)
     found = recognizer.decode(answer)
     loss = _loss(task, row, answer, recognizer)

@@ -25,7 +25,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 # What stands beside the encoder in checkpoints of these families: heads, quantisers, objectives.
 HEADS = frozenset(
     "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
-    "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract".split()
+    "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
+    "pooled_score pooled_classifier".split()
 )
 # Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
 OPTIONAL = frozenset({"masked_spec_embed"})
@@ -111,8 +112,12 @@ def _read_config(folder: Path) -> Any:
 def _model_class(config: Any, with_head: bool) -> Any:
     import transformers
 
+    from w2v_attn.pretrained.pooling import pooled_class
+
     if with_head:
         names = config.architectures if isinstance(config.architectures, list) else []
+        if getattr(config, "pooling", "mean") in ("attention", "statistics"):
+            return pooled_class(transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)])  # type: ignore
         for name in names:
             candidate = getattr(transformers, str(name), None)
             if candidate is not None and getattr(candidate, "config_class", None) is type(config):

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.transcription.beam_search import BeamOptions, BeamSearch
 
 TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "tokenizer.json")
 
@@ -28,7 +30,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a recording says. score: geometric mean over frames of the likeliest symbol's probability, 0 to 1."""
+    """What a recording says. score: geometric mean over frames of the found symbol's probability, 0 to 1."""
 
     text: str
     score: float
@@ -71,20 +73,31 @@ class Recognizer(WaveformModel, ABC):
         return self.model(self.prepare(waveform)).logits[0].float().log_softmax(-1).cpu()
 
 
-class CtcRecognizer(Recognizer):
-    """Greedy CTC: the likeliest symbol of each frame, repetitions and blanks taken out.
+def likeliest(log_probabilities: Tensor) -> Tensor:
+    """int64 [frames]: the likeliest symbol of each frame.
 
     Source: A. Graves et al., "Connectionist Temporal Classification", section 3.2, best path decoding.
     """
+    return log_probabilities.argmax(-1)
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Any, **options: Any):
+
+class CtcRecognizer(Recognizer):
+    """A path of symbols through the frames, with repetitions and blanks taken out.
+
+    search: float32 [frames, symbols] of log-probabilities -> int64 [frames].
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: Any, *, search: Callable[[Tensor], Tensor] = likeliest, **options: Any
+    ):
         super().__init__(checkpoint, **options)
-        self._tokenizer = tokenizer
+        self.tokenizer, self._search = tokenizer, search
 
     def decode(self, log_probabilities: Tensor) -> Transcript:
         """The words with their times."""
-        best, symbols = log_probabilities.max(-1)
-        decoded = self._tokenizer.decode(symbols.tolist(), output_word_offsets=True)
+        symbols = self._search(log_probabilities)
+        best = log_probabilities.gather(-1, symbols[:, None])[:, 0]
+        decoded = self.tokenizer.decode(symbols.tolist(), output_word_offsets=True)
         rate = self.frame_rate()
         words = []
         for found in decoded.word_offsets:
@@ -116,8 +129,11 @@ def load_recognizer(
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
+    beam: BeamOptions | None = None,
 ) -> Recognizer:
     """The model of a fine-tuned checkpoint with its head and our attention; arguments as for `load_encoder`.
+
+    beam: a language model to search with, for CTC heads; None takes the likeliest symbol of each frame.
 
     Raises:
         CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or a label, or no
@@ -127,13 +143,23 @@ def load_recognizer(
     loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        return CtcRecognizer(loaded, read_tokenizer(loaded.folder), device=place, backend=backend)
+        tokenizer = read_tokenizer(loaded.folder)
+        return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, beam), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
+        if beam is not None:
+            raise ValueError(f"{loaded.source} gives labels: a language model is of no use to it")
         return Classifier(loaded, device=place, backend=backend)
     raise CheckpointError(
         f"{loaded.source} is a {architecture}, which gives neither text nor a label. Expected a checkpoint that was "
         "fine-tuned: …ForCTC or …ForSequenceClassification, such as facebook/wav2vec2-base-960h"
     )
+
+
+def _search(tokenizer: Any, beam: BeamOptions | None) -> Callable[[Tensor], Tensor]:
+    if beam is None:
+        return likeliest
+    symbols = dict(tokenizer.get_vocab())
+    return BeamSearch(beam, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -67,6 +67,16 @@ class Ctc(Task):
             _check_symbols(vocabulary, train)
         return cls(vocabulary, tokenizer, keeps_head=keeps_head)
 
+    @classmethod
+    def of_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
+        """The task that a checkpoint with this tokenizer was trained for.
+
+        Raises:
+            DataError: options that cannot be, or rows without text.
+        """
+        _check(options, rows)
+        return cls(from_tokenizer(tokenizer, case=options.case, remove=options.remove), tokenizer, keeps_head=True)
+
     def config_changes(self) -> dict[str, Any]:
         symbols = self.vocabulary.symbols
         return {
@@ -147,7 +157,7 @@ class Ctc(Task):
         write_alignments(predictions, folder)
 
 
-def _check(options: CtcOptions, train: Sequence[Row]) -> None:
+def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
     for key, value, choices in (
         ("unit", options.unit, UNITS),
         ("case", options.case, CASES),
@@ -155,7 +165,7 @@ def _check(options: CtcOptions, train: Sequence[Row]) -> None:
     ):
         if value not in choices:
             raise DataError(f"task.{key} must be one of {', '.join(choices)}, got {value}")
-    if not any(row.text is not None for row in train):
+    if not any(row.text is not None for row in rows):
         raise DataError(
             "no recording has a text: expected a column `text` in the manifest (or transcripts beside LibriSpeech's "
             "recordings, or data.pattern with a group `text`). For labels use task=classification"

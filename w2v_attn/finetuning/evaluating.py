@@ -1,0 +1,66 @@
+"""The evaluation run: labelled rows -> predictions -> metrics, and the files that show where a model is wrong."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.finetuning.errors import DataError
+from w2v_attn.finetuning.evaluation import measure, predict_one
+from w2v_attn.finetuning.model_folder import save_predictions
+from w2v_attn.finetuning.options import ClassificationOptions, CtcOptions
+from w2v_attn.finetuning.predictions import Prediction
+from w2v_attn.finetuning.tasks.classification import Classification
+from w2v_attn.finetuning.tasks.ctc import Ctc
+from w2v_attn.finetuning.tasks.task import Task
+from w2v_attn.runs import Outcome, RunError, run
+from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
+
+METRICS = "metrics.json"
+
+
+def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Task:
+    """The task that a checkpoint was trained for, on these rows. ctc: how texts are brought into its symbols.
+
+    Raises:
+        DataError: no row has a text (a label).
+    """
+    if isinstance(recognizer, CtcRecognizer):
+        return Ctc.of_checkpoint(recognizer.tokenizer, ctc, rows)
+    if not any(row.label is not None for row in rows):
+        raise DataError(
+            "no recording has a label: expected a folder with a sub-folder for each label, or a column `label`"
+        )
+    names = recognizer.config.id2label
+    return Classification([names[number] for number in range(len(names))], ClassificationOptions())
+
+
+def evaluate_corpus(
+    recognizer: Recognizer, rows: Sequence[Row], task: Task, output: Path, *, max_duration: float
+) -> Iterator[Outcome[Prediction]]:
+    """Recognises every row; at the end writes metrics.json, predictions.jsonl and what the task draws into `output`.
+
+    See `runs.run` for outcomes and failures; a row without a text (a label) is one.
+
+    Raises:
+        RunError: the output cannot be written (disk full, gone, read-only).
+    """
+    predictions: list[Prediction] = []
+
+    def process(row: Row, recording: Recording) -> Prediction:
+        if (row.label if task.name == "classification" else row.text) is None:
+            raise DataError("has nothing to compare with: no text or label")
+        predictions.append(predict_one(recognizer, row, task, recording.waveform))
+        return predictions[-1]
+
+    yield from run(rows, output, process, sample_rate=recognizer.sample_rate, max_duration=max_duration)
+    if predictions:
+        try:
+            save_predictions(predictions, task, output)
+            temporary = output / f".{METRICS}"
+            temporary.write_text(json.dumps(measure(task, predictions), indent=1))
+            os.replace(temporary, output / METRICS)
+        except OSError as error:
+            raise RunError(f"cannot write {output}: {error.strerror or error}") from error

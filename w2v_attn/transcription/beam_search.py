@@ -1,0 +1,119 @@
+"""The likeliest words under the model and a language model together, by flashlight's beam search (the extra `lm`).
+
+Source: R. Collobert et al., "Wav2Letter", section 2.3; fairseq's W2lKenLMDecoder, whose score this is:
+log p(symbols | speech) + weight · log p(words) + word_score · words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """language_model: a KenLM file, .arpa or binary. lexicon: a text file with a word a line; None: the .arpa's words.
+
+    beam: hypotheses that are kept. weight, word_score: see above; the authors' values for LibriSpeech are 2 and -1.
+    """
+
+    language_model: Path
+    lexicon: Path | None = None
+    beam: int = 100
+    weight: float = 2.0
+    word_score: float = -1.0
+
+
+class BeamSearch:
+    """Symbols of each frame, of words that the lexicon knows.
+
+    symbols: symbol -> number, of the model. blank, delimiter: CTC's blank, and the space between words.
+    """
+
+    def __init__(self, options: BeamOptions, symbols: dict[str, int], *, blank: str, delimiter: str):
+        decoder, create_word_dict, language_models = _flashlight()
+        if not options.language_model.is_file():
+            raise ValueError(f"there is no language model {options.language_model}: expected a KenLM file")
+        if options.beam < 1:
+            raise ValueError(f"beam must be 1 or above, got {options.beam}")
+        spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, symbols)) is not None}
+        if not spellings:
+            raise ValueError("no word of the language model can be spelled with the checkpoint's vocabulary")
+        # flashlight wants an entry for words that are unknown; its score keeps it out.
+        words = create_word_dict({**{word: [[delimiter]] for word in spellings}, UNKNOWN: [[delimiter]]})
+        try:
+            model = language_models.KenLM(str(options.language_model), words)
+        except RuntimeError as error:
+            raise ValueError(f"{options.language_model} cannot be read as a KenLM model: {error}") from error
+        end = symbols[delimiter]
+        trie = decoder.Trie(max(symbols.values()) + 1, end)
+        start = model.start(False)
+        for word, spelled in spellings.items():
+            number = words.get_index(word)
+            trie.insert([*spelled, end], number, model.score(start, number)[1])
+        trie.smear(decoder.SmearingMode.MAX)
+        limits = decoder.LexiconDecoderOptions(
+            beam_size=options.beam,
+            beam_size_token=len(symbols),
+            beam_threshold=50.0,
+            lm_weight=options.weight,
+            word_score=options.word_score,
+            unk_score=float("-inf"),
+            sil_score=0.0,
+            log_add=False,
+            criterion_type=decoder.CriterionType.CTC,
+        )
+        unknown = words.get_index(UNKNOWN)
+        self._decoder = decoder.LexiconDecoder(limits, trie, model, end, symbols[blank], unknown, [], False)
+        self._kept = (trie, model, words)  # the decoder points to them
+
+    def __call__(self, log_probabilities: Tensor) -> Tensor:
+        """float32 [frames, symbols] -> int64 [frames]."""
+        frames = log_probabilities.float().contiguous()
+        best = self._decoder.decode(frames.data_ptr(), *frames.shape)[0]
+        return torch.tensor(best.tokens[1:-1])  # without the silence that is put around
+
+
+def _flashlight() -> tuple[Any, Any, Any]:
+    try:
+        from flashlight.lib.text import decoder  # type: ignore[import-not-found]
+        from flashlight.lib.text.decoder import kenlm  # type: ignore[import-not-found]
+        from flashlight.lib.text.dictionary import create_word_dict  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ValueError("a language model needs flashlight's decoder: pip install 'w2v_attn[lm]'") from error
+    return decoder, create_word_dict, kenlm
+
+
+def _spell(word: str, symbols: dict[str, int]) -> list[int] | None:
+    """The symbols of a word, in the case that the vocabulary has; None where it cannot be spelled."""
+    for cased in (word, word.lower(), word.upper()):
+        if cased in symbols:  # a vocabulary of words
+            return [symbols[cased]]
+        if all(character in symbols for character in cased):
+            return [symbols[character] for character in cased]
+    return None
+
+
+def _words(options: BeamOptions) -> Iterator[str]:
+    path = options.lexicon or options.language_model
+    if not path.is_file():
+        raise ValueError(f"there is no lexicon {path}: expected a text file with a word a line")
+    if options.lexicon is None and path.suffix.lower() != ".arpa":
+        raise ValueError(f"{path} does not list its words: name them in a text file, a word a line (lexicon=words.txt)")
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        if options.lexicon is not None:
+            yield from (line.split()[0] for line in lines if line.strip())
+            return
+        inside = False
+        for line in lines:
+            if line.startswith("\\"):
+                inside = line.strip() == "\\1-grams:"
+            elif inside and line.strip():
+                word = line.rstrip("\n").split("\t")[1]
+                if word not in (UNKNOWN, BEGIN, END):
+                    yield word
