@@ -11,7 +11,7 @@ TRANSCRIPTS = ".trans.txt"
 
 def is_one(folder: Path) -> bool:
     """Whether transcripts lie where LibriSpeech's tree has them: of a chapter, a speaker, a part, or all parts."""
-    return any(True for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for _ in folder.glob(f"{depth}{TRANSCRIPTS}"))
+    return any(True for depth in range(5) for _ in folder.glob("*/" * depth + f"*{TRANSCRIPTS}"))
 
 
 def read(folder: Path) -> Corpus:

@@ -65,7 +65,9 @@ class Collate:
         self._frames_of = frames_of
 
     def __call__(self, items: Sequence[tuple[Tensor, list[int]]]) -> dict[str, Any]:
-        """input_values float32 [B, samples], attention_mask int64 likewise, labels int64 [B, L], frames int64 [B]."""
+        """input_values float32 [B, samples], attention_mask int64 likewise, labels int64 [B, L], frames int64 [B],
+        lengths: samples of each as plain numbers, for the host asks for them.
+        """
         waveforms = [waveform for waveform, _ in items]
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         real = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -75,4 +77,5 @@ class Collate:
             "attention_mask": real.long(),
             "labels": pad_sequence(targets, batch_first=True, padding_value=-100),
             "frames": self._frames_of(lengths),
+            "lengths": lengths.tolist(),
         }

@@ -63,7 +63,7 @@ def write_alignments(predictions: Sequence[Prediction], folder: Path) -> None:
             lines += ["REF: ", f"HYP: {prediction.hypothesis}", ""]
             continue
         aligned = jiwer.visualize_alignment(
-            jiwer.process_words(prediction.reference, prediction.hypothesis), show_measures=False
+            jiwer.process_words(prediction.reference, prediction.hypothesis), show_measures=False, skip_correct=False
         )
         lines += [line for line in aligned.splitlines() if line.startswith(("REF", "HYP", "   ")) and line.strip()]
         lines.append("")

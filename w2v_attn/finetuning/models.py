@@ -67,7 +67,7 @@ def _changed(config: Any, changes: dict[str, Any]) -> Any:
     config = copy.deepcopy(config)
     for key, value in changes.items():
         setattr(config, key, value)
-    config.auto_map = None
+    vars(config).pop("auto_map", None)  # the classes are stock's again, or ours
     return config
 
 

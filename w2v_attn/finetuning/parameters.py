@@ -40,7 +40,8 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ValueError("training.lora needs peft: pip install 'w2v_attn[finetune]'") from error
-    head = [name for name, _ in model.named_children() if name != model.base_model_prefix and any(_.parameters())]
+    parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    head = [name for name, part in parts.items() if any(True for _ in part.parameters())]
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from w2v_attn import __version__
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
-from w2v_attn.finetuning import layerdrop, model_folder, spec_augment
+from w2v_attn.finetuning import frontend, layerdrop, model_folder, spec_augment
 from w2v_attn.finetuning.arguments import training_arguments
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.batches import Batches
@@ -187,10 +187,11 @@ def _trainer(
     frames_of = model._get_feat_extract_output_lengths
     freeze(model, training.freeze)
     callbacks: list[Any] = [FrozenUpdates(model, training.frozen_updates)] if training.frozen_updates else []
+    frontend.install(model)
     spec_augment.install(model)
     layerdrop.install(model, keep_gradients=args.world_size > 1)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     if training.lora.rank > 0:
         model = add_lora(model, training.lora)
     audio = dataclasses.replace(audio, model=model)
@@ -243,6 +244,14 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)  # it prints
     torch.manual_seed(recipe.seed * 1000 + args.process_index)  # processes drop different things
     return trainer, reporting
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Blocks are computed again in the backward instead of kept; transformers 5.23 calls that otherwise than 5.17."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _tensorboard(output: Path) -> Any:
@@ -305,6 +314,7 @@ def _plain(trainer: SpeechTrainer, audio: Checkpoint) -> Any:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    frontend.uninstall(model)
     spec_augment.uninstall(model)
     layerdrop.uninstall(model)
     return model

@@ -1,0 +1,454 @@
+"""Fine-tuning end to end, on speech: what it computes, that it goes on after a kill, and what comes out of it."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import GROUP_NORM, LAYER_NORM, ROOT, SIZES, SPEECH, TINY
+from safetensors.torch import load_file
+
+from w2v_attn import read_audio, restore_attention
+from w2v_attn.finetuning import run, trainer
+from w2v_attn.finetuning.errors import DataError, TrainingError
+from w2v_attn.finetuning.options import (
+    AugmentationOptions,
+    ClassificationOptions,
+    CtcOptions,
+    DataOptions,
+    LoraOptions,
+    OptimizerOptions,
+    Recipe,
+    RegularizationOptions,
+    TrainingOptions,
+)
+from w2v_attn.finetuning.watching import Silent
+from w2v_attn.transcription.recognizer import load_recognizer
+
+CLIPS = str(SPEECH / "clips.csv")
+SCRATCH = {"model_type": "wav2vec2", **{k: v for k, v in SIZES.items() if k != "vocab_size"}}
+NO_DROPOUT = RegularizationOptions(
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    feat_proj_dropout=0.0,
+    final_dropout=0.0,
+    layerdrop=0.0,
+    mask_time_prob=0.0,
+)
+DROPOUT = RegularizationOptions(attention_dropout=0.1, hidden_dropout=0.1, layerdrop=0.2, mask_time_prob=0.3)
+
+
+class Diary(Silent):
+    """Remembers every loss, and asks for the end after `stop_after` updates."""
+
+    def __init__(self, stop_after=None):
+        self.losses, self.metrics, self.warnings, self.begun_at = {}, {}, [], None
+        self.report, self._stop_after = {}, stop_after
+
+    def surveyed(self, rows):
+        self.report = dict(rows)
+
+    def begun(self, update, updates):
+        self.begun_at = update
+
+    def updated(self, update, loss):
+        self.losses[update] = loss
+
+    def evaluated(self, update, metrics, best, warning):
+        self.metrics[update] = dict(metrics)
+        self.warnings.append(warning)
+
+    def interrupted(self):
+        return self._stop_after is not None and len(self.losses) >= self._stop_after
+
+
+def recipe(task=None, norm=GROUP_NORM, *, data=None, training=None, **changes):
+    options = {
+        "task": task or CtcOptions(),
+        "data": DataOptions(train=CLIPS, **(data or {})),
+        "checkpoint": None,
+        "config": {**SCRATCH, **norm},
+        "regularization": NO_DROPOUT,
+        "optimizer": OptimizerOptions(rate=1e-3),
+        "training": TrainingOptions(
+            **{"updates": 6, "batch_seconds": 6, "evaluate_every": 3, "freeze": "nothing", **(training or {})}
+        ),
+        **changes,
+    }
+    return Recipe(**options)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A manifest whose labels are the first words of the clips."""
+    path = tmp_path_factory.mktemp("labels") / "clips.csv"
+    with open(CLIPS) as file, path.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(("path", "label", "speaker"))
+        for row in csv.DictReader(file):
+            writer.writerow((SPEECH / row["path"], "long" if " " in row["text"] else "short", row["speaker"]))
+    return {"train": str(path), "root": "/"}
+
+
+# ---------------------------------------------------------------------------------------------- what it computes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [GROUP_NORM, LAYER_NORM], ids=["group", "layer"])
+def test_losses_over_200_updates_are_those_of_stock_attention(norm, tmp_path, monkeypatch):
+    asked = recipe(norm=norm, training={"updates": 200, "evaluate_every": 100})
+    ours, theirs = Diary(), Diary()
+    run.finetune(asked, tmp_path / "ours", ours)
+    build = run.build_model
+    monkeypatch.setattr(run, "build_model", lambda *arguments: restore_attention(build(*arguments)))
+    monkeypatch.setattr("w2v_attn.encoder.waveforms.replace_attention", lambda model, backend: model)
+    run.finetune(asked, tmp_path / "theirs", theirs)
+    assert len(ours.losses) == len(theirs.losses) == 200
+    differences = [abs(ours.losses[n] - theirs.losses[n]) for n in ours.losses]
+    assert 0 < max(differences) < 2e-3  # float32 noise, grown over 200 updates; the first ones have hardly any
+    assert max(differences[:20]) < 1e-4
+    assert ours.losses[200] < 0.7 * ours.losses[1]
+
+
+def test_training_uses_our_backward(tmp_path, monkeypatch):
+    from w2v_attn.attention import function
+
+    calls = []
+    backward = function.SelfAttention.backward
+    monkeypatch.setattr(function.SelfAttention, "backward", staticmethod(lambda *a: calls.append(1) or backward(*a)))
+    run.finetune(recipe(training={"updates": 2}), tmp_path / "out")
+    assert len(calls) == 2 * SIZES["num_hidden_layers"]
+
+
+def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, monkeypatch):
+    """Two passes of a budget, each recording counting the same, give the mean over all of them."""
+    counted = []
+    compute = trainer.SpeechTrainer.compute_loss
+
+    def watched(self, model, inputs, **options):
+        counted.append((len(inputs["frames"]), int(options["num_items_in_batch"])))
+        return compute(self, model, inputs, **options)
+
+    monkeypatch.setattr(trainer.SpeechTrainer, "compute_loss", watched)
+    run.finetune(recipe(training={"updates": 4, "accumulate": 2}), tmp_path / "out")
+    for (first, total), (second, same) in zip(counted[::2], counted[1::2], strict=True):
+        assert first + second == total == same
+
+
+def test_a_model_learns_what_it_is_taught(tmp_path):
+    """The checkpoint that comes along knows none of the lessons' words; half a minute of them and it knows some."""
+    diary = Diary()
+    asked = recipe(
+        checkpoint=str(TINY),
+        training={"updates": 40, "evaluate_every": 20, "batch_seconds": 20},
+        optimizer=OptimizerOptions(rate=5e-4),
+    )
+    asked.data.train = str(ROOT / "data" / "lessons" / "lessons.csv")
+    run.finetune(asked, tmp_path / "out", diary)
+    assert diary.losses[40] < 0.5 * diary.losses[1]
+    assert diary.metrics[40]["cer"] < diary.metrics[20]["cer"]
+
+
+# ------------------------------------------------------------------------------------------------- it goes on
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, tmp_path):
+    changes = {
+        "regularization": DROPOUT,
+        "augmentation": AugmentationOptions(speed=[0.9, 1.1], noise=0.5),
+        "training": {"updates": 9, "gradient_checkpointing": True, "frozen_updates": 2},
+    }
+    whole, first, second = Diary(), Diary(stop_after), Diary()
+    run.finetune(recipe(**changes), tmp_path / "whole", whole)
+    assert run.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
+    assert run.finetune(recipe(**changes), tmp_path / "parts", second).interrupted is False
+    assert second.begun_at == stop_after + 1  # a loss is told after the question whether to stop
+    assert {**first.losses, **second.losses} == whole.losses
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def command(output, *more):
+    return [
+        sys.executable, "-m", "w2v_attn", "finetune", "data=local", f"data.train={CLIPS}", f"output={output}",
+        "training.updates=60", "training.evaluate_every=5", "training.batch_seconds=6", "optimizer.rate=1e-4", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(tmp_path):
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    out = tmp_path / "killed"
+    for wanted in (1, 6):  # once at an early checkpoint, once at a later one
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            found = list(out.glob("checkpoints/checkpoint-*/sealed.json"))
+            if found and max(int(path.parent.name.split("-")[1]) for path in found) >= 5 * wanted:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # And the last checkpoint was torn by it.
+        last = max(out.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        os.truncate(last / "optimizer.pt", 1000)
+    done = subprocess.run(command(out), capture_output=True, text=True, check=True)
+    assert "is torn (optimizer.pt is damaged)" in done.stderr
+    ours, theirs = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not (out / "checkpoints").exists()
+
+
+def test_another_recipe_on_a_begun_run_is_refused_with_the_difference(tmp_path):
+    run.finetune(recipe(), tmp_path / "out", Diary(stop_after=2))
+    with pytest.raises(ValueError, match=r"optimizer\.rate: was 0\.001, now 0\.002"):
+        run.finetune(recipe(optimizer=OptimizerOptions(rate=2e-3)), tmp_path / "out")
+
+
+def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
+    run.finetune(recipe(), tmp_path / "out")
+    with pytest.raises(ValueError, match="holds a finished run"):
+        run.finetune(recipe(), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds files that are not of a run"):
+        run.finetune(recipe(), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
+    run.finetune(recipe(), tmp_path / "out", Diary(stop_after=1))
+    with (tmp_path / "out" / run.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="in use by another run"):
+            run.finetune(recipe(), tmp_path / "out")
+    assert not run.finetune(recipe(), tmp_path / "out").interrupted
+
+
+# ------------------------------------------------------------------------------------------------- it is safe
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    real, calls = trainer.losses_of, []
+
+    def broken(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(trainer, "losses_of", broken)
+    with pytest.raises(TrainingError, match=r"loss of update 5 is nan\. Try a lower rate"):
+        run.finetune(recipe(), tmp_path / "out")
+    monkeypatch.undo()
+    diary = Diary()
+    run.finetune(recipe(), tmp_path / "out", diary)
+    assert diary.begun_at == 3
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def broken(self, *arguments, **options):
+        step(self, *arguments, **options)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    monkeypatch.setattr(trainer, "losses_of", lambda model, batch, task: model.lm_head.weight.sum().repeat(3))
+    with pytest.raises(TrainingError, match="are not finite"):
+        run.finetune(recipe(), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("checkpoints/*/sealed.json"))
+
+
+def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
+    diary = Diary()
+    done = run.finetune(recipe(optimizer=OptimizerOptions(rate=1e-9), training={"updates": 1}), tmp_path / "out", diary)
+    said = [prediction["hypothesis"] for prediction in predictions(tmp_path / "out" / "valid")]
+    assert (done.warning is not None) == (said.count("") >= 0.95 * len(said))
+    from w2v_attn.finetuning.predictions import Prediction
+    from w2v_attn.finetuning.tasks.ctc import Ctc
+    from w2v_attn.finetuning.vocabulary import from_texts
+
+    task = Ctc(from_texts(["ab"], unit="characters", case="lower", remove=""))
+    empty, right = (Prediction(None, "ab", said, None) for said in ("", "ab"))
+    assert "19 of 20 transcripts are empty" in task.warning([empty] * 19 + [right])
+    assert task.warning([empty, right]) is None
+
+
+REFUSED = {
+    "no text": (CtcOptions(), "path\na.wav\nb.wav\n", "no recording has a text"),
+    "no label": (ClassificationOptions(), "path\na.wav\nb.wav\n", "needs two labels at least; no recording has one"),
+    "one label": (ClassificationOptions(), "path,label\na.wav,x\nb.wav,x\n", "all are 'x'"),
+    "empty texts": (CtcOptions(), "path,text\na.wav,\nb.wav,\n", "all texts are empty"),
+    "texts too long": (CtcOptions(), f"path,text\na.wav,{'ab' * 99}\nb.wav,{'ab' * 99}\n", "CTC needs one for each"),
+    "an unknown unit": (CtcOptions(unit="phones"), "path,text\na.wav,a\nb.wav,b\n", "task.unit must be one of"),
+    "an unknown pooling": (ClassificationOptions(pooling="max"), "path,label\na.wav,a\nb.wav,b\n", "task.pooling"),
+    "no vocabulary": (CtcOptions(vocabulary="/absent.json"), "path,text\na.wav,a\nb.wav,b\n", "is no vocabulary"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_that_cannot_work_is_refused_and_leaves_nothing(case, tmp_path):
+    task, manifest, says = REFUSED[case]
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes((SPEECH / "en-us+m5" / "00-three.flac").read_bytes())
+    (tmp_path / "l.csv").write_text(manifest)
+    asked = recipe(task)
+    asked.data.train = str(tmp_path / "l.csv")
+    with pytest.raises(DataError, match=says):
+        run.finetune(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_used_is_dropped_with_its_reason(tmp_path):
+    good = (SPEECH / "en-us+m5" / "00-three.flac").read_bytes()
+    rows = ["path,text,split"]
+    for number in range(8):
+        (tmp_path / f"{number}.flac").write_bytes(good)
+        rows.append(f"{number}.flac,{'three' if number else 'x' * 300},{'valid' if number > 5 else 'train'}")
+    (tmp_path / "bad.wav").write_text("no audio")
+    rows += ["bad.wav,three,train", "absent.wav,three,train"]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    asked = recipe()
+    asked.data.train = str(tmp_path / "l.csv")
+    diary = Diary()
+    run.finetune(asked, tmp_path / "out", diary)
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in dropped] == ["0.flac", "bad.wav", "absent.wav"]
+    assert "300 symbols" not in dropped[1]["reason"]
+    assert diary.report["train"].startswith("5 recordings")
+
+
+def test_a_recording_in_two_splits_is_refused(tmp_path):
+    asked = recipe(data={"valid": CLIPS})
+    with pytest.raises(DataError, match="in the data to train on and in those to valid"):
+        run.finetune(asked, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"training": {"precision": "float8"}}, "training.precision must be one of"),
+        ({"training": {"precision": "float16"}}, "needs a GPU"),
+        ({"training": {"updates": 0}}, "training.updates must be above 0"),
+        ({"training": {"freeze": "all"}}, "training.freeze must be one of"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+        ({"config": {"model_type": "bert"}}, "model_type is 'bert'"),
+        ({"config": {**SCRATCH, "hidden_size": 25}}, "hidden_size|embed_dim|divisible"),
+        ({"optimizer": OptimizerOptions(rate=0.0)}, "optimizer.rate must be above 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_told(changes, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        run.finetune(recipe(**changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------- what comes out
+
+
+def predictions(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_ctc_folder_is_one_that_stock_loads(tmp_path):
+    import transformers
+
+    out = tmp_path / "model"
+    asked = recipe(checkpoint=str(TINY), data={"test_share": 0.2})
+    done = run.finetune(asked, out)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        "config.json", "model.safetensors", "preprocessor_config.json", "vocab.json",
+        "tokenizer_config.json", "README.md",
+        "recipe.yaml", "curves.png", "results.json", "valid", "test", "tensorboard", "dropped.jsonl",
+    }  # fmt: skip
+    assert not {"checkpoints", ".lock", ".unfinished"} & names
+    wave = read_audio(SPEECH / "en-us+m5" / "00-three.flac")
+    heard = transformers.pipeline("automatic-speech-recognition", str(out))(wave.numpy())["text"]
+    assert heard == load_recognizer(out).recognize(wave).text == "three"
+    found = predictions(out / "test")
+    assert [row["error"] for row in found] == sorted((row["error"] for row in found), reverse=True)
+    assert (out / "test" / "alignments.txt").read_text().count("REF:") == len(found)
+    assert (out / "test" / "speakers.csv").read_text().startswith("speaker,recordings,wer")
+    assert json.loads((out / "results.json").read_text())["metrics"] == done.metrics
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: automatic-speech-recognition" in card
+    assert "batch_seconds: 6" in card
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "statistics"])
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_a_classifiers_folder_is_one_that_stock_loads(pooling, layers, labelled, tmp_path):
+    import transformers
+
+    asked = recipe(ClassificationOptions(pooling=pooling, layers=layers, width=7), norm=LAYER_NORM)
+    asked.data.train, asked.data.root, asked.data.balance = labelled["train"], labelled["root"], True
+    asked.training.freeze = "encoder" if layers == "weighted" else "frontend"
+    out = tmp_path / "model"
+    run.finetune(asked, out)
+    wave = read_audio(SPEECH / "en-us+m5" / "00-three.flac")
+    ours = load_recognizer(out).recognize(wave)
+    stock = transformers.pipeline("audio-classification", str(out), trust_remote_code=pooling != "mean")
+    theirs = {found["label"]: found["score"] for found in stock(wave.numpy())}
+    assert ours.scores == {label: pytest.approx(score, abs=1e-4) for label, score in theirs.items()}
+    assert (out / "valid" / "confusions.png").stat().st_size > 1000
+
+
+def test_a_frozen_encoder_stays_as_it_was(labelled, tmp_path):
+    asked = recipe(ClassificationOptions(layers="weighted", width=7), checkpoint=str(TINY))
+    asked.data.train, asked.data.root = labelled["train"], labelled["root"]
+    asked.training.freeze = "encoder"
+    run.finetune(asked, tmp_path / "out")
+    before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    shared = [name for name in after if name.startswith("wav2vec2.")]
+    assert len(shared) > 50
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    assert after["layer_weights"].std() > 0
+
+
+def test_the_frontend_is_frozen_and_the_head_alone_trains_at_first(tmp_path):
+    trained = {"updates": 3, "frozen_updates": 3, "freeze": "frontend"}
+    run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
+    before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"lm_head.weight", "lm_head.bias"}
+
+
+def test_low_rank_updates_end_in_ordinary_weights(tmp_path):
+    asked = recipe(checkpoint=str(TINY), training={"lora": LoraOptions(rank=4), "freeze": "frontend"})
+    run.finetune(asked, tmp_path / "out")
+    before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(before) - set(after) == {"wav2vec2.masked_spec_embed"}
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj", "v_proj", "out_proj", "lm_head"}
+
+
+def test_words_can_be_the_symbols(tmp_path):
+    import transformers
+
+    run.finetune(recipe(CtcOptions(unit="words")), tmp_path / "out")
+    tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "out")
+    vocabulary = json.loads((tmp_path / "out" / "vocab.json").read_text())
+    path = [vocabulary["play"], 0, vocabulary["|"], vocabulary["red"], vocabulary["red"]]
+    assert tokenizer.decode(path) == "play red"
+
+
+def test_early_stop_ends_a_run_that_no_longer_gets_better(tmp_path):
+    diary = Diary()
+    asked = recipe(training={"updates": 50, "evaluate_every": 1, "patience": 3}, optimizer=OptimizerOptions(rate=1e-12))
+    run.finetune(asked, tmp_path / "out", diary)
+    assert len(diary.losses) < 10
+
+
+def test_bfloat16_trains(tmp_path):
+    diary = Diary()
+    run.finetune(recipe(training={"precision": "bfloat16", "updates": 3}), tmp_path / "out", diary)
+    assert all(0 < loss < 1000 for loss in diary.losses.values())

@@ -1,0 +1,348 @@
+"""The parts of fine-tuning, each by its law."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2v_attn import replace_attention
+from w2v_attn.corpus.rows import Row
+from w2v_attn.finetuning import checkpoints, layerdrop, spec_augment
+from w2v_attn.finetuning.augmentation import Augmentation
+from w2v_attn.finetuning.batches import Batches
+from w2v_attn.finetuning.errors import DataError
+from w2v_attn.finetuning.metrics import classification_metrics, transcription_metrics
+from w2v_attn.finetuning.options import (
+    AugmentationOptions,
+    CtcOptions,
+    Factor,
+    OptimizerOptions,
+    ScheduleOptions,
+)
+from w2v_attn.finetuning.parameters import parameter_groups
+from w2v_attn.finetuning.schedule import factor_of
+from w2v_attn.finetuning.spec_augment import draw_spans
+from w2v_attn.finetuning.tasks.ctc import Ctc
+from w2v_attn.finetuning.vocabulary import from_texts, from_tokenizer
+
+# ----------------------------------------------------------------------------------------------------- schedule
+
+
+def test_the_rate_rises_holds_and_decays_as_the_authors_have_it():
+    factor = factor_of(ScheduleOptions(), 1000)
+    assert factor(0) == pytest.approx(0.01)
+    assert factor(50) == pytest.approx(0.505)
+    assert factor(100) == factor(499) == 1.0
+    assert factor(750) == pytest.approx(math.sqrt(0.05))  # half-way down, in the exponent
+    assert factor(1000) == factor(5000) == pytest.approx(0.05)
+
+
+def test_a_linear_rate_ends_at_zero():
+    factor = factor_of(ScheduleOptions(warm_up=0.1, hold=0.0, decay="linear", start=0.0, end=0.0), 1000)
+    assert [factor(0), factor(100), factor(550), factor(1000)] == [0.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("wrong", [{"warm_up": -0.1}, {"warm_up": 0.7, "hold": 0.6}, {"decay": "steep"}, {"end": 0.0}])
+def test_a_schedule_that_cannot_be_is_told(wrong):
+    with pytest.raises(ValueError, match="schedule"):
+        factor_of(ScheduleOptions(**wrong), 100)
+
+
+# ------------------------------------------------------------------------------------------------------ batches
+
+lengths_of = st.lists(st.floats(0.1, 30), min_size=1, max_size=80)
+
+
+@given(lengths=lengths_of, seconds=st.floats(1, 100), seed=st.integers(0, 9))
+def test_a_pass_has_every_recording_once_within_the_budget(lengths, seconds, seed):
+    batches = Batches(lengths, seconds, 1, seed=seed).one_pass(3)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= seconds
+
+
+@given(lengths=lengths_of, processes=st.integers(1, 4))
+def test_processes_share_the_batches_of_one(lengths, processes):
+    alone = list(Batches(lengths, 20, 12 * processes, seed=1))
+    shared = [list(Batches(lengths, 20, 12, seed=1, rank=r, processes=processes)) for r in range(processes)]
+    assert [batch for step in zip(*shared, strict=True) for batch in step] == alone
+
+
+def test_each_pass_is_another_order_and_the_same_again():
+    batches = Batches([1.0] * 50, 5, 30, seed=2)
+    assert list(batches) == list(batches)
+    assert batches.one_pass(0) != batches.one_pass(1)
+    assert {number for batch in batches for _, number in batch} == {0, 1, 2}
+
+
+def test_rare_recordings_are_repeated():
+    batches = Batches([1.0, 1.0], 5, 1, repeats=[3, 1])
+    assert Counter(index for batch in batches.one_pass(0) for index in batch) == {0: 3, 1: 1}
+
+
+# ------------------------------------------------------------------------------------------------- SpecAugment
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
+    probability=st.floats(0, 1),
+    span=st.integers(1, 80),
+)
+def test_spans_lie_inside_and_have_their_length(lengths, probability, span):
+    size = max(lengths)
+    mask = draw_spans(torch.tensor(lengths), size, probability, span)
+    assert mask.shape == (len(lengths), size)
+    for row, length in zip(mask, lengths, strict=True):
+        assert not row[length:].any()
+        least = min(span, max(1, length // 2))
+        run = 0
+        for masked in [*row.tolist(), False]:
+            assert masked or run == 0 or run >= least
+            run = run + 1 if masked else 0
+
+
+@pytest.mark.parametrize("length", [7, 23, 400])
+def test_short_recordings_are_masked_as_much_as_long_ones(length):
+    torch.manual_seed(0)
+    mask = draw_spans(torch.full((4000,), length), length, 0.2, 10)
+    # Spans overlap: the share is what independent spans leave, somewhat below 0.2.
+    assert 0.13 < mask.float().mean() < 0.21
+
+
+def test_masking_takes_the_place_of_stocks_and_gives_it_back(family):
+    model = tiny_model(family, "ForCTC", mask_time_prob=0.5, mask_time_length=10, mask_feature_prob=0.5)
+    model.config.mask_feature_length = 64  # wider than the model: stock refuses
+    stock = model.base_model._mask_hidden_states
+    spec_augment.install(model)
+    wave = torch.randn(2, 2000)  # 5 frames, shorter than a span
+    with torch.no_grad():
+        before = model.eval()(wave).logits
+        assert torch.isfinite(model.train()(wave).logits).all()
+        assert not torch.equal(model(wave).logits, before)
+        spec_augment.uninstall(model)
+        assert model.base_model._mask_hidden_states == stock
+        assert torch.equal(model.eval()(wave).logits, before)
+
+
+# --------------------------------------------------------------------------------------------------- layerdrop
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_dropped_blocks_do_nothing_and_leave_gradients_where_asked(norm_style, keep):
+    model = replace_attention(tiny_model(norm_style, "ForCTC", layerdrop=1.0)).train()
+    layerdrop.install(model, keep_gradients=keep)
+    model(torch.randn(2, 4000)).logits.sum().backward()
+    for block in model.wav2vec2.encoder.layers:
+        for parameter in block.parameters():
+            assert (parameter.grad is None) != keep
+            assert parameter.grad is None or not parameter.grad.any()
+    assert model.config.layerdrop == 1.0
+
+
+def test_layerdrop_is_off_in_evaluation_and_can_be_taken_away(norm_style):
+    model = tiny_model(norm_style, "ForCTC", layerdrop=0.5)
+    wave = torch.randn(2, 4000)
+    with torch.no_grad():
+        before = model(wave).logits
+        layerdrop.install(model, keep_gradients=True)
+        assert torch.equal(model(wave).logits, before)
+        torch.manual_seed(0)
+        trained = {round(model.train()(wave).logits.sum().item(), 3) for _ in range(12)}
+        assert len(trained) > 1
+        layerdrop.uninstall(model)
+        assert torch.equal(model.eval()(wave).logits, before)
+    assert model.wav2vec2.encoder.config is model.config
+
+
+# -------------------------------------------------------------------------------------------------- parameters
+
+
+def rates(options):
+    model = tiny_model("wav2vec2-group", "ForCTC")
+    groups = parameter_groups(model, options)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+
+
+def test_rates_decay_from_the_head_down():
+    found = rates(OptimizerOptions(rate=1.0, layer_decay=0.5, weight_decay=0.1))
+    assert found["lm_head.weight"] == (1.0, 0.1)
+    assert found["lm_head.bias"] == (1.0, 0.0)
+    for block, rate in enumerate((0.25, 0.5, 1.0)):
+        assert found[f"wav2vec2.encoder.layers.{block}.attention.q_proj.weight"] == (rate, 0.1)
+    assert found["wav2vec2.feature_projection.projection.weight"][0] == 0.125
+
+
+def test_factors_change_what_their_pattern_names():
+    found = rates(
+        OptimizerOptions(
+            rate=1.0,
+            weight_decay=0.1,
+            factors=[Factor(pattern=r"lm_head", rate=10), Factor(pattern=r"\.weight$", decay=0.0)],
+        )
+    )
+    assert found["lm_head.weight"] == (10.0, 0.0)
+    assert found["lm_head.bias"] == (10.0, 0.0)
+    assert found["wav2vec2.encoder.layer_norm.bias"] == (1.0, 0.0)
+    with pytest.raises(ValueError, match="matches nothing_like_it"):
+        rates(OptimizerOptions(factors=[Factor(pattern="nothing_like_it")]))
+
+
+# -------------------------------------------------------------------------------------------------- vocabulary
+
+texts = st.text("abcxyz éß'", max_size=30)
+
+
+@given(st.lists(texts, min_size=1, max_size=8), st.sampled_from(["characters", "words"]))
+def test_texts_come_back_from_their_numbers_by_stocks_tokenizer(said, unit):
+    if not any(text.strip() for text in said):
+        return
+    vocabulary = from_texts(said, unit=unit, case="auto", remove="")
+    tokenizer = Ctc(vocabulary).tokenizer
+    for text in said:
+        wanted = vocabulary.normalize(text)
+        blank = vocabulary.symbols[vocabulary.blank]
+        path = [n for number in vocabulary.encode(wanted) for n in (number, number, blank)]
+        assert tokenizer.decode(path) == wanted
+
+
+def test_texts_are_brought_into_one_form():
+    vocabulary = from_texts(["Hello,  WORLD!", "cafe\u0301"], unit="characters", case="auto", remove="[,!]")
+    assert vocabulary.normalize(" Hello,World! ") == "hello world"
+    assert vocabulary.normalize("CAFÉ") == "café"
+    assert vocabulary.symbols["é"] > 4
+
+
+def test_a_checkpoints_vocabulary_says_the_case(tmp_path):
+    for text, case in (("AB C", "upper"), ("ab c", "lower"), ("aB", "keep"), ("北京", "keep")):
+        tokenizer = from_texts([text], unit="characters", case="keep", remove="").tokenizer(tmp_path)
+        assert from_tokenizer(tokenizer, case="auto", remove="").case == case
+
+
+def test_symbols_outside_the_vocabulary_are_counted():
+    rows = [Row("a", Path("a"), text="ab"), Row("b", Path("b"), text="äbä")]
+    letters = Ctc(from_texts(["ab"], unit="characters", case="lower", remove=""))
+    with pytest.raises(DataError, match=r"'ä' × 2.*task\.remove.*task\.outside=drop.*task\.vocabulary=data"):
+        given_vocabulary(letters, rows, outside="refuse")
+    task = given_vocabulary(letters, rows, outside="drop")
+    assert task.obstacle(rows[0], 99) is None
+    assert "outside the vocabulary: ä" in task.obstacle(rows[1], 99)
+
+
+def given_vocabulary(letters, rows, outside):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        letters.tokenizer.save_pretrained(folder)
+        return Ctc.from_data(CtcOptions(vocabulary=f"{folder}/vocab.json", outside=outside), rows, None)
+
+
+def test_a_text_longer_than_its_frames_is_an_obstacle():
+    task = Ctc(from_texts(["aab"], unit="characters", case="lower", remove=""))
+    row = Row("a", Path("a"), text="aab")
+    assert task.obstacle(row, 4) is None  # between two equal symbols stands a blank
+    assert "4 symbols for 3 frames" in task.obstacle(row, 3)
+
+
+def test_the_loss_of_a_recording_is_stocks(norm_style):
+    model = tiny_model(norm_style, "ForCTC", ctc_loss_reduction="mean", ctc_zero_infinity=True, pad_token_id=0)
+    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove=""))
+    waves, labels = torch.randn(3, 6000), torch.tensor([[5, 6, 7], [6, 6, -100], [-100, -100, -100]])
+    with torch.no_grad():
+        theirs = model(waves, labels=labels)
+    frames = torch.full((3,), theirs.logits.shape[1])
+    ours = task.losses(theirs.logits, labels, frames)
+    assert ours.mean().item() == pytest.approx(theirs.loss.item(), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ augmentation
+
+
+def test_an_augmentation_is_the_same_for_the_same_numbers():
+    options = AugmentationOptions(speed=[0.9, 1.1], noise=1.0, silence=0.1)
+    wave = torch.sin(torch.arange(16_000) / 20)
+    change = Augmentation(options, 16_000)
+    first = change.apply(wave, (0, 1, 2))
+    assert torch.equal(change.apply(wave, (0, 1, 2)), first)
+    others = [change.apply(wave, (0, 1, n)) for n in range(3, 9)]
+    assert len({len(other) for other in [first, *others]}) > 2
+    assert torch.equal(Augmentation(AugmentationOptions(), 16_000).apply(wave, (0,)), wave)
+
+
+def test_noise_is_as_far_below_as_it_says():
+    wave = torch.sin(torch.arange(160_000) / 20)
+    for noises in ((), [lambda: torch.randn(5000) * 7]):
+        change = Augmentation(AugmentationOptions(noise=1.0, snr=[20, 20]), 16_000, noises)
+        noise = change.apply(wave, (1,)) - wave
+        assert 20 * torch.log10(wave.norm() / noise.norm()).item() == pytest.approx(20, abs=0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"speed": []}, {"speed": [9.0]}, {"noise": 2.0}, {"snr": [3.0]}, {"silence": -1}])
+def test_an_augmentation_that_cannot_be_is_told(wrong):
+    with pytest.raises(ValueError, match=f"augmentation.{next(iter(wrong))}"):
+        Augmentation(AugmentationOptions(**wrong), 16_000)
+
+
+# ----------------------------------------------------------------------------------------------------- metrics
+
+
+def test_error_rates_count_over_all_recordings():
+    found = transcription_metrics(["a b c", "d", ""], ["a x c", "d", "noise heard"])
+    assert found["wer"] == pytest.approx(3 / 4)  # one substitution, two words where nothing was said
+    assert found["exact"] == pytest.approx(1 / 3)
+    assert transcription_metrics(["", ""], ["", "x"])["wer"] == 0.5
+    assert transcription_metrics(["a"], [""]) == {"wer": 1.0, "cer": 1.0, "exact": 0.0, "empty": 1.0}
+
+
+def test_macro_f1_counts_labels_alike():
+    found = classification_metrics(["a"] * 8 + ["b"] * 2, ["a"] * 10)
+    assert found["accuracy"] == 0.8
+    assert found["error"] == pytest.approx(0.2)
+    assert found["macro_f1"] == pytest.approx((16 / 18 + 0) / 2)
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+def sealed(folder, number):
+    path = folder / f"checkpoint-{number}"
+    path.mkdir(parents=True)
+    (path / "model.bin").write_bytes(bytes(1000))
+    (path / "state.json").write_text("{}")
+    checkpoints.seal(path)
+    return path
+
+
+def shorten(path):
+    (path / "model.bin").write_bytes(bytes(999))
+
+
+def flip(path):
+    (path / "model.bin").write_bytes(bytes(999) + b"\1")
+
+
+def lose(path):
+    (path / "state.json").unlink()
+
+
+def never_sealed(path):
+    (path / checkpoints.SEAL).unlink()
+
+
+@pytest.mark.parametrize("tear", [shorten, flip, lose, never_sealed])
+def test_a_torn_checkpoint_is_left_out_and_the_one_before_taken(tear, tmp_path, caplog):
+    before, last = sealed(tmp_path, 90), sealed(tmp_path, 100)
+    assert checkpoints.newest(tmp_path) == last
+    tear(last)
+    assert checkpoints.newest(tmp_path) == before
+    assert "checkpoint-100 is torn" in caplog.text
+    assert not last.exists()
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoints.newest(tmp_path / "absent") is None

@@ -1,0 +1,60 @@
+"""Several processes train as one: `torchrun` with gloo, on the CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import SPEECH
+from safetensors.torch import load_file
+
+CLIPS = SPEECH / "clips.csv"
+pytestmark = pytest.mark.slow
+
+
+def finetune(output, processes, *more):
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    overrides = [
+        "data=local", f"data.train={CLIPS}", f"output={output}", "device=cpu", "training.updates=6",
+        "training.evaluate_every=3", "training.batch_seconds=5", "optimizer.rate=1e-4",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*start, "w2v_attn", "finetune", *overrides, *more], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def losses(output):
+    entries = [json.loads(line) for line in (output / "curves.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    off = [
+        f"regularization.{name}=0"
+        for name in "hidden_dropout attention_dropout feat_proj_dropout layerdrop mask_time_prob".split()
+    ]
+    two = finetune(tmp_path / "two", 2, *off)
+    finetune(tmp_path / "one", 1, *off, "training.accumulate=2")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
+    for name, parameter in theirs.items():
+        assert (ours[name] - parameter).abs().max() < 2e-5, name
+    # Evaluated without duplicates, said once.
+    found = [
+        sorted(
+            json.loads(line)["id"] for line in (tmp_path / name / "valid/predictions.jsonl").read_text().splitlines()
+        )
+        for name in ("two", "one")
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(found[0])
+    assert two.stdout.count("Before training") == two.stdout.count("Fine-tuned") == 1
+
+
+def test_layerdrop_and_frozen_updates_leave_no_parameter_unused(tmp_path):
+    finetune(tmp_path / "out", 2, "regularization.layerdrop=0.5", "training.frozen_updates=2")
+    assert (tmp_path / "out" / "results.json").is_file()
