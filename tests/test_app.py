@@ -259,3 +259,48 @@ def test_conf_and_data_are_found_beside_or_above_the_package(monkeypatch, tmp_pa
     (tmp_path / "conf").mkdir()
     monkeypatch.setattr(folders, "PACKAGE", tmp_path)
     assert folders.find("conf") == tmp_path / "conf"
+
+
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_recipe_is_complete_and_of_the_right_types(experiment):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("finetune", [f"experiment={experiment}", "data.train=x"])
+    recipe = app._recipe(config)
+    assert recipe.training.updates > 0
+    assert recipe.data.train == "x"
+
+
+# Updates, rate, time mask, channel mask, layerdrop, updates with the encoder frozen: the authors' table.
+AUTHORS = {
+    "10m": ((13_000, 5e-5, 0.65, 0.25, 0.1, 10_000), (13_000, 1e-4, 0.65, 0.25, 0.1, 10_000)),
+    "1h": ((13_000, 5e-5, 0.65, 0.25, 0.1, 10_000), (13_000, 3e-4, 0.75, 0.25, 0.1, 10_000)),
+    "10h": ((20_000, 5e-5, 0.65, 0.5, 0.05, 10_000), (20_000, 1e-4, 0.65, 0.25, 0.1, 10_000)),
+    "100h": ((80_000, 3e-5, 0.65, 0.5, 0.1, 0), (80_000, 3e-5, 0.5, 0.5, 0.1, 10_000)),
+    "960h": ((320_000, 1e-4, 0.5, 0.1, 0.1, 0), (320_000, 3e-5, 0.5, 0.25, 0.1, 10_000)),
+}
+
+
+@pytest.mark.parametrize("labels", AUTHORS)
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_librispeechs_recipes_have_the_authors_values(labels, size):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("finetune", [f"experiment=librispeech_{labels}_{size}", "data.train=x"])
+    recipe = app._recipe(config)
+    regularization, training = recipe.regularization, recipe.training
+    found = (
+        training.updates,
+        recipe.optimizer.rate,
+        regularization.mask_time_prob,
+        regularization.mask_feature_prob,
+        regularization.layerdrop,
+        training.frozen_updates,
+    )
+    assert found == AUTHORS[labels][size == "large"]
+    assert recipe.checkpoint == {"base": "facebook/wav2vec2-base", "large": "facebook/wav2vec2-large-lv60"}[size]
+    assert (regularization.activation_dropout, regularization.mask_feature_length) == (0.1, 64)
+    assert (recipe.optimizer.betas, recipe.optimizer.schedule.hold) == ([0.9, 0.98], 0.4)
+    samples = training.batch_seconds * 16_000 * training.accumulate
+    assert samples in ({"base": {25_600_000}, "large": {25_600_000, 30_720_000}}[size])

@@ -114,3 +114,20 @@ def test_an_unknown_benchmark_is_told(capsys):
         app.main(["benchmark", "what=everything"])
     assert done.value.code == 2
     assert "what must be attention" in capsys.readouterr().err
+
+
+def test_a_training_step_is_compared_on_the_same_loss(tmp_path, capsys):
+    pytest.importorskip("accelerate")
+    with pytest.raises(SystemExit) as done:
+        app.main(
+            ["benchmark", "what=training", "channels=32", "heads=4", "layers=2", "rounds=1", "seconds=[0.5,1]",
+             f"output={tmp_path / 'r.json'}"]
+        )  # fmt: skip
+    assert done.value.code == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    figures = report["figures"]
+    assert [figure["contender"] for figure in figures[:3]] == ["w2v_attn", "Hugging Face sdpa", "Hugging Face eager"]
+    losses = [figure["loss"] for figure in figures if figure["dropout"] == 0]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert all(figure["median_s"] > 0 for figure in figures)
+    assert "× best peer" in capsys.readouterr().out

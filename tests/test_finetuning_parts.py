@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from w2v_attn import replace_attention
 from w2v_attn.corpus.rows import Row
-from w2v_attn.finetuning import checkpoints, layerdrop, spec_augment
+from w2v_attn.finetuning import checkpoints, frontend, layerdrop, spec_augment
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.batches import Batches
+from w2v_attn.finetuning.dataset import Collate
 from w2v_attn.finetuning.errors import DataError
+from w2v_attn.finetuning.forward import losses_of
 from w2v_attn.finetuning.metrics import classification_metrics, transcription_metrics
 from w2v_attn.finetuning.options import (
     AugmentationOptions,
@@ -346,3 +348,33 @@ def test_a_torn_checkpoint_is_left_out_and_the_one_before_taken(tear, tmp_path, 
 
 def test_no_checkpoint_is_none(tmp_path):
     assert checkpoints.newest(tmp_path / "absent") is None
+
+
+# ---------------------------------------------------------------------------------------------------- frontend
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "hubert-group", "unispeech-group"])
+def test_a_batch_trains_as_its_recordings_alone(family):
+    """Logits and gradients of a padded batch are those of one recording at a time; stock's group norm cannot."""
+    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove=""))
+    model = replace_attention(tiny_model(family, "ForCTC", hidden_dropout=0.0, attention_dropout=0.0, layerdrop=0.0))
+    model.config.mask_time_prob = 0.0
+    frontend.install(model)
+    collate = Collate(model._get_feat_extract_output_lengths)
+    items = [(torch.randn(n), [5, 6]) for n in (9000, 4321, 6789)]
+
+    def gradients(batches):
+        model.zero_grad()
+        losses = [losses_of(model, collate(batch), task) for batch in batches]
+        torch.cat(losses).sum().backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return torch.cat(losses).detach(), found
+
+    together, ours = gradients([items])
+    alone, theirs = gradients([[item] for item in items])
+    assert torch.allclose(together, alone, atol=1e-4)
+    for name in theirs:
+        assert (ours[name] - theirs[name]).abs().max() < 1e-3 * (1 + theirs[name].abs().max()), name
+    if family.endswith("group"):
+        frontend.uninstall(model)
+        assert not torch.allclose(gradients([items])[0], alone, atol=1e-3)

@@ -265,31 +265,37 @@ def load(config: Any) -> int:
 def benchmark(config: Any) -> int:
     """`w2v-attn benchmark`, see conf/benchmark.yaml."""
     from w2v_attn import console
-    from w2v_attn.benchmarks import attention
     from w2v_attn.benchmarks.results import check_destination, write_json
     from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import DTYPES
 
-    if config.what != "attention":
-        raise ValueError(f"what must be attention, got {config.what}")
+    if config.what not in ("attention", "training"):
+        raise ValueError(f"what must be attention or training, got {config.what}")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     output = None if config.output is None else _path(config, "output")
     if output is not None:
         check_destination(output)
     screen = console.console()
-    report = attention.run(
-        frames=_list(config, "frames", int),
-        channels=int(config.channels),
-        heads=int(config.heads),
-        batch=int(config.batch),
-        dropouts=_list(config, "dropouts", float),
-        rounds=int(config.rounds),
-        device=find_device(str(config.device)),
-        dtype=str(config.dtype),
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    for title, header, rows in attention.tables(report):
+    settings = {
+        "channels": int(config.channels),
+        "heads": int(config.heads),
+        "dropouts": _list(config, "dropouts", float),
+        "rounds": int(config.rounds),
+        "device": find_device(str(config.device)),
+        "tell": lambda line: print(line, file=sys.stderr, flush=True),
+    }
+    if config.what == "attention":
+        from w2v_attn.benchmarks import attention as measured
+
+        frames, batch = _list(config, "frames", int), int(config.batch)
+        report = measured.run(frames=frames, batch=batch, dtype=str(config.dtype), **settings)
+    else:
+        _need("finetune", "accelerate", "jiwer", "matplotlib")
+        from w2v_attn.benchmarks import training as measured
+
+        report = measured.run(lengths=_list(config, "seconds", float), layers=int(config.layers), **settings)
+    for title, header, rows in measured.tables(report):
         screen.print(console.table(title, rows, header=header))
     if output is not None:
         print(f"written: {write_json(report, output)}")

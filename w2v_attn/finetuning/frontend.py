@@ -1,12 +1,12 @@
-"""Group-norm frontends hear each recording of a batch alone, as they will when the model is used.
+"""Group-norm frontends normalise each recording of a batch alone, as they will when the model is used.
 
 In checkpoints such as wav2vec2-base the first convolution normalises each channel over all the time it is given. In a
-padded batch that is the padding too, so what a recording becomes depends on the longest of its neighbours. Here the
-convolutions run over one recording at a time, without its padding. Layer-norm frontends work frame by frame and stay as
-they are.
+padded batch that is the padding too, so what a recording becomes depends on the longest of its neighbours. Here only
+the frames of the recording itself are counted. All other steps of the convolutions see no further than their kernels,
+and the frames of a recording none of its padding; layer-norm frontends are left as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,42 +16,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def install(model: Any) -> None:
-    """Takes the place of the frontend's forward, where it normalises over time."""
-    for module in model.modules():
-        if _normalises_over_time(module):
-            module.forward = partial(_one_by_one, module, module.forward)
+def install(model: nn.Module) -> None:
+    """Takes the place of the forward of every group norm over time in the frontend of `model`."""
+    for layer in _layers(model):
+        layer.layer_norm.forward = partial(_normalise, layer.layer_norm, layer.layer_norm.forward)
 
 
 def uninstall(model: nn.Module) -> None:
-    """Stock's frontend again."""
-    for module in model.modules():
-        if _normalises_over_time(module):
-            vars(module).pop("forward", None)
+    """Stock's group norm again."""
+    for layer in _layers(model):
+        vars(layer.layer_norm).pop("forward", None)
 
 
 @contextmanager
 def lengths(model: nn.Module, samples: list[int]) -> Iterator[None]:
     """While open, the frontend knows how many samples each recording of its batch has."""
-    frontends: list[Any] = [module for module in model.modules() if _normalises_over_time(module)]
-    for module in frontends:
-        module.lengths = samples
+    layers = list(_layers(model))
+    for layer in layers:
+        kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+        layer.layer_norm.frames = [(count - kernel) // stride + 1 for count in samples]
     try:
         yield
     finally:
-        for module in frontends:
-            del module.lengths
+        for layer in layers:
+            del layer.layer_norm.frames
 
 
-def _normalises_over_time(module: Any) -> bool:
-    return hasattr(module, "conv_layers") and any(isinstance(part, nn.GroupNorm) for part in module.modules())
+def _layers(model: nn.Module) -> Iterator[Any]:
+    """Convolutions with a group norm; only the first one has it, so its frames follow from the samples."""
+    for module in model.modules():
+        if isinstance(getattr(module, "conv", None), nn.Conv1d) and isinstance(
+            getattr(module, "layer_norm", None), nn.GroupNorm
+        ):
+            yield module
 
 
-def _one_by_one(module: Any, forward: Any, input_values: Tensor) -> Tensor:
-    """[B, samples] -> [B, channels, frames], zeros where a recording has ended."""
-    known = getattr(module, "lengths", None)
-    if known is None or len(known) == 1:
-        return forward(input_values)
-    features = [forward(row[None, :length]) for row, length in zip(input_values, known, strict=True)]
-    frames = max(feature.shape[-1] for feature in features)
-    return torch.cat([F.pad(feature, (0, frames - feature.shape[-1])) for feature in features])
+def _normalise(norm: Any, forward: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
+    """[B, channels, T] -> the same, zeros where a recording has ended."""
+    frames = getattr(norm, "frames", None)
+    if frames is None or min(frames) == hidden_states.shape[-1]:
+        return forward(hidden_states)
+    T = hidden_states.shape[-1]
+    rows = (forward(row[None, :, :n]) for row, n in zip(hidden_states, frames, strict=True))
+    return torch.cat([F.pad(row, (0, T - row.shape[-1])) for row in rows])

@@ -1,0 +1,215 @@
+"""`what=training`: a step of fine-tuning with our attention and with stock's, under one Trainer, on one batch."""
+
+import gc
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from w2v_attn.benchmarks.measuring import peak_bytes, seconds, steady_allocator
+from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.finetuning.arguments import training_arguments
+from w2v_attn.finetuning.augmentation import Augmentation
+from w2v_attn.finetuning.batches import Batches
+from w2v_attn.finetuning.dataset import Collate, Recordings
+from w2v_attn.finetuning.forward import losses_of
+from w2v_attn.finetuning.options import AugmentationOptions, CtcOptions, DataOptions, Recipe, TrainingOptions
+from w2v_attn.finetuning.tasks.ctc import Ctc
+from w2v_attn.finetuning.trainer import SpeechTrainer
+from w2v_attn.finetuning.vocabulary import from_texts
+from w2v_attn.finetuning.watching import Silent
+from w2v_attn.pretrained.replace import replace_attention, restore_attention
+
+SAMPLE_RATE = 16_000
+LETTERS = "abcdefghijklmnopqrstuvwxyz' "
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report. times in seconds; memory in MiB beyond weights and optimizer; loss of the first weights."""
+
+    contender: str
+    ours: bool
+    dropout: float
+    median_s: float
+    least_s: float
+    most_s: float
+    peak_mib: float | None
+    loss: float | None
+
+
+def run(
+    *,
+    lengths: Sequence[float],
+    channels: int,
+    heads: int,
+    layers: int,
+    dropouts: Sequence[float],
+    rounds: int,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """The report: circumstances, settings and figures. lengths: seconds of the recordings of the batch."""
+    settings = {"seconds": list(lengths), "channels": channels, "heads": heads, "layers": layers, "rounds": rounds}
+    report: dict[str, Any] = {"what": "training", **circumstances(device), "settings": settings, "figures": []}
+    for dropout in dropouts:
+        tell(f"attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
+        figures = list(_measure(lengths, channels, heads, layers, dropout, rounds, device))
+        _check_losses(figures)
+        report["figures"] += [asdict(figure) for figure in figures]
+    return report
+
+
+def _stock(implementation: str) -> Callable[[Any], None]:
+    def become(model: Any) -> None:
+        restore_attention(model).set_attn_implementation(implementation)
+
+    return become
+
+
+def _ours(model: Any) -> None:
+    model.set_attn_implementation("sdpa")
+    replace_attention(model)
+
+
+# One model becomes each of them in turn: the same weights, the same optimizer.
+_CONTENDERS: dict[str, Callable[[Any], None]] = {
+    "w2v_attn": _ours,
+    "Hugging Face sdpa": _stock("sdpa"),
+    "Hugging Face eager": _stock("eager"),
+}
+
+
+def _measure(
+    lengths: Sequence[float], channels: int, heads: int, layers: int, dropout: float, rounds: int, device: torch.device
+) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, task = _trainer(channels, heads, layers, dropout, device, Path(folder))
+    model: Any = trainer.model
+    batch = trainer._prepare_inputs(_batch(lengths, task, model))
+
+    def step() -> None:
+        trainer.training_step(model, batch, torch.tensor(len(lengths), device=device))
+        trainer._clip_grad_norm(model)
+        trainer.optimizer.step()  # type: ignore[union-attr]
+        model.zero_grad()
+
+    losses = {}
+    for name, become in _CONTENDERS.items():
+        become(model)
+        losses[name] = None if dropout else losses_of(model.train(), batch, task).mean().item()
+    times: dict[str, list[float]] = {name: [] for name in _CONTENDERS}
+    shuffled = random.Random(0)
+    with steady_allocator():
+        for number in range(rounds + 1):
+            for name in shuffled.sample(list(_CONTENDERS), len(_CONTENDERS)):
+                _CONTENDERS[name](model)
+                taken = seconds(step, device)
+                if number > 0:  # the first round warms up
+                    times[name].append(taken)
+    gc.collect()
+    for name, become in _CONTENDERS.items():
+        become(model)
+        peak = peak_bytes(step, device)
+        spread = times[name]
+        yield Figure(
+            name,
+            become is _ours,
+            dropout,
+            statistics.median(spread),
+            min(spread),
+            max(spread),
+            None if peak is None else peak / 2**20,
+            losses[name],
+        )
+
+
+def _check_losses(figures: Sequence[Figure]) -> None:
+    losses = [figure.loss for figure in figures if figure.loss is not None]
+    if losses and max(losses) - min(losses) > 1e-4 * max(losses):
+        raise ValueError(f"the contenders do not compute the same loss: {losses}: their times cannot be compared")
+
+
+def _trainer(
+    channels: int, heads: int, layers: int, dropout: float, device: torch.device, folder: Path
+) -> tuple[SpeechTrainer, Ctc]:
+    """wav2vec2-base's recipe: frozen convolutions, CTC on letters; all other dropout off, so that losses compare."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    task = Ctc(from_texts([LETTERS], unit="characters", case="lower", remove=""))
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=channels,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
+        intermediate_size=4 * channels,
+        hidden_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        attention_dropout=dropout,
+        layerdrop=0.0,
+        mask_time_prob=0.0,
+        vocab_size=len(task.vocabulary.symbols),
+        pad_token_id=0,
+    )
+    config._attn_implementation = "sdpa"
+    model: Any = Wav2Vec2ForCTC(config)
+    model.freeze_feature_encoder()
+    place = "cuda" if device.type == "cuda" else "cpu"
+    recipe = Recipe(
+        task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=place, training=TrainingOptions()
+    )
+    recordings = Recordings(
+        [], task, Augmentation(AugmentationOptions(), SAMPLE_RATE), sample_rate=SAMPLE_RATE, do_normalize=True, seed=0
+    )
+    trainer = SpeechTrainer(
+        model,
+        training_arguments(recipe, folder),
+        task,
+        recordings=recordings,
+        batches=Batches([1.0], 1.0, 1),
+        collate=Collate(model._get_feat_extract_output_lengths),
+        optimizer=recipe.optimizer,
+        validate=lambda: ({}, None),
+        watcher=Silent(),
+    )
+    trainer.create_optimizer()
+    return trainer, task
+
+
+def _batch(lengths: Sequence[float], task: Ctc, model: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for length in lengths:
+        waveform = torch.randn(int(length * SAMPLE_RATE), generator=generator)
+        letters = torch.randint(len(LETTERS) - 1, (int(12 * length),), generator=generator)  # as fast as people speak
+        items.append((waveform, task.vocabulary.encode("".join(LETTERS[i] for i in letters))))
+    return Collate(model._get_feat_extract_output_lengths)(items)
+
+
+def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """(title, header, rows) for each rate of dropout; ratios are to the best peer, above 1 is faster."""
+    audio = sum(report["settings"]["seconds"])
+    header = ("attention", "s a step (least … most)", "audio-s/s", "× best peer", "peak MiB", "loss")
+    for dropout in dict.fromkeys(figure["dropout"] for figure in report["figures"]):
+        here = [figure for figure in report["figures"] if figure["dropout"] == dropout]
+        best = min(figure["median_s"] for figure in here if not figure["ours"])
+        rows = [
+            (
+                f["contender"],
+                f"{f['median_s']:.2f} ({f['least_s']:.2f} … {f['most_s']:.2f})",
+                f"{audio / f['median_s']:.2f}",
+                f"{best / f['median_s']:.2f}",
+                "–" if f["peak_mib"] is None else f"{f['peak_mib']:.0f}",
+                "–" if f["loss"] is None else f"{f['loss']:.6f}",
+            )
+            for f in here
+        ]
+        versions = f"{report['device']}, {report['threads']} threads, torch {report['torch']}"
+        yield f"a training step, attention dropout {dropout:g} ({versions})", header, rows
