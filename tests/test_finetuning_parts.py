@@ -357,9 +357,20 @@ def test_no_checkpoint_is_none(tmp_path):
 def test_a_batch_trains_as_its_recordings_alone(family):
     """Logits and gradients of a padded batch are those of one recording at a time; stock's group norm cannot."""
     task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove=""))
-    model = replace_attention(tiny_model(family, "ForCTC", hidden_dropout=0.0, attention_dropout=0.0, layerdrop=0.0))
+    model = replace_attention(
+        tiny_model(
+            family,
+            "ForCTC",
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            layerdrop=0.0,
+            feat_proj_dropout=0.0,
+            final_dropout=0.0,
+            activation_dropout=0.0,
+        )
+    )
     model.config.mask_time_prob = 0.0
-    frontend.install(model)
+    frontend.install(model.train())
     collate = Collate(model._get_feat_extract_output_lengths)
     items = [(torch.randn(n), [5, 6]) for n in (9000, 4321, 6789)]
 

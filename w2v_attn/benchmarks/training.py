@@ -31,7 +31,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the report. times in seconds; memory in MiB beyond weights and optimizer; loss of the first weights."""
+    """One line of the report. times in seconds; memory in MiB beyond weights and optimizer; loss of first weights."""
 
     contender: str
     ours: bool

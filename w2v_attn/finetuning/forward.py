@@ -14,6 +14,6 @@ from w2v_attn.finetuning.tasks.task import Task
 
 def losses_of(model: nn.Module, batch: dict[str, Any], task: Task) -> Tensor:
     """float32 [B]: the loss of each recording of a batch of `Collate`. model: may be wrapped (DDP, FSDP, PEFT)."""
-    with frontend.lengths(model, batch["lengths"]):
-        outputs = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"])
+    frontend.tell_lengths(model, batch["lengths"])
+    outputs = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"])
     return task.losses(outputs.logits, batch["labels"], batch["frames"])

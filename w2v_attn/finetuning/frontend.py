@@ -7,7 +7,6 @@ and the frames of a recording none of its padding; layer-norm frontends are left
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,20 +25,17 @@ def uninstall(model: nn.Module) -> None:
     """Stock's group norm again."""
     for layer in _layers(model):
         vars(layer.layer_norm).pop("forward", None)
+        vars(layer.layer_norm).pop("frames", None)
 
 
-@contextmanager
-def lengths(model: nn.Module, samples: list[int]) -> Iterator[None]:
-    """While open, the frontend knows how many samples each recording of its batch has."""
-    layers = list(_layers(model))
-    for layer in layers:
+def tell_lengths(model: nn.Module, samples: list[int]) -> None:
+    """How many samples each recording of the batch has that comes next; it holds until the next one.
+
+    A backward that computes activations again asks for it too, so it is not forgotten after the forward.
+    """
+    for layer in _layers(model):
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
         layer.layer_norm.frames = [(count - kernel) // stride + 1 for count in samples]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.layer_norm.frames
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:
@@ -53,9 +49,8 @@ def _layers(model: nn.Module) -> Iterator[Any]:
 
 def _normalise(norm: Any, forward: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
     """[B, channels, T] -> the same, zeros where a recording has ended."""
-    frames = getattr(norm, "frames", None)
-    if frames is None or min(frames) == hidden_states.shape[-1]:
+    T, frames = hidden_states.shape[-1], norm.frames if norm.training else ()
+    if all(n == T for n in frames):  # none is padded; in evaluation one recording is heard at a time
         return forward(hidden_states)
-    T = hidden_states.shape[-1]
     rows = (forward(row[None, :, :n]) for row, n in zip(hidden_states, frames, strict=True))
     return torch.cat([F.pad(row, (0, T - row.shape[-1])) for row in rows])
