@@ -337,6 +337,7 @@ def test_a_recording_in_two_splits_is_refused(tmp_path):
     [
         ({"training": {"precision": "float8"}}, "training.precision must be one of"),
         ({"training": {"precision": "float16"}}, "needs a GPU"),
+        ({"training": {"fsdp": True}}, "training.fsdp shards a model over GPUs"),
         ({"training": {"updates": 0}}, "training.updates must be above 0"),
         ({"training": {"freeze": "all"}}, "training.freeze must be one of"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),

@@ -449,13 +449,17 @@ class _Interruption:
 def _recipe(config: Any) -> Any:
     """The configuration of `finetune` as a typed recipe; a value of the wrong type is told with its key."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from w2v_attn.finetuning import options
     from w2v_attn.finetuning.tasks.choice import TASKS
 
     def typed(kind: type, section: str) -> Any:
         values = OmegaConf.to_container(config[section], resolve=True)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
 
     task = config.task.kind
     if task not in TASKS:

@@ -29,6 +29,10 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
     if not recipe.optimizer.rate > 0:
         raise ValueError(f"optimizer.rate must be above 0, got {recipe.optimizer.rate}")
     on_cpu = _on_cpu(recipe.device)
+    if training.fsdp and (on_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1):
+        raise ValueError("training.fsdp shards a model over GPUs: start it with torchrun on several")
+    if training.fsdp and training.lora.rank > 0:
+        raise ValueError("training.fsdp and training.lora do not go together: low-rank updates need no sharding")
     precision = _precision(training.precision, on_cpu)
     every = min(training.evaluate_every, training.updates)
     args = TrainingArguments(

@@ -289,7 +289,7 @@ def _finish(
             warning = task.warning(predictions)
         if args.process_index == 0:
             model_folder.save_predictions(predictions, task, output / split)
-    plain = _plain(trainer, audio)
+    plain = _plain(trainer, recipe, task)
     if args.process_index == 0:
         model_folder.save_model(plain, task, output, sample_rate=audio.sample_rate, do_normalize=audio.do_normalize)
         model_folder.save_curves(trainer.state.log_history, task, output)
@@ -309,8 +309,14 @@ def _finish(
     return Finetuned(metrics, update, seconds, interrupted=False, warning=warning)
 
 
-def _plain(trainer: SpeechTrainer, audio: Checkpoint) -> Any:
+def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
     """The model as it was built: unwrapped, low-rank updates added to their weights, with stock's masking."""
+    if trainer.is_fsdp_enabled:  # the weights lie in pieces: they are put together, into a model of their own
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        whole = build_model(recipe, task, _load(recipe))
+        if trainer.is_world_process_zero():
+            whole.load_state_dict(weights)
+        return whole
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()

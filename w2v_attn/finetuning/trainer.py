@@ -123,9 +123,7 @@ class SpeechTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self.model is not None
-        broken = [
-            name for name, parameter in self.model.named_parameters() if not bool(torch.isfinite(parameter).all())
-        ]
+        broken = [name for name, parameter in self.model.named_parameters() if not _finite(parameter)]
         if broken:
             raise TrainingError(
                 f"after update {self.state.global_step} the weights are not finite ({broken[0]}): they are not "
@@ -140,6 +138,12 @@ class SpeechTrainer(Trainer):
     def gather(self, found: list[Any]) -> list[Any]:
         """The lists of all processes as one."""
         return gather_object(found) if self.args.world_size > 1 else found
+
+
+def _finite(parameter: Any) -> bool:
+    """Whether all of it is, of a sharded one this process's part."""
+    part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return bool(torch.isfinite(part).all())
 
 
 class FrozenUpdates(TrainerCallback):
