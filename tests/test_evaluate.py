@@ -73,7 +73,7 @@ WRONG = {
     "an unknown key": (["training.epochs=3"], "training.epochs"),
     "an unknown task": (["task=regression"], "regression"),
     "a share that is none": (["data=local", f"data.train={CLIPS}", "data.valid_share=2"], "shares of all"),
-    "a pattern that matches nothing": (["data=local", f"data.train={CLIPS}", "data.pattern='(?P<text>qq)'"], "not found"),
+    "a pattern without a match": (["data=local", f"data.train={CLIPS}", "data.pattern='(?P<text>qq)'"], "not found"),
     "labels that are not there": (["task=classification", "data=local", f"data.train={CLIPS}"], "two labels at least"),
 }  # fmt: skip
 

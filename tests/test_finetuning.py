@@ -267,6 +267,48 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("checkpoints/*/sealed.json"))
 
 
+def test_a_full_disk_ends_the_run_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+    real, saved = torch.save, []
+
+    def full(value, path, *arguments, **options):
+        saved.append(path)
+        if "checkpoint-6" in str(path):
+            raise OSError(28, "No space left on device")
+        return real(value, path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"update 6 cannot be written.*No space left"):
+        run.finetune(recipe(), tmp_path / "out")
+    assert saved
+    monkeypatch.undo()
+    diary = Diary()
+    run.finetune(recipe(), tmp_path / "out", diary)
+    assert diary.begun_at == 3
+
+
+def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_path):
+    clips = [f"{n}.flac" for n in range(8)]
+    for name in clips:
+        (tmp_path / name).write_bytes((SPEECH / "en-us+m5" / "00-three.flac").read_bytes())
+    (tmp_path / "l.csv").write_text("path,text\n" + "".join(f"{name},three\n" for name in clips))
+    asked = recipe(training={"batch_seconds": 1, "evaluate_every": 1})
+    asked.data.train = str(tmp_path / "l.csv")
+
+    class Vandal(Diary):
+        def evaluated(self, update, *others):
+            if update == 2:
+                for name in clips:
+                    (tmp_path / name).rename(tmp_path / f"{name}.gone")
+
+    with pytest.raises(TrainingError, match="could be read before training, but now it cannot be read"):
+        run.finetune(asked, tmp_path / "out", Vandal())
+    for name in clips:
+        (tmp_path / f"{name}.gone").rename(tmp_path / name)
+    diary = Diary()
+    run.finetune(asked, tmp_path / "out", diary)
+    assert diary.begun_at >= 1
+
+
 def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
     diary = Diary()
     done = run.finetune(recipe(optimizer=OptimizerOptions(rate=1e-9), training={"updates": 1}), tmp_path / "out", diary)

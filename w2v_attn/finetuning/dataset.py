@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.waveforms import standardize
 from w2v_attn.finetuning.augmentation import Augmentation
+from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.runs import read_row
 
@@ -51,7 +52,11 @@ class Recordings(Dataset[tuple[Tensor, list[int]]]):
     def _waveform(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        waveform = read_row(self._rows[index], sample_rate=self._rate).waveform
+        row = self._rows[index]
+        try:
+            waveform = read_row(row, sample_rate=self._rate).waveform
+        except ValueError as error:
+            raise TrainingError(f"{row.path} could be read before training, but now it {error}") from error
         if len(waveform) <= self._room:
             self._room -= len(waveform)
             self._kept[index] = waveform

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.corpus.rows import Row
+from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.runs import read_row
@@ -43,7 +44,10 @@ def predict(
 def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor | None = None) -> Prediction:
     """What the model says of one row. waveform: of its recording; None reads it."""
     if waveform is None:
-        waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
+        try:
+            waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
+        except ValueError as error:
+            raise TrainingError(f"{row.path} could be read before training, but now it {error}") from error
     answer = recognizer.log_probabilities(waveform)
     found = recognizer.decode(answer)
     loss = _loss(task, row, answer, recognizer)

@@ -351,7 +351,7 @@ def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
         try:
             yield
         except ValueError:  # refused before training: as if nothing had been asked
-            if is_new:
+            if is_new and not (output / CHECKPOINTS).exists():
                 shutil.rmtree(output)
             raise
     (output / LOCK).unlink(missing_ok=True)

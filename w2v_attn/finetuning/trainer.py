@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from w2v_attn.finetuning.parameters import base_of, parameter_groups
 from w2v_attn.finetuning.schedule import factor_of
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.finetuning.watching import Watcher
+from w2v_attn.pretrained.errors import first_line
 
 
 class SpeechTrainer(Trainer):
@@ -129,7 +131,13 @@ class SpeechTrainer(Trainer):
                 f"after update {self.state.global_step} the weights are not finite ({broken[0]}): they are not "
                 "saved. Try a lower rate (optimizer.rate) or training.precision=float32"
             )
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError on a full disk
+            raise TrainingError(
+                f"the checkpoint of update {self.state.global_step} cannot be written: {first_line(error)}. The same "
+                "command goes on from the one before when that is mended"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             seal(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
