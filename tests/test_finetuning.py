@@ -15,7 +15,7 @@ from conftest import GROUP_NORM, LAYER_NORM, ROOT, SIZES, SPEECH, TINY
 from safetensors.torch import load_file
 
 from w2v_attn import read_audio, restore_attention
-from w2v_attn.finetuning import run, trainer
+from w2v_attn.finetuning import run, run_folder, trainer
 from w2v_attn.finetuning.errors import DataError, TrainingError
 from w2v_attn.finetuning.options import (
     AugmentationOptions,
@@ -49,6 +49,7 @@ class Diary(Silent):
     """Remembers every loss, and asks for the end after `stop_after` updates."""
 
     def __init__(self, stop_after=None):
+        super().__init__()
         self.losses, self.metrics, self.warnings, self.begun_at = {}, {}, [], None
         self.report, self._stop_after = {}, stop_after
 
@@ -226,7 +227,7 @@ def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
 
 def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
     run.finetune(recipe(), tmp_path / "out", Diary(stop_after=1))
-    with (tmp_path / "out" / run.LOCK).open("w") as lock:
+    with (tmp_path / "out" / run_folder.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="in use by another run"):
             run.finetune(recipe(), tmp_path / "out")

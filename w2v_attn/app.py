@@ -118,9 +118,8 @@ def evaluate(config: Any) -> int:
     from w2v_attn.transcription.recognizer import load_recognizer
 
     max_duration, output = _number(config, "max_duration"), _folder(config, "output")
-    corpus = list_recordings(
-        _text(config, "audio"), root=config.root, pattern=config.pattern, names=dict(config.names or {})
-    )
+    names = {str(key): str(value) for key, value in (config.names or {}).items()}
+    corpus = list_recordings(_text(config, "audio"), root=config.root, pattern=config.pattern, names=names)
     if config.split is not None:
         chosen = tuple(row for row in corpus.rows if row.split == config.split)
         if not chosen:
@@ -476,7 +475,7 @@ def _recipe(config: Any) -> Any:
         config=model.get("config", {}),
         backend=plain["attention"]["backend"],
         device=str(plain["device"]),
-        seed=int(plain["seed"]),
+        seed=int(_number(config, "seed", least=0)),
         regularization=typed(options.RegularizationOptions, "regularization"),
         augmentation=typed(options.AugmentationOptions, "augmentation"),
         optimizer=typed(options.OptimizerOptions, "optimizer"),
@@ -553,12 +552,15 @@ def _list(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
         raise ValueError(f"{key} must be a list such as {key}=[a,b], got {value}") from None
 
 
-def _number(config: Any, key: str) -> float:
+def _number(config: Any, key: str, *, least: float | None = None) -> float:
     try:
         value = float(config[key])
     except (TypeError, ValueError):
         raise ValueError(f"{key} must be a number, got {config[key]}") from None
-    if not value > 0:
+    if least is not None:
+        if not value >= least:
+            raise ValueError(f"{key} must be {least:g} or above, got {config[key]}")
+    elif not value > 0:
         raise ValueError(f"{key} must be above 0, got {config[key]}")
     return value
 

@@ -16,16 +16,20 @@ def is_one(manifest: Path) -> bool:
     return first != "" and "\t" not in first and len(second) == 2 and second[1].isdigit()
 
 
-def read(manifest: Path) -> Corpus:
+def read(manifest: Path, root: Path | None = None) -> Corpus:
     """A row for each line; its text is that line of the .wrd file of the same name, or of the .ltr file.
+
+    root: the folder of the recordings, where it is not the one that the manifest names.
 
     Raises:
         CorpusError: a line is wrong, or there are not as many lines of text as recordings.
     """
     lines = read_lines(manifest)
-    root = Path(next(lines).strip())
+    named = next(lines).strip()
+    root = root or Path(named)
     texts = _texts(manifest)
     rows: list[Row] = []
+    seen: set[str] = set()
     for number, line in enumerate(lines, 2):
         path, _, samples = line.rstrip("\n").partition("\t")
         where = f"{manifest}, line {number}"
@@ -33,7 +37,11 @@ def read(manifest: Path) -> Corpus:
             raise CorpusError(f"{where}: expected a path, a tab, and a number of samples, found {line.strip()!r}")
         if texts is not None and len(rows) >= len(texts):
             raise CorpusError(f"{where}: there are only {len(texts)} lines of text beside it")
-        rows.append(row_of({"path": path, "text": texts[len(rows)] if texts is not None else None}, root, where))
+        row = row_of({"path": path, "text": texts[len(rows)] if texts is not None else None}, root, where)
+        if row.id in seen:
+            raise CorpusError(f"{where}: {row.id} is listed already")
+        seen.add(row.id)
+        rows.append(row)
     if texts is not None and len(texts) != len(rows):
         raise CorpusError(
             f"{manifest} lists {len(rows)} recordings, but there are {len(texts)} lines of text beside it"

@@ -1,6 +1,6 @@
 """Hugging Face data sets -> rows. Recordings stay encoded: they are decoded here like all others, without FFmpeg."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from w2v_attn.corpus.manifests import LABEL_COLUMNS, PATH_COLUMNS, SPEAKER_COLUM
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
 PREFIX = "hub:"
-SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "dev": "valid", "test": "test"}
+# What the names of splits begin with; others (Common Voice's "invalidated") are left out.
+SPLITS = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
 
 
 def is_one(folder: Path) -> bool:
@@ -59,13 +60,20 @@ def _library() -> Any:
 
 def _corpus(found: Any, source: str) -> Corpus:
     parts = found.items() if hasattr(found, "items") else [(None, found)]
-    rows = [row for split, part in parts for row in _rows(part, split, source)]
+    rows: list[Row] = []
+    skipped: Counter[str] = Counter()
+    for name, part in parts:
+        split = next((split for start, split in SPLITS.items() if name and name.startswith(start)), None)
+        if name is not None and split is None:
+            skipped[f"rows of {name}"] += len(part)
+        else:
+            rows += _rows(part, name, split, source)
     if not rows:
-        raise CorpusError(f"{source} lists no recordings")
-    return Corpus(tuple(rows))
+        raise CorpusError(f"{source} lists no recordings of a split that begins with {', '.join(SPLITS)}")
+    return Corpus(tuple(rows), skipped)
 
 
-def _rows(part: Any, split: str | None, source: str) -> Iterator[Row]:
+def _rows(part: Any, name: str | None, split: str | None, source: str) -> Iterator[Row]:
     import datasets
 
     audio = next((name for name, kind in part.features.items() if isinstance(kind, datasets.Audio)), None)
@@ -79,32 +87,35 @@ def _rows(part: Any, split: str | None, source: str) -> Iterator[Row]:
         for field, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS), ("speaker", SPEAKER_COLUMNS))
     }
     known = part.select_columns([name for name in columns.values() if name is not None])
-    before = f"{split}/" if split else ""
+    before = f"{name}/" if name else ""
     for number in range(len(part)):
         fields = {field: _value(known, name, number) for field, name in columns.items() if name is not None}
-        path, content = _recording(part, audio, number)
-        where = SPLITS.get(split or "")
+        path, content = _recording(part, audio, number, f"{source}/{before}{number:07d}")
         yield Row(
             f"{before}{number:07d}",
             path,
             text=fields.get("text"),
             label=fields.get("label"),
             speaker=fields.get("speaker"),
-            split=where,
+            split=split,
             content=content,
         )
 
 
-def _value(part: Any, column: str, number: int) -> str:
+def _value(part: Any, column: str, number: int) -> str | None:
     value, kind = part[number][column], part.features[column]
+    if value is None:
+        return None
     return kind.int2str(value) if hasattr(kind, "int2str") and isinstance(value, int) else str(value)
 
 
-def _recording(part: Any, column: str, number: int) -> tuple[Path, Callable[[], bytes] | None]:
-    """The file, or what gives its bytes when they stand in the data set itself."""
+def _recording(part: Any, column: str, number: int, where: str) -> tuple[Path, Callable[[], bytes] | None]:
+    """The file, or a name for it and what gives its bytes, when they stand in the data set itself."""
     cell = part[number][column]
     if isinstance(cell, str):
         return Path(cell), None
+    if not isinstance(cell, dict) or (cell.get("bytes") is None and not cell.get("path")):
+        raise CorpusError(f"{where} has no recording in its column {column}")
     if cell.get("bytes") is None:
-        return Path(os.fspath(cell["path"])), None
-    return Path(cell.get("path") or f"{number:07d}"), lambda: part[number][column]["bytes"]
+        return Path(cell["path"]), None
+    return Path(where + Path(cell.get("path") or "").suffix), lambda: part[number][column]["bytes"]

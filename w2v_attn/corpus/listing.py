@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from w2v_attn.corpus import fairseq, folder, hub_sets, keywords, librispeech
-from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest
+from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
 # What a pattern may find in the path of a recording.
@@ -29,7 +29,7 @@ def list_recordings(
         fairseq's (.tsv beside .ltr or .wrd) are known.
         A folder is searched with all that is in it; the label of a recording is the sub-folder that it is in.
         LibriSpeech's tree (with its *.trans.txt) and Speech Commands' (with its testing_list.txt) are known.
-        A data set is Hugging Face's: a folder that `save_to_disk` wrote, or `hub:NAME[/CONFIG][/SPLIT]`.
+        A data set is Hugging Face's: a folder that `save_to_disk` wrote, or `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
     root: the folder from which a manifest's paths are taken, and which they may not leave. Default: the manifest's.
     pattern: a regular expression that is searched in each row's id; its groups named text, label, speaker and split
         give these fields: `(?P<label>\\d)_(?P<speaker>[a-z]+)_`.
@@ -62,7 +62,7 @@ def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
         return folder.walk(path)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
         if fairseq.is_one(path):
-            return fairseq.read(path)
+            return fairseq.read(path, Path(os.path.expanduser(root)) if root is not None else None)
         return read_manifest(path, Path(os.path.expanduser(root)) if root is not None else None)
     return Corpus((Row(path.name, path),))
 
@@ -81,7 +81,10 @@ def _with_groups(row: Row, expression: re.Pattern[str]) -> Row:
     found = expression.search(row.id)
     if found is None:
         raise CorpusError(f"the pattern {expression.pattern} is not found in {row.id}")
-    return replace(row, **{name: value for name, value in found.groupdict().items() if name in FIELDS})
+    fields = {name: value for name, value in found.groupdict().items() if name in FIELDS}
+    if "split" in fields:
+        fields["split"] = split_of({"split": fields["split"]}, row.id)
+    return replace(row, **fields)
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:

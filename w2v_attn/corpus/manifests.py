@@ -4,13 +4,14 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 from w2v_attn.corpus.texts import read_lines
 
-MANIFEST_EXTENSIONS = frozenset(".csv .tsv .jsonl .txt .lst".split())
+MANIFEST_EXTENSIONS = frozenset(".csv .tsv .jsonl .json .txt .lst".split())
 # The names of each column: ours first, then NeMo's, Common Voice's, and those seen most in other people's tables.
 PATH_COLUMNS = ("path", "audio_filepath", "audio", "file", "file_name", "wav")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription", "normalized_text")
@@ -58,7 +59,9 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """(line, columns) of each row of a manifest."""
     kind = manifest.suffix.lower()
     if kind in (".csv", ".tsv"):
-        reader = csv.DictReader(read_lines(manifest), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        # Tab-separated values know no quoting: Common Voice's sentences hold quotation marks as they stand.
+        form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
+        reader = csv.DictReader(read_lines(manifest), **form)
         try:
             for record in reader:
                 if None in record or None in record.values():
@@ -73,7 +76,7 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
     for number, line in enumerate(read_lines(manifest), 1):
         if not line.strip():
             continue
-        if kind != ".jsonl":
+        if kind not in (".jsonl", ".json"):
             yield number, {"path": line.strip()}
             continue
         try:
@@ -119,7 +122,7 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
         text=_field(record, TEXT_COLUMNS),
         label=_field(record, LABEL_COLUMNS) or None,
         speaker=_field(record, SPEAKER_COLUMNS) or None,
-        split=_split(record, where),
+        split=split_of(record, where),
     )
 
 
@@ -137,7 +140,8 @@ def _field(record: dict[str, object], columns: tuple[str, ...]) -> str | None:
     return None if value is None else str(value)
 
 
-def _split(record: dict[str, object], where: str) -> str | None:
+def split_of(record: Mapping[str, object], where: str) -> str | None:
+    """train, valid or test, whatever its name. Raises CorpusError where it is none of them."""
     value = record.get("split")
     if value in (None, ""):
         return None

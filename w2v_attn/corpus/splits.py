@@ -54,6 +54,8 @@ def make_splits(
             parts["valid"].append(row)
         elif row.split == "test" and test is None:
             parts["test"].append(row)
+        elif row.split not in (None, "train", "valid", "test"):
+            raise CorpusError(f"{row.id} is of the split {row.split!r}, expected train, valid or test")
         elif row.split in (None, "train"):
             undecided.append(row)
     wants_test = test_share if test is None and "test" not in has_split else 0.0

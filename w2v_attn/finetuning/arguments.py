@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from w2v_attn.finetuning.errors import check_expression
 from w2v_attn.finetuning.options import Recipe
+from w2v_attn.finetuning.schedule import factor_of
 from w2v_attn.finetuning.tasks.choice import task_class
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LOGGED = 500  # points of a learning curve
+DAY = 24 * 3600  # seconds
 KEPT = 3  # checkpoints: the best, the last, and the one before
 
 
@@ -28,6 +31,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
             raise ValueError(f"training.{name} must be above 0, got {getattr(training, name)}")
     if not recipe.optimizer.rate > 0:
         raise ValueError(f"optimizer.rate must be above 0, got {recipe.optimizer.rate}")
+    _check(recipe)
     on_cpu = _on_cpu(recipe.device)
     if training.fsdp and (on_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1):
         raise ValueError("training.fsdp shards a model over GPUs: start it with torchrun on several")
@@ -44,6 +48,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
         fp16=precision == "float16",
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_timeout=DAY,  # the others wait while the first reads every recording once
         ddp_find_unused_parameters=training.frozen_updates > 0,
         fsdp="full_shard auto_wrap" if training.fsdp else None,
         fsdp_config={"fsdp_version": 2} if training.fsdp else None,
@@ -66,6 +71,28 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU; several GPUs by torchrun
     return args
+
+
+def _check(recipe: Recipe) -> None:
+    """What would be noticed late otherwise."""
+    optimizer = recipe.optimizer
+    factor_of(optimizer.schedule, recipe.training.updates)
+    for factor in optimizer.factors:
+        check_expression("optimizer.factors", factor.pattern)
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ValueError(f"optimizer.betas must be two numbers from 0 to below 1, got {optimizer.betas}")
+    if optimizer.weight_decay < 0 or optimizer.clip < 0:
+        raise ValueError("optimizer.weight_decay and optimizer.clip must not be below 0")
+    for name, value in vars(recipe.regularization).items():
+        if value is None:
+            continue
+        if name.endswith("_length"):
+            if value < 1:
+                raise ValueError(f"regularization.{name} must be 1 or above, got {value}")
+        elif not 0 <= value <= 1:
+            raise ValueError(f"regularization.{name} must be from 0 to 1, got {value}")
+    if recipe.training.lora.rank > 0 and getattr(recipe.task, "layers", "last") == "weighted":
+        raise ValueError("task.layers=weighted and training.lora do not go together: give task.layers=last")
 
 
 def _on_cpu(device: str) -> bool:

@@ -36,7 +36,7 @@ def flaw(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where it is as it was sealed."""
     try:
         contents = json.loads((folder / SEAL).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return "was not written to its end"
     for name, (size, digest) in contents.items():
         path = folder / name
@@ -48,14 +48,16 @@ def flaw(folder: Path) -> str | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run. Torn ones are removed, with a warning: nothing can be made of them."""
+    """The newest whole checkpoint of a run. Torn ones are put aside, with a warning."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True):
         wrong = flaw(path)
         if wrong is None:
             return path
-        logger.warning("%s is torn (%s): it is left out, the one before is taken", path, wrong)
-        shutil.rmtree(path)
+        logger.warning("%s is torn (%s): it is put aside, the one before is taken", path, wrong)
+        aside = folder / f"torn-{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
     return None
 
 

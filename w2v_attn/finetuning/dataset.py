@@ -22,6 +22,7 @@ class Recordings(Dataset[tuple[Tensor, list[int]]]):
     """(waveform as the model hears it, target) of a row in a pass over the data; the same pass hears the same.
 
     do_normalize: whether waveforms are brought to mean 0 and variance 1, as the checkpoint wants it.
+    keep: whether decoded recordings stay in memory; each worker process would keep its own.
     """
 
     def __init__(
@@ -33,11 +34,12 @@ class Recordings(Dataset[tuple[Tensor, list[int]]]):
         sample_rate: int,
         do_normalize: bool,
         seed: int,
+        keep: bool = True,
     ):
         self._rows, self._task, self._augmentation, self._seed = rows, task, augmentation, seed
         self._rate, self._do_normalize = sample_rate, do_normalize
         self._kept: dict[int, Tensor] = {}
-        self._room = KEPT_SAMPLES
+        self._room = KEPT_SAMPLES if keep else 0
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -50,7 +50,7 @@ def evaluate_corpus(
     predictions: list[Prediction] = []
 
     def process(row: Row, recording: Recording) -> Prediction:
-        if (row.label if task.name == "classification" else row.text) is None:
+        if not task.is_labelled(row):
             raise DataError("has nothing to compare with: no text or label")
         predictions.append(predict_one(recognizer, row, task, recording.waveform))
         return predictions[-1]

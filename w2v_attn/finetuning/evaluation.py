@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ def predict(
     recognizer.model.eval()
     rounds = -(-len(rows) // processes)
     mine = [(min(n * processes + rank, len(rows) - 1)) for n in range(rounds)]
-    found = [(index, predict_one(recognizer, rows[index], task)) for index in mine]
+    # A row may hold what gives its bytes, which cannot be sent: each process has the rows itself.
+    found = [(index, replace(predict_one(recognizer, rows[index], task), row=None)) for index in mine]
     if gather is not None:
         found = gather(found)
     by_index = dict(found)
-    return [by_index[index] for index in range(len(rows))]
+    return [replace(by_index[index], row=row) for index, row in enumerate(rows)]
 
 
 def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor | None = None) -> Prediction:

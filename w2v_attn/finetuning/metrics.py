@@ -67,4 +67,4 @@ def write_alignments(predictions: Sequence[Prediction], folder: Path) -> None:
         )
         lines += [line for line in aligned.splitlines() if line.startswith(("REF", "HYP", "   ")) and line.strip()]
         lines.append("")
-    (folder / "alignments.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "alignments.txt").write_text("\n".join(lines), encoding="utf-8", errors="replace")

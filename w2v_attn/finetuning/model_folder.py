@@ -70,7 +70,7 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
         keys = list(speakers[0][2])
         lines = [",".join(["speaker", "recordings", *keys])]
         lines += [",".join([_cell(s), str(n), *(f"{m[key]:.4f}" for key in keys)]) for s, n, m in speakers]
-        (folder / "speakers.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "speakers.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
 
 
 def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:
@@ -142,7 +142,7 @@ def save_card(
         "```",
         "",
     ]
-    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+    (folder / CARD).write_text("\n".join(lines), encoding="utf-8", errors="replace")
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
 """The model that a run trains: an encoder, from a checkpoint or new, with the task's head, and our attention."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from w2v_attn.finetuning.options import Recipe
@@ -9,6 +10,8 @@ from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.families import FAMILIES, supported
 from w2v_attn.pretrained.pooling import pooled_class
 from w2v_attn.pretrained.replace import replace_attention
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Any:
@@ -28,7 +31,15 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
     model_class = _head_classes()[task.head][type(config)]
     if task.pooling != "mean":
         config.pooling, model_class = task.pooling, pooled_class(model_class)
+    if checkpoint is not None and task.keeps_head:
+        _keep_sizes(config, checkpoint.model.config, task)
+    if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+        config.apply_spec_augment = True
     model = model_class(config)
+    for name, parameter in model.named_parameters():
+        # Where frames are not masked nothing uses it: DistributedDataParallel would wait for its gradient.
+        if name.endswith("masked_spec_embed") and config.mask_time_prob == 0:
+            parameter.requires_grad_(False)
     if checkpoint is not None:
         _put_weights(model, checkpoint.model, same_head=_same_head(model, checkpoint.model, task))
     return replace_attention(model, backend=recipe.backend)
@@ -69,6 +80,16 @@ def _changed(config: Any, changes: dict[str, Any]) -> Any:
         setattr(config, key, value)
     vars(config).pop("auto_map", None)  # the classes are stock's again, or ours
     return config
+
+
+def _keep_sizes(config: Any, theirs: Any, task: Task) -> None:
+    """A head that is kept has the checkpoint's sizes: some have more symbols than their tokenizer knows."""
+    if task.head == "ForCTC":
+        config.vocab_size = max(config.vocab_size, theirs.vocab_size)
+        return
+    for name in ("classifier_proj_size", "use_weighted_layer_sum"):
+        if getattr(config, name) != getattr(theirs, name):
+            logger.warning("the head of the checkpoint has %s=%s: a new head is made", name, getattr(theirs, name))
 
 
 def _same_head(model: Any, stock: Any, task: Task) -> bool:

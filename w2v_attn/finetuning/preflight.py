@@ -30,7 +30,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Survey:
-    """splits: what can be used. seconds: id -> how long each of them is. dropped: what cannot, with its reason."""
+    """splits: what can be used. seconds: split and id -> how long each is. dropped: what cannot, with its reason."""
 
     splits: Splits
     seconds: dict[str, float]
@@ -44,8 +44,8 @@ class Lengths:
     A recording that changed since (by size or time) is read again.
     """
 
-    def __init__(self, path: Path, sample_rate: int, max_duration: float):
-        self._path, self._rate, self._longest = path, sample_rate, max_duration
+    def __init__(self, path: Path, sample_rate: int):
+        self._path, self._rate = path, sample_rate
         self._known: dict[str, list[object]] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -55,20 +55,28 @@ class Lengths:
                     continue  # the last line of a run that was killed
                 self._known[key] = value
 
-    def of(self, rows: Sequence[Row], watch: Callable[[int], None]) -> list[int | str]:
-        """Samples of each row, or the reason why there are none. watch: is told after each how many are done."""
+    def of(self, rows: Sequence[tuple[Row, float]], watch: Callable[[int], None]) -> list[int | str]:
+        """Samples of each row, or the reason why there are none.
+
+        rows: with the seconds that each may have. watch: is told after each how many are done.
+        """
         found: list[int | str] = []
-        with ThreadPoolExecutor(READERS) as pool, self._path.open("a", encoding="utf-8") as file:
-            for key, stamp, value in pool.map(self._one, rows):
-                if self._known.get(key) != [stamp, value]:
-                    self._known[key] = [stamp, value]
-                    file.write(json.dumps([key, stamp, value]) + "\n")
-                found.append(value)
-                watch(len(found))
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                for key, stamp, value in pool.map(self._one, rows):
+                    if self._known.get(key) != [stamp, value]:
+                        self._known[key] = [stamp, value]
+                        file.write(json.dumps([key, stamp, value]) + "\n")
+                    found.append(value)
+                    watch(len(found))
+        finally:
+            pool.shutdown(cancel_futures=True)
         return found
 
-    def _one(self, row: Row) -> tuple[str, str, int | str]:
-        key = f"{row.id} {row.path} {row.offset} {row.duration} {self._rate} {self._longest}"
+    def _one(self, row_and_limit: tuple[Row, float]) -> tuple[str, str, int | str]:
+        row, longest = row_and_limit
+        key = f"{row.id} {row.path} {row.offset} {row.duration} {self._rate} {longest}"
         try:
             status = row.path.stat() if row.content is None else None
         except OSError as error:
@@ -78,7 +86,7 @@ class Lengths:
         if known is not None and known[0] == stamp:
             return key, stamp, known[1]  # type: ignore[return-value]
         try:
-            recording = read_row(row, sample_rate=self._rate, max_duration=self._longest)
+            recording = read_row(row, sample_rate=self._rate, max_duration=longest)
         except ValueError as error:
             return key, stamp, str(error)
         return key, stamp, len(recording.waveform)
@@ -100,6 +108,9 @@ def survey(
     model.
     shortest_factor: by how much augmentation may shorten a recording of the training split.
 
+    What is only measured is dropped where it cannot be heard or has nothing to be compared with: that the model cannot
+    say what it should is an error that counts.
+
     Raises:
         DataError: nothing is left to train on or to validate on; it says what was dropped and why.
     """
@@ -115,15 +126,17 @@ def survey(
                 shortest = int(length * shortest_factor) if split == "train" else length
                 if shortest < least_samples:
                     reason = f"is too short: {shortest} samples, at least {least_samples} are needed"
-                else:
+                elif split == "train":
                     reason = task.obstacle(row, frames_of(shortest))
-                seconds[row.id] = length / sample_rate
+                elif not task.is_labelled(row):
+                    reason = task.obstacle(row, frames_of(length))
+                seconds[f"{split} {row.id}"] = length / sample_rate
             if reason is None:
                 kept[split].append(row)
             else:
                 dropped.append(Dropped(row, split, reason))
-    for split in ("train", "valid"):
-        if not kept[split]:
+    for split, rows in named(splits):
+        if rows and not kept[split]:
             reasons = Counter(d.reason for d in dropped if d.split == split).most_common(3)
             listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             raise DataError(f"nothing can be used of the recordings to {split} on: {listed}")
@@ -140,7 +153,7 @@ def check_overlap(splits: Splits) -> None:
     seen: dict[tuple[str, float], str] = {}
     for split, rows in named(splits):
         for row in rows:
-            key = (f"{os.path.abspath(row.path)}{row.id if row.content else ''}", row.offset)
+            key = (os.path.abspath(row.path), row.offset)
             if seen.setdefault(key, split) != split:
                 raise DataError(
                     f"{row.id} is in the data to {seen[key]} on and in those to {split} on: take it out of one"
@@ -152,7 +165,7 @@ def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
     for split, rows in named(found.splits):
         if not rows:
             continue
-        lengths = [found.seconds[row.id] for row in rows]
+        lengths = [found.seconds[f"{split} {row.id}"] for row in rows]
         middle = float(np.median(lengths))
         speakers = {row.speaker for row in rows if row.speaker is not None}
         by = f", {len(speakers)} speakers" if speakers else ""

@@ -1,19 +1,15 @@
 """`finetune`: a recipe -> a model folder, in the order in which it happens."""
 
 import dataclasses
-import fcntl
-import json
-import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from w2v_attn import __version__
 from w2v_attn.corpus.listing import list_recordings
@@ -25,23 +21,24 @@ from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.batches import Batches
 from w2v_attn.finetuning.checkpoints import newest
 from w2v_attn.finetuning.dataset import Collate, Recordings
+from w2v_attn.finetuning.errors import DataError, TrainingError
 from w2v_attn.finetuning.evaluation import measure, predict
 from w2v_attn.finetuning.models import build_model
 from w2v_attn.finetuning.options import DataOptions, Recipe
 from w2v_attn.finetuning.parameters import add_lora, freeze
 from w2v_attn.finetuning.preflight import Lengths, Survey, check_overlap, describe, named, survey
+from w2v_attn.finetuning.run_folder import CHECKPOINTS, LENGTHS, as_yaml, check_fingerprint, claimed, write_dropped
 from w2v_attn.finetuning.tasks.choice import task_class
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.finetuning.trainer import FrozenUpdates, Reporting, SpeechTrainer
+from w2v_attn.finetuning.trainer import FrozenUpdates, Patience, Reporting, SpeechTrainer
 from w2v_attn.finetuning.watching import Silent, Watcher
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint, quiet_transformers
+from w2v_attn.pretrained.errors import first_line
 from w2v_attn.runs import read_row
 
-logger = logging.getLogger(__name__)
-
-# What may differ when a run goes on: where it runs, not what it computes.
-FREE = {"device", "backend", "training.workers", "training.fsdp", "training.gradient_checkpointing"}
-CHECKPOINTS, LENGTHS, DROPPED, LOCK = "checkpoints", "lengths.jsonl", "dropped.jsonl", ".lock"
+# Seconds that a recording may have which is only measured, or noise.
+MEASURED = 600.0
+NOISE, KEPT_NOISES = "noise", 256
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,12 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
 
     Raises:
         ValueError: the recipe cannot be (CorpusError, CheckpointError and DataError are ones too), before training.
-        TrainingError: the loss or the weights are not finite; the last good checkpoint stays.
+        TrainingError: the loss or the weights are not finite, the disk is full, a recording has vanished, …; the last
+            good checkpoint stays, and the same call goes on.
     """
-    watcher = watcher or Silent()
     args = training_arguments(recipe, output / CHECKPOINTS)
     main = args.process_index == 0
+    watcher = watcher if watcher is not None and main else Silent(watcher)
     started = time.monotonic()
     checkpoint = _load(recipe)
     splits = list_splits(recipe.data, recipe.seed)
@@ -78,20 +76,29 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
     torch.manual_seed(recipe.seed)
     audio = _start(recipe, task, checkpoint)
     augmentation = _augmentation(recipe, audio.sample_rate)
-    with quiet_transformers(), _claimed(output, recipe) if main else nullcontext():
+    with quiet_transformers(), claimed(output, recipe) if main else nullcontext():
         _wait_for_all(args)
         found = _survey(recipe, splits, task, audio, augmentation, output, args, watcher)
         report = list(describe(found, task))
         if main:
+            check_fingerprint(output, found, task, "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32")
             watcher.surveyed(report)
-            _write_dropped(found, output / DROPPED)
+            write_dropped(found, output)
         trainer, reporting = _trainer(recipe, task, audio, found, augmentation, args, output, watcher)
         resumed_from = _agree(newest(output / CHECKPOINTS) if main else None, args)
-        trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
-        seconds = time.monotonic() - started
-        if reporting.stopped:
-            return Finetuned({}, trainer.state.global_step, seconds, interrupted=True)
-        return _finish(recipe, task, audio, found, trainer, report, output, seconds)
+        try:
+            trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+            seconds = time.monotonic() - started
+            if reporting.stopped:
+                return Finetuned({}, trainer.state.global_step, seconds, interrupted=True)
+            return _finish(recipe, task, audio, found, trainer, report, output, seconds)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                "a batch does not fit into the GPU's memory: try a smaller training.batch_seconds with a larger "
+                "training.accumulate, or training.gradient_checkpointing=true"
+            ) from error
+        except (ValueError, OSError) as error:  # what cannot be is refused before: this came on the way
+            raise TrainingError(f"{first_line(error)}. The same command goes on when that is mended") from error
 
 
 def list_splits(options: DataOptions, seed: int) -> Splits:
@@ -137,8 +144,8 @@ def _start(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpo
 def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
     folder = recipe.augmentation.noises
     rows = list_recordings(folder).rows if folder is not None else ()
-    noises = [lambda row=row: read_row(row, sample_rate=sample_rate, max_duration=600).waveform for row in rows]
-    return Augmentation(recipe.augmentation, sample_rate, noises)
+    read = lru_cache(KEPT_NOISES)(lambda row: read_row(row, sample_rate=sample_rate, max_duration=MEASURED).waveform)
+    return Augmentation(recipe.augmentation, sample_rate, [partial(read, row) for row in rows])
 
 
 def _survey(
@@ -154,12 +161,26 @@ def _survey(
     """Reads every recording once, in the first process; the others take what it wrote down."""
     from w2v_attn.encoder.waveforms import least_samples
 
-    rows = [(f"{split} {row.id}", row) for split, members in named(splits) for row in members]
-    total = len(rows)
+    limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
+    rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named(splits) for row in members]
+    if recipe.augmentation.noises is not None:
+        noises = list_recordings(recipe.augmentation.noises).rows
+        rows += [(f"{NOISE} {row.id}", row, MEASURED) for row in noises]
+
+    def watch(done: int) -> None:
+        watcher.reading(done, len(rows))
+        if watcher.interrupted():
+            raise KeyboardInterrupt
+
     with args.main_process_first(desc="survey"):
-        lengths = Lengths(output / LENGTHS, audio.sample_rate, recipe.data.max_duration)
-        watch = (lambda done: watcher.reading(done, total)) if args.process_index == 0 else (lambda done: None)
-        samples = dict(zip((key for key, _ in rows), lengths.of([row for _, row in rows], watch), strict=True))
+        lengths = Lengths(output / LENGTHS, audio.sample_rate)
+        found = lengths.of([(row, limit) for _, row, limit in rows], watch)
+    samples = dict(zip((key for key, _, _ in rows), found, strict=True))
+    broken = [f"{key} {reason}" for key, reason in samples.items() if key.startswith(NOISE) and isinstance(reason, str)]
+    if broken:
+        raise DataError(
+            f"augmentation.noises has {len(broken)} recordings that cannot be used: {'; '.join(broken[:5])}"
+        )
     return survey(
         splits,
         task,
@@ -181,12 +202,11 @@ def _trainer(
     output: Path,
     watcher: Watcher,
 ) -> tuple[SpeechTrainer, Reporting]:
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import PrinterCallback
 
-    training, model = recipe.training, audio.model
+    training, model, prefix = recipe.training, audio.model, audio.model.base_model_prefix
     frames_of = model._get_feat_extract_output_lengths
     freeze(model, training.freeze)
-    callbacks: list[Any] = [FrozenUpdates(model, training.frozen_updates)] if training.frozen_updates else []
     frontend.install(model)
     spec_augment.install(model)
     layerdrop.install(model, keep_gradients=args.world_size > 1)
@@ -199,11 +219,17 @@ def _trainer(
 
     rows = found.splits.train
     recordings = Recordings(
-        rows, task, augmentation, sample_rate=audio.sample_rate, do_normalize=audio.do_normalize, seed=recipe.seed
+        rows,
+        task,
+        augmentation,
+        sample_rate=audio.sample_rate,
+        do_normalize=audio.do_normalize,
+        seed=recipe.seed,
+        keep=args.dataloader_num_workers == 0,
     )
     longest = max(1.0, augmentation.longest_factor)
     batches = Batches(
-        [found.seconds[row.id] * longest + 2 * recipe.augmentation.silence for row in rows],
+        [found.seconds[f"train {row.id}"] * longest + 2 * recipe.augmentation.silence for row in rows],
         training.batch_seconds,
         training.updates * training.accumulate,
         seed=recipe.seed,
@@ -224,9 +250,11 @@ def _trainer(
         return measure(task, predictions), task.warning(predictions)
 
     reporting = Reporting(watcher, lambda here: _any(here, args))
-    callbacks.append(reporting)
+    callbacks: list[Any] = [reporting]
+    if training.frozen_updates > 0:
+        callbacks.append(FrozenUpdates(prefix, training.frozen_updates))
     if training.patience > 0:
-        callbacks.append(EarlyStoppingCallback(training.patience))
+        callbacks.append(Patience(f"eval_{task.best}", training.patience))
     if args.process_index == 0:
         callbacks.append(_tensorboard(output))
     trainer = SpeechTrainer(
@@ -273,7 +301,7 @@ def _finish(
 ) -> Finetuned:
     """The best checkpoint, measured on all that was held out, as a folder."""
     args, model = trainer.args, trainer.model
-    update = trainer.state.best_global_step or trainer.state.global_step
+    update = trainer.loaded_update
     heard = frozenset(row.speaker for row in found.splits.train if row.speaker is not None)
     recognizer = task.recognizer(dataclasses.replace(audio, model=model), args.device, recipe.backend)
     metrics: dict[str, dict[str, float]] = {}
@@ -300,7 +328,7 @@ def _finish(
             report=report,
             metrics=metrics,
             update=update,
-            recipe=_as_yaml(recipe),
+            recipe=as_yaml(recipe),
             version=__version__,
         )
         results = {"update": update, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
@@ -324,83 +352,6 @@ def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
     spec_augment.uninstall(model)
     layerdrop.uninstall(model)
     return model
-
-
-# ------------------------------------------------------------------------------------------------ the folder
-
-
-@contextmanager
-def _claimed(output: Path, recipe: Recipe) -> Iterator[None]:
-    """The folder is this run's alone while it runs, and of this recipe for good.
-
-    Raises:
-        ValueError: it is in use, finished, of another recipe, or holds something else.
-    """
-    if (output / model_folder.RESULTS).is_file():
-        raise ValueError(f"{output} holds a finished run: name another output, or use it: model.checkpoint={output}")
-    is_new = not output.is_dir() or not any(output.iterdir())
-    if not is_new and not (output / model_folder.RECIPE).is_file():
-        raise ValueError(f"{output} holds files that are not of a run: name another output")
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{output} is in use by another run: wait for its end, or name another output") from None
-        _check_recipe(output, recipe)
-        try:
-            yield
-        except ValueError:  # refused before training: as if nothing had been asked
-            if is_new and not (output / CHECKPOINTS).exists():
-                shutil.rmtree(output)
-            raise
-    (output / LOCK).unlink(missing_ok=True)
-
-
-def _check_recipe(output: Path, recipe: Recipe) -> None:
-    """Writes the recipe down. Raises ValueError where checkpoints of another one are there: it names the difference."""
-    path, text = output / model_folder.RECIPE, _as_yaml(recipe)
-    if not any((output / CHECKPOINTS).glob("*")):
-        path.write_text(text, encoding="utf-8")
-        return
-    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
-    changed = [
-        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and key not in FREE
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise ValueError(
-            f"{output} was begun with another recipe:\n  {listed}\nGive the same again to go on, or name another output"
-        )
-
-
-def _as_yaml(recipe: Recipe) -> str:
-    values = {"kind": task_class(recipe.task).name, **dataclasses.asdict(recipe)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _flat(values: Any, before: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping) or not values:
-        return {before: values}
-    return {
-        key: leaf
-        for name, value in values.items()
-        for key, leaf in _flat(value, f"{before}.{name}" if before else str(name)).items()
-    }
-
-
-def _write_dropped(found: Survey, path: Path) -> None:
-    with path.open("w", encoding="utf-8", errors="replace") as file:
-        for dropped in found.dropped:
-            record = {
-                "id": dropped.row.id,
-                "path": str(dropped.row.path),
-                "split": dropped.split,
-                "reason": dropped.reason,
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 # --------------------------------------------------------------------------------------------- many processes

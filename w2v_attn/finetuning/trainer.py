@@ -1,5 +1,6 @@
 """Hugging Face's Trainer with what speech needs: batches by length, losses, schedule, checkpoints to trust."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from w2v_attn.finetuning.batches import Batches
-from w2v_attn.finetuning.checkpoints import PREFIX, seal
+from w2v_attn.finetuning.checkpoints import PREFIX, flaw, seal
 from w2v_attn.finetuning.dataset import Collate, Recordings
 from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.forward import losses_of
 from w2v_attn.finetuning.options import OptimizerOptions
-from w2v_attn.finetuning.parameters import base_of, parameter_groups
+from w2v_attn.finetuning.parameters import parameter_groups
 from w2v_attn.finetuning.schedule import factor_of
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.finetuning.watching import Watcher
 from w2v_attn.pretrained.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 
 class SpeechTrainer(Trainer):
@@ -54,6 +57,7 @@ class SpeechTrainer(Trainer):
             data_collator=collate,
             callbacks=[*callbacks],
         )
+        self.loaded_update = 0  # the one whose weights are the model's after training
         self._task, self._batches, self._collate = task, batches, collate
         self._optimizer_options, self._validate, self._watcher = optimizer, validate, watcher
         # The loss is divided by the number of recordings of an update below: Trainer must not divide it again.
@@ -143,6 +147,24 @@ class SpeechTrainer(Trainer):
             seal(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
         self.accelerator.wait_for_everyone()
 
+    def _load_best_model(self) -> None:
+        """The best checkpoint, wherever the folder is now; where it was damaged since, the last weights stay."""
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.best_global_step}"
+        wrong = flaw(folder)
+        if wrong is not None:
+            logger.warning("the best checkpoint, %s, %s: the last weights are taken instead", folder, wrong)
+            return
+        self.state.best_model_checkpoint = str(folder)
+        super()._load_best_model()
+        self.loaded_update = self.state.best_global_step or self.state.global_step
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        self.loaded_update = self.state.global_step
+        # Where the folder was moved, Trainer no longer knows that there is a best one.
+        if self.state.best_model_checkpoint is None and self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.args.output_dir)
+        return super()._finalize_training(*arguments)
+
     def gather(self, found: list[Any]) -> list[Any]:
         """The lists of all processes as one."""
         return gather_object(found) if self.args.world_size > 1 else found
@@ -155,16 +177,45 @@ def _finite(parameter: Any) -> bool:
 
 
 class FrozenUpdates(TrainerCallback):
-    """In the first updates only the head is trained. Source: wav2vec 2.0, section 4.3: 10,000 updates."""
+    """In the first updates only the head is trained. Source: wav2vec 2.0, section 4.3: 10,000 updates.
 
-    def __init__(self, model: Any, updates: int):
-        self._updates = updates
-        self._parameters = [parameter for parameter in base_of(model).parameters() if parameter.requires_grad]
+    prefix: the name of the encoder in the model, whatever is wrapped around it.
+    """
+
+    def __init__(self, prefix: str, updates: int):
+        self._prefix, self._updates = prefix, updates
+        self._parameters: list[nn.Parameter] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        # Now, when nothing replaces parameters any more.
+        self._parameters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and self._prefix in name.split(".")
+        ]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trained = state.global_step >= self._updates
         for parameter in self._parameters:
             parameter.requires_grad_(trained)
+
+
+class Patience(TrainerCallback):
+    """Ends training after so many validations without a better one; counted from the log, which checkpoints keep."""
+
+    def __init__(self, metric: str, validations: int):
+        self._metric, self._validations = metric, validations
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._decide(state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._decide(state, control)
+
+    def _decide(self, state: Any, control: Any) -> None:
+        values = [entry[self._metric] for entry in state.log_history if self._metric in entry]
+        if values and len(values) - 1 - values.index(min(values)) >= self._validations:
+            control.should_training_stop = True
 
 
 class Reporting(TrainerCallback):

@@ -91,7 +91,8 @@ def from_tokenizer(tokenizer: Any, *, case: str, remove: str) -> Vocabulary:
     symbols = dict(tokenizer.get_vocab())
     special = {*SPECIAL, *tokenizer.all_special_tokens, tokenizer.word_delimiter_token}
     ordinary = [symbol for symbol in symbols if symbol not in special]
-    unit = "words" if any(len(symbol) > 1 for symbol in ordinary) else "characters"
+    long = sum(len(symbol) > 1 for symbol in ordinary)  # a few may be marks such as [noise]
+    unit = "words" if long > len(ordinary) / 2 else "characters"
     return Vocabulary(
         symbols,
         unit,

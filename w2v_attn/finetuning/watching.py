@@ -28,7 +28,10 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that keeps all to itself."""
+    """A watcher that keeps all to itself. asks: another one, which still says whether training shall end."""
+
+    def __init__(self, asks: Watcher | None = None):
+        self._asks = asks
 
     def surveyed(self, rows: Iterable[tuple[str, str]]) -> None: ...
 
@@ -41,4 +44,4 @@ class Silent:
     def evaluated(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None: ...
 
     def interrupted(self) -> bool:
-        return False
+        return self._asks is not None and self._asks.interrupted()

@@ -41,6 +41,8 @@ class BeamSearch:
             raise ValueError(f"there is no language model {options.language_model}: expected a KenLM file")
         if options.beam < 1:
             raise ValueError(f"beam must be 1 or above, got {options.beam}")
+        if delimiter not in symbols:
+            raise ValueError("the checkpoint's vocabulary has no space between words: a language model cannot be used")
         spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, symbols)) is not None}
         if not spellings:
             raise ValueError("no word of the language model can be spelled with the checkpoint's vocabulary")
@@ -114,6 +116,8 @@ def _words(options: BeamOptions) -> Iterator[str]:
             if line.startswith("\\"):
                 inside = line.strip() == "\\1-grams:"
             elif inside and line.strip():
-                word = line.rstrip("\n").split("\t")[1]
+                word = [*line.split(), "", ""][1]
+                if not word:
+                    raise ValueError(f"{path} is damaged: expected a score and a word, found {line.strip()!r}")
                 if word not in (UNKNOWN, BEGIN, END):
                     yield word

@@ -75,6 +75,9 @@ class Classification(Task):
     def target(self, row: Row) -> list[int]:
         return [self._numbers[row.label or ""]]
 
+    def is_labelled(self, row: Row) -> bool:
+        return row.label is not None
+
     def obstacle(self, row: Row, frames: int) -> str | None:
         if row.label is None:
             return "has no label"
@@ -95,6 +98,9 @@ class Classification(Task):
     def error_of(self, prediction: Prediction) -> float:
         """0 where right, else the probability of the wrong label."""
         return 0.0 if prediction.hypothesis == prediction.reference else prediction.found.score
+
+    def symbols(self) -> list[str]:
+        return self.labels
 
     def counts(self, rows: Sequence[Row]) -> Counter[str]:
         return Counter(self.reference(row) for row in rows)

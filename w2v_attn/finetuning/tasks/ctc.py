@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.finetuning.errors import DataError
+from w2v_attn.finetuning.errors import DataError, check_expression
 from w2v_attn.finetuning.metrics import transcription_metrics, utterance_error, write_alignments
 from w2v_attn.finetuning.options import CtcOptions
 from w2v_attn.finetuning.predictions import Prediction
@@ -63,6 +63,11 @@ class Ctc(Task):
         else:
             tokenizer, keeps_head = _given_tokenizer(Path(options.vocabulary).expanduser()), False
         vocabulary = from_tokenizer(tokenizer, case=options.case, remove=options.remove)
+        if vocabulary.unit != options.unit:
+            raise DataError(
+                f"task.unit={options.unit}, but the vocabulary is one of {vocabulary.unit}: task.vocabulary=data "
+                "makes one from the texts"
+            )
         if options.outside == "refuse":
             _check_symbols(vocabulary, train)
         return cls(vocabulary, tokenizer, keeps_head=keeps_head)
@@ -94,6 +99,9 @@ class Ctc(Task):
 
     def target(self, row: Row) -> list[int]:
         return self.vocabulary.encode(self.reference(row))
+
+    def is_labelled(self, row: Row) -> bool:
+        return row.text is not None
 
     def obstacle(self, row: Row, frames: int) -> str | None:
         if row.text is None:
@@ -137,6 +145,9 @@ class Ctc(Task):
     def error_of(self, prediction: Prediction) -> float:
         return utterance_error(prediction.reference, prediction.hypothesis)
 
+    def symbols(self) -> list[str]:
+        return sorted(self.vocabulary.symbols, key=self.vocabulary.symbols.__getitem__)
+
     def counts(self, rows: Sequence[Row]) -> Counter[str]:
         return Counter(symbol for row in rows for symbol in self.vocabulary.split(self.reference(row)))
 
@@ -165,6 +176,7 @@ def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
     ):
         if value not in choices:
             raise DataError(f"task.{key} must be one of {', '.join(choices)}, got {value}")
+    check_expression("task.remove", options.remove)
     if not any(row.text is not None for row in rows):
         raise DataError(
             "no recording has a text: expected a column `text` in the manifest (or transcripts beside LibriSpeech's "

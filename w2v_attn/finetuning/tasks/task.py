@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.corpus.rows import Row
+from w2v_attn.finetuning.errors import DataError
 from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.transcription.recognizer import Recognizer
@@ -42,6 +43,10 @@ class Task(ABC):
         """The same as numbers."""
 
     @abstractmethod
+    def is_labelled(self, row: Row) -> bool:
+        """Whether there is something to compare with."""
+
+    @abstractmethod
     def obstacle(self, row: Row, frames: int) -> str | None:
         """Why a recording of so many frames cannot be trained on; None where it can."""
 
@@ -69,6 +74,10 @@ class Task(ABC):
         """How wrong one prediction is; 0 is right."""
 
     @abstractmethod
+    def symbols(self) -> Sequence[str]:
+        """What the head can say, in the order of its numbers."""
+
+    @abstractmethod
     def counts(self, rows: Sequence[Row]) -> Counter[str]:
         """What is to be learned, and how often it occurs: symbols or labels."""
 
@@ -76,9 +85,13 @@ class Task(ABC):
     def save(self, folder: Path) -> None:
         """Writes what the model needs beside its weights and its preprocessor."""
 
-    def balance(self, rows: Sequence[Row]) -> list[int] | None:
-        """How often each recording stands in a pass so that all classes are as common; None where there are none."""
-        return None
+    def balance(self, rows: Sequence[Row]) -> list[int]:
+        """How often each recording stands in a pass so that all classes are as common.
+
+        Raises:
+            DataError: the task has no classes.
+        """
+        raise DataError(f"data.balance=true needs classes, task={self.name} has none")
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         """What is wrong with a model as a whole, where something is."""
