@@ -183,3 +183,47 @@ def test_a_part_of_a_recording_is_that_part(form, tmp_path):
         read_row(Row("a", path, 149.0, 3.0), sample_rate=16_000)
     with pytest.raises(ValueError, match="ends before 200 s"):
         read_row(Row("a", path, 200.0), sample_rate=16_000)
+
+
+def test_quotation_marks_in_tab_separated_values_are_text(tmp_path):
+    lines = ["client_id\tpath\tsentence", 'x\ta.mp3\t"Hello," she said.', 'x\tb.mp3\t"Open', 'x\tc.mp3\tend"']
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    rows = list_recordings(tmp_path / "train.tsv").rows
+    assert [row.text for row in rows] == ['"Hello," she said.', '"Open', 'end"']
+
+
+def test_a_split_in_a_name_may_have_any_of_its_names(tmp_path):
+    copy(tmp_path, "dev/a.wav", "train/b.wav")
+    rows = list_recordings(tmp_path, pattern=r"(?P<split>\w+)/").rows
+    assert [row.split for row in rows] == ["valid", "train"]
+    copy(tmp_path, "rest/c.wav")
+    with pytest.raises(CorpusError, match=r"rest/c\.wav: the split is 'rest'"):
+        list_recordings(tmp_path, pattern=r"(?P<split>\w+)/")
+
+
+def test_nemos_manifests_end_in_json_too(tmp_path):
+    (tmp_path / "m.json").write_text('{"audio_filepath": "a.wav", "text": "x"}\n{"audio_filepath": "b.wav"}\n')
+    assert len(list_recordings(tmp_path / "m.json").rows) == 2
+
+
+def test_fairseqs_manifests_can_be_moved(tmp_path):
+    (tmp_path / "train.tsv").write_text("/their/machine\nx/a.flac\t16000\n")
+    (row,) = list_recordings(tmp_path / "train.tsv", root=tmp_path / "here").rows
+    assert row.path == tmp_path / "here" / "x" / "a.flac"
+    (tmp_path / "train.tsv").write_text("/their/machine\nx/a.flac\t16000\nx/a.flac\t16000\n")
+    with pytest.raises(CorpusError, match=r"line 3: x/a\.flac is listed already"):
+        list_recordings(tmp_path / "train.tsv")
+
+
+def test_splits_of_data_sets_are_known_by_their_beginnings_and_nothing_is_none(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    audio = {"bytes": CLIP.read_bytes(), "path": None}
+    part = datasets.Dataset.from_dict({"audio": [audio], "text": [None]}).cast_column(
+        "audio", datasets.Audio(decode=False)
+    )
+    names = ("train.clean.100", "test.clean", "invalidated")
+    datasets.DatasetDict(dict.fromkeys(names, part)).save_to_disk(str(tmp_path / "set"))
+    corpus = list_recordings(tmp_path / "set")
+    assert fields(corpus.rows, "split", "text") == [("train", None), ("test", None)]
+    assert corpus.skipped == {"rows of invalidated": 1}
+    assert len({row.path for row in corpus.rows}) == 2

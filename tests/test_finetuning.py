@@ -496,3 +496,147 @@ def test_bfloat16_trains(tmp_path):
     diary = Diary()
     run.finetune(recipe(training={"precision": "bfloat16", "updates": 3}), tmp_path / "out", diary)
     assert all(0 < loss < 1000 for loss in diary.losses.values())
+
+
+# ------------------------------------------------------------------------------------------ what a review found
+
+
+def clips_folder(folder, *names, text=b""):
+    clip = (SPEECH / "en-us+m5" / "00-three.flac").read_bytes()
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(clip)
+    return folder
+
+
+def test_recordings_of_the_same_name_in_two_splits_keep_their_lengths(tmp_path):
+    import soundfile
+
+    names = [f"{label}/{n}.flac" for label in ("a", "b") for n in range(3)]
+    clips_folder(tmp_path / "train", *names)
+    for name in names:
+        path = tmp_path / "valid" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, torch.rand(4800).numpy() - 0.5, 16_000)
+    asked = recipe(ClassificationOptions(width=7))
+    asked.data.train, asked.data.valid = str(tmp_path / "train"), str(tmp_path / "valid")
+    diary = Diary()
+    run.finetune(asked, tmp_path / "out", diary)
+    assert "longest 0.30 s" in diary.report["valid"]
+    assert "longest 0.30 s" not in diary.report["train"]
+
+
+def test_what_the_model_cannot_say_counts_as_an_error_where_it_is_measured(tmp_path):
+    clips_folder(tmp_path, *(f"{n}.flac" for n in range(8)))
+    lines = [f"{n}.flac,{'trèz' if n == 7 else 'three'},{'valid' if n > 5 else 'train'}" for n in range(8)]
+    (tmp_path / "l.csv").write_text("\n".join(["path,text,split", *lines]), encoding="utf-8")
+    asked = recipe()
+    asked.data.train = str(tmp_path / "l.csv")
+    done = run.finetune(asked, tmp_path / "out")
+    assert [row["reference"] for row in predictions(tmp_path / "out" / "valid")].count("trèz") == 1
+    assert done.metrics["valid"]["wer"] >= 0.5
+
+
+def test_names_that_are_no_unicode_come_through_to_the_end(tmp_path):
+    names = [b"a/%d\xe9.flac" % n for n in range(6)] + [b"b/%d\xe9.flac" % n for n in range(6)]
+    clips_folder(tmp_path / "in", *names)
+    asked = recipe(ClassificationOptions(width=7))
+    asked.data.train = str(tmp_path / "in")
+    run.finetune(asked, tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_patience_survives_an_interruption(tmp_path):
+    changes = {
+        "training": {"updates": 30, "evaluate_every": 1, "patience": 4},
+        "optimizer": OptimizerOptions(rate=1e-12),
+    }
+    whole, first, second = Diary(), Diary(3), Diary()
+    run.finetune(recipe(**changes), tmp_path / "whole", whole)
+    assert run.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
+    run.finetune(recipe(**changes), tmp_path / "parts", second)
+    assert max(second.metrics) == max(whole.metrics) < 30
+
+
+def test_other_data_on_a_begun_run_are_refused(tmp_path):
+    clips_folder(tmp_path, *(f"{n}.flac" for n in range(9)))
+    rows = ["path,text", *(f"{n}.flac,three" for n in range(8))]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    asked = recipe()
+    asked.data.train = str(tmp_path / "l.csv")
+    run.finetune(asked, tmp_path / "out", Diary(stop_after=2))
+    (tmp_path / "l.csv").write_text("\n".join([*rows, "8.flac,three"]))
+    with pytest.raises(ValueError, match="was begun with another data to train on"):
+        run.finetune(asked, tmp_path / "out")
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    assert not run.finetune(asked, tmp_path / "out").interrupted
+
+
+def test_noise_that_cannot_be_used_is_refused_before_training(tmp_path):
+    clips_folder(tmp_path / "noise", "hum.flac")
+    (tmp_path / "noise" / "bad.wav").write_text("no audio")
+    asked = recipe(augmentation=AugmentationOptions(noise=1.0, noises=str(tmp_path / "noise")))
+    with pytest.raises(DataError, match=r"noises has 1 recordings that cannot be used: noise bad\.wav"):
+        run.finetune(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "noise" / "bad.wav").unlink()
+    run.finetune(asked, tmp_path / "out")
+
+
+def test_a_folder_that_was_empty_is_empty_after_a_refusal(tmp_path):
+    (tmp_path / "out").mkdir()
+    asked = recipe(augmentation=AugmentationOptions(noise=1.0, noises=str(clips_folder(tmp_path / "n", "a.flac"))))
+    (tmp_path / "n" / "a.flac").write_text("no audio")
+    with pytest.raises(DataError):
+        run.finetune(asked, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
+    class Vandal(Diary):
+        def updated(self, update, loss):
+            super().updated(update, loss)
+            best = tmp_path / "out" / "checkpoints" / "checkpoint-3" / "model.safetensors"
+            if update == 6:
+                best.write_bytes(best.read_bytes()[:-4] + b"\0\1\2\3")
+
+        def evaluated(self, update, metrics, best, warning):
+            assert best == (update == 3)
+
+    asked = recipe(optimizer=OptimizerOptions(rate=1e-12))
+    done = run.finetune(asked, tmp_path / "out", Vandal())
+    assert done.update == 6
+    assert "model.safetensors is damaged: the last weights are taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task": CtcOptions(remove="(")}, "task.remove=\\( is no regular expression"),
+        ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
+        ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
+        ({"regularization": RegularizationOptions(mask_time_length=0)}, "mask_time_length must be 1 or above"),
+        ({"data": {"balance": True}}, "data.balance=true needs classes"),
+        ({"training": {"lora": LoraOptions(rank=2)}, "task": ClassificationOptions(layers="weighted")}, "do not go"),
+    ],
+)
+def test_options_that_contradict_each_other_are_told(changes, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        run.finetune(recipe(**changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_below_a_file_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        run.finetune(recipe(), tmp_path / "file" / "out")
+
+
+def test_low_rank_updates_wait_for_the_head_too(tmp_path):
+    trained = {"updates": 3, "frozen_updates": 3, "lora": LoraOptions(rank=2)}
+    run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
+    before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"lm_head.weight", "lm_head.bias"}
