@@ -92,6 +92,22 @@ def speech(clips):
 
 
 @pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
+    from w2v_attn import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as done:
+            app.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return done.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
 def group_checkpoint(tmp_path):
     """A folder with a tiny CTC checkpoint in group-norm form."""
     return save(tiny_model("wav2vec2-group", "ForCTC"), tmp_path / "group")

@@ -25,20 +25,6 @@ MISSING = {
 ONE_CLIP = next(iter(sorted(SPEECH.rglob("*.flac"))))
 
 
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as done:
-            app.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return done.value.code, captured.out, captured.err
-
-    return run
-
-
 def written(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 

@@ -9,22 +9,7 @@ import time
 import pytest
 from conftest import ROOT, SPEECH
 
-from w2v_attn import app
-
 CLIPS = SPEECH / "clips.csv"
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as done:
-            app.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return done.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_evaluate_needs_no_arguments_and_shows_what_is_wrong(call, tmp_path):
