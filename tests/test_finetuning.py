@@ -41,6 +41,7 @@ NO_DROPOUT = RegularizationOptions(
     final_dropout=0.0,
     layerdrop=0.0,
     mask_time_prob=0.0,
+    mask_feature_prob=0.0,
 )
 DROPOUT = RegularizationOptions(attention_dropout=0.1, hidden_dropout=0.1, layerdrop=0.2, mask_time_prob=0.3)
 
