@@ -33,10 +33,8 @@ def losses(output):
 
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    off = [
-        f"regularization.{name}=0"
-        for name in "hidden_dropout attention_dropout feat_proj_dropout layerdrop mask_time_prob mask_feature_prob".split()
-    ]
+    names = "hidden_dropout attention_dropout feat_proj_dropout layerdrop mask_time_prob mask_feature_prob".split()
+    off = [f"regularization.{name}=0" for name in names]
     two = finetune(tmp_path / "two", 2, *off)
     finetune(tmp_path / "one", 1, *off, "training.accumulate=2")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
