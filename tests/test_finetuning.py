@@ -22,6 +22,7 @@ from w2v_attn.finetuning.options import (
     ClassificationOptions,
     CtcOptions,
     DataOptions,
+    Factor,
     LoraOptions,
     OptimizerOptions,
     Recipe,
@@ -617,6 +618,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
     [
         ({"task": CtcOptions(remove="(")}, "task.remove=\\( is no regular expression"),
         ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
+        ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
         ({"regularization": RegularizationOptions(mask_time_length=0)}, "mask_time_length must be 1 or above"),
         ({"data": {"balance": True}}, "data.balance=true needs classes"),

@@ -17,20 +17,18 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
 from w2v_attn.finetuning import frontend, layerdrop, model_folder, spec_augment
 from w2v_attn.finetuning.arguments import training_arguments
+from w2v_attn.finetuning.assembly import build_trainer
 from w2v_attn.finetuning.augmentation import Augmentation
-from w2v_attn.finetuning.batches import Batches
 from w2v_attn.finetuning.checkpoints import newest
-from w2v_attn.finetuning.dataset import Collate, Recordings
 from w2v_attn.finetuning.errors import DataError, TrainingError
 from w2v_attn.finetuning.evaluation import measure, predict
 from w2v_attn.finetuning.models import build_model
 from w2v_attn.finetuning.options import DataOptions, Recipe
-from w2v_attn.finetuning.parameters import add_lora, freeze
 from w2v_attn.finetuning.preflight import Lengths, Survey, check_overlap, describe, named, survey
 from w2v_attn.finetuning.run_folder import CHECKPOINTS, LENGTHS, as_yaml, check_fingerprint, claimed, write_dropped
 from w2v_attn.finetuning.tasks.choice import task_class
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.finetuning.trainer import FrozenUpdates, Patience, Reporting, SpeechTrainer
+from w2v_attn.finetuning.trainer import SpeechTrainer
 from w2v_attn.finetuning.watching import Silent, Watcher
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint, quiet_transformers
 from w2v_attn.pretrained.errors import first_line
@@ -84,7 +82,7 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
             check_fingerprint(output, found, task, "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32")
             watcher.surveyed(report)
             write_dropped(found, output)
-        trainer, reporting = _trainer(recipe, task, audio, found, augmentation, args, output, watcher)
+        trainer, reporting = build_trainer(recipe, task, audio, found, augmentation, args, output, watcher)
         resumed_from = _agree(newest(output / CHECKPOINTS) if main else None, args)
         try:
             trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
@@ -192,103 +190,6 @@ def _survey(
     )
 
 
-def _trainer(
-    recipe: Recipe,
-    task: Task,
-    audio: Checkpoint,
-    found: Survey,
-    augmentation: Augmentation,
-    args: Any,
-    output: Path,
-    watcher: Watcher,
-) -> tuple[SpeechTrainer, Reporting]:
-    from transformers import PrinterCallback
-
-    training, model, prefix = recipe.training, audio.model, audio.model.base_model_prefix
-    frames_of = model._get_feat_extract_output_lengths
-    freeze(model, training.freeze)
-    frontend.install(model)
-    spec_augment.install(model)
-    layerdrop.install(model, keep_gradients=args.world_size > 1)
-    if training.gradient_checkpointing:
-        _checkpoint_activations(model)
-    if training.lora.rank > 0:
-        model = add_lora(model, training.lora)
-    audio = dataclasses.replace(audio, model=model)
-    recognizer = task.recognizer(audio, args.device, recipe.backend)
-
-    rows = found.splits.train
-    recordings = Recordings(
-        rows,
-        task,
-        augmentation,
-        sample_rate=audio.sample_rate,
-        do_normalize=audio.do_normalize,
-        seed=recipe.seed,
-        keep=args.dataloader_num_workers == 0,
-    )
-    longest = max(1.0, augmentation.longest_factor)
-    batches = Batches(
-        [found.seconds[f"train {row.id}"] * longest + 2 * recipe.augmentation.silence for row in rows],
-        training.batch_seconds,
-        training.updates * training.accumulate,
-        seed=recipe.seed,
-        rank=args.process_index,
-        processes=args.world_size,
-        repeats=task.balance(rows) if recipe.data.balance else None,
-    )
-
-    def validate() -> tuple[dict[str, float], str | None]:
-        predictions = predict(
-            recognizer,
-            found.splits.valid,
-            task,
-            rank=args.process_index,
-            processes=args.world_size,
-            gather=trainer.gather,
-        )
-        return measure(task, predictions), task.warning(predictions)
-
-    reporting = Reporting(watcher, lambda here: _any(here, args))
-    callbacks: list[Any] = [reporting]
-    if training.frozen_updates > 0:
-        callbacks.append(FrozenUpdates(prefix, training.frozen_updates))
-    if training.patience > 0:
-        callbacks.append(Patience(f"eval_{task.best}", training.patience))
-    if args.process_index == 0:
-        callbacks.append(_tensorboard(output))
-    trainer = SpeechTrainer(
-        model,
-        args,
-        task,
-        recordings=recordings,
-        batches=batches,
-        collate=Collate(frames_of),
-        optimizer=recipe.optimizer,
-        validate=validate,
-        watcher=watcher,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints
-    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # processes drop different things
-    return trainer, reporting
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Blocks are computed again in the backward instead of kept; transformers 5.23 calls that otherwise than 5.17."""
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _tensorboard(output: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))
-
-
 def _finish(
     recipe: Recipe,
     task: Task,
@@ -369,11 +270,3 @@ def _agree(found: Path | None, args: Any) -> Path | None:
     objects = [found]
     torch.distributed.broadcast_object_list(objects, src=0)
     return objects[0]
-
-
-def _any(here: bool, args: Any) -> bool:
-    if args.world_size == 1:
-        return here
-    flag = torch.tensor(int(here), device=args.device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag)
