@@ -115,8 +115,7 @@ def test_losses_over_200_updates_are_those_of_stock_attention(norm, tmp_path, mo
     run.finetune(asked, tmp_path / "theirs", theirs)
     assert len(ours.losses) == len(theirs.losses) == 200
     differences = [abs(ours.losses[n] - theirs.losses[n]) for n in ours.losses]
-    assert 0 < max(differences) < 2e-3  # float32 noise, grown over 200 updates; the first ones have hardly any
-    assert max(differences[:20]) < 1e-4
+    assert max(differences) < 1e-4  # float32 noise, on losses from 15 down to 3.6
     assert ours.losses[200] < 0.7 * ours.losses[1]
 
 
