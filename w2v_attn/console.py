@@ -88,8 +88,7 @@ class TrainingProgress:
         self._screen = console(stderr=True)
         self._bar: Progress | None = None
         self._last = self._started = time.monotonic()
-        self._first = self._update = self._updates = 0
-        self._loss = float("nan")
+        self._first = self._updates = 0
 
     def __enter__(self) -> "TrainingProgress":
         return self
@@ -115,7 +114,6 @@ class TrainingProgress:
 
     def updated(self, update: int, loss: float) -> None:
         """Updates are done."""
-        self._update, self._loss = update, loss
         self._show(update, self._updates, f"updates, loss {loss:.3f}", self._first)
 
     def evaluated(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:

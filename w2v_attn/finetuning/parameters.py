@@ -16,8 +16,7 @@ def base_of(model: Any) -> nn.Module:
 
 
 def freeze(model: Any, what: str) -> None:
-    """Parameters that are never trained. what: "nothing", "frontend" (the convolutions) or "encoder" (all but the
-    head).
+    """Parameters that are never trained. what: "nothing", "frontend" (the convolutions) or "encoder".
 
     Raises:
         ValueError: another word.

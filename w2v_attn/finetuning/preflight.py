@@ -38,8 +38,7 @@ class Survey:
 
 
 class Lengths:
-    """How long recordings are, in samples, or why they cannot be read; kept in a file, so that a run that goes on
-    knows.
+    """How long recordings are, in samples, or why they cannot be read; kept in a file, so a run that goes on knows.
 
     A recording that changed since (by size or time) is read again.
     """
@@ -104,8 +103,7 @@ def survey(
 ) -> Survey:
     """What of the splits can be used.
 
-    samples: id (with its split before it) -> length or reason, see `Lengths`. frames_of: samples -> frames of the
-    model.
+    samples: id (with its split before it) -> length or reason, see `Lengths`. frames_of: samples -> frames.
     shortest_factor: by how much augmentation may shorten a recording of the training split.
 
     What is only measured is dropped where it cannot be heard or has nothing to be compared with: that the model cannot

@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from w2v_attn.finetuning.options import Recipe
 from w2v_attn.finetuning.preflight import Survey, named
 from w2v_attn.finetuning.tasks.choice import task_class
 from w2v_attn.finetuning.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
     "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"

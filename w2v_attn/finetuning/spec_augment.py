@@ -52,8 +52,7 @@ class _Masking:
 
 
 def draw_spans(lengths: Tensor, size: int, probability: float, span: int) -> Tensor:
-    """Bool [B, size]: spans that start anywhere they fit, about `probability` · length / span of them; they may
-    overlap.
+    """Bool [B, size]: spans that start anywhere they fit, about `probability` · length / span of them; they overlap.
 
     lengths: int [B], of each row. span: places; at most as many as there are, and no more than leaves half the row.
 
@@ -63,8 +62,7 @@ def draw_spans(lengths: Tensor, size: int, probability: float, span: int) -> Ten
     B, device = len(lengths), lengths.device
     spans = torch.clamp(lengths // 2, min=1, max=span)
     count = torch.floor(probability * lengths / spans + torch.rand(B, device=device))
-    # Rows of twice the span or more have length / span spans at most; in shorter ones length / (length // 2) is 3 at
-    # most.
+    # Rows of twice the span or more have length / span spans at most; in shorter ones length / (length // 2) is 3.
     most = int(probability * max(size / span, 3.0)) + 2
     starts = (torch.rand(B, most, device=device) * (lengths - spans + 1)[:, None]).long()
     counted = (torch.arange(most, device=device) < count[:, None]).int()

@@ -1,8 +1,7 @@
 """Classifiers that pool frames by attention or by statistics, which stock transformers' mean over frames cannot.
 
 This file knows torch and transformers alone: a copy of it goes into the folder of such a model, so that stock
-transformers
-loads it without this package: `pipeline("audio-classification", folder, trust_remote_code=True)`.
+transformers loads it without this package: `pipeline("audio-classification", folder, trust_remote_code=True)`.
 
 Source: attention pooling: P. Safari et al., "Self-Attention Encoding and Pooling for Speaker Recognition", section 2.2;
 statistics: D. Snyder et al., "X-Vectors", section 2.1.
