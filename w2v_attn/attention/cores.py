@@ -20,10 +20,11 @@ class Forward(Protocol):
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
-    ) -> tuple[Tensor, Tensor, Any]:
+    ) -> tuple[Tensor, Tensor | None, Any]:
         """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E], log-sum-exp [B, H, T], what backward needs besides.
 
-        o has the dtype of v and is 0 in rows that may attend no key. The log-sum-exp is for the core's own backward.
+        o has the dtype of v and is 0 in rows that may attend no key. The log-sum-exp is for the core's own backward;
+        None where that computes rows whole.
         """
         ...
 
@@ -38,7 +39,7 @@ class Backward(Protocol):
         k: Tensor,
         v: Tensor,
         o: Tensor,
-        lse: Tensor,
+        lse: Any,
         memory: Any,
         mask: AttentionMask,
         *,
@@ -73,6 +74,8 @@ def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: 
         ValueError: the core that was named cannot do what is asked.
     """
     if backend == "auto":
+        if explicit.is_faster(q):
+            return EXPLICIT
         refusal = FUSED.why_not(q, v, mask, dropout=dropout, needs_bias=needs_bias)
         return FUSED if refusal is None else EXPLICIT
     check_backend(backend)

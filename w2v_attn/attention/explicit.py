@@ -8,14 +8,18 @@ from torch import Tensor
 
 from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums, softmax_dtype
+from w2v_attn.attention.products import LEAST_WORK, serves
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
-CPU_TILE = 1 << 19
+CPU_TILE = 1 << 20
 ACCELERATOR_TILE = 1 << 26
 # Fewer rows than this make thin products, whatever the length: a tile then grows with T, which is still linear.
 LEAST_ROWS = 64
 
 KEEP_LEVELS = 1 << 8
+
+# Frames from which tiles of oneDNN's products are faster than the fused kernel, whose own are MKL's.
+FASTER_FROM = 512
 
 
 @dataclass(frozen=True)
@@ -42,31 +46,37 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
     return None
 
 
+def is_faster(q: Tensor) -> bool:
+    """Whether this core is the fastest one for queries like these, [B, H, T, D]."""
+    return q.shape[2] >= FASTER_FROM and serves(q)
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
-) -> tuple[Tensor, Tensor, Memory]:
+) -> tuple[Tensor, None, Memory]:
     """See `cores.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
     B, H, T, _ = q.shape
     memory = _plan(q, dropout)
     # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
-    lse = torch.full((B, H, T), float("inf"), dtype=softmax_dtype(q), device=q.device)
-    dropper = Dropper(memory.seed, dropout, q.device, lse.dtype)
+    dtype = softmax_dtype(q)
+    dropper = Dropper(memory.seed, dropout, q.device, dtype)
+    q, k, v = (_together(x, dtype) for x in (q, k, v))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
-        o[b, heads, rows], lse[b, heads, rows] = attend_rows(
-            q[b, heads, rows].to(lse.dtype),
-            k[b, heads, keys].to(lse.dtype),
-            v[b, heads, keys].to(lse.dtype),
+        o[b, heads, rows] = attend_rows(
+            q[b, heads, rows],
+            k[b, heads, keys],
+            v[b, heads, keys],
             scale=scale,
             bias_HIT=bias,
             allowed_HIT=allowed,
             keep_HIT=keep,
             keep_rate=dropper.keep_rate,
         )
-    return o, lse, memory
+    return o, None, memory
 
 
 def backward(
@@ -75,7 +85,7 @@ def backward(
     k: Tensor,
     v: Tensor,
     o: Tensor,
-    lse: Tensor,
+    lse: None,
     memory: Memory,
     mask: AttentionMask,
     *,
@@ -85,24 +95,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `cores.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
     B, H, T, _ = q.shape
-    dropper = Dropper(memory.seed, dropout, q.device, lse.dtype)
+    dtype = softmax_dtype(q)
+    dropper = Dropper(memory.seed, dropout, q.device, dtype)
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
-    dk = torch.zeros(k.shape, dtype=lse.dtype, device=k.device)
-    dv = torch.zeros(v.shape, dtype=lse.dtype, device=v.device)
+    q, k, v, do = (_together(x, dtype) for x in (q, k, v, do))
+    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
     dbias = (
-        torch.zeros(mask.bias.shape, dtype=lse.dtype, device=q.device) if needs_bias and mask.bias is not None else None
+        torch.zeros(mask.bias.shape, dtype=dtype, device=q.device) if needs_bias and mask.bias is not None else None
     )
-    delta = row_sums(do.to(lse.dtype), o.to(lse.dtype))
+    delta = row_sums(do, o.to(dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         dq[b, heads, rows], ds = attend_rows_backward(
-            do[b, heads, rows].to(lse.dtype),
-            q[b, heads, rows].to(lse.dtype),
-            k[b, heads, keys].to(lse.dtype),
-            v[b, heads, keys].to(lse.dtype),
-            lse[b, heads, rows],
+            do[b, heads, rows],
+            q[b, heads, rows],
+            k[b, heads, keys],
+            v[b, heads, keys],
             delta[b, heads, rows],
             scale=scale,
             dk_HTD=dk[b, heads, keys],
@@ -114,7 +124,7 @@ def backward(
         )
         if dbias is not None:
             _add_to_bias(dbias, ds, tile)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), dbias
+    return dq, dk.to(dq.dtype), dv.to(dq.dtype), dbias
 
 
 class Dropper:
@@ -152,13 +162,19 @@ def _plan(q: Tensor, dropout: float) -> Memory:
     # From torch's own generator: manual_seed makes it repeatable, and checkpointing restores it for a second forward.
     seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0
     if q.device.type == "cpu":
-        heads = min(H, torch.get_num_threads())  # one head a thread: each core keeps its own head in its cache
+        # A product for each head keeps all cores at one; where that is too little work, all heads go together.
+        heads = 1 if T * T * q.shape[-1] >= LEAST_WORK else H
         budget = CPU_TILE
     else:
         heads = max(1, min(H, ACCELERATOR_TILE // max(1, T * LEAST_ROWS)))
         budget = ACCELERATOR_TILE
     rows = max(LEAST_ROWS, budget // max(1, heads * T))
     return Memory(heads, min(rows, max(T, 1)), seed)
+
+
+def _together(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, T, D] with the frames of each head side by side: tiles read them again and again."""
+    return x.to(dtype).contiguous() if x.device.type == "cpu" else x.to(dtype)
 
 
 def _tiles(mask: AttentionMask, B: int, H: int, T: int, memory: Memory) -> Iterator[Tile]:

@@ -93,7 +93,7 @@ class SelfAttention(torch.autograd.Function):
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
                 if need_x:
-                    dx = mathematics.project_backward_input((dq, w_q), (dk, w_k), (dv, w_v), into=do)
+                    dx = mathematics.project_backward_input((dq, w_q), (dk, w_k), (dv, w_v))
                 dw_q = mathematics.project_backward_weight(dq, x) if need_wq else None
                 dw_k = mathematics.project_backward_weight(dk, x) if need_wk else None
                 dw_v = mathematics.project_backward_weight(dv, x) if need_wv else None

@@ -27,12 +27,12 @@ Backward, undoing the steps by number
     (2)  dQ = s dS K           dK = s dSᵀ Q          dbias = dS, summed where the bias was broadcast
     (1)  dX = dQ Wq + dK Wk + dV Wv                  dWq = dQᵀ X     dbq = Σ dQ      (k and v likewise)
 
-Nothing of size T² is kept. Saved are X, Q, K, V, O and L; a tile of P comes back from (2) and (3) as exp(S − L),
-and a tile of R from the seed it was drawn with. Steps (2) to (5) stand here for a tile of rows, because that is how
-they run: `explicit.py` takes them over all tiles, `fused.py` hands them to the platform's kernel.
+Nothing of size T² is kept. Saved are X, Q, K, V and O; a tile of P comes back from (2) and (3), and a tile of R from
+the seed it was drawn with. A kernel that sees a row in pieces keeps L too and has P as exp(S − L); here a tile holds
+whole rows. Steps (2) to (5) stand here for a tile of rows, because that is how they run: `explicit.py` takes them over
+all tiles, `fused.py` hands them to the platform's kernel.
 
-A row that may attend no key has P = 0 by definition, and so O = 0 and no gradient. It is marked with L = +∞, which
-makes exp(S − L) exactly that.
+A row that may attend no key has P = 0 by definition, and so O = 0 and no gradient.
 
 Input and output widths need not be equal. Heads split the key and value channels among them; what the heads return
 stands side by side (H·E wide, whatever C was), and (6) projects it to any width M.
@@ -42,8 +42,9 @@ appendix B, for the row sum δ and the log-sum-exp L.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from w2v_attn.attention import products
 
 INFINITY = float("inf")
 
@@ -53,12 +54,12 @@ INFINITY = float("inf")
 
 def project(x_BTC: Tensor, weight_MC: Tensor, bias_M: Tensor | None) -> Tensor:
     """Steps (1) and (6): x Wᵀ + b, [B, T, M]."""
-    return F.linear(x_BTC, weight_MC, bias_M)
+    return products.linear(x_BTC, weight_MC, bias_M)
 
 
 def project_backward_weight(dy_BTM: Tensor, x_BTC: Tensor) -> Tensor:
     """dW = dYᵀ X, [M, C]."""
-    return dy_BTM.flatten(0, 1).T @ x_BTC.flatten(0, 1)
+    return products.linear(dy_BTM.flatten(0, 1).T, x_BTC.flatten(0, 1).T)
 
 
 def project_backward_bias(dy_BTM: Tensor) -> Tensor:
@@ -66,20 +67,13 @@ def project_backward_bias(dy_BTM: Tensor) -> Tensor:
     return dy_BTM.sum((0, 1))
 
 
-def project_backward_input(*pairs: tuple[Tensor, Tensor], into: Tensor | None = None) -> Tensor:
-    """dX = Σ dYᵢ Wᵢ over the projections that read X, [B, T, C].
-
-    pairs: (dy_BTM, weight_MC) of each projection. All terms add up in one buffer: with Wq, Wk and Wv in three
-    parameters, one wide product would first have to copy them side by side, which costs what it saves.
-    into: a tensor nobody reads any more; where it has the size of dX, dX takes its place in memory.
-    """
+def project_backward_input(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """dX = Σ dYᵢ Wᵢ over the projections that read X, [B, T, C]. pairs: (dy_BTM, weight_MC) of each projection."""
     (dy_BTM, weight_MC), *others = pairs
-    shape = (*dy_BTM.shape[:2], weight_MC.shape[1])
-    out = into.view(-1, shape[2]) if into is not None and into.is_contiguous() and into.shape == shape else None
-    dx_NC = torch.mm(dy_BTM.flatten(0, 1), weight_MC, out=out)
+    dx_BTC = products.linear(dy_BTM, weight_MC.T)
     for dy, weight in others:
-        dx_NC.addmm_(dy.flatten(0, 1), weight)
-    return dx_NC.view(shape)
+        dx_BTC += products.linear(dy, weight.T)
+    return dx_BTC
 
 
 def split_heads(x_BTM: Tensor, num_heads: int) -> Tensor:
@@ -111,25 +105,18 @@ def attend_rows(
     allowed_HIT: Tensor | None = None,
     keep_HIT: Tensor | None = None,
     keep_rate: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Steps (2) to (5) for a tile of rows against all its keys.
+) -> Tensor:
+    """Steps (2) to (5) for a tile of rows against all its keys: o [H, I, E], 0 in rows that may attend no key.
 
     bias: added to the scores. allowed: bool, True = attend.
     keep: R of dropout, 1 = kept, in the dtype of q. keep_rate: 1 − p.
-    Returns o [H, I, E] and the log-sum-exp L [H, I], +inf in rows that may attend no key.
     """
-    s_HIT = masked_scores(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2)
-    row_max = s_HIT.amax(-1, keepdim=True)
-    if bias_HIT is not None or allowed_HIT is not None:
-        row_max.masked_fill_(row_max == -INFINITY, 0.0)  # −∞ − (−∞) would be NaN; exp(−∞ − 0) is the 0 that is meant
-    p_HIT = s_HIT.sub_(row_max).exp_()  # (3), not yet divided by its sum
-    row_sum = p_HIT.sum(-1, keepdim=True)
-    lse_HI = row_max.add_(row_sum.log()).masked_fill_(row_sum == 0, INFINITY).squeeze(-1)
+    p_HIT = probabilities(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2), (3)
     if keep_HIT is not None:
         p_HIT.mul_(keep_HIT)  # (4)
-    # (5). Dividing the I·E outputs by the row sum and by 1 − p is less work than dividing the I·T probabilities.
-    o_HIE = torch.bmm(p_HIT, v_HTE).div_(row_sum.mul_(keep_rate).masked_fill_(row_sum == 0, 1.0))
-    return o_HIE, lse_HI
+    o_HIE = products.times(p_HIT, v_HTE)  # (5)
+    # Dividing the I·E outputs by 1 − p is less work than dividing the I·T probabilities.
+    return o_HIE if keep_HIT is None else o_HIE.div_(keep_rate)
 
 
 def attend_rows_backward(
@@ -137,7 +124,6 @@ def attend_rows_backward(
     q_HID: Tensor,
     k_HTD: Tensor,
     v_HTE: Tensor,
-    lse_HI: Tensor,
     delta_HI: Tensor,
     *,
     scale: float,
@@ -153,16 +139,17 @@ def attend_rows_backward(
     The tile's share of dk and dv is added to `dk_HTD` and `dv_HTE`.
     """
     q_HID = q_HID * scale
-    do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
-    p_HIT = probabilities(q_HID, k_HTD, lse_HI, bias_HIT, allowed_HIT)
+    if keep_HIT is not None:
+        do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
+    p_HIT = probabilities(q_HID, k_HTD, bias_HIT, allowed_HIT)
     kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
-    dv_HTE.baddbmm_(kept_HIT.transpose(1, 2), do_HIE)  # (5)
-    dp_HIT = torch.bmm(do_HIE, v_HTE.transpose(1, 2))
+    dv_HTE += products.transposed_times(kept_HIT, do_HIE)  # (5)
+    dp_HIT = products.times_transposed(do_HIE, v_HTE)
     if keep_HIT is not None:
         dp_HIT.mul_(keep_HIT)  # (4)
     ds_HIT = dp_HIT.sub_(delta_HI.unsqueeze(-1)).mul_(p_HIT)  # (3)
-    dk_HTD.baddbmm_(ds_HIT.transpose(1, 2), q_HID)  # (2); s is in q already
-    return torch.bmm(ds_HIT, k_HTD).mul_(scale), ds_HIT
+    dk_HTD += products.transposed_times(ds_HIT, q_HID)  # (2); s is in q already
+    return products.times(ds_HIT, k_HTD).mul_(scale), ds_HIT
 
 
 def softmax_backward(p_HIT: Tensor, dp_HIT: Tensor) -> Tensor:
@@ -176,15 +163,19 @@ def row_sums(do_BHTE: Tensor, o_BHTE: Tensor) -> Tensor:
 
 
 def probabilities(
-    scaled_q_HID: Tensor, k_HTD: Tensor, lse_HI: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
+    scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
 ) -> Tensor:
-    """P of (3) from its log-sum-exp: exp(S − L), [H, I, T]."""
-    return masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT).sub_(lse_HI.unsqueeze(-1)).exp_()
+    """P of (3), [H, I, T]; a tile holds whole rows, so forward and backward find their sums alike."""
+    s_HIT = masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT)
+    if bias_HIT is None and allowed_HIT is None:
+        return torch.softmax(s_HIT, -1, out=s_HIT)
+    empty_HI1 = s_HIT.amax(-1, keepdim=True) == -INFINITY
+    return torch.softmax(s_HIT, -1, out=s_HIT).masked_fill_(empty_HI1, 0.0)  # softmax makes NaN of nothing but −∞
 
 
 def masked_scores(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
     """S of (2), [H, I, T], from queries that are scaled already."""
-    s_HIT = torch.bmm(scaled_q_HID, k_HTD.transpose(1, 2))
+    s_HIT = products.times_transposed(scaled_q_HID, k_HTD)
     if bias_HIT is not None:
         s_HIT.add_(bias_HIT)
     if allowed_HIT is not None:

@@ -1,0 +1,127 @@
+"""Matrix products on plain tensors: oneDNN's where this torch has them, torch's own elsewhere.
+
+On a CPU torch hands float32 products to MKL, which leaves half of some processors' width unused; oneDNN, which comes
+with torch too, does not, and it adds a bias and a GELU while a result is still in a register. Its products take their
+right side as a weight: [N, K], one row for each column of the result, in any layout. A weight that serves many times
+can be packed once into the layout that oneDNN computes with; see `Packed`.
+
+Nothing here is differentiable: these are the steps of a forward or of a derived backward. Whether oneDNN can be used is
+found out at the first product, by computing one both ways.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NO_EPILOGUE, GELU = "none", "gelu"
+# A call of oneDNN takes some 20 µs before it begins: products of fewer multiplications than this are over by then.
+LEAST_WORK = 1 << 21
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x Wᵀ + b, [..., N], and GELU of that where asked for.
+
+    x: [..., K]. weight: [N, K], of any strides. bias: [N].
+    """
+    if x.numel() * len(weight) >= LEAST_WORK and weight.dtype == x.dtype and serves(x):
+        return _onednn(x, _dense(weight), bias, gelu)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def times_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ for each of a batch, [G, M, N]. a: [G, M, K], b: [G, N, K], of any strides."""
+    if a.shape[1] * a.shape[2] * b.shape[1] < LEAST_WORK or not serves(a):
+        return torch.bmm(a, b.transpose(1, 2))
+    if len(a) == 1:
+        return linear(a[0], b[0])[None]
+    return torch.stack([linear(left, right) for left, right in zip(a, b, strict=True)])
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a b for each of a batch, [G, M, N]. a: [G, M, K], b: [G, K, N], of any strides."""
+    return times_transposed(a, b.transpose(1, 2))
+
+
+def transposed_times(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b for each of a batch, [G, M, N]. a: [G, K, M], b: [G, K, N]; computed as (bᵀ a)ᵀ, which leaves a as it lies."""
+    return times_transposed(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether oneDNN computes products of tensors like `x` here, and they are right."""
+    return x.device.type == "cpu" and x.numel() > 0 and _is_right(x.dtype)
+
+
+class Packed:
+    """A linear map whose weight lies in memory as oneDNN computes with it: made once, applied many times.
+
+    weight: [N, K]; bias: [N] or None. What is kept is a copy: whoever packs a parameter watches it for changes.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.num_outputs, self.num_inputs = weight.shape
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self._bias = None if bias is None else bias.detach().clone()
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """[..., K] -> [..., N], see `linear`."""
+        return _onednn(x, self._weight, self._bias, gelu)
+
+
+class Plain:
+    """The same as `Packed` where there is nothing to pack."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.num_outputs, self.num_inputs = weight.shape
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """[..., K] -> [..., N], see `linear`."""
+        return linear(x, self._weight, self._bias, gelu=gelu)
+
+
+def prepare(weight: Tensor, bias: Tensor | None) -> Packed | Plain:
+    """A linear map that will be applied many times."""
+    return Packed(weight, bias) if serves(weight) else Plain(weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, GELU if gelu else NO_EPILOGUE, [], "none")
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Rows or columns without gaps between them: from others oneDNN computes a thousand times slower."""
+    dense = weight.is_contiguous() or weight.T.is_contiguous()
+    return weight if dense else weight.contiguous()
+
+
+@cache
+def _is_right(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's products are there for this dtype and equal torch's, packed and not, with GELU and without."""
+    operators = torch.ops.mkldnn
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    if not all(hasattr(operators, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
+        return False
+    if dtype is torch.bfloat16 and not operators._is_mkldnn_bf16_supported():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((37, 96), (64, 96), (64,)))
+    try:
+        with torch.no_grad():
+            plain = F.linear(x.double(), weight.double(), bias.double())
+            found: Sequence[tuple[Tensor, Tensor]] = [
+                (Packed(weight, bias)(x), plain),
+                (Packed(weight, bias)(x, gelu=True), F.gelu(plain)),
+                (_onednn(x, weight, bias, False), plain),
+                (_onednn(x, weight.T.contiguous().T, bias, True), F.gelu(plain)),
+            ]
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    # Sums of 96 products of standard normals: about 10, so some hundred roundings of float32, or one of bfloat16.
+    bound = 1e-4 if dtype is torch.float32 else 0.2
+    return all(bool((ours.double() - theirs).abs().max() < bound) for ours, theirs in found)

@@ -1,0 +1,86 @@
+"""The transformer blocks over frames of all recordings at once, [ΣT, C]; only the attention core knows recordings.
+
+Residual stream and norms are float32 at least; products take the dtype of the weights.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2v_attn.attention import products, ragged
+from w2v_attn.encoder.frontend import is_gelu, layer_norm
+
+# Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
+CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
+
+
+class Block:
+    """One block of a Hugging Face encoder, its weights laid out for many calls.
+
+    norm_first: whether the norms stand before attention and feed-forward (stable) or after them.
+    """
+
+    def __init__(self, layer: Any, *, norm_first: bool):
+        attention, feed_forward = layer.attention, layer.feed_forward
+        self._num_heads, self._scale, self._backend = attention.num_heads, attention.scale, attention.backend
+        self._dtype: torch.dtype = attention.q_proj.weight.dtype
+        self._q = _linear(attention.q_proj)
+        self._kv = _linear(attention.k_proj, attention.v_proj)
+        self._out = _linear(attention.out_proj)
+        self._up, self._down = _linear(feed_forward.intermediate_dense), _linear(feed_forward.output_dense)
+        self._activation = feed_forward.intermediate_act_fn
+        self._fused = is_gelu(self._activation)
+        self._norm, self._final_norm = layer.layer_norm, layer.final_layer_norm
+        self._norm_first = norm_first
+        self._adapter = getattr(layer, "adapter_layer", None)
+
+    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """[ΣT, C] -> [ΣT, C]."""
+        q, k, v = self.queries_keys_values(x)
+        o = ragged.attend(
+            q, k, v, lengths, num_heads=self._num_heads, scale=self._scale, backend=self._backend
+        )
+        return self.finish(x, o)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step (1) for frames of the residual stream: three times [N, C]."""
+        if self._norm_first:
+            x = layer_norm(x, self._norm)
+        x = x.to(self._dtype)
+        k, v = self._kv(x).chunk(2, -1)
+        return self._q(x), k, v
+
+    def finish(self, x: Tensor, o: Tensor) -> Tensor:
+        """What follows the core: from the block's input x and what the heads return, both [N, C], the block's output."""
+        y = _add(self._out(o), x)
+        if self._norm_first:
+            y = _add(self._feed_forward(layer_norm(y, self._final_norm)), y)
+        else:
+            y = layer_norm(y, self._norm)
+            y = layer_norm(_add(self._feed_forward(y), y), self._final_norm)
+        if self._adapter is not None:
+            y = _add(self._adapter(y.to(self._dtype)), y)
+        return y
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        rows = CPU_ROWS if x.device.type == "cpu" else ACCELERATOR_ROWS
+        parts = [self._down(self._activate(part)) for part in x.to(self._dtype).split(rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        y = self._up(x, gelu=self._fused)
+        return y if self._fused else self._activation(y)
+
+
+def _linear(*linears: nn.Linear) -> products.Packed | products.Plain:
+    """Linear maps of one input as one, their outputs side by side."""
+    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
+    biases = [linear.bias for linear in linears]
+    return products.prepare(weight, None if biases[0] is None else torch.cat(biases))
+
+
+def _add(y: Tensor, x: Tensor) -> Tensor:
+    """x + y in the dtype of x, in the memory of y where that is possible; x stays as it is."""
+    return y.add_(x) if y.dtype == x.dtype else x + y

@@ -1,0 +1,197 @@
+"""A waveform becomes frames: the convolutions as matrix products, in blocks that stay in a cache, and the projection.
+
+Frames lie channels last, [T, C]. A convolution of kernel k and stride s is then a product with the windows of k frames
+that begin every s frames: rows of k·C numbers, which overlap in memory. A waveform goes through all convolutions a
+block at a time, so that memory does not grow with it but for what comes out.
+
+GroupNorm over time (wav2vec2-base and its like) needs no pass of its own. The first convolution is linear in its
+windows x: y_c = w_c · x. With m the mean window of a recording and C the centred second moment of its windows, channel
+c has the mean w_c · m and the variance w_cᵀ C w_c; both go into weights of that recording, and convolution, norm and
+GELU are one product. m and C take only the waveform, in float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from w2v_attn.attention import products
+from w2v_attn.attention.mathematics import softmax_dtype
+
+# Frames that leave the convolutions together: half a second. Within it the widest frames are 3 MB on a base model.
+CPU_BLOCK, ACCELERATOR_BLOCK = 25, 1500
+# Windows whose second moment is added up at once: 5 MB of float64.
+MOMENT_WINDOWS = 1 << 16
+
+
+def is_gelu(activation: Any) -> bool:
+    """Whether a function of frames is the exact GELU, whatever its class."""
+    probe = torch.linspace(-6, 6, 101)
+    return torch.allclose(activation(probe), F.gelu(probe), rtol=0, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution with its norm and activation. linear: its weight as [out, kernel · in]."""
+
+    kernel: int
+    stride: int
+    linear: products.Packed | products.Plain
+    norm: nn.LayerNorm | None
+    activation: Any
+    fused: bool  # whether the activation is the GELU that the product brings
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[T, in] -> [(T − kernel) // stride + 1, out]."""
+        windows = windows_of(frames, self.kernel, self.stride)
+        if self.norm is None:
+            y = self.linear(windows, gelu=self.fused)
+            return y if self.fused else self.activation(y)
+        return self.activation(layer_norm(self.linear(windows), self.norm))
+
+
+def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
+    """[T, C] contiguous -> a view [windows, kernel · C], rows of frames side by side; they overlap."""
+    T, C = frames.shape
+    return frames.as_strided(((T - kernel) // stride + 1, kernel * C), (stride * C, 1))
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """LayerNorm in the dtype of x, whatever that of its parameters: [..., C]."""
+    weight, bias = (None if p is None else p.to(x.dtype) for p in (norm.weight, norm.bias))
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+class Frontend:
+    """The feature extractor and the feature projection of a Hugging Face model, over one recording at a time."""
+
+    def __init__(self, model: Any):
+        layers = model.feature_extractor.conv_layers
+        first = layers[0]
+        self._dtype: torch.dtype = model.dtype
+        self._wide = softmax_dtype(first.conv.weight)
+        self._first, self._first_norm = first, getattr(first, "layer_norm", None)
+        self._fused = is_gelu(first.activation)
+        self._rest = [_convolution(layer, self._dtype) for layer in layers[1:]]
+        self._steps = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in layers]
+        self._normalise, self._project = _projection(model)
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """float [samples] -> what the feature projection gives, [T, hidden size]."""
+        first = self._first_convolution(waveform)
+        blocks = [self._finish(self._convolve(first, part)) for part in self._parts(waveform)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def count_frames(self, samples: int) -> int:
+        """Frames of a waveform of so many samples; 0 where it is too short."""
+        for kernel, stride in self._steps:
+            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
+        return samples
+
+    def _parts(self, waveform: Tensor) -> Iterator[Tensor]:
+        """The samples that each block of frames is made of."""
+        hop, field = 1, 1
+        for kernel, stride in self._steps:
+            field += (kernel - 1) * hop
+            hop *= stride
+        block = CPU_BLOCK if waveform.device.type == "cpu" else ACCELERATOR_BLOCK
+        frames = self.count_frames(len(waveform))
+        for begin in range(0, frames, block):
+            end = min(begin + block, frames)
+            yield waveform[begin * hop : (end - 1) * hop + field]
+
+    def _convolve(self, first: Convolution, samples: Tensor) -> Tensor:
+        frames = first(samples[:, None]).to(self._dtype)
+        for convolution in self._rest:
+            frames = convolution(frames)
+        return frames
+
+    def _finish(self, frames: Tensor) -> Tensor:
+        if self._normalise is not None:
+            frames = layer_norm(frames.to(self._wide), self._normalise).to(self._dtype)
+        return frames if self._project is None else self._project(frames)
+
+    def _first_convolution(self, waveform: Tensor) -> Convolution:
+        """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
+        conv, norm = self._first.conv, self._first_norm
+        weight = conv.weight[:, 0].to(self._wide)
+        bias = None if conv.bias is None else conv.bias.to(self._wide)
+        per_channel = None
+        if isinstance(norm, nn.GroupNorm):
+            weight, bias = _fold_group_norm(waveform, conv, norm)
+            weight, bias = weight.to(self._wide), bias.to(self._wide)
+        else:
+            per_channel = norm
+        return Convolution(
+            conv.kernel_size[0],
+            conv.stride[0],
+            products.prepare(weight, bias),
+            per_channel,
+            self._first.activation,
+            self._fused,
+        )
+
+
+def _fold_group_norm(waveform: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Weight [C, kernel] and bias [C] of convolution and group norm together, on this recording; float64.
+
+    The convolution's own bias falls out, for the norm takes the mean off.
+    """
+    weight = conv.weight[:, 0].double()
+    mean, moment = _window_moments(waveform, conv.kernel_size[0], conv.stride[0])
+    variance = torch.einsum("ck,kl,cl->c", weight, moment, weight)
+    gain = norm.weight.double() / torch.sqrt(variance.clamp(min=0.0) + norm.eps)
+    return weight * gain[:, None], norm.bias.double() - gain * (weight @ mean)
+
+
+def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """The mean [kernel] and the centred second moment [kernel, kernel] of all windows; float64."""
+    count = (len(waveform) - kernel) // stride + 1
+    centre = waveform.mean(dtype=torch.float64)  # near the windows' own mean: taking it off loses no digits
+    total = torch.zeros(kernel, dtype=torch.float64, device=waveform.device)
+    square = torch.zeros(kernel, kernel, dtype=torch.float64, device=waveform.device)
+    for begin in range(0, count, MOMENT_WINDOWS):
+        end = min(begin + MOMENT_WINDOWS, count)
+        samples = waveform[begin * stride : (end - 1) * stride + kernel].double() - centre
+        windows = samples.unfold(0, kernel, stride).contiguous()
+        total += windows.sum(0)
+        square += windows.T @ windows
+    mean = total / count
+    return mean + centre, square / count - torch.outer(mean, mean)
+
+
+def _convolution(layer: Any, dtype: torch.dtype) -> Convolution:
+    conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+    weight = conv.weight.permute(0, 2, 1).flatten(1)
+    return Convolution(
+        conv.kernel_size[0], conv.stride[0], products.prepare(weight, conv.bias), norm, layer.activation,
+        is_gelu(layer.activation),
+    )  # fmt: skip
+
+
+def _projection(model: Any) -> tuple[nn.LayerNorm | None, products.Packed | products.Plain | None]:
+    """The norm and the linear map between convolutions and blocks; families place and omit them differently."""
+    projection = getattr(model, "feature_projection", None)
+    if isinstance(projection, nn.Linear) or projection is None:  # SEW
+        norm, linear = model.layer_norm, projection
+    else:
+        norm, linear = getattr(projection, "layer_norm", None), projection.projection
+    return norm, None if linear is None else products.prepare(linear.weight, linear.bias)
+
+
+def why_not(model: Any) -> str | None:
+    """What of a model's frontend this file does not know; None when it knows it all."""
+    layers: Sequence[Any] = getattr(getattr(model, "feature_extractor", None), "conv_layers", ())
+    if not layers:
+        return "its input is not a waveform through convolutions"
+    for number, layer in enumerate(layers):
+        conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+        if type(conv) is not nn.Conv1d or conv.padding != (0,) or conv.dilation != (1,) or conv.groups != 1:
+            return f"its convolution {number} is no plain one"
+        whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels
+        if norm is not None and not isinstance(norm, nn.LayerNorm) and not whole:
+            return f"the norm of its convolution {number} is not known"
+    return None
