@@ -218,9 +218,9 @@ def test_a_gradient_that_is_wrong_by_a_thousandth_is_caught(fault, monkeypatch):
 def test_a_core_that_is_wrong_by_a_thousandth_is_caught(wrong, monkeypatch):
     right = explicit.attend_rows_backward
 
-    def faulty(do, q, k, v, lse, delta, *, dk_HTD, dv_HTE, **options):
+    def faulty(do, q, k, v, delta, *, dk_HTD, dv_HTE, **options):
         before_k, before_v = dk_HTD.clone(), dv_HTE.clone()
-        dq, ds = right(do, q, k, v, lse, delta, dk_HTD=dk_HTD, dv_HTE=dv_HTE, **options)
+        dq, ds = right(do, q, k, v, delta, dk_HTD=dk_HTD, dv_HTE=dv_HTE, **options)
         if wrong == "dk":
             dk_HTD.add_(0.001 * (dk_HTD - before_k))
         if wrong == "dv":

@@ -155,7 +155,7 @@ class MultiHeadSelfAttention(nn.Module):
             scores = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], x.shape[1]) if return_scores else None
             return y, scores
         projections = self._projections()
-        if all(_is_plain(projection) for projection in projections):
+        if all(is_plain(projection) for projection in projections):
             return _whole_block(x, projections, mask, options)
         *projections_in, out_proj = projections
         q, k, v = (mathematics.split_heads(projection(x), self.num_heads) for projection in projections_in)
@@ -208,7 +208,7 @@ def _attend(
 _outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_attend)  # type: ignore[assignment]
 
 
-def _is_plain(projection: nn.Module) -> bool:
+def is_plain(projection: nn.Module) -> bool:
     """Whether a projection is x Wᵀ + b and nothing else: no LoRA, no quantisation, no hook, no forward of its own."""
     return type(projection) is nn.Linear and not (
         projection._forward_hooks

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention import cores
+from w2v_attn.attention.explicit import CPU_TILE, LEAST_ROWS
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.mathematics import merge_heads, split_heads
+from w2v_attn.attention.mathematics import attend_rows, merge_heads, softmax_dtype, split_heads
+
+# Rows of a window at once: few beside the window, so that little of a tile is cut off.
+WINDOW_ROWS = 256
 
 
 def attend(
@@ -30,3 +34,44 @@ def attend(
         o, _, _ = core.forward(q_1HTD, k_1HTD, v_1HTE, mask, scale=scale, dropout=0.0)
         outputs.append(merge_heads(o)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_window(
+    q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float, first_row: int, first_key: int, reach: int
+) -> Tensor:
+    """Steps (2) to (5) for some rows of a recording, each attending the keys at most `reach` frames away: [I, H·E].
+
+    q: [I, H·D], whose first row is frame `first_row`. k: [K, H·D] and v: [K, H·E], whose first is frame `first_key`.
+    """
+    outputs = []
+    for begin in range(0, len(q), WINDOW_ROWS):
+        end = min(begin + WINDOW_ROWS, len(q))
+        row, last = first_row + begin, first_row + end - 1
+        keys = slice(max(row - reach - first_key, 0), min(last + reach + 1 - first_key, len(k)))
+        distance = torch.arange(first_key + keys.start, first_key + keys.stop, device=q.device) - torch.arange(
+            row, last + 1, device=q.device
+        ).unsqueeze(-1)
+        near = (distance.abs() <= reach)[None]
+        outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, WINDOW_ROWS, near))
+    return torch.cat(outputs)
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
+    """Steps (2) to (5) for some rows of a recording against all its keys: [I, H·E]. q: [I, H·D], k and v: all frames."""
+    rows = len(q) if q.device.type != "cpu" else max(LEAST_ROWS, CPU_TILE // len(k))
+    return _rows(q, k, v, num_heads, scale, rows)
+
+
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, rows: int, allowed: Tensor | None = None
+) -> Tensor:
+    """A head at a time, and `rows` of its queries: [I, H·E]."""
+    dtype, heads = softmax_dtype(q), []
+    for q_ID, k_TD, v_TE in zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True):
+        k_1TD, v_1TE = (x.to(dtype).contiguous()[None] for x in (k_TD, v_TE))
+        tiles = [
+            attend_rows(part.to(dtype)[None], k_1TD, v_1TE, scale=scale, allowed_HIT=allowed)[0]
+            for part in q_ID.split(rows)
+        ]
+        heads.append(torch.cat(tiles))
+    return torch.cat(heads, -1).to(v.dtype)

@@ -3,7 +3,8 @@
 Residual stream and norms are float32 at least; products take the dtype of the weights.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from w2v_attn.encoder.frontend import is_gelu, layer_norm
 
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
+# Rows of a long recording that go through a block together: 40 seconds.
+LONG_ROWS = 2000
 
 
 class Block:
@@ -36,23 +39,55 @@ class Block:
         self._norm_first = norm_first
         self._adapter = getattr(layer, "adapter_layer", None)
 
-    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """[ΣT, C] -> [ΣT, C]."""
-        q, k, v = self.queries_keys_values(x)
+    def __call__(self, x: Tensor, lengths: Sequence[int], *, reach: int | None = None) -> Tensor:
+        """[ΣT, C] -> [ΣT, C]. reach: frames that a frame attends on either side of itself; None: all of them."""
+        windowed = reach is not None and max(lengths) > 2 * reach
+        if windowed or (x.device.type == "cpu" and max(lengths) > LONG_ROWS):
+            parts = [self._long(part, reach) for part in x.split(list(lengths))]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        h = self._input(x)
+        k, v = self._kv(h).chunk(2, -1)
         o = ragged.attend(
-            q, k, v, lengths, num_heads=self._num_heads, scale=self._scale, backend=self._backend
+            self._q(h), k, v, lengths, num_heads=self._num_heads, scale=self._scale, backend=self._backend
         )
-        return self.finish(x, o)
+        return self._finish(x, o)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step (1) for frames of the residual stream: three times [N, C]."""
-        if self._norm_first:
-            x = layer_norm(x, self._norm)
-        x = x.to(self._dtype)
-        k, v = self._kv(x).chunk(2, -1)
-        return self._q(x), k, v
+    def _long(self, x: Tensor, reach: int | None) -> Tensor:
+        """One recording, [T, C] -> [T, C], with little memory beside them: some rows at a time go all the way."""
+        T, options = len(x), {"num_heads": self._num_heads, "scale": self._scale}
+        y = torch.empty_like(x)
+        held: deque[tuple[Tensor, Tensor]] = deque()
+        first_key = last_key = 0
+        for first in range(0, T, LONG_ROWS):
+            last = min(first + LONG_ROWS, T)
+            while last_key < (T if reach is None else min(last + reach, T)):
+                held.append(self._keys_values(x[last_key : last_key + LONG_ROWS]))
+                last_key += len(held[-1][0])
+            while reach is not None and first_key + len(held[0][0]) <= first - reach:
+                first_key += len(held.popleft()[0])
+            if reach is None and len(held) > 1:
+                held = deque([_joined(held)])
+            k, v = _joined(held)
+            q = self._queries(x[first:last])
+            if reach is None:
+                o = ragged.attend_all(q, k, v, **options)
+            else:
+                o = ragged.attend_window(q, k, v, **options, first_row=first, first_key=first_key, reach=reach)
+            y[first:last] = self._finish(x[first:last], o)
+        return y
 
-    def finish(self, x: Tensor, o: Tensor) -> Tensor:
+    def _queries(self, x: Tensor) -> Tensor:
+        """Step (1) for frames of the residual stream, [N, C]."""
+        return self._q(self._input(x))
+
+    def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self._kv(self._input(x)).chunk(2, -1)
+        return k, v
+
+    def _input(self, x: Tensor) -> Tensor:
+        return (layer_norm(x, self._norm) if self._norm_first else x).to(self._dtype)
+
+    def _finish(self, x: Tensor, o: Tensor) -> Tensor:
         """What follows the core: from the block's input x and what the heads return, both [N, C], the block's output."""
         y = _add(self._out(o), x)
         if self._norm_first:
@@ -72,6 +107,12 @@ class Block:
     def _activate(self, x: Tensor) -> Tensor:
         y = self._up(x, gelu=self._fused)
         return y if self._fused else self._activation(y)
+
+
+def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of pieces that follow each other, as one."""
+    k, v = zip(*parts, strict=True)
+    return (k[0], v[0]) if len(k) == 1 else (torch.cat(k), torch.cat(v))
 
 
 def _linear(*linears: nn.Linear) -> products.Packed | products.Plain:

@@ -1,14 +1,20 @@
 """`load_encoder` and the encoder it returns: waveforms as recorded in, features of chosen layers out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from w2v_attn.encoder import ragged
 from w2v_attn.encoder.layers import check_layers, recorded
+from w2v_attn.encoder.long import Long
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
-from w2v_attn.pretrained.checkpoints import load_checkpoint
+from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
+
+# Frames that go through the blocks together: what a block keeps of them stays near a CPU's caches, fills a GPU.
+CPU_FRAMES, ACCELERATOR_FRAMES = 800, 1 << 16
 
 
 def load_encoder(
@@ -18,22 +24,36 @@ def load_encoder(
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
+    long: Long | None = None,
 ) -> "Encoder":
     """The encoder of a checkpoint, without its head, with our attention in it.
 
     checkpoint: a hub id or a local folder. revision: branch, tag or commit, for hub ids.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
     backend: the attention core, "auto", "explicit" or "fused".
+    long: how long recordings are taken; None: exactly.
 
     Raises:
         CheckpointError: see `load_checkpoint`. ValueError: an unknown backend, or a device that is not there.
     """
     loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype)
-    return Encoder(loaded, device=find_device(device), backend=backend)
+    return Encoder(loaded, device=find_device(device), backend=backend, long=long)
 
 
 class Encoder(WaveformModel):
-    """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out."""
+    """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out.
+
+    why_not_ragged: why recordings go through the Hugging Face model one by one; None where they lie side by side.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long: Long | None = None
+    ):
+        super().__init__(checkpoint, device=device, backend=backend)
+        self.why_not_ragged = ragged.why_not(self.model)
+        self._long = Long() if long is None else long
+        if self.why_not_ragged is not None and self._long.kind != "exact":
+            raise ValueError(f"long={self._long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
 
     @property
     def num_layers(self) -> int:
@@ -47,8 +67,7 @@ class Encoder(WaveformModel):
         waveforms: float32 [samples] at `sample_rate`, as recorded; the checkpoint's own normalisation is applied here.
         layers: of `embed`, `layer_01` … `layer_NN`, `final`, or `all`; see `layers.py`.
 
-        What a recording's features are does not depend on the others in the list, nor on its place among them: each
-        runs on its own, for GroupNorm's statistics are those of everything it is given.
+        What a recording's features are does not depend on the others in the list, nor on its place among them.
 
         Raises:
             ValueError: an unknown layer, or a waveform that is not [samples] or too short.
@@ -57,10 +76,42 @@ class Encoder(WaveformModel):
         waveforms = [torch.as_tensor(waveform) for waveform in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
-        return [self._extract_one(waveform, wanted) for waveform in waveforms]
+        if self.why_not_ragged is not None:
+            return [self._extract_one(waveform, wanted) for waveform in waveforms]
+        found: list[dict[str, Tensor]] = []
+        for pack in self._packs(waveforms):
+            prepared = [self.prepare(waveform) for waveform in pack]
+            found += self._ragged.run(prepared, wanted, long=self._long, frame_rate=self.frame_rate("embed"))
+        return found
+
+    def count_frames(self, samples: int) -> int:
+        """Frames of a waveform of so many samples, as the convolutions give them."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    @cached_property
+    def _ragged(self) -> ragged.RaggedEncoder:
+        """Made at the first use: its copies of the weights take a moment, and as much memory again."""
+        return ragged.RaggedEncoder(self.model)
+
+    def _packs(self, waveforms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """The waveforms in order, as many together as the caches hold; a longer one stands alone."""
+        budget = CPU_FRAMES if self.device.type == "cpu" else ACCELERATOR_FRAMES
+        pack: list[Tensor] = []
+        frames = 0
+        for waveform in waveforms:
+            count = self.count_frames(len(waveform))
+            if pack and frames + count > budget:
+                yield pack
+                pack, frames = [], 0
+            pack.append(waveform)
+            frames += count
+        if pack:
+            yield pack
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with recorded(self.model, layers) as found:
-            final = self.model(self.prepare(waveform)).last_hidden_state
+            final = self.model(self.prepare(waveform)[None].to(self.dtype)).last_hidden_state
         found["final"] = final
         return {name: found[name][0] for name in layers}

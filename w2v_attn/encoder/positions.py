@@ -8,7 +8,8 @@ frames: one small product of channels for each frequency and group.
 Source: A. V. Oppenheim and R. W. Schafer, "Discrete-Time Signal Processing", section 8.7, overlap-save.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,12 +28,24 @@ class Positions(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Frames `begin` to `end` of a recording that lies from `first` to `last`."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+    num_windows: int
+
+
 class FourierConvolution:
     """A grouped convolution of stride 1 with "same" padding, its activation, and a batch norm before it if any."""
 
     def __init__(self, convolution: nn.Conv1d, activation: Any, norm: nn.BatchNorm1d | None, dtype: torch.dtype):
         (self._kernel,), groups = convolution.kernel_size, convolution.groups
         self._window = 1 << (2 * self._kernel - 1).bit_length()
+        self._hop = self._window - self._kernel + 1
         self._activation, self._norm, self._dtype = activation, norm, dtype
         out, wide = convolution.out_channels, convolution.in_channels // groups
         spectrum = torch.fft.rfft(convolution.weight.detach().to(dtype), n=self._window).conj()
@@ -42,20 +55,43 @@ class FourierConvolution:
         self._bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
-        """See `Positions`."""
-        windows, hop = [], self._window - self._kernel + 1
-        before, counts = self._kernel // 2, [-(-length // hop) for length in lengths]
-        source = frames if self._norm is None else _batch_norm(frames, self._norm)
-        for part, count in zip(source.split(list(lengths)), counts, strict=True):
-            padded = F.pad(part, (0, 0, before, count * hop + self._kernel - 1 - before - len(part)))
-            windows.append(padded.as_strided((count, self._window, padded.shape[1]), (hop * padded.shape[1], *padded.stride())))
-        if len(windows) == 1:
-            found = torch.cat([self._convolve(part) for part in windows[0].split(MOST_WINDOWS)])
-        else:
-            found = self._convolve(torch.cat(windows))
-        parts = found.split(counts)
-        joined = torch.cat([part.flatten(0, 1)[:length] for part, length in zip(parts, lengths, strict=True)])
-        return self._activation(joined if self._bias is None else joined.add_(self._bias))
+        """See `Positions`. Memory beside the result does not grow with it."""
+        found = torch.empty_like(frames)
+        for pieces in self._batches(lengths):
+            windows = torch.cat([self._windows(frames, piece) for piece in pieces])
+            convolved = self._convolve(windows).split([piece.num_windows for piece in pieces])
+            for piece, part in zip(pieces, convolved, strict=True):
+                found[piece.begin : piece.end] = part.flatten(0, 1)[: piece.end - piece.begin]
+        return self._activation(found if self._bias is None else found.add_(self._bias))
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list["_Piece"]]:
+        """All frames in pieces of one recording each, as many at once as make `MOST_WINDOWS`."""
+        batch: list[_Piece] = []
+        first = room = 0
+        for length in lengths:
+            last = first + length
+            for begin in range(first, last, MOST_WINDOWS * self._hop):
+                end = min(begin + MOST_WINDOWS * self._hop, last)
+                piece = _Piece(first, last, begin, end, -(-(end - begin) // self._hop))
+                if batch and piece.num_windows > room:
+                    yield batch
+                    batch = []
+                room = (room if batch else MOST_WINDOWS) - piece.num_windows
+                batch.append(piece)
+            first = last
+        if batch:
+            yield batch
+
+    def _windows(self, frames: Tensor, piece: "_Piece") -> Tensor:
+        """[windows, N, C] that overlap; zeros before and after the recording."""
+        before = self._kernel // 2
+        begin, end = piece.begin - before, piece.begin - before + (piece.num_windows - 1) * self._hop + self._window
+        inside = frames[max(begin, piece.first) : min(end, piece.last)]
+        if self._norm is not None:
+            inside = _batch_norm(inside, self._norm)
+        padded = F.pad(inside, (0, 0, max(piece.first - begin, 0), max(end - piece.last, 0)))
+        C = padded.shape[1]
+        return padded.as_strided((piece.num_windows, self._window, C), (self._hop * C, C, 1))
 
     def _convolve(self, windows: Tensor) -> Tensor:
         """[windows, N, C] -> [windows, N − kernel + 1, C]."""
@@ -64,7 +100,7 @@ class FourierConvolution:
         spectrum = torch.fft.rfft(windows.to(self._dtype), dim=1).view(count, F_, G, C // G)
         product = torch.bmm(spectrum.permute(1, 2, 0, 3).reshape(F_ * G, count, C // G), self._spectrum)
         product = product.view(F_, G, count, C // G).permute(2, 0, 1, 3).reshape(count, F_, C)
-        return torch.fft.irfft(product, n=self._window, dim=1)[:, : self._window - self._kernel + 1]
+        return torch.fft.irfft(product, n=self._window, dim=1)[:, : self._hop]
 
 
 class Module:

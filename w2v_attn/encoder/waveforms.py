@@ -9,6 +9,9 @@ from torch import Tensor
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
 
+# Samples that are brought to float64 at once.
+BLOCK = 1 << 20
+
 
 def find_device(device: str) -> torch.device:
     """ "auto" as a device that is there; any other name as torch knows it.
@@ -28,8 +31,15 @@ def find_device(device: str) -> torch.device:
 
 
 def standardize(waveform: Tensor) -> Tensor:
-    """[samples] with mean 0 and variance 1, as Hugging Face's feature extractor brings them there; float64 is exact."""
-    return (waveform - waveform.mean()) / torch.sqrt(waveform.var(unbiased=False) + 1e-7)
+    """[samples] with mean 0 and variance 1, as Hugging Face's feature extractor brings them there; computed in float64.
+
+    Some samples at a time: an hour in float64 would be half a gigabyte, several times.
+    """
+    mean = waveform.mean(dtype=torch.float64)
+    parts = waveform.split(BLOCK)
+    variance = sum((part.double() - mean).square().sum() for part in parts) / len(waveform)
+    deviation = torch.sqrt(variance + 1e-7)
+    return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
 
 
 def least_samples(config: Any) -> int:
@@ -93,8 +103,8 @@ class WaveformModel:
             )
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """The input of the model, [1, samples]: normalised over its whole length where the checkpoint wants that."""
-        waveform = waveform.to(self.device, torch.float64)
+        """[samples] as the checkpoint wants it: normalised over its whole length where it does; float32 at least."""
+        waveform = waveform.to(self.device, torch.promote_types(self.dtype, torch.float32))
         if self.checkpoint.do_normalize:
             waveform = standardize(waveform)
-        return waveform.to(self.dtype)[None]
+        return waveform

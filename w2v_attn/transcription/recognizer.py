@@ -70,7 +70,7 @@ class Recognizer(WaveformModel, ABC):
     def log_probabilities(self, waveform: Tensor) -> Tensor:
         """float32 [frames, symbols] or [labels]; one recording at a time, so that neighbours do not matter."""
         self.check_waveform(waveform)
-        return self.model(self.prepare(waveform)).logits[0].float().log_softmax(-1).cpu()
+        return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
 
 
 def likeliest(log_probabilities: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""The encoder over recordings side by side: waveforms in, frames of chosen layers out, and no padding between.
+
+It computes what the Hugging Face model computes, from the same parameters; beside them it keeps only their copies in
+the layout of oneDNN, and makes them again when a parameter has changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from w2v_attn.attention.layer import is_plain
+from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.encoder import frontend
+from w2v_attn.encoder.blocks import Block
+from w2v_attn.encoder.frontend import Frontend, layer_norm
+from w2v_attn.encoder.long import Long, chunks_of
+from w2v_attn.encoder.positions import positions_of
+from w2v_attn.pretrained.replace import HuggingFaceAttention
+
+
+def why_not(model: Any) -> str | None:
+    """What of a model this file does not know; None when it can take its place."""
+    reason = frontend.why_not(model)
+    if reason is not None:
+        return reason
+    for block in model.encoder.layers:
+        if not isinstance(block.attention, HuggingFaceAttention) or not hasattr(block, "feed_forward"):
+            return "its blocks are not attention and feed-forward"
+        if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
+            return "its linear maps are no plain ones"
+    return None
+
+
+_LINEARS = {f"attention.{name}_proj" for name in ("q", "k", "v", "out")} | {
+    f"feed_forward.{name}_dense" for name in ("intermediate", "output")
+}
+
+
+class RaggedEncoder:
+    """A Hugging Face encoder with our attention, over recordings that lie side by side.
+
+    model: of a supported family, in evaluation mode; `why_not` must have nothing against it.
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
+        self._norm_first = bool(getattr(model.config, "do_stable_layer_norm", False))
+        self._squeeze: int = getattr(model.config, "squeeze_factor", 1)  # SEW's blocks see pairs of frames
+        self._state: list[tuple[int, int]] = []
+        self._prepare()
+
+    def run(
+        self, waveforms: Sequence[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
+    ) -> list[dict[str, Tensor]]:
+        """For each waveform a dictionary: name of the layer -> [frames, channels] in the model's dtype.
+
+        waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them.
+        layers: valid names in the order of computation; nothing above the highest of them is computed.
+        frame_rate: frames a second in the blocks, which the seconds of `long` are counted in.
+        """
+        if self._state != _state_of(self._model):
+            self._prepare()
+        embedded = [self._frontend(waveform) for waveform in waveforms]
+        lengths = [len(frames) for frames in embedded]
+        frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        del embedded
+        found = [dict[str, Tensor]() for _ in waveforms]
+        for name, layer, counts in self._layers(frames, lengths, layers, long, frame_rate):
+            for features, part in zip(found, layer.split(counts), strict=True):
+                features[name] = part.to(self._model.dtype)
+        if "final" in layers:
+            for features, length in zip(found, lengths, strict=True):
+                features["final"] = self._leave(features["final"], length)
+        return found
+
+    def count_frames(self, samples: int) -> int:
+        """Frames that leave the convolutions for a waveform of so many samples."""
+        return self._frontend.count_frames(samples)
+
+    def _layers(
+        self, frames: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
+    ) -> Iterator[tuple[str, Tensor, list[int]]]:
+        """(name, [ΣT, C], lengths) of every layer that was asked for, up to the highest of them."""
+        encoder = self._model.encoder
+        x, lengths = self._enter(frames, lengths)
+        if not self._norm_first:
+            x = layer_norm(x, encoder.layer_norm)
+        if "embed" in layers:
+            yield "embed", x, lengths
+        wanted = [len(self._blocks) if name == "final" else int(name[-2:]) for name in layers if name != "embed"]
+        reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
+        for number, block in enumerate(self._blocks[: max(wanted, default=0)], 1):
+            x = block(x, lengths, reach=reach)
+            name = f"layer_{number:02d}"
+            if name in layers:
+                yield name, x, lengths
+        if "final" in layers:
+            yield "final", layer_norm(x, encoder.layer_norm) if self._norm_first else x, lengths
+
+    def _enter(self, frames: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
+        """Frames with their positions, as they enter the first norm or block."""
+        if self._squeeze == 1:
+            return self._positions(frames, lengths).add_(frames), lengths
+        parts = []
+        for part in frames.split(lengths):
+            channels_first = part.to(self._model.dtype).T[None]
+            places, pooled = self._model.encoder.pos_conv_embed(channels_first), F.avg_pool1d(channels_first, self._squeeze)
+            count = min(places.shape[-1], pooled.shape[-1])
+            parts.append((pooled[..., :count].to(self._wide) + places[..., :count])[0].T)
+        return torch.cat(parts), [len(part) for part in parts]
+
+    def _leave(self, frames: Tensor, length: int) -> Tensor:
+        """What the model does after its blocks with a recording that had `length` frames before them."""
+        if self._squeeze > 1:
+            frames = self._model.encoder.upsample(frames[None])[0]
+            frames = F.pad(frames, (0, 0, 0, max(length - len(frames), 0)))
+        adapter = getattr(self._model, "adapter", None)
+        return frames if adapter is None else adapter(frames[None])[0]
+
+    def _prepare(self) -> None:
+        """Lays the weights out as they are computed with."""
+        model, encoder = self._model, self._model.encoder
+        self._state = _state_of(model)
+        self._frontend = Frontend(model)
+        self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
+        self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]
+
+
+def _state_of(model: nn.Module) -> list[tuple[int, int]]:
+    """Where each parameter lies and how often it was written: what changes when a parameter does."""
+    return [(p.data_ptr(), p._version) for p in model.parameters()]
