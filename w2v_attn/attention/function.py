@@ -5,6 +5,8 @@ spans steps (2) to (5), for projections that are something else (LoRA, quantised
 and torch differentiates them.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -27,14 +29,22 @@ class Options(NamedTuple):
     backend: str
     causal: bool
     return_scores: bool
+    lengths: tuple[int, ...] | None = None
 
 
 class _Recipe(NamedTuple):
-    """How the heads were attended, for their backward."""
+    """How the heads were attended, for their backward. parts: recordings that lie side by side, a core and memory each."""
 
-    core: cores.Core
-    memory: Any
+    parts: tuple[tuple[cores.Core, Any], ...]
     options: Options
+
+    @property
+    def frames(self) -> list[slice]:
+        """Where each part lies among the frames."""
+        if self.options.lengths is None:
+            return [slice(None)]
+        ends = list(accumulate(self.options.lengths))
+        return [slice(end - length, end) for length, end in zip(self.options.lengths, ends, strict=True)]
 
 
 class SelfAttention(torch.autograd.Function):
@@ -62,8 +72,8 @@ class SelfAttention(torch.autograd.Function):
         y, scores, (q, k, v, o, lse), ctx.recipe = _block(
             x, parameters, mask, options, needs_bias=ctx.needs_input_grad[11]
         )
-        # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back from lse and
-        # the seed. The weights are the parameters themselves.
+        # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back tile by tile,
+        # R from the seed. The weights are the parameters themselves.
         ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias)
         ctx.set_materialize_grads(False)
         return y, scores
@@ -151,7 +161,7 @@ def self_attention(
 
 def _block(
     x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_bias: bool
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], _Recipe]:
+) -> tuple[Tensor, Tensor | None, tuple[Any, ...], _Recipe]:
     """Steps (1) to (6) -> y, scores, (q, k, v, o, log-sum-exp), and how the heads were attended."""
     w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = parameters
     q = _heads(mathematics.project(x, w_q, b_q), options.num_heads)  # (1)
@@ -174,12 +184,32 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_bias: bool
-) -> tuple[Tensor, Tensor, Tensor | None, _Recipe]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, _Recipe]:
     """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, scores, and the recipe of it."""
-    core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_bias=needs_bias)
-    o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
-    scores = _scores(q, k, mask, options.scale) if options.return_scores else None
-    return o, lse, scores, _Recipe(core, memory, options)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, tuple[cores.Core, Any]]:
+        core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_bias=needs_bias)
+        o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+        return o, lse, (core, memory)
+
+    if options.lengths is None:
+        o, lse, part = attend(q, k, v)
+        scores = _scores(q, k, mask, options.scale) if options.return_scores else None
+        return o, lse, scores, _Recipe((part,), options)
+    assert mask == AttentionMask() and not options.return_scores
+    recordings = zip(*(x.split(list(options.lengths), 2) for x in (q, k, v)), strict=True)
+    outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
+    o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
+    # Cores that need no log-sum-exp may stand beside others that do.
+    lse = None if all(one is None for one in sums) else _side_by_side(sums, outputs)
+    return o, lse, None, _Recipe(parts, options)
+
+
+def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
+    """The log-sum-exp of each recording, [1, H, ΣT]; what nobody reads where there is none."""
+    dtype = mathematics.softmax_dtype(outputs[0])
+    filled = [o.new_empty(o.shape[:3], dtype=dtype) if lse is None else lse for lse, o in zip(sums, outputs, strict=True)]
+    return torch.cat(filled, 2)
 
 
 def _attend_backward(
@@ -189,7 +219,7 @@ def _attend_backward(
     k: Tensor,
     v: Tensor,
     o: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     mask: AttentionMask,
     recipe: _Recipe,
     *,
@@ -198,9 +228,20 @@ def _attend_backward(
     """Undoes steps (5) to (2), from the gradient of what the heads return and from that of the scores."""
     options = recipe.options
     do = torch.zeros_like(o) if do is None else do
-    dq, dk, dv, dbias = recipe.core.backward(
-        do, q, k, v, o, lse, recipe.memory, mask, scale=options.scale, dropout=options.dropout, needs_bias=needs_bias
-    )
+    found = []
+    for part, (core, memory) in zip(recipe.frames, recipe.parts, strict=True):
+        do_q_k_v_o = (x[:, :, part] for x in (do, q, k, v, o))
+        sums = None if lse is None else lse[:, :, part]
+        options_of_core = {"scale": options.scale, "dropout": options.dropout, "needs_bias": needs_bias}
+        found.append(core.backward(*do_q_k_v_o, sums, memory, mask, **options_of_core))
+    if len(found) == 1:
+        dq, dk, dv, dbias = found[0]
+    else:
+        dq, dk, dv = (
+            mathematics.split_heads(torch.cat([mathematics.merge_heads(d[i]) for d in found], 1), options.num_heads)
+            for i in range(3)
+        )
+        dbias = None
     if dscores is not None:
         extra_dq, extra_dk, extra_dbias = _scores_backward(dscores, q, k, mask, options.scale)
         dq, dk = dq + extra_dq, dk + extra_dk

@@ -148,6 +148,7 @@ class MultiHeadSelfAttention(nn.Module):
             backend=self.backend,
             causal=mask.causal,
             return_scores=return_scores,
+            lengths=mask.lengths,
         )
         if x.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
             nothing = self.q_proj(x).sum() + self.k_proj(x).sum()  # 0, so that every parameter still gets a gradient

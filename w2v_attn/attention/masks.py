@@ -14,12 +14,14 @@ class AttentionMask:
     allowed: bool [B or 1, H or 1, T or 1, T or 1], True = this query may attend this key.
     bias: float of such a shape, added to the scores; −inf forbids.
     causal: a query attends itself and what came before.
+    lengths: recordings lie side by side in one row of frames, so many frames each, and attend themselves alone.
     """
 
     padding: Tensor | None = None
     allowed: Tensor | None = None
     bias: Tensor | None = None
     causal: bool = False
+    lengths: tuple[int, ...] | None = None
 
     @classmethod
     def from_arguments(

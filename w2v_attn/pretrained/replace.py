@@ -5,7 +5,6 @@ stock's at once. So its parameters are shared in the strictest sense, the keys o
 it stay, and transformers, which records attentions by class, still recognises it.
 """
 
-import sys
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -16,16 +15,20 @@ from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.pretrained.families import FAMILIES, supported
+from w2v_attn.pretrained.swapping import derived, stock_class
+from w2v_attn.pretrained.unpadding import pad_encoders, unpad_encoders
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def replace_attention(model: Model, *, backend: str = "auto") -> Model:
+def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = False) -> Model:
     """The same model, in place, with every wav2vec 2.0 style attention block computed by our layer.
 
     model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP).
         Blocks that are ours already only change their backend.
     backend: the core, "auto", "explicit" or "fused".
+    unpad: also let encoders and feed-forwards do no work on padding; see `unpadding.py`. Faster, also in training;
+        forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
 
     Raises:
         ValueError: there is nothing to replace; the message names the supported families.
@@ -39,6 +42,8 @@ def replace_attention(model: Model, *, backend: str = "auto") -> Model:
         )
     for block in blocks:
         _become_ours(block, backend)
+    if unpad:
+        unpad_encoders(model)
     return model
 
 
@@ -51,6 +56,7 @@ def restore_attention(model: Model) -> Model:
             module.__class__ = stock  # type: ignore[assignment]
             for name in _OUR_ATTRIBUTES:
                 delattr(module, name)
+    pad_encoders(model)
     return model
 
 
@@ -72,7 +78,7 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
         self,
         hidden_states: Tensor,
         key_value_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | AttentionMask | None = None,
         output_attentions: bool | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
@@ -102,7 +108,7 @@ _OUR_ATTRIBUTES = ("input_size", "key_size", "value_size", "output_size", "scale
 def _become_ours(block: nn.Module, backend: str) -> None:
     stock = _stock_class(block)
     assert stock is not None
-    block.__class__ = _our_class(stock)  # type: ignore[assignment]
+    block.__class__ = derived(HuggingFaceAttention, stock)  # type: ignore[assignment]
     width = block.embed_dim
     for name, value in zip(_OUR_ATTRIBUTES, (width, width, width, width, block.scaling, backend), strict=True):
         setattr(block, name, value)
@@ -113,34 +119,24 @@ def _stock_class(module: nn.Module) -> type[nn.Module] | None:
 
     Exactly that class, or ours of it: a class that somebody derived from it may compute something else.
     """
-    cls = type(module)
-    if isinstance(module, HuggingFaceAttention):
-        cls = cls.__bases__[1]
+    cls = stock_class(module, HuggingFaceAttention)
     return cls if (cls.__module__, cls.__qualname__) in FAMILIES.values() else None
-
-
-def _our_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The class that is ours and stock's: made once per family and kept in this module, where pickle looks for it."""
-    ours = sys.modules[__name__].__dict__.get(stock.__name__)
-    if ours is None:
-        namespace = {"__module__": __name__, "__doc__": f"transformers' {stock.__name__}, computed by w2v_attn."}
-        ours = type(stock.__name__, (HuggingFaceAttention, stock), namespace)
-        setattr(sys.modules[__name__], stock.__name__, ours)
-    return ours
 
 
 def __getattr__(name: str) -> type[nn.Module]:
     """Makes the class of a family when a pickle asks for it by name."""
     for module_name, class_name in FAMILIES.values():
         if name == class_name:
-            return _our_class(getattr(import_module(module_name), class_name))
+            return derived(HuggingFaceAttention, getattr(import_module(module_name), class_name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _mask_from_transformers(attention_mask: Tensor | None) -> AttentionMask:
+def _mask_from_transformers(attention_mask: Tensor | AttentionMask | None) -> AttentionMask:
     """transformers' conventions to ours. What a GPU holds is not looked into: that would make the host wait."""
     if attention_mask is None:
         return NO_MASK
+    if isinstance(attention_mask, AttentionMask):  # from our own encoder
+        return attention_mask
     if not isinstance(attention_mask, Tensor):
         raise ValueError(
             f"w2v_attn reads attention masks that are tensors, got {type(attention_mask).__name__}: load the model "
