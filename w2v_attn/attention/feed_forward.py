@@ -57,9 +57,9 @@ class FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, u, kept, w_1, w_2 = ctx.saved_tensors
         need_x, need_w1, need_b1, need_w2, need_b2, _ = ctx.needs_input_grad
+        shape, dx, dw_1, db_1, dw_2, db_2 = x.shape, None, None, None, None, None
         x, u, dy = (tensor.flatten(0, -2) for tensor in (x, u, dy))
         kept = None if kept is None else kept.flatten(0, -2)
-        shape, dx, dw_1, db_1, dw_2, db_2 = ctx.saved_tensors[0].shape, None, None, None, None, None
         with torch.autocast(x.device.type, enabled=False):
             if need_w2:  # (3)
                 dw_2 = products.linear(dy.T, _activate(u, kept, ctx.dropout)[0].T)

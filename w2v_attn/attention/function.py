@@ -196,7 +196,7 @@ def _attend(
         o, lse, part = attend(q, k, v)
         scores = _scores(q, k, mask, options.scale) if options.return_scores else None
         return o, lse, scores, _Recipe((part,), options)
-    assert mask == AttentionMask() and not options.return_scores
+    assert mask.only_padding() and mask.padding is None and not mask.causal and not options.return_scores
     recordings = zip(*(x.split(list(options.lengths), 2) for x in (q, k, v)), strict=True)
     outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)

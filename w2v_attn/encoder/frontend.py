@@ -10,7 +10,7 @@ c has the mean w_c · m and the variance w_cᵀ C w_c; both go into weights of t
 GELU are one product. m and C take only the waveform, in float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,31 +65,37 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-class Frontend:
-    """The feature extractor and the feature projection of a Hugging Face model, over one recording at a time."""
+class Convolutions:
+    """The feature extractor of a Hugging Face model, over one recording at a time.
 
-    def __init__(self, model: Any):
-        layers = model.feature_extractor.conv_layers
-        first = layers[0]
-        self._dtype: torch.dtype = model.dtype
-        self._wide = softmax_dtype(first.conv.weight)
-        self._first, self._first_norm = first, getattr(first, "layer_norm", None)
-        self._fused = is_gelu(first.activation)
-        self._rest = [_convolution(layer, self._dtype) for layer in layers[1:]]
-        self._steps = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in layers]
-        self._normalise, self._project = _projection(model)
-        self._width: int = model.config.hidden_size
+    Its weights are laid out anew when they have changed.
+    """
 
-    def __call__(self, waveform: Tensor) -> Tensor:
-        """float [samples] -> what the feature projection gives, [T, hidden size], float32 at least."""
+    def __init__(self, feature_extractor: Any):
+        self._layers = feature_extractor.conv_layers
+        self._parameters = list(feature_extractor.parameters())
+        self._steps = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers]
+        self._state: list[tuple[int, int]] = []
+        self._rest: list[Convolution] = []
+
+    @property
+    def width(self) -> int:
+        """Channels that come out."""
+        return self._layers[-1].conv.out_channels
+
+    def __call__(self, waveform: Tensor) -> Iterator[Tensor]:
+        """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
+        state = state_of(self._parameters)
+        if state != self._state:
+            self._state = state
+            self._rest = [_convolution(layer) for layer in self._layers[1:]]
+        dtype = self._parameters[0].dtype
         first = self._first_convolution(waveform)
-        frames = torch.empty(self.count_frames(len(waveform)), self._width, dtype=self._wide, device=waveform.device)
-        begin = 0
         for part in self._parts(waveform):
-            block = self._finish(self._convolve(first, part))
-            frames[begin : begin + len(block)] = block
-            begin += len(block)
-        return frames
+            frames = first(part[:, None]).to(dtype)
+            for convolution in self._rest:
+                frames = convolution(frames)
+            yield frames
 
     def count_frames(self, samples: int) -> int:
         """Frames of a waveform of so many samples; 0 where it is too short."""
@@ -109,36 +115,45 @@ class Frontend:
             end = min(begin + block, frames)
             yield waveform[begin * hop : (end - 1) * hop + field]
 
-    def _convolve(self, first: Convolution, samples: Tensor) -> Tensor:
-        frames = first(samples[:, None]).to(self._dtype)
-        for convolution in self._rest:
-            frames = convolution(frames)
-        return frames
-
-    def _finish(self, frames: Tensor) -> Tensor:
-        if self._normalise is not None:
-            frames = layer_norm(frames.to(self._wide), self._normalise).to(self._dtype)
-        return frames if self._project is None else self._project(frames)
-
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
-        conv, norm = self._first.conv, self._first_norm
-        weight = conv.weight[:, 0].to(self._wide)
-        bias = None if conv.bias is None else conv.bias.to(self._wide)
-        per_channel = None
+        layer = self._layers[0]
+        conv, norm, wide = layer.conv, getattr(layer, "layer_norm", None), softmax_dtype(layer.conv.weight)
         if isinstance(norm, nn.GroupNorm):
             weight, bias = _fold_group_norm(waveform, conv, norm)
-            weight, bias = weight.to(self._wide), bias.to(self._wide)
+            norm = None
         else:
-            per_channel = norm
-        return Convolution(
-            conv.kernel_size[0],
-            conv.stride[0],
-            products.prepare(weight, bias),
-            per_channel,
-            self._first.activation,
-            self._fused,
-        )
+            weight, bias = conv.weight[:, 0], conv.bias
+        linear = products.prepare(weight.to(wide), None if bias is None else bias.to(wide))
+        gelu = is_gelu(layer.activation)
+        return Convolution(conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, gelu)
+
+
+class Frontend:
+    """The feature extractor and the feature projection of a Hugging Face model, over one recording at a time."""
+
+    def __init__(self, model: Any):
+        self._convolutions = Convolutions(model.feature_extractor)
+        self.count_frames = self._convolutions.count_frames
+        self._dtype, self._wide = model.dtype, softmax_dtype(torch.empty(0, dtype=model.dtype))
+        self._norm, self._project = _projection(model)
+        self._width: int = model.config.hidden_size
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """float [samples] -> what the feature projection gives, [T, hidden size], float32 at least."""
+        found = torch.empty(self.count_frames(len(waveform)), self._width, dtype=self._wide, device=waveform.device)
+        begin = 0
+        for frames in self._convolutions(waveform):
+            if self._norm is not None:
+                frames = layer_norm(frames.to(self._wide), self._norm).to(self._dtype)
+            found[begin : begin + len(frames)] = frames if self._project is None else self._project(frames)
+            begin += len(frames)
+        return found
+
+
+def state_of(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Where each parameter lies and how often it was written: what changes when a parameter does."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in parameters]
 
 
 def _fold_group_norm(waveform: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
@@ -169,13 +184,12 @@ def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor,
     return mean + centre, square / count - torch.outer(mean, mean)
 
 
-def _convolution(layer: Any, dtype: torch.dtype) -> Convolution:
+def _convolution(layer: Any) -> Convolution:
     conv, norm = layer.conv, getattr(layer, "layer_norm", None)
-    weight = conv.weight.permute(0, 2, 1).flatten(1)
+    linear = products.prepare(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
     return Convolution(
-        conv.kernel_size[0], conv.stride[0], products.prepare(weight, conv.bias), norm, layer.activation,
-        is_gelu(layer.activation),
-    )  # fmt: skip
+        conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, is_gelu(layer.activation)
+    )
 
 
 def _projection(model: Any) -> tuple[nn.LayerNorm | None, products.Packed | products.Plain | None]:

@@ -6,7 +6,7 @@ their norm over time and the positional convolution are those of the whole recor
 `seconds` are exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 KINDS = ("exact", "window", "chunks")
@@ -38,10 +38,25 @@ class Long:
                 f"long.seconds={self.seconds:g}, got {self.overlap:g}"
             )
 
+    def pieces(self, lengths: Sequence[int], frame_rate: float) -> Iterator["Piece"]:
+        """The chunks of recordings of `lengths` frames that lie side by side; one that is not long is one chunk."""
+        size, overlap = max(1, round(self.seconds * frame_rate)), round(self.overlap * frame_rate)
+        size = max(size, 2 * overlap + 1)
+        origin = 0
+        for length in lengths:
+            first = 0
+            while first < length:
+                begin = max(first - overlap, 0) if length > size else 0
+                end = min(begin + size, length)
+                last = length if end == length else end - overlap
+                yield Piece(origin + begin, origin + end, origin + first, origin + last)
+                first = last
+            origin += length
+
 
 @dataclass(frozen=True)
-class Chunk:
-    """Frames `begin` to `end` of a recording, of which those from `first` to `last` are kept."""
+class Piece:
+    """Frames `begin` to `end` go through the blocks; those from `first` to `last` are kept."""
 
     begin: int
     end: int
@@ -49,17 +64,16 @@ class Chunk:
     last: int
 
 
-def chunks_of(num_frames: int, size: int, overlap: int) -> Iterator[Chunk]:
-    """Chunks of `size` frames at most, each sharing `overlap` on either side with what its neighbours keep."""
-    if num_frames <= size:
-        yield Chunk(0, num_frames, 0, num_frames)
-        return
-    step = size - 2 * overlap
-    first = 0
-    while first < num_frames:
-        begin = max(first - overlap, 0)
-        end = min(begin + size, num_frames)
-        last = num_frames if end == num_frames else end - overlap
-        yield Chunk(begin, end, first, last)
-        first = last
-    assert step > 0
+def batches_of(pieces: Iterable[Piece], frames: int) -> Iterator[list[Piece]]:
+    """Pieces in order, as many together as have `frames` frames; at least one."""
+    batch: list[Piece] = []
+    total = 0
+    for piece in pieces:
+        size = piece.end - piece.begin
+        if batch and total + size > frames:
+            yield batch
+            batch, total = [], 0
+        batch.append(piece)
+        total += size
+    if batch:
+        yield batch

@@ -15,10 +15,13 @@ from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder import frontend
 from w2v_attn.encoder.blocks import Block
-from w2v_attn.encoder.frontend import Frontend, layer_norm
-from w2v_attn.encoder.long import Long, chunks_of
+from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
+from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.pretrained.replace import HuggingFaceAttention
+
+# Frames of chunks that go through the blocks together.
+CHUNK_FRAMES = 2000
 
 
 def why_not(model: Any) -> str | None:
@@ -62,14 +65,18 @@ class RaggedEncoder:
         layers: valid names in the order of computation; nothing above the highest of them is computed.
         frame_rate: frames a second in the blocks, which the seconds of `long` are counted in.
         """
-        if self._state != _state_of(self._model):
+        if self._state != state_of(self._model.parameters()):
             self._prepare()
         embedded = [self._frontend(waveform) for waveform in waveforms]
         lengths = [len(frames) for frames in embedded]
         frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         del embedded
+        x, counts = self._enter(frames, lengths)
+        del frames
+        if not self._norm_first:
+            x = layer_norm(x, self._model.encoder.layer_norm)
         found = [dict[str, Tensor]() for _ in waveforms]
-        for name, layer, counts in self._layers(frames, lengths, layers, long, frame_rate):
+        for name, layer in self._layers(x, counts, layers, long, frame_rate):
             for features, part in zip(found, layer.split(counts), strict=True):
                 features[name] = part.to(self._model.dtype)
         if "final" in layers:
@@ -82,24 +89,39 @@ class RaggedEncoder:
         return self._frontend.count_frames(samples)
 
     def _layers(
-        self, frames: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
-    ) -> Iterator[tuple[str, Tensor, list[int]]]:
-        """(name, [ΣT, C], lengths) of every layer that was asked for, up to the highest of them."""
-        encoder = self._model.encoder
-        x, lengths = self._enter(frames, lengths)
-        if not self._norm_first:
-            x = layer_norm(x, encoder.layer_norm)
+        self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(name, [ΣT, C]) of every layer that was asked for, from what enters the blocks."""
         if "embed" in layers:
-            yield "embed", x, lengths
+            yield "embed", x
+        if long.kind != "chunks":
+            reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
+            yield from self._blocks_of(x, lengths, layers, reach)
+            return
+        pieces = list(long.pieces(lengths, frame_rate))
+        results: dict[str, Tensor] = {}
+        for batch in batches_of(pieces, CHUNK_FRAMES):
+            heard = torch.cat([x[piece.begin : piece.end] for piece in batch])
+            sizes = [piece.end - piece.begin for piece in batch]
+            for name, layer in self._blocks_of(heard, sizes, layers, None):
+                if name not in results:
+                    results[name] = layer.new_empty(len(x), layer.shape[1])
+                for piece, part in zip(batch, layer.split(sizes), strict=True):
+                    results[name][piece.first : piece.last] = part[piece.first - piece.begin : piece.last - piece.begin]
+        yield from results.items()
+
+    def _blocks_of(
+        self, x: Tensor, lengths: list[int], layers: Sequence[str], reach: int | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(name, [ΣT, C]) of the blocks that were asked for and of what ends them; none above the highest runs."""
         wanted = [len(self._blocks) if name == "final" else int(name[-2:]) for name in layers if name != "embed"]
-        reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
         for number, block in enumerate(self._blocks[: max(wanted, default=0)], 1):
             x = block(x, lengths, reach=reach)
             name = f"layer_{number:02d}"
             if name in layers:
-                yield name, x, lengths
+                yield name, x
         if "final" in layers:
-            yield "final", layer_norm(x, encoder.layer_norm) if self._norm_first else x, lengths
+            yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else x
 
     def _enter(self, frames: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
         """Frames with their positions, as they enter the first norm or block."""
@@ -124,12 +146,8 @@ class RaggedEncoder:
     def _prepare(self) -> None:
         """Lays the weights out as they are computed with."""
         model, encoder = self._model, self._model.encoder
-        self._state = _state_of(model)
+        self._state = state_of(model.parameters())
         self._frontend = Frontend(model)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]
 
-
-def _state_of(model: nn.Module) -> list[tuple[int, int]]:
-    """Where each parameter lies and how often it was written: what changes when a parameter does."""
-    return [(p.data_ptr(), p._version) for p in model.parameters()]

@@ -1,5 +1,8 @@
-"""Group-norm frontends normalise each recording of a batch alone, as they will when the model is used.
+"""The convolutions of a batch, each recording for itself, as they will be when the model is used.
 
+Where they are frozen they run without gradients and without padding, as in extraction; see `encoder.frontend`.
+
+Where they learn, group-norm frontends normalise each recording alone.
 In checkpoints such as wav2vec2-base the first convolution normalises each channel over all the time it is given. In a
 padded batch that is the padding too, so what a recording becomes depends on the longest of its neighbours. Here only
 the frames of the recording itself are counted. All other steps of the convolutions see no further than their kernels,
@@ -14,15 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2v_attn.encoder.frontend import Convolutions, why_not
+
 
 def install(model: nn.Module) -> None:
-    """Takes the place of the forward of every group norm over time in the frontend of `model`."""
+    """Takes the place of the forward of frozen convolutions in `model`, or of their group norm over time."""
+    for extractor in _extractors(model):
+        if not any(parameter.requires_grad for parameter in extractor.parameters()):
+            extractor.forward = _Frozen(extractor)
+            return
     for layer in _layers(model):
         layer.layer_norm.forward = partial(_normalise, layer.layer_norm, layer.layer_norm.forward)
 
 
 def uninstall(model: nn.Module) -> None:
-    """Stock's group norm again."""
+    """Stock's frontend again."""
+    for extractor in _extractors(model):
+        vars(extractor).pop("forward", None)
     for layer in _layers(model):
         vars(layer.layer_norm).pop("forward", None)
         vars(layer.layer_norm).pop("frames", None)
@@ -33,9 +44,43 @@ def tell_lengths(model: nn.Module, samples: list[int]) -> None:
 
     A backward that computes activations again asks for it too, so it is not forgotten after the forward.
     """
+    for extractor in _extractors(model):
+        if isinstance(extractor.forward, _Frozen):
+            extractor.forward.samples = samples
+            return
     for layer in _layers(model):
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
         layer.layer_norm.frames = [(count - kernel) // stride + 1 for count in samples]
+
+
+class _Frozen:
+    """The forward of a feature extractor that does not learn. samples: of each recording of the batch."""
+
+    def __init__(self, extractor: Any):
+        self._extractor, self._convolutions = extractor, Convolutions(extractor)
+        self.samples: list[int] = []
+
+    @torch.no_grad()
+    def __call__(self, input_values: Tensor) -> Tensor:
+        """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
+        # In evaluation one recording is heard at a time.
+        samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
+        T = self._convolutions.count_frames(input_values.shape[1])
+        found = input_values.new_zeros(len(input_values), T, self._convolutions.width)
+        with torch.autocast(input_values.device.type, enabled=False):
+            for frames, waveform, count in zip(found, input_values, samples, strict=True):
+                begin = 0
+                for block in self._convolutions(waveform[:count]):
+                    frames[begin : begin + len(block)] = block
+                    begin += len(block)
+        return found.transpose(1, 2)
+
+
+def _extractors(model: nn.Module) -> Iterator[Any]:
+    """Feature extractors that `encoder.frontend` can take the place of."""
+    for module in model.modules():
+        if hasattr(module, "feature_extractor") and why_not(module) is None:
+            yield module.feature_extractor
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
             parameter.requires_grad_(False)
     if checkpoint is not None:
         _put_weights(model, checkpoint.model, same_head=_same_head(model, checkpoint.model, task))
-    return replace_attention(model, backend=recipe.backend)
+    return replace_attention(model, backend=recipe.backend, unpad=True)
 
 
 def _head_classes() -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Recordings side by side: what each is does not depend on the others, on its length, or on how it was computed."""
+
+import pytest
+import torch
+from conftest import FAMILIES, save, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2v_attn import load_encoder
+from w2v_attn.attention import products
+from w2v_attn.encoder import blocks, encoder, frontend, ragged
+from w2v_attn.encoder.long import Long, batches_of
+
+
+def stock(folder, wave):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder).eval()
+    wave = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
+    with torch.no_grad():
+        return model(wave[None]).last_hidden_state[0]
+
+
+def noise(*seconds, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [0.1 * torch.randn(int(16_000 * length), generator=generator) for length in seconds]
+
+
+@pytest.fixture(params=["wav2vec2-group", "wav2vec2-layer"])
+def folder(request, tmp_path_factory):
+    return save(tiny_model(request.param), tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_lies_side_by_side(name, tmp_path):
+    assert load_encoder(save(tiny_model(name), tmp_path / name)).why_not_ragged is None
+
+
+@settings(max_examples=15, deadline=None)
+@given(samples=st.lists(st.integers(400, 9000), min_size=1, max_size=6), budget=st.sampled_from([1, 20, 800]))
+def test_any_recordings_in_any_packs_are_what_they_are_alone(samples, budget, shared_encoder):
+    waves = [0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in samples]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "CPU_FRAMES", budget)
+        together = shared_encoder.extract(waves, ("layer_01", "final"))
+    for wave, ours in zip(waves, together, strict=True):
+        for name, alone in shared_encoder.extract([wave], ("layer_01", "final"))[0].items():
+            torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def shared_encoder(tmp_path_factory):
+    return load_encoder(save(tiny_model("wav2vec2-group"), tmp_path_factory.mktemp("shared")))
+
+
+def test_blocks_of_the_waveform_do_not_show(folder, monkeypatch):
+    (wave,) = noise(2.1)
+    whole = load_encoder(folder).extract([wave])[0]["final"]
+    monkeypatch.setattr(frontend, "CPU_BLOCK", 7)
+    monkeypatch.setattr(frontend, "MOMENT_WINDOWS", 100)
+    torch.testing.assert_close(load_encoder(folder).extract([wave])[0]["final"], whole, rtol=0, atol=1e-5)
+
+
+def test_a_long_recording_is_exact(folder, monkeypatch):
+    monkeypatch.setattr(blocks, "LONG_ROWS", 13)
+    long, short = noise(2.1, 0.2)
+    ours = load_encoder(folder).extract([short, long], ("layer_02", "final"))
+    for wave, features in zip((short, long), ours, strict=True):
+        torch.testing.assert_close(features["final"], stock(folder, wave), rtol=0, atol=1e-4)
+
+
+def test_a_window_wider_than_the_recording_is_exact(folder):
+    waves = noise(0.9, 0.4)
+    exact = load_encoder(folder).extract(waves)
+    windowed = load_encoder(folder, long=Long(kind="window", seconds=2.0)).extract(waves)
+    for ours, theirs in zip(windowed, exact, strict=True):
+        torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [5, 13, 2000])
+@pytest.mark.parametrize("tile", [4, 256])
+def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
+    """The same features come from our layer with a mask that forbids what is further away."""
+    from w2v_attn.attention import ragged as core
+
+    monkeypatch.setattr(blocks, "LONG_ROWS", rows)
+    monkeypatch.setattr(core, "WINDOW_ROWS", tile)
+    (wave,) = noise(2.0)
+    options = Long(kind="window", seconds=0.4)  # 10 frames on either side
+    windowed = load_encoder(folder, long=options).extract([wave], ("embed", "layer_01"))[0]
+    exact = load_encoder(folder)
+    embed = exact.extract([wave], ("embed",))[0]["embed"]
+    torch.testing.assert_close(windowed["embed"], embed, rtol=0, atol=1e-6)
+    frames = torch.arange(len(embed))
+    near = (frames[:, None] - frames).abs() <= 10
+    with torch.no_grad():
+        layer = exact.model.encoder.layers[0]
+        theirs = layer(embed[None], attention_mask=near[None, None])
+    theirs = theirs if isinstance(theirs, torch.Tensor) else theirs[0]
+    torch.testing.assert_close(windowed["layer_01"], theirs[0], rtol=0, atol=1e-5)
+
+
+def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
+    waves = noise(0.3, 2.3, 0.9)
+    exact = load_encoder(folder).extract(waves, ("embed", "final"))
+    ours = load_encoder(folder, long=Long(kind="chunks", seconds=1.0, overlap=0.2)).extract(waves, ("embed", "final"))
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine["embed"], theirs["embed"], rtol=0, atol=1e-6)
+        assert mine["final"].shape == theirs["final"].shape
+    for number in (0, 2):
+        torch.testing.assert_close(ours[number]["final"], exact[number]["final"], rtol=0, atol=1e-5)
+    assert (ours[1]["final"] - exact[1]["final"]).abs().max() > 1e-6
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    seconds=st.floats(0.1, 3.0),
+    share=st.floats(0.0, 0.49),
+    frames=st.integers(1, 400),
+)
+def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, seconds, share, frames):
+    pieces = list(Long(kind="chunks", seconds=seconds, overlap=share * seconds).pieces(lengths, 50.0))
+    assert [p.first for p in pieces] == [0, *(p.last for p in pieces[:-1])]
+    assert pieces[-1].last == sum(lengths)
+    assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
+    edges = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    assert all(any(a <= p.begin and p.end <= b for a, b in zip(edges, edges[1:], strict=False)) for p in pieces)
+    assert [piece for batch in batches_of(pieces, frames) for piece in batch] == pieces
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"kind": "short"}, "exact, window, chunks"),
+        ({"kind": "window", "seconds": 0}, "above 0"),
+        ({"kind": "chunks", "seconds": 4, "overlap": 2}, "less than half"),
+    ],
+)
+def test_options_that_leave_nothing_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Long(**options)
+
+
+def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
+    ran = []
+    right = blocks.Block.__call__
+    monkeypatch.setattr(blocks.Block, "__call__", lambda self, *a, **k: ran.append(self) or right(self, *a, **k))
+    ours = load_encoder(folder)
+    ours.extract(noise(0.2), ("embed",))
+    assert not ran
+    ours.extract(noise(0.2), ("embed", "layer_02"))
+    assert len(ran) == 2
+
+
+def test_weights_that_change_are_followed(folder, tmp_path):
+    (wave,) = noise(0.5)
+    ours = load_encoder(folder)
+    before = ours.extract([wave])[0]["final"]
+    with torch.no_grad():
+        for parameter in ours.model.parameters():
+            parameter.mul_(1.1)
+    after = ours.extract([wave])[0]["final"]
+    assert (after - before).abs().max() > 1e-3
+    changed = save(ours.model, tmp_path / "changed")
+    torch.testing.assert_close(after, stock(changed, wave), rtol=0, atol=1e-4)
+
+
+def test_without_onednn_the_features_are_the_same(folder, monkeypatch):
+    waves = noise(0.7, 1.1)
+    with_it = load_encoder(folder).extract(waves)
+    monkeypatch.setattr(products, "serves", lambda x: False)
+    without = load_encoder(folder).extract(waves)
+    for ours, theirs in zip(without, with_it, strict=True):
+        torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
+
+
+def test_a_model_that_was_changed_goes_one_by_one(folder):
+    (wave,) = noise(0.5)
+    plain = load_encoder(folder)
+    theirs = plain.extract([wave])[0]["final"]
+    plain.model.encoder.layers[0].feed_forward.output_dense.register_forward_hook(lambda *_: None)
+    assert "no plain ones" in ragged.why_not(plain.model)
+    hooked = encoder.Encoder(plain.checkpoint, device=plain.device)
+    assert hooked.why_not_ragged is not None
+    torch.testing.assert_close(hooked.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no plain ones"):
+        encoder.Encoder(plain.checkpoint, device=plain.device, long=Long(kind="window"))
+
+
+def test_an_offset_of_the_waveform_costs_no_precision(folder):
+    """Group norm takes the mean off; folded into weights, it must not drown small samples in a large offset."""
+    from transformers import AutoModel
+
+    if "group" not in str(AutoModel.from_pretrained(folder).config.feat_extract_norm):
+        pytest.skip("layer norm")
+    quiet = noise(0.6)[0] * 0.01
+    ours = load_encoder(folder)
+    ours.checkpoint = type(ours.checkpoint)(**{**vars(ours.checkpoint), "do_normalize": False})
+    model = AutoModel.from_pretrained(folder).eval().double()
+    wave = (quiet + 0.5).float()
+    with torch.no_grad():
+        exact = model(wave.double()[None]).last_hidden_state[0]
+        theirs = model.float()(wave[None]).last_hidden_state[0]
+    error = (ours.extract([wave])[0]["final"].double() - exact).abs().max()
+    assert error <= max(2 * (theirs.double() - exact).abs().max(), 1e-5)
