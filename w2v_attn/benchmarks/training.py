@@ -1,4 +1,8 @@
-"""`what=training`: a step of fine-tuning with our attention and with stock's, under one Trainer, on one batch."""
+"""`what=training`: a step of fine-tuning as our trainer does it and as stock does, under one Trainer, on the same batches.
+
+Two batches: the lengths that are asked for, which stock pads to the longest, and as many recordings of their mean
+length, which is the best that grouping by length can do for stock.
+"""
 
 import gc
 import random
@@ -13,6 +17,7 @@ import torch
 
 from w2v_attn.benchmarks.measuring import peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.finetuning import frontend
 from w2v_attn.finetuning.arguments import training_arguments
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.batches import Batches
@@ -35,6 +40,7 @@ class Figure:
 
     contender: str
     ours: bool
+    batch: str
     dropout: float
     median_s: float
     least_s: float
@@ -57,36 +63,55 @@ def run(
     """The report: circumstances, settings and figures. lengths: seconds of the recordings of the batch."""
     settings = {"seconds": list(lengths), "channels": channels, "heads": heads, "layers": layers, "rounds": rounds}
     report: dict[str, Any] = {"what": "training", **circumstances(device), "settings": settings, "figures": []}
+    batches = {"ragged": list(lengths), "equal": [sum(lengths) / len(lengths)] * len(lengths)}
     for dropout in dropouts:
-        tell(f"attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
-        figures = list(_measure(lengths, channels, heads, layers, dropout, rounds, device))
-        _check_losses(figures)
-        report["figures"] += [asdict(figure) for figure in figures]
+        for name, seconds_of in batches.items():
+            tell(f"{name} lengths, attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
+            figures = list(_measure(name, seconds_of, channels, heads, layers, dropout, rounds, device))
+            _check_losses(figures)
+            report["figures"] += [asdict(figure) for figure in figures]
     return report
 
 
 def _stock(implementation: str) -> Callable[[Any], None]:
     def become(model: Any) -> None:
+        frontend.uninstall(model)
+        frontend.normalise_alone(model)  # stock's norm takes in the padding: its losses could not be compared
         restore_attention(model).set_attn_implementation(implementation)
 
     return become
 
 
-def _ours(model: Any) -> None:
-    model.set_attn_implementation("sdpa")
+def _attention_alone(model: Any) -> None:
+    _stock("sdpa")(model)
     replace_attention(model)
+
+
+def _ours(model: Any) -> None:
+    _stock("sdpa")(model)
+    frontend.uninstall(model)
+    replace_attention(model, unpad=True)
+    frontend.install(model)
 
 
 # One model becomes each of them in turn: the same weights, the same optimizer.
 _CONTENDERS: dict[str, Callable[[Any], None]] = {
     "w2v_attn": _ours,
+    "w2v_attn, attention alone": _attention_alone,
     "Hugging Face sdpa": _stock("sdpa"),
     "Hugging Face eager": _stock("eager"),
 }
 
 
 def _measure(
-    lengths: Sequence[float], channels: int, heads: int, layers: int, dropout: float, rounds: int, device: torch.device
+    name_of_batch: str,
+    lengths: Sequence[float],
+    channels: int,
+    heads: int,
+    layers: int,
+    dropout: float,
+    rounds: int,
+    device: torch.device,
 ) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         trainer, task = _trainer(channels, heads, layers, dropout, device, Path(folder))
@@ -119,7 +144,8 @@ def _measure(
         spread = times[name]
         yield Figure(
             name,
-            become is _ours,
+            become in (_ours, _attention_alone),
+            name_of_batch,
             dropout,
             statistics.median(spread),
             min(spread),
@@ -194,11 +220,11 @@ def _batch(lengths: Sequence[float], task: Ctc, model: Any) -> dict[str, Any]:
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows) for each rate of dropout; ratios are to the best peer, above 1 is faster."""
+    """(title, header, rows) for each batch and rate of dropout; ratios are to the best peer, above 1 is faster."""
     audio = sum(report["settings"]["seconds"])
-    header = ("attention", "s a step (least … most)", "audio-s/s", "× best peer", "peak MiB", "loss")
-    for dropout in dict.fromkeys(figure["dropout"] for figure in report["figures"]):
-        here = [figure for figure in report["figures"] if figure["dropout"] == dropout]
+    header = ("step", "s (least … most)", "audio-s/s", "× best peer", "peak MiB", "loss")
+    for batch, dropout in dict.fromkeys((figure["batch"], figure["dropout"]) for figure in report["figures"]):
+        here = [figure for figure in report["figures"] if (figure["batch"], figure["dropout"]) == (batch, dropout)]
         best = min(figure["median_s"] for figure in here if not figure["ours"])
         rows = [
             (
@@ -212,4 +238,4 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
             for f in here
         ]
         versions = f"{report['device']}, {report['threads']} threads, torch {report['torch']}"
-        yield f"a training step, attention dropout {dropout:g} ({versions})", header, rows
+        yield f"a training step, {batch} lengths, attention dropout {dropout:g} ({versions})", header, rows

@@ -21,11 +21,16 @@ from w2v_attn.encoder.frontend import Convolutions, why_not
 
 
 def install(model: nn.Module) -> None:
-    """Takes the place of the forward of frozen convolutions in `model`, or of their group norm over time."""
+    """Takes the place of the forward of frozen convolutions in `model`; of their group norm alone where they learn."""
     for extractor in _extractors(model):
         if not any(parameter.requires_grad for parameter in extractor.parameters()):
             extractor.forward = _Frozen(extractor)
             return
+    normalise_alone(model)
+
+
+def normalise_alone(model: nn.Module) -> None:
+    """Takes the place of the forward of every group norm over time in the frontend of `model`."""
     for layer in _layers(model):
         layer.layer_norm.forward = partial(_normalise, layer.layer_norm, layer.layer_norm.forward)
 
