@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.feature_files import feature_path, write_features
-from w2v_attn.runs import Outcome, run, write_failed
+from w2v_attn.runs import Batch, Outcome, run, write_failed
+
+# Files do not wait for each other: most of the time a writer waits for the disk.
+WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,15 @@ class Written:
 
 
 def extract_corpus(
-    encoder: Encoder, rows: Sequence[Row], output: Path, *, layers: Sequence[str], max_duration: float
+    encoder: Encoder,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    layers: Sequence[str],
+    max_duration: float,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome[Written]]:
-    """Extracts every row into a file of its own below `output`; see `runs.run` for outcomes and failures.
+    """Extracts every row into a file of its own below `output`; see `runs.run` for outcomes, failures and interruption.
 
     Raises:
         ValueError: an unknown layer, before anything is written.
@@ -38,8 +47,12 @@ def extract_corpus(
     """
     wanted = check_layers(layers, encoder.num_layers)
 
-    def process(row: Row, recording: Recording) -> Written:
-        features = encoder.extract([recording.waveform], wanted)[0]
+    def process(batch: Batch) -> list[dict[str, Tensor]]:
+        found = encoder.extract([recording.waveform for _, recording in batch], wanted)
+        # Off the GPU at once: its memory is the next batch's.
+        return [{name: tensor.cpu() for name, tensor in features.items()} for features in found]
+
+    def finish(row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
         _check_finite(features)
         path = feature_path(output, row.id)
         try:
@@ -49,7 +62,17 @@ def extract_corpus(
         frames, channels = features[wanted[-1]].shape
         return Written(path, frames, channels)
 
-    return run(rows, output, process, sample_rate=encoder.sample_rate, max_duration=max_duration)
+    return run(
+        rows,
+        output,
+        encoder,
+        process,
+        finish,
+        max_duration=max_duration,
+        budget=encoder.frame_budget(),
+        writers=WRITERS,
+        interrupted=interrupted,
+    )
 
 
 def _check_finite(features: dict[str, Tensor]) -> None:
