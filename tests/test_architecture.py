@@ -10,7 +10,16 @@ from conftest import ROOT
 PACKAGE = ROOT / "w2v_attn"
 # What stands further left may import what stands further right, never the other way round.
 ORDER = ["app", "benchmarks", "features", "finetuning", "transcription", "encoder", "pretrained", "attention"]
-ALONE = {"audio", "corpus", "feeding", "runs", "feature_files", "folders", "console", "torchaudio_import"}  # none of the above
+ALONE = {
+    "audio",
+    "corpus",
+    "feeding",
+    "runs",
+    "feature_files",
+    "folders",
+    "console",
+    "torchaudio_import",
+}  # none of the above
 MAY_PRINT = {"app.py", "console.py"}
 
 

@@ -4,7 +4,6 @@ import os
 import secrets
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,13 +19,13 @@ def feature_path(output: Path, row_id: str) -> Path:
 def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes the tensors and the metadata under `path`, which exists whole or not at all, whatever happens.
 
+    features: on the CPU, each in memory of its own, for safetensors refuses to write what is shared.
+
     Raises:
         OSError: the folder or the file cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Copies: `final` can be the very tensor that the last layer is, and safetensors refuses shared memory.
-    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in features.items()}
-    content = save(tensors, {"format": FORMAT, **metadata})
+    content = save(features, {"format": FORMAT, **metadata})
     # In the same folder, so that the last step is a rename; a name of its own, so that two writers do not meet.
     temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
     try:

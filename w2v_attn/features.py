@@ -47,13 +47,14 @@ def extract_corpus(
     """
     wanted = check_layers(layers, encoder.num_layers)
 
-    def process(batch: Batch) -> list[dict[str, Tensor]]:
+    def process(batch: Batch) -> list[dict[str, Tensor] | ValueError]:
         found = encoder.extract([recording.waveform for _, recording in batch], wanted)
-        # Off the GPU at once: its memory is the next batch's.
-        return [{name: tensor.cpu() for name, tensor in features.items()} for features in found]
+        # Off the GPU at once, for its memory is the next batch's. Copies on a CPU too: `final` can be the very tensor
+        # that the last layer is.
+        on_cpu = ({name: tensor.to("cpu", copy=True) for name, tensor in features.items()} for features in found)
+        return [_checked_finite(features) for features in on_cpu]
 
     def finish(row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
-        _check_finite(features)
         path = feature_path(output, row.id)
         try:
             write_features(path, features, _metadata(encoder, row, recording, features))
@@ -75,11 +76,12 @@ def extract_corpus(
     )
 
 
-def _check_finite(features: dict[str, Tensor]) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
-        dtype = _dtype_name(features)
-        way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
-        raise ValueError(f"its features are not finite in {dtype}{way_out}")
+def _checked_finite(features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
+    if all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
+        return features
+    dtype = _dtype_name(features)
+    way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
+    return ValueError(f"its features are not finite in {dtype}{way_out}")
 
 
 def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> dict[str, str]:

@@ -69,7 +69,7 @@ def run(
     rows: Sequence[Row],
     output: Path,
     model: Model,
-    process: Callable[[Batch], Sequence[Found]],
+    process: Callable[[Batch], Sequence[Found | ValueError]],
     finish: Callable[[Row, Recording, Found], Result],
     *,
     max_duration: float,
@@ -79,9 +79,12 @@ def run(
 ) -> Iterator[Outcome[Result]]:
     """Reads every row's recording, processes and finishes it; yields what became of it when it is finished.
 
-    process: one result for each recording of a batch, by the model, in the caller's thread. Raises ValueError where a
-        recording cannot be used, its text is the reason; out of memory, the batch is tried again in halves.
-    finish: writes a result, in a thread beside the model; what it gives is the outcome's. Raises ValueError as above.
+    process: what the model finds in each recording of a batch, in the caller's thread; a ValueError in its place where
+        the recording cannot be used, its text is the reason. Where it raises one, or is out of memory, the batch is
+        tried again in halves; memory that was short once bounds the batches that follow.
+    finish: writes what was found, in a thread beside the model; what it gives is the outcome's result. Raises
+        ValueError where the recording cannot be used. It leaves computing to `process`: a product of torch's in a
+        second thread makes all of them on a CPU slower, for OpenMP then has more threads than cores.
     max_duration: seconds; longer recordings are not used. budget: frames of a batch, or `ONE_BY_ONE`.
     writers: threads that finish results; with one, they are finished in the order of the outcomes.
     interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
@@ -120,9 +123,9 @@ def run(
             yield from finished(wait=False)
             results = _process(process, batch, limit)
             # The results of two batches at most: of the one that is being written, and of the one that waits for it.
-            yield from finished(wait=any(not isinstance(result, _Failure) for result in results))
+            yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
             for read, result in zip(batch, results, strict=True):
-                ledger.note(read.number, read.row, result.reason if isinstance(result, _Failure) else None)
+                ledger.note(read.number, read.row, str(result) if isinstance(result, ValueError) else None)
                 unfinished.append((read.number, pool.submit(_finish, finish, read, result)))
             del batch, results, read, result
         yield from finished(wait=True)
@@ -152,19 +155,12 @@ def write_failed(path: Path, error: OSError) -> Exception:
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """Takes the place of what a row should have led to."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class _Read:
     """A row and its recording, or why there is none. frames: what the model makes of it."""
 
     number: int
     row: Row
-    recording: Recording | _Failure
+    recording: Recording | ValueError
     frames: int
 
 
@@ -178,12 +174,11 @@ def _read(number: int, row: Row, model: Model, max_duration: float) -> _Read:
 
 
 def _process(
-    process: Callable[[Batch], Sequence[Found]], batch: Sequence[_Read], limit: Budget
-) -> Sequence[Found | _Failure]:
+    process: Callable[[Batch], Sequence[Found | ValueError]], batch: Sequence[_Read], limit: Budget
+) -> Sequence[Found | ValueError]:
     """What the model finds in each of a batch; a batch that fails is taken apart until it is known what failed."""
-    (first, *_) = batch
-    if isinstance(first.recording, _Failure):  # `batches` leaves it alone
-        return [first.recording]
+    if isinstance(batch[0].recording, ValueError):  # `batches` leaves it alone
+        return [batch[0].recording]
     try:
         return process([(read.row, read.recording) for read in batch if isinstance(read.recording, Recording)])
     except Exception as error:
@@ -201,23 +196,25 @@ def _process(
     return [*_process(process, batch[:half], limit), *_process(process, batch[half:], limit)]
 
 
-def _finish(finish: Callable[[Row, Recording, Found], Result], read: _Read, found: Found | _Failure) -> Outcome[Result]:
-    if isinstance(found, _Failure):
-        return Outcome(read.row, None, found.reason)
+def _finish(
+    finish: Callable[[Row, Recording, Found], Result], read: _Read, found: Found | ValueError
+) -> Outcome[Result]:
+    if isinstance(found, ValueError):
+        return Outcome(read.row, None, str(found))
     assert isinstance(read.recording, Recording)
     try:
         result = finish(read.row, read.recording, found)
     except Exception as error:
-        return Outcome(read.row, None, _failure(error).reason)
+        return Outcome(read.row, None, str(_failure(error)))
     return Outcome(read.row, result, None, read.recording.duration, read.recording.flags)
 
 
-def _failure(error: Exception) -> _Failure:
-    """What an error says of one row; raises it again where it is the end of the run, or a mistake of ours."""
+def _failure(error: Exception) -> ValueError:
+    """What an error says of one row, as one that holds no frames; raises it again where it is not about a row."""
     if isinstance(error, ValueError):
-        return _Failure(str(error))
+        return ValueError(str(error))
     if _out_of_memory(error):
-        return _Failure("does not fit into memory: cut it into pieces")
+        return ValueError("does not fit into memory: cut it into pieces")
     raise error
 
 
