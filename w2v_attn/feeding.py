@@ -166,7 +166,7 @@ def _cut(window: list[Item], budget: Budget) -> Iterator[list[Item]]:
     window.sort(key=lambda item: item.frames)
     left = sum(item.frames for item in window)
     while window:
-        share = left / ceil(left / budget.frames)  # even batches: none that is a small rest
+        share = left / ceil(left / max(1, budget.frames))  # even batches: none that is a small rest
         batch = [window.pop()]
         frames = batch[0].frames
         while window and frames + window[-1].frames <= budget.frames and frames < share:

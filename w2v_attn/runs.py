@@ -33,8 +33,8 @@ Batch = Sequence[tuple[Row, Recording]]
 LEDGER = "failures.jsonl"
 # What ends a run, for the next file would meet it too; other errors of the file system concern one file.
 FATAL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTDIR})
-# The budget of a model that takes one recording at a time: any recording has more frames, and is a batch of its own.
-ONE_BY_ONE = 1
+# The budget of a model that takes one recording at a time: none fits in, so each is a batch of its own.
+ONE_BY_ONE = 0
 
 
 class RunError(Exception):
