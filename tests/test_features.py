@@ -22,7 +22,9 @@ def encoder(group_checkpoint):
 
 
 def run(encoder, rows, output, **options):
-    return list(features.extract_corpus(encoder, rows, output, **{"layers": ("final",), "max_duration": 60, **options}))
+    """The outcomes in the order of the rows."""
+    made = features.extract_corpus(encoder, rows, output, **{"layers": ("final",), "max_duration": 60, **options})
+    return sorted(made, key=lambda outcome: rows.index(outcome.row))
 
 
 def rows_of(*paths):
@@ -148,14 +150,15 @@ def test_a_full_disk_ends_the_run_with_nothing_partial(encoder, tmp_path, monkey
         raise OSError(code, "No space left on device")
 
     if step == "write":
-        right = feature_files.os.fdopen
+        right = feature_files.Path.open
 
-        def fdopen(*arguments):
-            file = right(*arguments)
-            file.close()
-            full()
+        def opened(path, *arguments, **options):
+            if not path.name.startswith(".tmp-"):
+                return right(path, *arguments, **options)
+            right(path, *arguments, **options).close()
+            return full()
 
-        monkeypatch.setattr(feature_files.os, "fdopen", fdopen)
+        monkeypatch.setattr(feature_files.Path, "open", opened)
     else:
         monkeypatch.setattr(feature_files.os, step, full)
     with pytest.raises(runs.RunError, match="No space left"):
@@ -178,15 +181,20 @@ def test_an_output_that_is_a_file_is_told(encoder, tmp_path):
 
 
 def test_an_interruption_leaves_whole_files_only(encoder, tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
+    monkeypatch.setattr(encoder, "frame_budget", lambda: 1)
+    monkeypatch.setattr(features, "WRITERS", 1)
     rows = list_recordings(SPEECH).rows[:3]
-    made = features.extract_corpus(encoder, rows, tmp_path / "out", layers=("final",), max_duration=60)
-    next(made)
+    right, synced = feature_files.os.fsync, []
+
+    def interrupt(descriptor):
+        synced.append(descriptor)
+        if len(synced) > 2:  # of the first file and its folder
+            raise KeyboardInterrupt
+        right(descriptor)
+
     monkeypatch.setattr(feature_files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        next(made)
+        run(encoder, rows, tmp_path / "out")
     monkeypatch.undo()
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert [p.name for p in files] == [f"{rows[0].path.name}.safetensors"]

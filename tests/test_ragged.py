@@ -1,5 +1,7 @@
 """Recordings side by side: what each is does not depend on the others, on its length, or on how it was computed."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import FAMILIES, save, tiny_model
@@ -124,7 +126,7 @@ def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, se
     assert pieces[-1].last == sum(lengths)
     assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
     edges = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
-    assert all(any(a <= p.begin and p.end <= b for a, b in zip(edges, edges[1:], strict=False)) for p in pieces)
+    assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in pieces)
     assert [piece for batch in batches_of(pieces, frames) for piece in batch] == pieces
 
 

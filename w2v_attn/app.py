@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def extract(config: Any) -> int:
     max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config))
-    run = extract_corpus(encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
+    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
     outcomes, seconds, code = _watch(corpus, run)
 
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -89,7 +90,7 @@ def transcribe(config: Any) -> int:
     formats = _list(config, "formats")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
-    run = transcribe_corpus(recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
+    run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
     outcomes, seconds, code = _watch(corpus, run)
 
     heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
@@ -127,7 +128,7 @@ def evaluate(config: Any) -> int:
         corpus = replace(corpus, rows=chosen)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
-    run = evaluate_corpus(recognizer, corpus.rows, task, output, max_duration=max_duration)
+    run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, max_duration=max_duration)
     outcomes, seconds, code = _watch(corpus, run)
 
     predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -142,29 +143,34 @@ def evaluate(config: Any) -> int:
     return _conclude("Evaluated", corpus, outcomes, seconds, code, output, rows)
 
 
-def _watch(corpus: Any, run: Any) -> tuple[list[Any], float, int]:
-    """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code."""
+def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, int]:
+    """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code.
+
+    The outcomes come in the order of the corpus, whatever the order of the run.
+    """
     from w2v_attn import console
     from w2v_attn.runs import RunError
 
     outcomes: list[Any] = []
-    sizes = [_size(row.path) for row in corpus.rows]
+    sizes = {row.id: _size(row.path) for row in corpus.rows}
     started = time.monotonic()
     code = DONE
     interruption = _Interruption()
+    run = start(interrupted=lambda: interruption.code is not None)
     try:
-        with interruption, closing(run), console.ProgressLine(sum(sizes), "recordings") as progress:
-            for outcome, size in zip(run, sizes, strict=False):  # the run first: it has its own end to come to
+        with interruption, closing(run), console.ProgressLine(sum(sizes.values()), "recordings") as progress:
+            for outcome in run:
                 outcomes.append(outcome)
-                progress.advance(size, failed=outcome.reason is not None)
-                if interruption.code is not None:
-                    break
+                progress.advance(sizes[outcome.row.id], failed=outcome.reason is not None)
     except RunError as error:
         print(f"stopped: {error}. The same command goes on when that is mended", file=sys.stderr)
         code = SOME_FAILED
-    except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
+    except KeyboardInterrupt:  # the second signal did not wait for the batch at hand
         pass
-    return outcomes, time.monotonic() - started, interruption.code or code
+    seconds = time.monotonic() - started
+    places = {row_id: place for place, row_id in enumerate(sizes)}
+    outcomes.sort(key=lambda outcome: places[outcome.row.id])
+    return outcomes, seconds, interruption.code or code
 
 
 def _conclude(
@@ -423,7 +429,7 @@ def _keys(command: str) -> list[str]:
 
 
 class _Interruption:
-    """While open, Ctrl-C or SIGTERM asks the run to end after the recording at hand; a second one ends it at once.
+    """While open, Ctrl-C or SIGTERM asks the run to end after what it has at hand; a second one ends it at once.
 
     code: the exit code of what arrived; None as long as nothing did.
     """

@@ -48,6 +48,7 @@ class ProgressLine:
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 console=console(stderr=True),
+                speed_estimate_period=120,  # many outcomes at once, and then none for a batch
             )
             self._task = self._bar.add_task(what, total=self._total)
 

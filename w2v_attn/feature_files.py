@@ -1,11 +1,9 @@
 """Features as files: one safetensors file for each recording, whole or not there at all."""
 
 import os
-import tempfile
-from contextlib import suppress
+import secrets
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,34 +19,25 @@ def feature_path(output: Path, row_id: str) -> Path:
 def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes the tensors and the metadata under `path`, which exists whole or not at all, whatever happens.
 
+    features: on the CPU, each in memory of its own, for safetensors refuses to write what is shared.
+
     Raises:
         OSError: the folder or the file cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Copies: `final` can be the very tensor that the last layer is, and safetensors refuses shared memory.
-    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in features.items()}
-    content = save(tensors, {"format": FORMAT, **metadata})
-    # In the same folder, so that the last step is a rename; a name of its own, so that two runs do not meet.
-    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    content = save(features, {"format": FORMAT, **metadata})
+    # In the same folder, so that the last step is a rename; a name of its own, so that two writers do not meet.
+    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):  # renamed already: the interruption came just after
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)  # it may be renamed already: the interruption came just after
         raise
     _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    """The process's mask for new files; mkstemp makes files that only their owner reads."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

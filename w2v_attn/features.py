@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.feature_files import feature_path, write_features
-from w2v_attn.runs import Outcome, run, write_failed
+from w2v_attn.runs import Batch, Outcome, run, write_failed
+
+# Files do not wait for each other: most of the time a writer waits for the disk.
+WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,15 @@ class Written:
 
 
 def extract_corpus(
-    encoder: Encoder, rows: Sequence[Row], output: Path, *, layers: Sequence[str], max_duration: float
+    encoder: Encoder,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    layers: Sequence[str],
+    max_duration: float,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome[Written]]:
-    """Extracts every row into a file of its own below `output`; see `runs.run` for outcomes and failures.
+    """Extracts every row into a file of its own below `output`; see `runs.run` for outcomes, failures and interruption.
 
     Raises:
         ValueError: an unknown layer, before anything is written.
@@ -38,9 +47,14 @@ def extract_corpus(
     """
     wanted = check_layers(layers, encoder.num_layers)
 
-    def process(row: Row, recording: Recording) -> Written:
-        features = encoder.extract([recording.waveform], wanted)[0]
-        _check_finite(features)
+    def process(batch: Batch) -> list[dict[str, Tensor] | ValueError]:
+        found = encoder.extract([recording.waveform for _, recording in batch], wanted)
+        # Off the GPU at once, for its memory is the next batch's. Copies on a CPU too: `final` can be the very tensor
+        # that the last layer is.
+        on_cpu = ({name: tensor.to("cpu", copy=True) for name, tensor in features.items()} for features in found)
+        return [_checked_finite(features) for features in on_cpu]
+
+    def finish(row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
         path = feature_path(output, row.id)
         try:
             write_features(path, features, _metadata(encoder, row, recording, features))
@@ -49,14 +63,25 @@ def extract_corpus(
         frames, channels = features[wanted[-1]].shape
         return Written(path, frames, channels)
 
-    return run(rows, output, process, sample_rate=encoder.sample_rate, max_duration=max_duration)
+    return run(
+        rows,
+        output,
+        encoder,
+        process,
+        finish,
+        max_duration=max_duration,
+        budget=encoder.frame_budget(),
+        writers=WRITERS,
+        interrupted=interrupted,
+    )
 
 
-def _check_finite(features: dict[str, Tensor]) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
-        dtype = _dtype_name(features)
-        way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
-        raise ValueError(f"its features are not finite in {dtype}{way_out}")
+def _checked_finite(features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
+    if all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
+        return features
+    dtype = _dtype_name(features)
+    way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
+    return ValueError(f"its features are not finite in {dtype}{way_out}")
 
 
 def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> dict[str, str]:

@@ -100,9 +100,7 @@ def backward(
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
     q, k, v, do = (_together(x, dtype) for x in (q, k, v, do))
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    dbias = (
-        torch.zeros(mask.bias.shape, dtype=dtype, device=q.device) if needs_bias and mask.bias is not None else None
-    )
+    dbias = torch.zeros(mask.bias.shape, dtype=dtype, device=q.device) if needs_bias and mask.bias is not None else None
     delta = row_sums(do, o.to(dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)

@@ -1,9 +1,21 @@
-"""A grouped convolution with a long kernel over recordings that lie side by side, each for itself, by Fourier transform.
+"""A grouped convolution with a long kernel by Fourier transform, over recordings that lie side by side, each for itself.
 
 wav2vec 2.0's positional convolution, 128 frames long, is the one place where a direct product is a waste: by Fourier
-transform it takes 39 times fewer operations. With windows of N frames that overlap by kernel − 1, X(f) the transform of a window and W(f)
-that of the kernel, Y(f) = X(f) conj(W(f)) is the transform of the correlation, right in its first N − kernel + 1
-frames: one small product of channels for each frequency and group.
+transform it takes 39 times fewer operations.
+
+Legend: K kernel, N window (a power of two), hop = N − K + 1, f a frequency of N, G groups; i and o channels of a group
+that go in and come out. x is a window of N frames, beginning K // 2 frames before the first it gives. Hats are discrete
+Fourier transforms over a window, the bar is the complex conjugate.
+
+Forward
+    (1)  yₒ[t] = Σᵢ Σₖ wₒᵢ[k] xᵢ[t + k]            as a circular correlation, right for t < hop
+         ŷₒ(f) = Σᵢ x̂ᵢ(f) ŵ̄ₒᵢ(f)                   one small product of channels for each frequency and group
+
+Backward, with dy zero from hop on
+    (1)  dx̂ᵢ(f) = Σₒ dŷₒ(f) ŵₒᵢ(f)                 windows overlap: their dx add up
+         dŵₒᵢ(f) = Σ x̂ᵢ(f) dŷ̄ₒ(f) over windows     of which the first K taps are dw
+
+X and W are kept, not their transforms; a group at a time is transformed, so that memory stays small.
 
 Source: A. V. Oppenheim and R. W. Schafer, "Discrete-Time Signal Processing", section 8.7, overlap-save.
 """
@@ -15,14 +27,38 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Windows transformed at once: about 2000 frames.
 MOST_WINDOWS = 16
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Frames `begin` to `end` of a recording that lies from `first` to `last`."""
+class Kernel:
+    """The sizes of a convolution: taps, groups, and the window it is computed in."""
+
+    taps: int
+    groups: int
+
+    @property
+    def window(self) -> int:
+        """N: the least power of two that is at least twice as long."""
+        return 1 << (2 * self.taps - 1).bit_length()
+
+    @property
+    def alone(self) -> "Kernel":
+        """That of one group."""
+        return Kernel(self.taps, 1)
+
+    @property
+    def hop(self) -> int:
+        """Frames that a window gives."""
+        return self.window - self.taps + 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames `begin` to `end` of a recording that lies from `first` to `last`, in so many windows."""
 
     first: int
     last: int
@@ -41,12 +77,11 @@ class FourierConvolution:
     def __init__(
         self, convolution: nn.Conv1d, activation: Any, norm: nn.BatchNorm1d | None, dtype: torch.dtype, *, live: bool
     ):
-        self._convolution = convolution
-        (self._kernel,), self._groups = convolution.kernel_size, convolution.groups
-        self._window = 1 << (2 * self._kernel - 1).bit_length()
-        self._hop = self._window - self._kernel + 1
-        self._activation, self._norm, self._dtype = activation, norm, dtype
-        self._spectrum = None if live else self._transform()
+        self._convolution, self._activation, self._norm, self._dtype = convolution, activation, norm, dtype
+        self._kernel = Kernel(convolution.kernel_size[0], convolution.groups)
+        self._spectrum = (
+            None if live else spectrum_of(convolution.weight.detach().to(dtype), self._kernel).conj().resolve_conj()
+        )
 
     @classmethod
     def of(cls, module: Any, dtype: torch.dtype, *, live: bool = False) -> "FourierConvolution | None":
@@ -58,61 +93,135 @@ class FourierConvolution:
             return None
         return cls(convolution, module.activation, getattr(module, "batch_norm", None), dtype, live=live)
 
-    def _transform(self) -> tuple[Tensor, Tensor | None]:
-        """conj(W(f)) as [f · group, in of the group, out of the group], and the bias."""
-        convolution, groups = self._convolution, self._groups
-        out, wide = convolution.out_channels, convolution.in_channels // groups
-        spectrum = torch.fft.rfft(convolution.weight.to(self._dtype), n=self._window).conj()
-        spectrum = spectrum.view(groups, out // groups, wide, -1).permute(3, 0, 2, 1).flatten(0, 1).contiguous()
-        return spectrum, None if convolution.bias is None else convolution.bias.to(self._dtype)
-
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         """[ΣT, C] of recordings of `lengths` frames -> [ΣT, C]. Memory beside the result does not grow with it."""
-        spectrum, bias = self._transform() if self._spectrum is None else self._spectrum
-        found = torch.empty_like(frames, dtype=self._dtype)
-        for pieces in self._batches(lengths):
-            windows = torch.cat([self._windows(frames, piece) for piece in pieces])
-            convolved = self._convolve(windows, spectrum).split([piece.num_windows for piece in pieces])
-            for piece, part in zip(pieces, convolved, strict=True):
-                found[piece.begin : piece.end] = part.flatten(0, 1)[: piece.end - piece.begin]
-        return self._activation(found if bias is None else found.add_(bias))
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list["_Piece"]]:
-        """All frames in pieces of one recording each, as many at once as make `MOST_WINDOWS`."""
-        batch: list[_Piece] = []
-        first = room = 0
-        for length in lengths:
-            last = first + length
-            for begin in range(first, last, MOST_WINDOWS * self._hop):
-                end = min(begin + MOST_WINDOWS * self._hop, last)
-                piece = _Piece(first, last, begin, end, -(-(end - begin) // self._hop))
-                if batch and piece.num_windows > room:
-                    yield batch
-                    batch = []
-                room = (room if batch else MOST_WINDOWS) - piece.num_windows
-                batch.append(piece)
-            first = last
-        if batch:
-            yield batch
-
-    def _windows(self, frames: Tensor, piece: "_Piece") -> Tensor:
-        """[windows, C, N] that overlap; zeros before and after the recording."""
-        before = self._kernel // 2
-        begin, end = piece.begin - before, piece.begin - before + (piece.num_windows - 1) * self._hop + self._window
-        inside = frames[max(begin, piece.first) : min(end, piece.last)]
+        frames = frames.to(self._dtype)
         if self._norm is not None:
-            inside = _batch_norm(inside, self._norm)
-        padded = F.pad(inside, (0, 0, max(piece.first - begin, 0), max(end - piece.last, 0)))
-        return padded.unfold(0, self._window, self._hop)
+            frames = _batch_norm(frames, self._norm)
+        if self._spectrum is None:
+            weight = self._convolution.weight.to(self._dtype)
+            found = GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel)
+        else:
+            found = torch.empty_like(frames)
+            for pieces in pieces_of(lengths, self._kernel):
+                windows = windows_of(frames, pieces, self._kernel)
+                write_back(found, correlate(windows, self._spectrum, self._kernel), pieces)
+        bias = self._convolution.bias
+        return self._activation(found if bias is None else found + bias.to(self._dtype))
 
-    def _convolve(self, windows: Tensor, kernels: Tensor) -> Tensor:
-        """[windows, C, N] -> [windows, N − kernel + 1, C]."""
-        count, C, _ = windows.shape
-        G, frequencies = self._groups, self._window // 2 + 1
-        spectrum = torch.fft.rfft(windows.to(self._dtype)).view(count, G, C // G, frequencies)
-        product = torch.bmm(spectrum.permute(3, 1, 0, 2).reshape(frequencies * G, count, C // G), kernels)
-        product = product.view(frequencies, G, count, -1).permute(2, 0, 1, 3).reshape(count, frequencies, -1)
-        return torch.fft.irfft(product, n=self._window, dim=1)[:, : self._hop]
+
+class GroupedCorrelation(torch.autograd.Function):
+    """frames [ΣT, C] and weight [C, C / G, K] -> [ΣT, C], step (1), a group at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, weight: Tensor, lengths: tuple[int, ...], kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(frames, weight)
+        ctx.lengths, ctx.kernel = lengths, kernel
+        found = torch.empty_like(frames)
+        channels = frames.shape[1] // kernel.groups
+        for group in range(kernel.groups):
+            here = slice(group * channels, (group + 1) * channels)
+            spectrum = spectrum_of(weight[here], kernel.alone).conj().resolve_conj()
+            for pieces in pieces_of(lengths, kernel):
+                windows = windows_of(frames[:, here], pieces, kernel)
+                write_back(found[:, here], correlate(windows, spectrum, kernel.alone), pieces)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        frames, weight = ctx.saved_tensors
+        kernel, needs_weight = ctx.kernel, ctx.needs_input_grad[1]
+        dx, dw = torch.zeros_like(frames), torch.empty_like(weight) if needs_weight else None
+        channels = frames.shape[1] // kernel.groups
+        for group in range(kernel.groups):
+            here = slice(group * channels, (group + 1) * channels)
+            spectrum = spectrum_of(weight[here], kernel.alone)
+            dspectrum = torch.zeros_like(spectrum)
+            for pieces in pieces_of(ctx.lengths, kernel):
+                gradients = _padded_gradients(dy[:, here], pieces, kernel)  # dŷ, [f, windows, o]
+                back = torch.bmm(gradients, spectrum.transpose(1, 2))
+                add_back(dx[:, here], torch.fft.irfft(back, n=kernel.window, dim=0).transpose(0, 1), pieces, kernel)
+                if needs_weight:
+                    windows = torch.fft.rfft(windows_of(frames[:, here], pieces, kernel)).permute(2, 1, 0)
+                    dspectrum += torch.bmm(windows.contiguous(), gradients.conj().resolve_conj())
+            if dw is not None:
+                dw[here] = torch.fft.irfft(dspectrum, n=kernel.window, dim=0)[: kernel.taps].permute(2, 1, 0)
+        return dx, dw, None, None
+
+
+def spectrum_of(weight: Tensor, kernel: Kernel) -> Tensor:
+    """ŵ as [f · group, i, o], from the weight of a convolution, [C, C / G, K]."""
+    spectrum = torch.fft.rfft(weight, n=kernel.window)
+    out, wide, _ = spectrum.shape
+    return spectrum.view(kernel.groups, out // kernel.groups, wide, -1).permute(3, 0, 2, 1).flatten(0, 1).contiguous()
+
+
+def correlate(windows: Tensor, conjugate: Tensor, kernel: Kernel) -> Tensor:
+    """Step (1): [windows, C, N] and ŵ̄ [f · group, i, o] -> [windows, hop, C]."""
+    count, C, _ = windows.shape
+    G, frequencies = kernel.groups, kernel.window // 2 + 1
+    spectrum = torch.fft.rfft(windows).view(count, G, C // G, frequencies)
+    product = torch.bmm(spectrum.permute(3, 1, 0, 2).reshape(frequencies * G, count, C // G), conjugate)
+    product = product.view(frequencies, G, count, -1).permute(2, 0, 1, 3).reshape(count, frequencies, -1)
+    return torch.fft.irfft(product, n=kernel.window, dim=1)[:, : kernel.hop]
+
+
+def pieces_of(lengths: Sequence[int], kernel: Kernel) -> Iterator[list[Piece]]:
+    """All frames in pieces of one recording each, as many at once as make `MOST_WINDOWS`."""
+    batch: list[Piece] = []
+    first = room = 0
+    for length in lengths:
+        last = first + length
+        for begin in range(first, last, MOST_WINDOWS * kernel.hop):
+            end = min(begin + MOST_WINDOWS * kernel.hop, last)
+            piece = Piece(first, last, begin, end, -(-(end - begin) // kernel.hop))
+            if batch and piece.num_windows > room:
+                yield batch
+                batch = []
+            room = (room if batch else MOST_WINDOWS) - piece.num_windows
+            batch.append(piece)
+        first = last
+    if batch:
+        yield batch
+
+
+def windows_of(frames: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:
+    """[windows, C, N] that overlap; zeros before and after each recording."""
+    found = []
+    for piece in pieces:
+        begin = piece.begin - kernel.taps // 2
+        end = begin + (piece.num_windows - 1) * kernel.hop + kernel.window
+        inside = frames[max(begin, piece.first) : min(end, piece.last)]
+        padded = F.pad(inside, (0, 0, max(piece.first - begin, 0), max(end - piece.last, 0)))
+        found.append(padded.unfold(0, kernel.window, kernel.hop))
+    return torch.cat(found)
+
+
+def write_back(frames: Tensor, convolved: Tensor, pieces: Sequence[Piece]) -> None:
+    """What windows gave, [windows, hop, C], into the frames of their pieces."""
+    for piece, part in zip(pieces, convolved.split([piece.num_windows for piece in pieces]), strict=True):
+        frames[piece.begin : piece.end] = part.flatten(0, 1)[: piece.end - piece.begin]
+
+
+def add_back(frames: Tensor, windows: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> None:
+    """Undoes `windows_of`: adds [windows, N, C] to the frames that they were taken from."""
+    window = iter(windows)
+    for piece in pieces:
+        begin = piece.begin - kernel.taps // 2
+        for at in range(begin, begin + piece.num_windows * kernel.hop, kernel.hop):
+            low, high = max(at, piece.first), min(at + kernel.window, piece.last)
+            frames[low:high] += next(window)[low - at : high - at]
+
+
+def _padded_gradients(dy: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:
+    """dŷ of each window, zero from hop on: [f, windows, C]."""
+    parts = []
+    for piece in pieces:
+        count = piece.num_windows * kernel.hop
+        padded = F.pad(dy[piece.begin : piece.end], (0, 0, 0, count - (piece.end - piece.begin)))
+        parts.append(padded.view(piece.num_windows, kernel.hop, -1))
+    return torch.fft.rfft(torch.cat(parts), n=kernel.window, dim=1).transpose(0, 1).contiguous()
 
 
 def _batch_norm(frames: Tensor, norm: nn.BatchNorm1d) -> Tensor:

@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
 
 class _Recipe(NamedTuple):
-    """How the heads were attended, for their backward. parts: recordings that lie side by side, a core and memory each."""
+    """How the heads were attended, for their backward. parts: core and memory of each recording that lies apart."""
 
     parts: tuple[tuple[cores.Core, Any], ...]
     options: Options
@@ -196,7 +196,7 @@ def _attend(
         o, lse, part = attend(q, k, v)
         scores = _scores(q, k, mask, options.scale) if options.return_scores else None
         return o, lse, scores, _Recipe((part,), options)
-    assert mask.only_padding() and mask.padding is None and not mask.causal and not options.return_scores
+    assert not (mask.forbids or mask.causal or options.return_scores)
     recordings = zip(*(x.split(list(options.lengths), 2) for x in (q, k, v)), strict=True)
     outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
@@ -208,8 +208,8 @@ def _attend(
 def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
     """The log-sum-exp of each recording, [1, H, ΣT]; what nobody reads where there is none."""
     dtype = mathematics.softmax_dtype(outputs[0])
-    filled = [o.new_empty(o.shape[:3], dtype=dtype) if lse is None else lse for lse, o in zip(sums, outputs, strict=True)]
-    return torch.cat(filled, 2)
+    pairs = zip(sums, outputs, strict=True)
+    return torch.cat([o.new_empty(o.shape[:3], dtype=dtype) if lse is None else lse for lse, o in pairs], 2)
 
 
 def _attend_backward(

@@ -162,9 +162,7 @@ def row_sums(do_BHTE: Tensor, o_BHTE: Tensor) -> Tensor:
     return (do_BHTE * o_BHTE).sum(-1)
 
 
-def probabilities(
-    scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None
-) -> Tensor:
+def probabilities(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
     """P of (3), [H, I, T]; a tile holds whole rows, so forward and backward find their sums alike."""
     s_HIT = masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT)
     if bias_HIT is None and allowed_HIT is None:

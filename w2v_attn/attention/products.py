@@ -47,7 +47,7 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 
 
 def transposed_times(a: Tensor, b: Tensor) -> Tensor:
-    """aᵀ b for each of a batch, [G, M, N]. a: [G, K, M], b: [G, K, N]; computed as (bᵀ a)ᵀ, which leaves a as it lies."""
+    """aᵀ b for each of a batch, [G, M, N]. a: [G, K, M], b: [G, K, N]; as (bᵀ a)ᵀ, for a is the large one."""
     return times_transposed(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
 
 

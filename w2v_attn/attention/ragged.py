@@ -57,7 +57,7 @@ def attend_window(
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
-    """Steps (2) to (5) for some rows of a recording against all its keys: [I, H·E]. q: [I, H·D], k and v: all frames."""
+    """Steps (2) to (5) for some rows of a recording, q [I, H·D], against all its keys and values: [I, H·E]."""
     rows = len(q) if q.device.type != "cpu" else max(LEAST_ROWS, CPU_TILE // len(k))
     return _rows(q, k, v, num_heads, scale, rows)
 

@@ -1,4 +1,4 @@
-"""`what=training`: a step of fine-tuning as our trainer does it and as stock does, under one Trainer, on the same batches.
+"""`what=training`: a step of fine-tuning with our encoder and with stock's, under one Trainer, on the same batches.
 
 Two batches: the lengths that are asked for, which stock pads to the longest, and as many recordings of their mean
 length, which is the best that grouping by length can do for stock.

@@ -88,7 +88,7 @@ class Block:
         return (layer_norm(x, self._norm) if self._norm_first else x).to(self._dtype)
 
     def _finish(self, x: Tensor, o: Tensor) -> Tensor:
-        """What follows the core: from the block's input x and what the heads return, both [N, C], the block's output."""
+        """What follows the core: the block's output, from its input x and what the heads return, both [N, C]."""
         y = _add(self._out(o), x)
         if self._norm_first:
             y = _add(self._feed_forward(layer_norm(y, self._final_norm)), y)

@@ -13,8 +13,8 @@ from w2v_attn.encoder.long import Long
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 
-# Frames that go through the blocks together: what a block keeps of them stays near a CPU's caches, fills a GPU.
-CPU_FRAMES, ACCELERATOR_FRAMES = 800, 1 << 16
+# Frames that go through the blocks together on a CPU: what a block keeps of them stays near the caches.
+CPU_FRAMES = 800
 
 
 def load_encoder(
@@ -84,12 +84,6 @@ class Encoder(WaveformModel):
             found += self._ragged.run(prepared, wanted, long=self._long, frame_rate=self.frame_rate("embed"))
         return found
 
-    def count_frames(self, samples: int) -> int:
-        """Frames of a waveform of so many samples, as the convolutions give them."""
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
-
     @cached_property
     def _ragged(self) -> ragged.RaggedEncoder:
         """Made at the first use: its copies of the weights take a moment, and as much memory again."""
@@ -97,7 +91,7 @@ class Encoder(WaveformModel):
 
     def _packs(self, waveforms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """The waveforms in order, as many together as the caches hold; a longer one stands alone."""
-        budget = CPU_FRAMES if self.device.type == "cpu" else ACCELERATOR_FRAMES
+        budget = CPU_FRAMES if self.device.type == "cpu" else self.frame_budget()
         pack: list[Tensor] = []
         frames = 0
         for waveform in waveforms:

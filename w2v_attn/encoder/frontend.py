@@ -187,9 +187,7 @@ def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor,
 def _convolution(layer: Any) -> Convolution:
     conv, norm = layer.conv, getattr(layer, "layer_norm", None)
     linear = products.prepare(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
-    return Convolution(
-        conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, is_gelu(layer.activation)
-    )
+    return Convolution(conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, is_gelu(layer.activation))
 
 
 def _projection(model: Any) -> tuple[nn.LayerNorm | None, products.Packed | products.Plain | None]:

@@ -1,9 +1,9 @@
 """How recordings are taken that are long: exactly, or in one of two ways that cost less and are not exact.
 
 Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `window` lets every frame attend
-only those near it; `chunks` runs the blocks over overlapping pieces and keeps the middle of each. In both, convolutions,
-their norm over time and the positional convolution are those of the whole recording, and recordings of at most
-`seconds` are exact.
+only those near it; `chunks` runs the blocks over overlapping pieces and keeps the middle of each. In both, the
+convolutions, their norm over time and the positional convolution are those of the whole recording, and recordings of at
+most `seconds` are exact.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

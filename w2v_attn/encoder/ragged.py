@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.mathematics import softmax_dtype
@@ -130,7 +130,8 @@ class RaggedEncoder:
         parts = []
         for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]
-            places, pooled = self._model.encoder.pos_conv_embed(channels_first), F.avg_pool1d(channels_first, self._squeeze)
+            places = self._model.encoder.pos_conv_embed(channels_first)
+            pooled = F.avg_pool1d(channels_first, self._squeeze)
             count = min(places.shape[-1], pooled.shape[-1])
             parts.append((pooled[..., :count].to(self._wide) + places[..., :count])[0].T)
         return torch.cat(parts), [len(part) for part in parts]
@@ -150,4 +151,3 @@ class RaggedEncoder:
         self._frontend = Frontend(model)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]
-

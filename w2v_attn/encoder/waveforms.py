@@ -12,6 +12,9 @@ from w2v_attn.pretrained.replace import replace_attention
 # Samples that are brought to float64 at once.
 BLOCK = 1 << 20
 
+# Frames of a batch. On a CPU larger ones are not faster; beyond the other, a GPU has nothing left to gain.
+CPU_BUDGET, MOST_FRAMES = 2048, 65_536
+
 
 def find_device(device: str) -> torch.device:
     """ "auto" as a device that is there; any other name as torch knows it.
@@ -82,6 +85,21 @@ class WaveformModel:
     def least_samples(self) -> int:
         """Samples of the shortest waveform that gives a frame."""
         return least_samples(self.config)
+
+    def count_frames(self, samples: int) -> int:
+        """Frames that the convolutions make of so many samples."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def frame_budget(self) -> int:
+        """Frames of a batch, over all its recordings, that fit into the memory there is."""
+        if self.device.type != "cuda":
+            return CPU_BUDGET
+        free, _ = torch.cuda.mem_get_info(self.device)
+        # Widest is a feed-forward; some dozen tensors of a block's own width stand beside it, at most in float32.
+        bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)
+        return max(1, min(MOST_FRAMES, free // 2 // bytes_of_frame))
 
     def frame_rate(self, layer: str = "final") -> float:
         """Frames a second in this layer."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from w2v_attn.audio.reading import Recording
@@ -15,7 +15,7 @@ from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.classification import Classification
 from w2v_attn.finetuning.tasks.ctc import Ctc
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs import Outcome, RunError, run
+from w2v_attn.runs import ONE_BY_ONE, Batch, Outcome, RunError, run
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
 
 METRICS = "metrics.json"
@@ -38,25 +38,42 @@ def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Tas
 
 
 def evaluate_corpus(
-    recognizer: Recognizer, rows: Sequence[Row], task: Task, output: Path, *, max_duration: float
+    recognizer: Recognizer,
+    rows: Sequence[Row],
+    task: Task,
+    output: Path,
+    *,
+    max_duration: float,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome[Prediction]]:
     """Recognises every row; at the end writes metrics.json, predictions.jsonl and what the task draws into `output`.
 
-    See `runs.run` for outcomes and failures; a row without a text (a label) is one.
+    See `runs.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
 
     Raises:
         RunError: the output cannot be written (disk full, gone, read-only).
     """
-    predictions: list[Prediction] = []
 
-    def process(row: Row, recording: Recording) -> Prediction:
+    def process(batch: Batch) -> list[Prediction]:
+        return [predicted(row, recording) for row, recording in batch]
+
+    def predicted(row: Row, recording: Recording) -> Prediction:
         if not task.is_labelled(row):
             raise DataError("has nothing to compare with: no text or label")
-        predictions.append(predict_one(recognizer, row, task, recording.waveform))
-        return predictions[-1]
+        return predict_one(recognizer, row, task, recording.waveform)
 
-    yield from run(rows, output, process, sample_rate=recognizer.sample_rate, max_duration=max_duration)
-    if predictions:
+    def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
+        return prediction
+
+    options = {"max_duration": max_duration, "budget": ONE_BY_ONE, "interrupted": interrupted}
+    predictions: list[Prediction] = []
+    reached = 0
+    for outcome in run(rows, output, recognizer, process, finish, **options):
+        reached += 1
+        if outcome.result is not None:
+            predictions.append(outcome.result)
+        yield outcome
+    if predictions and reached == len(rows):  # metrics of a part would be taken for those of all
         try:
             save_predictions(predictions, task, output)
             temporary = output / f".{METRICS}"

@@ -1,4 +1,4 @@
-"""Hugging Face's encoders without work on padding: a batch is unpadded once, and its frames go side by side, [1, ΣT, C].
+"""Hugging Face's encoders without work on padding: a batch is unpadded once, its frames side by side, [1, ΣT, C].
 
 An encoder and the feed-forwards of its blocks are swapped in place, like attention: what goes in and what comes out is
 what stock takes and gives, [B, T, C] and a mask. Between them only the attention and the positional convolution know
@@ -43,7 +43,8 @@ class UnpaddedEncoder:
         if lengths is None or self._is_recorded(kwargs):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         places = None if attention_mask is None else attention_mask.flatten().nonzero()[:, 0]
-        return BaseModelOutput(last_hidden_state=_pad(self._blocks(_unpad(hidden_states, places), lengths), places, hidden_states))  # type: ignore[arg-type]
+        frames = self._blocks(_unpad(hidden_states, places), lengths)
+        return BaseModelOutput(last_hidden_state=_pad(frames, places, hidden_states))  # type: ignore[arg-type]
 
     def _blocks(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """[ΣT, C] -> [ΣT, C]."""
@@ -78,7 +79,8 @@ class OurFeedForward:
         if not (is_plain(self.intermediate_dense) and is_plain(self.output_dense)):
             return super().forward(hidden_states)  # type: ignore[misc]
         rate = self.intermediate_dropout.p if self.training else 0.0
-        return self.output_dropout(feed_forward(hidden_states, self.intermediate_dense, self.output_dense, dropout=rate))
+        y = feed_forward(hidden_states, self.intermediate_dense, self.output_dense, dropout=rate)
+        return self.output_dropout(y)
 
 
 def unpad_encoders(model: nn.Module) -> None:
@@ -141,7 +143,9 @@ _PREFIXES = {
     for module, attention in FAMILIES.values()
     if (prefix := attention.removesuffix("Attention")) != "SEW"  # its encoder squeezes batches as they are padded
 }
-_ENCODERS = {f"{prefix}{name}": at for prefix, at in _PREFIXES.items() for name in ("Encoder", "EncoderStableLayerNorm")}
+_ENCODERS = {
+    f"{prefix}Encoder{kind}": module for prefix, module in _PREFIXES.items() for kind in ("", "StableLayerNorm")
+}
 _FEED_FORWARDS = {f"{prefix}FeedForward": module for prefix, module in _PREFIXES.items()}
 
 

@@ -1,19 +1,26 @@
 """The transcription run: rows -> waveforms -> transcripts -> files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs import Outcome, run, write_failed
+from w2v_attn.runs import ONE_BY_ONE, Batch, Outcome, run, write_failed
 from w2v_attn.transcription.files import FORMATS, TranscriptWriter
 from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript
 
 
 def transcribe_corpus(
-    recognizer: Recognizer, rows: Sequence[Row], output: Path, *, formats: Sequence[str], max_duration: float
+    recognizer: Recognizer,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    formats: Sequence[str],
+    max_duration: float,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome[Transcript | Label]]:
-    """Transcribes every row into files in `output`; see `runs.run` for outcomes and failures.
+    """Transcribes every row into files in `output`; see `runs.run` for outcomes, failures and interruption.
 
     formats: what to write beside transcripts.jsonl, of txt, srt, vtt.
 
@@ -24,20 +31,24 @@ def transcribe_corpus(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
-    return _transcribe(recognizer, rows, output, tuple(formats), max_duration)
+    return _transcribe(
+        recognizer, rows, output, tuple(formats), max_duration=max_duration, budget=ONE_BY_ONE, interrupted=interrupted
+    )
 
 
 def _transcribe(
-    recognizer: Recognizer, rows: Sequence[Row], output: Path, formats: tuple[str, ...], max_duration: float
+    recognizer: Recognizer, rows: Sequence[Row], output: Path, formats: tuple[str, ...], **options: Any
 ) -> Iterator[Outcome[Transcript | Label]]:
+    def process(batch: Batch) -> list[Transcript | Label]:
+        return [recognizer.recognize(recording.waveform) for _, recording in batch]
+
     with TranscriptWriter(output, formats) as writer:
 
-        def process(row: Row, recording: Recording) -> Transcript | Label:
-            found = recognizer.recognize(recording.waveform)
+        def finish(row: Row, recording: Recording, found: Transcript | Label) -> Transcript | Label:
             try:
                 writer.write(row, found)
             except OSError as error:
                 raise write_failed(output / row.id, error) from error
             return found
 
-        yield from run(rows, output, process, sample_rate=recognizer.sample_rate, max_duration=max_duration)
+        yield from run(rows, output, recognizer, process, finish, **options)
