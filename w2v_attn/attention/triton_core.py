@@ -13,6 +13,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 256
+CAPABILITY = (8, 0)  # older ones have no bfloat16, and Triton no use for their tensor cores
 # What tl.dot multiplies is at least this wide.
 LEAST_CHANNELS = 16
 # Rows of which δ is summed at a time: as many as keep a memory-bound kernel busy.
@@ -30,25 +31,30 @@ class Tiles(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The tiles of the three large kernels."""
+    """The tiles of the large kernels. With a table, dq's also sums dS along the diagonals of a tile."""
 
     forward: Tiles
     backward_keys: Tiles
     backward_rows: Tiles
+    backward_rows_table: Tiles
 
 
-# By the wider of both head sizes, padded. The side a program keeps is long (it is read once, and decides how often the
-# other side is read again), the side it loops over short enough that two or three tiles of it wait in shared memory.
+# By the wider of both head sizes, padded. The side a program keeps is long, because it decides how often the other side
+# is read again; the side it loops over is short enough that two or three tiles of it wait in shared memory, of which
+# consumer cards have 99 KiB. The limit are 255 registers a thread: the 64-wide tiles need no more (compiled for sm_90),
+# and two or more programs of each kernel but dk's and dv's fit a multiprocessor, so that one multiplies while another
+# one takes exponentials. A tensor core's tile has 64 rows for each four warps.
+# Tiles do not depend on the lengths in a batch: so neither do a recording's results, to the last bit.
 HALF_PLANS = {
-    64: Plan(Tiles(128, 64, 4, 3), Tiles(64, 128, 8, 3), Tiles(128, 64, 8, 3)),
-    128: Plan(Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 2), Tiles(128, 64, 8, 2)),
-    256: Plan(Tiles(64, 32, 4, 3), Tiles(32, 64, 8, 2), Tiles(64, 32, 8, 2)),
+    64: Plan(Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 3), Tiles(64, 64, 4, 3), Tiles(64, 32, 4, 3)),
+    128: Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 2), Tiles(64, 32, 4, 2)),
+    256: Plan(Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 2)),
 }
-# Exact products of float32 run on the ordinary units, whose factors are registers: tiles are small.
+# Exact products of float32 run on the ordinary units, which take their factors from registers: tiles are small.
 SINGLE_PLANS = {
-    64: Plan(Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 2)),
-    128: Plan(Tiles(32, 32, 4, 2), Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    256: Plan(Tiles(32, 16, 4, 1), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1)),
+    64: Plan(Tiles(64, 32, 8, 2), Tiles(32, 32, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 32, 4, 2)),
+    128: Plan(Tiles(32, 32, 8, 2), Tiles(16, 32, 8, 1), Tiles(32, 16, 8, 1), Tiles(32, 16, 8, 1)),
+    256: Plan(Tiles(32, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
 }
 
 
@@ -59,14 +65,15 @@ def why_not(q: Tensor, v: Tensor) -> str | None:
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not q.is_cuda and not interpreted():
-        return f"the Triton kernels run on CUDA devices, got {q.device.type}"
+    if not interpreted():
+        if not q.is_cuda:
+            return f"the Triton kernels run on CUDA devices, got {q.device.type}"
+        if torch.cuda.get_device_capability(q.device) < CAPABILITY:
+            return "the Triton kernels need a device of compute capability 8.0 or newer"
     if q.dtype not in DTYPES:
         return f"the Triton kernels need single or half precision, got {q.dtype}"
     if max(q.shape[-1], v.shape[-1]) > MAX_CHANNELS:
-        return (
-            f"the Triton kernels have at most {MAX_CHANNELS} channels a head, got {max(q.shape[-1], v.shape[-1])}"
-        )
+        return f"the Triton kernels have at most {MAX_CHANNELS} channels a head, got {max(q.shape[-1], v.shape[-1])}"
     return None
 
 
@@ -104,11 +111,12 @@ def forward(
     o = v.new_empty(N, H, v.shape[-1])
     lse = torch.empty(H, N, dtype=torch.float32, device=q.device)
     table, gate = _contiguous(table_HR), _contiguous(gate_NH)
-    tiles = _plan(q, v, max_frames).forward
-    slots = _slots(offsets, N, tiles.rows)
+    tiles = _plan(q, v).forward
+    slots = _slots(offsets, N, max_frames, tiles.rows)
     if N:
-        triton_kernels.attend[(slots * H,)](
-            *_strided(q, k, v, o), lse, table, gate, offsets, *_numbers(offsets, slots, N, H, scale),
+        _launch(
+            triton_kernels.attend, slots[0] * H,
+            *_strided(q, k, v, o), lse, table, gate, offsets, len(offsets) - 1, *slots, N, H, scale,
             *_dropout(dropout, seed), _radius(table), **_widths(q, v), **_options(tiles, table, gate, dropout),
         )  # fmt: skip
     return o, lse
@@ -145,25 +153,27 @@ def backward(
     if not N:
         return dq, dk, dv, dtable, dgate
     delta = torch.empty_like(lse_HN)
-    slots = -(-N // DELTA_ROWS)
-    widths = _widths(q, v)
-    triton_kernels.sum_rows[(slots * H,)](
-        *_strided(do, o), delta, slots, N, E=widths["E"], E_PADDED=widths["E_PADDED"], TILE_I=DELTA_ROWS
-    )
-    plan = _plan(q, v, max_frames)
+    widths, plan = _widths(q, v), _plan(q, v)
     inputs = (*_strided(do, q, k, v), lse_HN, delta, table, gate)
-    random = (*_dropout(dropout, seed), _radius(table))
-    slots = _slots(offsets, N, plan.backward_keys.keys)
-    triton_kernels.attend_backward_keys[(slots * H,)](
-        *inputs, *_strided(dk, dv), offsets, *_numbers(offsets, slots, N, H, scale), *random,
-        **widths, **_options(plan.backward_keys, table, gate, dropout),
+    numbers = (N, H, scale, *_dropout(dropout, seed), _radius(table))
+    blocks = -(-N // DELTA_ROWS)
+    _launch(
+        triton_kernels.sum_rows, blocks * H, *_strided(do, o), delta, blocks, N,
+        E=widths["E"], E_PADDED=widths["E_PADDED"], TILE_I=DELTA_ROWS, enable_fp_fusion=True,
     )  # fmt: skip
-    tiles = plan.backward_rows
-    slots = _slots(offsets, N, tiles.rows)
-    distances = 1 << (tiles.rows + tiles.keys - 2).bit_length()  # at least rows + keys − 1, and a power of two
-    triton_kernels.attend_backward_rows[(slots * H,)](
-        *inputs, *_strided(dq), dtable, dgate, offsets, *_numbers(offsets, slots, N, H, scale), *random,
-        **widths, TILE_W=distances, **_options(tiles, table, gate, dropout),
+    tiles = plan.backward_keys
+    slots = _slots(offsets, N, max_frames, tiles.keys)
+    _launch(
+        triton_kernels.attend_backward_keys, slots[0] * H,
+        *inputs, *_strided(dk, dv), offsets, len(offsets) - 1, *slots, *numbers,
+        **widths, **_options(tiles, table, gate, dropout),
+    )  # fmt: skip
+    tiles = plan.backward_rows if table is None else plan.backward_rows_table
+    slots = _slots(offsets, N, max_frames, tiles.rows)
+    _launch(
+        triton_kernels.attend_backward_rows, slots[0] * H,
+        *inputs, *_strided(dq), dtable, dgate, offsets, len(offsets) - 1, *slots, *numbers,
+        **widths, **_options(tiles, table, gate, dropout),
     )  # fmt: skip
     return dq, dk, dv, dtable, dgate
 
@@ -171,14 +181,26 @@ def backward(
 # --------------------------------------------------------------------------------- arguments of the kernels
 
 
-def _plan(q: Tensor, v: Tensor, max_frames: int) -> Plan:
-    channels = max(_padded(q.shape[-1]), _padded(v.shape[-1]), 64)
+def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Runs a kernel where its first argument is. All programs are on the grid's first axis, the only one without end."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **options)
+
+
+def _plan(q: Tensor, v: Tensor) -> Plan:
+    channels = max(_padded(q.shape[-1]), _padded(v.shape[-1]), min(HALF_PLANS))
     return (SINGLE_PLANS if q.dtype == torch.float32 else HALF_PLANS)[channels]
 
 
-def _slots(offsets: Tensor, num_frames: int, tile: int) -> int:
-    """How many tiles `triton_kernels.find_tile` numbers: known without the offsets, which are on the device."""
-    return num_frames // tile + len(offsets) - 1
+def _slots(offsets: Tensor, num_frames: int, max_frames: int, tile: int) -> tuple[int, int]:
+    """(num_slots, slots_each) of `triton_kernels.find_tile`: the numbering with fewer slots.
+
+    Neither needs the offsets themselves, which are on the device.
+    """
+    num_recordings = len(offsets) - 1
+    each = -(-max_frames // tile)
+    packed = num_frames // tile + num_recordings
+    return (each * num_recordings, each) if each * num_recordings <= packed else (packed, 0)
 
 
 def _padded(channels: int) -> int:
@@ -193,12 +215,6 @@ def _widths(q: Tensor, v: Tensor) -> dict[str, int]:
 def _strided(*tensors: Tensor) -> tuple[Any, ...]:
     """Each tensor [N, H, channels] and its two strides, one after another."""
     return tuple(part for x in tensors for part in (x, x.stride(0), x.stride(1)))
-
-
-def _numbers(
-    offsets: Tensor, slots: int, num_frames: int, num_heads: int, scale: float
-) -> tuple[int, int, int, int, float]:
-    return len(offsets) - 1, slots, num_frames, num_heads, scale
 
 
 def _dropout(rate: float, seed: int) -> tuple[int, int, float]:

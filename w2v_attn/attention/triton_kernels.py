@@ -18,6 +18,9 @@ Source: T. Dao, "FlashAttention-2", algorithms 1 and 2, for the order of the loo
 Numbers: As Easy as 1, 2, 3", for Philox and its rounds.
 """
 
+# The body of a kernel is in Triton's language, with other types than Python's.
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+
 import triton
 import triton.language as tl
 
@@ -32,33 +35,40 @@ KEYS_A_NUMBER = tl.constexpr(8)
 PHILOX_ROUNDS = tl.constexpr(7)
 INTERPRETED = tl.constexpr(interpreted())
 # Counts and seeds that change from batch to batch: specialised to their values, they would be compiled again and again.
-VARYING = ["num_recordings", "num_slots", "num_frames", "seed", "threshold", "radius"]
+VARYING = ["num_recordings", "num_slots", "slots_each", "num_frames", "seed", "threshold", "radius"]
 
 
 # ---------------------------------------------------------------------------------------------- where and what
 
 
 @triton.jit
-def find_tile(offsets, num_recordings, num_slots, TILE: tl.constexpr):
+def find_tile(offsets, num_recordings, num_slots, slots_each, TILE: tl.constexpr):
     """What this program serves -> head, first frame of its recording, frames of it, first frame of the tile in it.
 
-    Tiles are numbered without a table of them: recording b takes the slots from ⌊offsets[b] / TILE⌋ + b on. The next
-    recording's first slot is then at least ⌈T / TILE⌉ further, and at most one slot more, which is left empty (its
-    first frame is beyond the recording's end). So there are ⌊N / TILE⌋ + B slots, however lengths differ.
+    Recordings take `slots_each` slots each where they are about equally long. Where that number is 0, recording b takes
+    the slots from ⌊offsets[b] / TILE⌋ + b on: the next recording's first slot is then at least ⌈T / TILE⌉ further, and
+    at most one more, so there are ⌊N / TILE⌋ + B slots however lengths differ, and no table of tiles is needed. In
+    slots that are left over, the first frame is beyond the recording's end.
     """
     program = tl.program_id(0)
     head = program // num_slots
     slot = program % num_slots
-    low = head * 0  # the last recording whose slots begin at this one or before it, by halving
-    high = low + num_recordings - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        begins_before = tl.load(offsets + middle) // TILE + middle <= slot
-        low = tl.where(begins_before, middle, low)
-        high = tl.where(begins_before, high, middle - 1)
-    start = tl.load(offsets + low)
-    frames = tl.load(offsets + low + 1) - start
-    return head.to(tl.int64), start.to(tl.int64), frames, (slot - start // TILE - low) * TILE
+    if slots_each > 0:
+        recording = slot // slots_each
+        start = tl.load(offsets + recording)
+        first = (slot - recording * slots_each) * TILE
+    else:
+        recording = head * 0  # the last one whose slots begin at this one or before it, by halving
+        high = recording + num_recordings - 1
+        while recording < high:
+            middle = (recording + high + 1) // 2
+            begins_before = tl.load(offsets + middle) // TILE + middle <= slot
+            recording = tl.where(begins_before, middle, recording)
+            high = tl.where(begins_before, high, middle - 1)
+        start = tl.load(offsets + recording)
+        first = (slot - start // TILE - recording) * TILE
+    frames = tl.load(offsets + recording + 1) - start
+    return head.to(tl.int64), start.to(tl.int64), frames, first
 
 
 @triton.jit
@@ -91,11 +101,11 @@ def store_tile(x, frame_stride, first, frames, tile, TILE: tl.constexpr, WIDTH: 
 
 
 @triton.jit
-def load_row_numbers(x, first, frames, other, TILE: tl.constexpr, STRIDE=1):
+def load_row_numbers(x, first, frames, other, TILE: tl.constexpr, stride=1):
     """One float32 number for each frame from `first` on, [TILE]; `other` beyond the recording's end."""
     rows = tl.arange(0, TILE)
-    base = x + tl.cast(first, tl.int64) * STRIDE
-    return tl.load(base + rows * STRIDE, mask=rows < frames - first, other=other)
+    base = x + tl.cast(first, tl.int64) * stride
+    return tl.load(base + rows * stride, mask=rows < frames - first, other=other)
 
 
 @triton.jit
@@ -154,7 +164,7 @@ def kept(seed, head, first_row, first_key, threshold, TILE_I: tl.constexpr, TILE
 @triton.jit(do_not_specialize=VARYING)
 def attend(
     q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, o, o_frame, o_head, lse, table, gate,
-    offsets, num_recordings, num_slots, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
@@ -164,7 +174,7 @@ def attend(
     x_frame, x_head: strides of x, in elements. seed: 64 bits; threshold, keep_rate: see `kept`, and 1 − p.
     table: float32 [H, 2R + 1] and gate: float32 [N, H], both contiguous.
     """
-    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, TILE_I)
+    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_I)
     if first_row >= frames:
         return
     q += start * q_frame + head * q_head
@@ -234,7 +244,7 @@ def sum_rows(
 def attend_backward_keys(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
     dk, dk_frame, dk_head, dv, dv_frame, dv_head,
-    offsets, num_recordings, num_slots, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
@@ -243,7 +253,7 @@ def attend_backward_keys(
 
     Scores are [J, I] here, so that P̃ᵀ and dSᵀ are left factors as they come and need not be turned.
     """
-    head, start, frames, first_key = find_tile(offsets, num_recordings, num_slots, TILE_J)
+    head, start, frames, first_key = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_J)
     if first_key >= frames:
         return
     do += start * do_frame + head * do_head
@@ -299,15 +309,16 @@ def attend_backward_keys(
 def attend_backward_rows(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
     dq, dq_frame, dq_head, dtable, dgate,
-    offsets, num_recordings, num_slots, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
-    TILE_I: tl.constexpr, TILE_J: tl.constexpr, TILE_W: tl.constexpr,
+    TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Undoes (5) to (2) for queries, gate and table: dq, dgate, and dtable is added to. One program: a tile of rows,
-    all keys. TILE_W: a power of two, at least the TILE_I + TILE_J − 1 distances in a tile.
+    """Undoes (5) to (2) for queries, gate and table: dq, dgate, and dtable, which is added to.
+
+    One program: a tile of rows, all keys.
     """
-    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, TILE_I)
+    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_I)
     if first_row >= frames:
         return
     k += start * k_frame + head * k_head
@@ -359,7 +370,7 @@ def attend_backward_rows(
             elif lowest >= radius:
                 far_right_I += tl.sum(ds_IJ, 1)
             else:
-                add_diagonals(dtable, ds_IJ, lowest, radius, TILE_I, TILE_J, TILE_W)
+                add_diagonals(dtable, ds_IJ, first_key - first_row, radius, TILE_I, TILE_J)
 
     store_tile(dq + start * dq_frame + head * dq_head, dq_frame, first_row, frames, dq_ID * scale, TILE_I, D, D_PADDED)
     if HAS_TABLE:
@@ -371,17 +382,16 @@ def attend_backward_rows(
 
 
 @triton.jit
-def add_diagonals(
-    dtable, ds_IJ, lowest, radius, TILE_I: tl.constexpr, TILE_J: tl.constexpr, TILE_W: tl.constexpr
-):  # fmt: skip
+def add_diagonals(dtable, ds_IJ, offset, radius, TILE_I: tl.constexpr, TILE_J: tl.constexpr):
     """Adds a tile's dS to its distances: first along the diagonals, then one addition in memory for each of them.
 
-    Row i of the tile is shifted so that distance `lowest` + w stands in column w: that is its key i + w − (I − 1).
+    Row i is turned by i columns, so that column c holds key (c + i) mod J: its distance is `offset` + c − n J, where
+    n = ⌊(c + i) / J⌋ counts the turns. Down a column, there is one sum for each n.
     """
-    distances_W = tl.arange(0, TILE_W)
-    keys_IW = tl.arange(0, TILE_I)[:, None] + distances_W[None, :] - (TILE_I - 1)
-    inside = (keys_IW >= 0) & (keys_IW < TILE_J)
-    shifted_IW = tl.gather(ds_IJ, tl.where(inside, keys_IW, 0), 1)
-    sums_W = tl.sum(tl.where(inside, shifted_IW, 0.0), 0)
-    place = tl.minimum(tl.maximum(lowest + distances_W, -radius), radius) + radius
-    tl.atomic_add(dtable + place, sums_W, mask=distances_W < TILE_I + TILE_J - 1, sem="relaxed")
+    columns_J = tl.arange(0, TILE_J)
+    keys_IJ = tl.arange(0, TILE_I)[:, None] + columns_J[None, :]
+    turned_IJ = tl.gather(ds_IJ, keys_IJ % TILE_J, 1)
+    for n in tl.static_range((TILE_I + TILE_J - 2) // TILE_J + 1):
+        sums_J = tl.sum(tl.where(keys_IJ // TILE_J == n, turned_IJ, 0.0), 0)
+        place = tl.minimum(tl.maximum(offset + columns_J - n * TILE_J, -radius), radius) + radius
+        tl.atomic_add(dtable + place, sums_J, sem="relaxed")
