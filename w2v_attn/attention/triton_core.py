@@ -182,7 +182,7 @@ def backward(
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Runs a kernel where its first argument is. All programs are on the grid's first axis, the only one without end."""
+    """Runs a kernel on its first argument's device. The grid's first axis is the only one that goes beyond 65535."""
     with torch.cuda.device_of(arguments[0]):
         kernel[(programs,)](*arguments, **options)
 

@@ -19,7 +19,7 @@ Numbers: As Easy as 1, 2, 3", for Philox and its rounds.
 """
 
 # The body of a kernel is in Triton's language, with other types than Python's.
-# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
