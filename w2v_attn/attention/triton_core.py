@@ -98,7 +98,7 @@ def forward(
     """Steps (2) to (5) -> o [N, H, E] in the dtype of v, and the log-sum-exp, float32 [H, N].
 
     offsets: int32 [B + 1] on the device, from 0 to N; recording b has the frames offsets[b] to offsets[b + 1].
-    max_frames: frames of the longest recording.
+    max_frames: frames of the longest recording, or more. It sizes the grid; results do not depend on it.
     seed: 0 ≤ seed < 2⁶³; an entry of P is kept or dropped by it, its head, its row among all frames and its key in the
     recording, and by nothing else.
     table_HR: float32 [H, 2R + 1], added to the score of query i and key j is table[h, clamp(j − i, −R, R) + R], times
