@@ -157,8 +157,10 @@ def test_a_family_that_squeezes_its_frames_stays_padded():
 # ---------------------------------------------------------------------------- attention over side by side
 
 
-@pytest.mark.parametrize("backend", ["explicit", "fused", "auto"])
+@pytest.mark.parametrize("backend", ["explicit", "fused", "auto", "triton"])
 def test_side_by_side_attention_is_that_of_each_recording(backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
     lengths = (7, 1, 13, 600) if backend == "auto" else (7, 1, 13)
     torch.manual_seed(0)
     layer = MultiHeadSelfAttention(15, 3, backend=backend)

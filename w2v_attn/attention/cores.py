@@ -1,8 +1,8 @@
 """The attention core, steps (2) to (5), behind one interface, and the choice between its implementations.
 
 A core takes queries, keys and values of all heads and returns what the heads return; the projections around it are the
-layer's. Two are there: `explicit` is the mathematics tile by tile, on any device and dtype, with dropout and with the
-gradient of an additive bias; `fused` is the platform's kernel with the kernel's own backward.
+layer's. `explicit` is the mathematics tile by tile, on any device and dtype, with dropout and with the gradient of an
+additive bias; `fused` is the platform's kernel with the kernel's own backward; `triton` is our kernel for GPUs.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from w2v_attn.attention import explicit, fused
+from w2v_attn.attention import explicit, fused, side_by_side
 from w2v_attn.attention.masks import AttentionMask
 
 
@@ -63,7 +63,9 @@ class Core:
 
 EXPLICIT = Core("explicit", explicit.why_not, explicit.forward, explicit.backward)
 FUSED = Core("fused", fused.why_not, fused.forward, fused.backward)
-CORES = {core.name: core for core in (EXPLICIT, FUSED)}
+TRITON = Core("triton", side_by_side.why_not_triton, side_by_side.triton_forward, side_by_side.triton_backward)
+FLASH = Core("flash", side_by_side.why_not_flash, side_by_side.flash_forward, side_by_side.flash_backward)
+CORES = {core.name: core for core in (EXPLICIT, FUSED, TRITON)}
 BACKENDS = ("auto", *CORES)
 
 
@@ -84,6 +86,20 @@ def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: 
     if refusal is not None:
         raise ValueError(f'backend="{backend}" cannot do this: {refusal}. backend="auto" takes a core that can')
     return core
+
+
+def choose_together(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float) -> Core | None:
+    """The core for recordings side by side, all in one launch; None: `choose` has one for each of them.
+
+    Raises:
+        ValueError: the core that was named cannot do what is asked.
+    """
+    check_backend(backend)
+    if backend == "triton":
+        return choose(backend, q, v, mask, dropout=dropout, needs_bias=False)
+    candidates = {"auto": (FLASH, TRITON), "fused": (FLASH,), "explicit": ()}[backend] if q.is_cuda else ()
+    fit = (core for core in candidates if core.why_not(q, v, mask, dropout=dropout, needs_bias=False) is None)
+    return next(fit, None)
 
 
 def check_backend(backend: str) -> None:

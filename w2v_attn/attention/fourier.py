@@ -1,4 +1,4 @@
-"""A grouped convolution with a long kernel by Fourier transform, over recordings that lie side by side, each for itself.
+"""A grouped convolution with a long kernel by Fourier transform, for each of the recordings that lie side by side.
 
 wav2vec 2.0's positional convolution, 128 frames long, is the one place where a direct product is a waste: by Fourier
 transform it takes 39 times fewer operations.

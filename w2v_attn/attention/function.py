@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
 
 class _Recipe(NamedTuple):
-    """How the heads were attended, for their backward. parts: core and memory of each recording that lies apart."""
+    """How the heads were attended, for their backward. parts: core and memory of each recording, or of all together."""
 
     parts: tuple[tuple[cores.Core, Any], ...]
     options: Options
@@ -41,7 +41,7 @@ class _Recipe(NamedTuple):
     @property
     def frames(self) -> list[slice]:
         """Where each part lies among the frames."""
-        if self.options.lengths is None:
+        if self.options.lengths is None or len(self.parts) == 1:
             return [slice(None)]
         ends = list(accumulate(self.options.lengths))
         return [slice(end - length, end) for length, end in zip(self.options.lengths, ends, strict=True)]
@@ -196,7 +196,14 @@ def _attend(
         o, lse, part = attend(q, k, v)
         scores = _scores(q, k, mask, options.scale) if options.return_scores else None
         return o, lse, scores, _Recipe((part,), options)
-    assert not (mask.forbids or mask.causal or options.return_scores)
+    assert not mask.forbids
+    assert not mask.causal
+    assert not options.return_scores
+    together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout)
+    if together is not None:
+        mask = AttentionMask(lengths=options.lengths)
+        o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+        return o, lse, None, _Recipe(((together, memory),), options)
     recordings = zip(*(x.split(list(options.lengths), 2) for x in (q, k, v)), strict=True)
     outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
@@ -230,10 +237,10 @@ def _attend_backward(
     do = torch.zeros_like(o) if do is None else do
     found = []
     for part, (core, memory) in zip(recipe.frames, recipe.parts, strict=True):
-        do_q_k_v_o = (x[:, :, part] for x in (do, q, k, v, o))
-        sums = None if lse is None else lse[:, :, part]
+        tensors = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
+        here = {name: None if tensor is None else tensor[:, :, part] for name, tensor in tensors.items()}
         options_of_core = {"scale": options.scale, "dropout": options.dropout, "needs_bias": needs_bias}
-        found.append(core.backward(*do_q_k_v_o, sums, memory, mask, **options_of_core))
+        found.append(core.backward(**here, memory=memory, mask=mask, **options_of_core))
     if len(found) == 1:
         dq, dk, dv, dbias = found[0]
     else:

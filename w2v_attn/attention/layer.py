@@ -38,7 +38,7 @@ class MultiHeadSelfAttention(nn.Module):
         dropout: rate in [0, 1) of dropout on the probabilities, in training only.
         bias: whether the four projections have a bias.
         scale: factor on the scores. Default: 1/√(key_size / num_heads).
-        backend: "auto", "explicit" or "fused"; see `cores.py`.
+        backend: "auto", "explicit", "fused" or "triton"; see `cores.py`.
         weight_initializer: "glorot", "he", "orthogonal", "narrow_normal", "zeros", "ones", or a function that fills a
             tensor in place.
         bias_initializer: "zeros", "ones", "narrow_normal", or such a function.

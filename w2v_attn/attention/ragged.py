@@ -23,15 +23,17 @@ def attend(
     num_heads: int,
     scale: float,
     backend: str = "auto",
-    mask: AttentionMask = NO_MASK,
 ) -> Tensor:
     """Steps (2) to (5) of each recording: [ΣT, H·E]. q, k: [ΣT, H·D]; v: [ΣT, H·E]. Not differentiable."""
+    q, k, v = (split_heads(x[None], num_heads) for x in (q, k, v))
+    mask = AttentionMask(lengths=tuple(lengths))
+    together = cores.choose_together(backend, q, v, mask, dropout=0.0)
+    if together is not None:
+        return merge_heads(together.forward(q, k, v, mask, scale=scale, dropout=0.0)[0])[0]
     outputs = []
-    parts = (x.split(list(lengths)) for x in (q, k, v))
-    for q_part, k_part, v_part in zip(*parts, strict=True):
-        q_1HTD, k_1HTD, v_1HTE = (split_heads(x[None], num_heads) for x in (q_part, k_part, v_part))
-        core = cores.choose(backend, q_1HTD, v_1HTE, mask, dropout=0.0, needs_bias=False)
-        o, _, _ = core.forward(q_1HTD, k_1HTD, v_1HTE, mask, scale=scale, dropout=0.0)
+    for q_one, k_one, v_one in zip(*(x.split(list(lengths), 2) for x in (q, k, v)), strict=True):
+        core = cores.choose(backend, q_one, v_one, NO_MASK, dropout=0.0, needs_bias=False)
+        o, _, _ = core.forward(q_one, k_one, v_one, NO_MASK, scale=scale, dropout=0.0)
         outputs.append(merge_heads(o)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

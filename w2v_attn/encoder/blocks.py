@@ -4,7 +4,7 @@ Residual stream and norms are float32 at least; products take the dtype of the w
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -109,17 +109,19 @@ class Block:
         return y if self._fused else self._activation(y)
 
 
-def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _joined(parts: Collection[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Keys and values of pieces that follow each other, as one."""
-    k, v = zip(*parts, strict=True)
-    return (k[0], v[0]) if len(k) == 1 else (torch.cat(k), torch.cat(v))
+    keys, values = [k for k, _ in parts], [v for _, v in parts]
+    return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys), torch.cat(values))
 
 
 def _linear(*linears: nn.Linear) -> products.Packed | products.Plain:
     """Linear maps of one input as one, their outputs side by side."""
-    weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight
-    biases = [linear.bias for linear in linears]
-    return products.prepare(weight, None if biases[0] is None else torch.cat(biases))
+    if len(linears) == 1:
+        return products.prepare(linears[0].weight, linears[0].bias)
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return products.prepare(weight, torch.cat(biases) if biases else None)
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def load_encoder(
 
     checkpoint: a hub id or a local folder. revision: branch, tag or commit, for hub ids.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
-    backend: the attention core, "auto", "explicit" or "fused".
+    backend: the attention core, "auto", "explicit", "fused" or "triton".
     long: how long recordings are taken; None: exactly.
 
     Raises:

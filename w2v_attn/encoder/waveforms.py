@@ -40,7 +40,7 @@ def standardize(waveform: Tensor) -> Tensor:
     """
     mean = waveform.mean(dtype=torch.float64)
     parts = waveform.split(BLOCK)
-    variance = sum((part.double() - mean).square().sum() for part in parts) / len(waveform)
+    variance = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / len(waveform)
     deviation = torch.sqrt(variance + 1e-7)
     return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
 

@@ -26,7 +26,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
 
     model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP).
         Blocks that are ours already only change their backend.
-    backend: the core, "auto", "explicit" or "fused".
+    backend: the core, "auto", "explicit", "fused" or "triton".
     unpad: also let encoders and feed-forwards do no work on padding; see `unpadding.py`. Faster, also in training;
         forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
 
