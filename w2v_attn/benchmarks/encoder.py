@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.benchmarks.contenders.choice import choose
-from w2v_attn.benchmarks.contenders.contender import Contender, Subject, Unavailable
+from w2v_attn.benchmarks.contenders.contender import Contender, Subject, Unavailable, first_line
 from w2v_attn.benchmarks.contenders.hugging_face import OneByOne
 from w2v_attn.benchmarks.contenders.ours import Ours
 from w2v_attn.benchmarks.floor import SAMPLE_RATE, operations, product_rates
@@ -211,8 +211,7 @@ def _first_round(
         except Exception as error:  # peers fail in many ways; ours may not
             if isinstance(contender, Ours):
                 raise
-            reason = (str(error).splitlines() or [""])[0]
-            leave_out(contender.name, name, f"{type(error).__name__}: {reason}")
+            leave_out(contender.name, name, f"{type(error).__name__}: {first_line(error)}")
             continue
         features = kept.pop()
         wanted = references.of(layer)

@@ -20,8 +20,6 @@ _TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "conv_dim": (32,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
 }
 # Name -> what differs from the defaults of Wav2Vec2Config, which are wav2vec2-base's.
 SIZES: dict[str, dict[str, Any]] = {

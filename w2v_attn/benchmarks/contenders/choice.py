@@ -3,13 +3,21 @@
 from collections.abc import Callable, Sequence
 
 from w2v_attn.benchmarks.contenders.contender import Contender
+from w2v_attn.benchmarks.contenders.ctranslate2 import CTranslate2
 from w2v_attn.benchmarks.contenders.hugging_face import Compiled, OneByOne, Padded
+from w2v_attn.benchmarks.contenders.onnx_runtime import OnnxRuntime
+from w2v_attn.benchmarks.contenders.openvino import OpenVino
+from w2v_attn.benchmarks.contenders.torchaudio import Torchaudio
 
 PEERS: dict[str, Callable[[], Contender]] = {
     "one_by_one": OneByOne,
     "random_batches": lambda: Padded(by_length=False),
     "sorted_batches": lambda: Padded(by_length=True),
     "compiled": Compiled,
+    "torchaudio": Torchaudio,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "ctranslate2": CTranslate2,
 }
 
 

@@ -1,12 +1,16 @@
 """What a contender is, and what all of them compute."""
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Unavailable(Exception):  # noqa: N818 - nothing went wrong
@@ -61,6 +65,51 @@ def frames_of(config: Any, samples: int) -> int:
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = (samples - kernel) // stride + 1
     return samples
+
+
+class FinalFeatures(nn.Module):
+    """A stock model as converters want it: one tensor [1, samples] in, one tensor [1, frames, channels] out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return self.model(waveform).last_hidden_state
+
+
+def library(name: str) -> Any:
+    """The module of this name. Raises Unavailable where it is not installed, or does not start."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:
+        package = name.split(".")[0]
+        reason = f"{package} does not start: {first_line(error)}"
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
+            reason = f"{package} is not installed: pip install 'w2v_attn[benchmark]'"
+        raise Unavailable(reason) from error
+
+
+@contextmanager
+def converting(what: str) -> Iterator[None]:
+    """While open, converters and compilers do not chatter, and whatever they raise is Unavailable."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Unavailable:
+        raise
+    except Exception as error:  # they fail in many ways
+        raise Unavailable(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its details."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
 def need_cpu(device: torch.device, whose: str) -> None:

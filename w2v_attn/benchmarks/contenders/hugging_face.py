@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.contenders.contender import Subject, Unavailable, frames_of
+from w2v_attn.benchmarks.contenders.contender import Subject, converting, frames_of
 
 
 class OneByOne:
@@ -16,7 +16,7 @@ class OneByOne:
     batch, quadratic = 1, False
 
     def __init__(self, *, float32: bool = False, layer: str = "final"):
-        self.name = f"Hugging Face one by one{' float32' if float32 else ''}"
+        self.name = f"Hugging Face{', float32' if float32 else ''}"
         self._float32 = float32
         self._number = None if layer == "final" else 0 if layer == "embed" else int(layer.removeprefix("layer_"))
 
@@ -40,7 +40,7 @@ class Padded:
     quadratic = False
 
     def __init__(self, batch: int = 8, *, by_length: bool):
-        self.name = f"Hugging Face batches of {batch}, {'by length' if by_length else 'random order'}"
+        self.name = f"Hugging Face, {'sorted' if by_length else 'random'} × {batch}"
         self.batch = batch
         self._by_length = by_length
 
@@ -70,19 +70,16 @@ class Padded:
 class Compiled:
     """torch.compile with dynamic lengths, one by one; on a CPU with frozen weights, which is faster there."""
 
-    name, batch, quadratic = "Hugging Face compiled, one by one", 1, False
+    name, batch, quadratic = "Hugging Face, compiled", 1, False
 
     def prepare(self, subject: Subject) -> None:
         # A copy: what transformers hangs on a model that is asked for hidden states would compile it again.
         self._model = deepcopy(subject.model)
         options: dict[str, Any] = {"freezing": True} if subject.device.type == "cpu" else {}
         self._compiled = torch.compile(self._model, dynamic=True, options=options)
-        try:
+        with converting("torch.compile"):
             for seconds in (1.0, 1.7):  # a second length, so that nothing is compiled again later
                 self.run([torch.randn(int(16_000 * seconds))])
-        except Exception as error:  # compilers fail in many ways
-            reason = (str(error).splitlines() or [""])[0]
-            raise Unavailable(f"torch.compile failed: {type(error).__name__}: {reason}") from error
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
