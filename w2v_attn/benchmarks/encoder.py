@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
 from w2v_attn.benchmarks.contenders.choice import choose
 from w2v_attn.benchmarks.contenders.contender import Contender, Subject, Unavailable, first_line
 from w2v_attn.benchmarks.contenders.hugging_face import OneByOne
@@ -25,10 +26,6 @@ from w2v_attn.benchmarks.results import circumstances
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.pretrained.checkpoints import DTYPES
 
-# float32: the most that a feature may differ from the reference's.
-MOST_DIFFERENCE = 1e-4
-# bfloat16: error over that of stock's own bfloat16; peers that round elsewhere still count.
-OUR_MOST_RATIO, PEERS_MOST_RATIO = 1.1, 2.0
 # Tensors of the first convolution's size that stock holds at once, and of T² entries a head that quadratic peers hold.
 CONVOLUTION_COPIES, QUADRATIC_COPIES = 4, 2
 
@@ -191,7 +188,8 @@ def _bytes_needed(contender: Contender, durations: Sequence[float], subject: Sub
     if contender.quadratic:
         frames = samples // torch.tensor(config.conv_stride).prod().item()
         entries += QUADRATIC_COPIES * config.num_attention_heads * int(frames) ** 2
-    return min(contender.batch, len(durations)) * entries * subject.dtype.itemsize
+    itemsize = 4 if isinstance(contender, OneByOne) and contender.float32 else subject.dtype.itemsize
+    return min(contender.batch, len(durations)) * entries * itemsize
 
 
 def _first_round(
@@ -217,17 +215,12 @@ def _first_round(
         wanted = references.of(layer)
         entry = _Entry(contender, layer, peak, None, None, True, [])
         if wanted is not None:
-            entry.max_abs_error, entry.relative_error = _errors(features, wanted)
+            entry.max_abs_error, entry.relative_error = found = errors(features, wanted)
             if subject.dtype != torch.float32 and layer not in stock_errors:
-                stock_errors[layer] = _errors(references.stock(layer), wanted)[1]
-            entry.agrees = _agrees(entry, stock_errors.get(layer))
-        if entry.ours and not entry.agrees:
-            error = f"max abs difference {entry.max_abs_error:.1e}, relative {entry.relative_error:.1e}"
-            stock = f", stock's own in this dtype {stock_errors[layer]:.1e}" if layer in stock_errors else ""
-            raise ValueError(
-                f"{contender.name} does not compute the reference's features on {name} ({error}{stock}): its time "
-                "cannot be compared"
-            )
+                stock_errors[layer] = errors(references.stock(layer), wanted)[1]
+            entry.agrees = agrees(*found, stock_errors.get(layer), ours=entry.ours)
+            if entry.ours:
+                check_ours(contender.name, name, *found, stock_errors.get(layer))
         entries.append(entry)
     return entries
 
@@ -237,7 +230,8 @@ class _References:
 
     def __init__(self, waves: Sequence[Tensor], contenders: Sequence[Contender], subject: Subject):
         self._waves, self._subject = waves, subject
-        self._fits = any(isinstance(contender, OneByOne) for contender in contenders)
+        references = [contender for contender in contenders if isinstance(contender, OneByOne)]
+        self._fits = len(references) == (1 if subject.model is subject.reference else 2)
         self._known: dict[str, list[Tensor]] = {}
 
     def of(self, layer: str) -> list[Tensor] | None:
@@ -253,30 +247,6 @@ class _References:
     def _run(self, contender: OneByOne) -> list[Tensor]:
         contender.prepare(self._subject)
         return contender.run(self._waves)
-
-
-def _errors(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
-    """(max abs difference, relative L2 error over all frames); infinite where there are other frames."""
-    if [features.shape for features in ours] != [features.shape for features in theirs]:
-        return float("inf"), float("inf")
-    most, squares, total = 0.0, 0.0, 0.0
-    for mine, reference in zip(ours, theirs, strict=True):
-        wanted = reference.double().cpu()
-        difference = mine.double().cpu() - wanted
-        if not bool(torch.isfinite(difference).all()):
-            return float("inf"), float("inf")
-        most = max(most, difference.abs().max().item())
-        squares += difference.square().sum().item()
-        total += wanted.square().sum().item()
-    return most, (squares / total) ** 0.5
-
-
-def _agrees(entry: _Entry, stock_error: float | None) -> bool:
-    assert entry.max_abs_error is not None
-    assert entry.relative_error is not None
-    if stock_error is None:
-        return entry.max_abs_error <= MOST_DIFFERENCE
-    return entry.relative_error <= stock_error * (OUR_MOST_RATIO if entry.ours else PEERS_MOST_RATIO)
 
 
 def _figures(
@@ -333,9 +303,9 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
         "s (least … most)",
         "audio-s/s",
         "× best peer",
-        "of the floor",
+        "of floor",
         "peak MiB",
-        "max abs difference",
+        "max difference",
     )
     header += ("relative error", "note") if low else ("note",)
     way, rate = max(report["rates"].items(), key=lambda item: item[1])

@@ -42,7 +42,7 @@ class CTranslate2:
 
 
 def _converter(subject: Subject, source: str) -> Any:
-    """CTranslate2's converter, given the model at hand instead of a checkpoint; it wants a CTC model and a vocabulary."""
+    """CTranslate2's converter, given the model at hand for a checkpoint; it wants a CTC model and a vocabulary."""
     from transformers import Wav2Vec2ForCTC
 
     config = deepcopy(subject.config)

@@ -11,17 +11,20 @@ from w2v_attn.benchmarks.contenders.contender import Subject, converting, frames
 
 
 class OneByOne:
-    """Each recording alone: no padding. layer: the one that is given out; all are computed whichever it is."""
+    """Each recording alone: no padding.
+
+    float32: the reference, whatever is compared. layer: the one that is given out; all are computed whichever it is.
+    """
 
     batch, quadratic = 1, False
 
     def __init__(self, *, float32: bool = False, layer: str = "final"):
         self.name = f"Hugging Face{', float32' if float32 else ''}"
-        self._float32 = float32
+        self.float32 = float32
         self._number = None if layer == "final" else 0 if layer == "embed" else int(layer.removeprefix("layer_"))
 
     def prepare(self, subject: Subject) -> None:
-        self._model = subject.reference if self._float32 else subject.model
+        self._model = subject.reference if self.float32 else subject.model
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
