@@ -286,7 +286,19 @@ def benchmark(config: Any) -> int:
         screen.print(console.table(title, rows, header=header))
     if output is not None:
         print(f"written: {write_json(report, output)}")
+        if config.what == "encoder":
+            _draw(report, output.with_suffix(".png"))
     return DONE
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """A picture of a report, where the library for it is installed."""
+    try:
+        from w2v_attn.benchmarks.pictures import draw
+    except ImportError:
+        print("not drawn: pip install 'w2v_attn[benchmark]'", file=sys.stderr)
+    else:
+        print(f"written: {draw(report, path)}")
 
 
 def _benchmark_attention(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -318,6 +330,12 @@ def _benchmark_encoder(config: Any, common: dict[str, Any]) -> tuple[Any, dict[s
     return encoder, report
 
 
+def _benchmark_cli(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from w2v_attn.benchmarks import cli, recordings
+
+    return cli, cli.run(size=str(config.size), durations=recordings.RAGGED, dtype=str(config.dtype), **common)
+
+
 def _block(config: Any) -> dict[str, Any]:
     """The block of attention that is timed."""
     return {
@@ -332,6 +350,7 @@ BENCHMARKS: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]
     "attention": _benchmark_attention,
     "training": _benchmark_training,
     "encoder": _benchmark_encoder,
+    "cli": _benchmark_cli,
 }
 
 

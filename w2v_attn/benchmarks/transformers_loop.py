@@ -31,9 +31,9 @@ def main(checkpoint: str, audio: str, output: str, dtype: str, device: str, batc
         inputs["input_values"] = inputs["input_values"].to(model.dtype)
         with torch.inference_mode():
             features = model(**inputs.to(device)).last_hidden_state.cpu()
-        frames = model._get_feat_extract_output_lengths(torch.tensor([len(wave) for wave in waves]))
-        for path, rows, count in zip(chosen, features, frames.tolist(), strict=True):
-            save_file({"final": rows[:count].contiguous()}, Path(output) / f"{path.name}.safetensors")
+        for path, wave, rows in zip(chosen, waves, features, strict=True):
+            frames = int(model._get_feat_extract_output_lengths(len(wave)))
+            save_file({"final": rows[:frames].contiguous()}, Path(output) / f"{path.name}.safetensors")
 
 
 if __name__ == "__main__":
