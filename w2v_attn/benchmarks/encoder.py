@@ -4,6 +4,7 @@ import gc
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -166,7 +167,7 @@ def _measure(
         else:
             fitting.append(contender)
     tell(f"{name}: {len(waves)} recordings, {sum(durations):.0f} s: memory and results of {len(fitting)} contenders")
-    entries = _first_round(name, waves, fitting, subject, leave_out)
+    entries = _first_round(name, waves, fitting, subject, leave_out, tell)
     shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
     longest = [max(waves, key=len)]
     with steady_allocator():
@@ -198,12 +199,14 @@ def _first_round(
     contenders: Sequence[Contender],
     subject: Subject,
     leave_out: Callable[[str, str, str], None],
+    tell: Callable[[str], None],
 ) -> list[_Entry]:
     references, stock_errors = _References(waves, contenders, subject), {}
     entries = []
     for contender in contenders:
         layer = contender.layer if isinstance(contender, Ours) else "final"
         kept: list[list[Tensor]] = []
+        started = time.monotonic()
         try:
             peak = peak_bytes(lambda c=contender, k=kept: k.append(c.run(waves)), subject.device)
         except Exception as error:  # peers fail in many ways; ours may not
@@ -222,6 +225,7 @@ def _first_round(
             if entry.ours:
                 check_ours(contender.name, name, *found, stock_errors.get(layer))
         entries.append(entry)
+        tell(f"{name}: compared, {time.monotonic() - started:.0f} s: {contender.name}")
     return entries
 
 
