@@ -138,8 +138,8 @@ def run(
             name: _measure(name, durations, ready, subject, rounds, rates, leave_out, tell)
             for name, durations in sets.items()
         }
-    report["rates"] = {way: max(rate[way] for rate in rates) for way in rates[0]}
-    best_rate = max(report["rates"].values())
+    report["rates"] = {way: [rate[way] for rate in rates] for way in rates[0]}
+    best_rate = max(map(statistics.median, report["rates"].values()))
     for name, durations in sets.items():
         report["figures"] += [asdict(f) for f in _figures(name, durations, measured[name], reference.config, best_rate)]
     return report
@@ -312,7 +312,8 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
         "max difference",
     )
     header += ("relative error", "note") if low else ("note",)
-    way, rate = max(report["rates"].items(), key=lambda item: item[1])
+    way, rates = max(report["rates"].items(), key=lambda item: statistics.median(item[1]))
+    rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} … {max(rates):.0f}) GFLOP/s, {way}"
     for name, durations in settings["sets"].items():
         rows = []
         for f in (figure for figure in report["figures"] if figure["set"] == name):
@@ -329,8 +330,7 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
             rows.append((*row, *error, f["note"]))
         title = (
             f"{settings['size']}, {settings['dtype']}, {name}: {len(durations)} recordings, {sum(durations):.0f} s; "
-            f"products at {rate:.0f} GFLOP/s ({way}) ({report['device']}, {report['threads']} threads, "
-            f"torch {report['torch']})"
+            f"products at {rate} ({report['device']}, {report['threads']} threads, torch {report['torch']})"
         )
         yield title, header, rows
     if report["left_out"]:
