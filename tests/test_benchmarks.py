@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from w2v_attn import app
-from w2v_attn.benchmarks import attention, measuring
+from w2v_attn.benchmarks import attention, cli, encoder, floor, measuring, models, recordings
+from w2v_attn.benchmarks.contenders import choice, contender, ours
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,195 @@ def test_a_training_step_is_compared_on_the_same_loss(tmp_path, capsys):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     assert all(figure["median_s"] > 0 for figure in figures)
     assert "× best peer" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- what=encoder
+
+
+def time_encoders(peers, size="tiny", **changes):
+    settings = {
+        "size": size,
+        "sets": {"short": (0.5, 1.3, 0.7)},
+        "peers": peers,
+        "highest": None,
+        "rounds": 2,
+        "device": torch.device("cpu"),
+        "dtype": "float32",
+        "tell": lambda _: None,
+    }
+    return encoder.run(**{**settings, **changes})
+
+
+def by_name(report):
+    return {figure["contender"]: figure for figure in report["figures"]}
+
+
+@pytest.mark.parametrize(("size", "rest", "core"), [("base", 13.91, 0.0922), ("large", 36.00, 0.2458)])
+def test_operations_are_those_of_the_arithmetic(size, rest, core):
+    config = models.config(size)
+    seconds = 200
+    heads_and_tails = floor.operations(config, seconds) / seconds
+    assert heads_and_tails == pytest.approx(rest + core * seconds, rel=2e-3)
+    short = 12
+    assert floor.operations(config, short) / short == pytest.approx(rest + core * short, rel=5e-3)
+    assert floor.operations(config, seconds, blocks=0) < 0.45 * rest * seconds
+
+
+def test_the_recordings_are_those_that_are_described():
+    assert len(recordings.RAGGED) == 24
+    assert (min(recordings.RAGGED), max(recordings.RAGGED)) == (1.3, 14.6)
+    assert sum(recordings.RAGGED) / 24 == pytest.approx(6.4, abs=0.05)
+    wave = recordings.waveforms([2.0])[0]
+    assert wave.shape == (32_000,)
+    assert (wave == 0).sum() == 0
+    assert wave.mean().item() == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(wave, recordings.waveforms([2.0])[0])
+
+
+def test_encoders_are_timed_on_equal_features_and_padding_shows():
+    report = time_encoders(["sorted_batches"], highest="layer_02")
+    figures = by_name(report)
+    assert list(figures) == ["w2v_attn", "w2v_attn, layer_02", "Hugging Face", "Hugging Face, sorted × 8"]
+    for name in ("w2v_attn", "w2v_attn, layer_02", "Hugging Face"):
+        assert figures[name]["agrees"]
+        assert figures[name]["max_abs_error"] < 1e-4
+    padded = figures["Hugging Face, sorted × 8"]
+    assert not padded["agrees"]
+    assert padded["note"] == "differs, for it normalises over padding"
+    # It is timed, but not who the others are compared with.
+    assert figures["Hugging Face"]["ratio"] == 1.0
+    assert all(0 < f["floor_fraction"] < 1.5 and f["least_s"] <= f["median_s"] <= f["most_s"] for f in figures.values())
+    titles = [title for title, _, _ in encoder.tables(report)]
+    assert len(titles) == 1
+    assert "3 recordings" in titles[0]
+
+
+def test_padding_does_not_differ_on_layer_norm_checkpoints():
+    figures = by_name(time_encoders(["random_batches"], "tiny_large", rounds=1))
+    assert all(figure["agrees"] for figure in figures.values())
+
+
+def test_bfloat16_is_bounded_by_the_error_of_stock():
+    figures = by_name(time_encoders(["one_by_one"], dtype="bfloat16", rounds=1))
+    assert list(figures) == ["w2v_attn", "Hugging Face", "Hugging Face, float32"]
+    stock = figures["Hugging Face"]["relative_error"]
+    assert 0 < figures["w2v_attn"]["relative_error"] <= 1.1 * stock
+    assert figures["Hugging Face, float32"]["relative_error"] == 0
+
+
+def test_features_of_ours_that_are_not_the_references_are_refused(monkeypatch):
+    stock = ours.Ours.run
+    monkeypatch.setattr(ours.Ours, "run", lambda self, waves: [rows * 1.001 for rows in stock(self, waves)])
+    with pytest.raises(ValueError, match="cannot be compared"):
+        time_encoders(["one_by_one"])
+
+
+def test_a_peer_that_cannot_take_part_is_named_with_its_reason(monkeypatch):
+    def missing(name):
+        raise contender.Unavailable(f"{name} is not installed")
+
+    monkeypatch.setattr("w2v_attn.benchmarks.contenders.openvino.library", missing)
+    report = time_encoders(["openvino", "ctranslate2"], rounds=1)
+    reasons = {entry["contender"]: entry["reason"] for entry in report["left_out"]}
+    assert reasons["OpenVINO"] == "openvino is not installed"
+    assert "layer-norm checkpoints only" in reasons["CTranslate2"]
+    assert "Hugging Face" in by_name(report)
+    assert [title for title, _, _ in encoder.tables(report)][-1] == "Left out"
+
+
+def test_a_library_that_is_not_there_is_no_error_but_a_reason():
+    with pytest.raises(contender.Unavailable, match="no_such_library is not installed: pip install"):
+        contender.library("no_such_library.models")
+
+
+def test_a_peer_that_would_not_fit_is_left_out(monkeypatch):
+    monkeypatch.setattr(encoder, "available_bytes", lambda _: 1000)
+    report = time_encoders(["one_by_one"], rounds=1)
+    assert "would need about" in report["left_out"][0]["reason"]
+    assert by_name(report)["w2v_attn"]["note"] == "not compared: the reference does not fit"
+
+
+@pytest.mark.parametrize(
+    ("peer", "modules", "size"),
+    [
+        ("torchaudio", ["torchaudio"], "tiny"),
+        ("onnxruntime", ["onnxruntime", "onnx", "onnxscript"], "tiny"),
+        ("openvino", ["openvino"], "tiny"),
+        ("ctranslate2", ["ctranslate2"], "tiny_large"),
+    ],
+)
+def test_a_peer_that_is_installed_computes_the_same_features(peer, modules, size):
+    for module in modules:
+        pytest.importorskip(module)
+    report = time_encoders([peer], size, rounds=1)
+    assert not report["left_out"]
+    assert len(report["figures"]) == 3
+    assert all(figure["agrees"] for figure in report["figures"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("peers=[everyone]", "peers must be all"),
+        ("sets=[week]", "sets must be some of"),
+        ("size=huge", "size must be one of"),
+        ("dtype=float16", "float32 or bfloat16"),
+        ("rounds=0", "rounds must be"),
+        ("highest=layer_99", "layer_99"),
+    ],
+)
+def test_a_wrong_wish_is_told_before_anything_is_timed(call, wrong, told):
+    code, _, err = call("benchmark", "what=encoder", "size=tiny", wrong)
+    assert code == 2
+    assert told in err
+
+
+def test_encoders_on_the_command_line_leave_figures_and_a_picture(call, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(recordings, "RAGGED", (0.5, 0.9))
+    code, out, _ = call(
+        "benchmark", "what=encoder", "size=tiny", "rounds=1", "peers=one_by_one", f"output={tmp_path / 'e.json'}"
+    )
+    assert code == 0
+    assert "of floor" in out
+    assert json.loads((tmp_path / "e.json").read_text())["settings"]["sets"] == {"ragged": [0.5, 0.9]}
+    assert (tmp_path / "e.png").stat().st_size > 5000
+
+
+def test_every_peer_says_its_name_once():
+    names = [made.name for made in choice.choose(["all"])]
+    assert len(set(names)) == len(choice.PEERS) == len(names)
+
+
+# ----------------------------------------------------------------------------------------------------- what=cli
+
+
+@pytest.mark.slow
+def test_commands_are_timed_from_start_to_equal_files():
+    report = cli.run(
+        size="tiny",
+        durations=(0.5, 1.1, 0.8),
+        rounds=1,
+        device=torch.device("cpu"),
+        dtype="float32",
+        tell=lambda _: None,
+    )
+    figures = {(f["task"], f["command"]): f for f in report["figures"]}
+    for task in ("3 recordings", "1 recording"):
+        assert figures[task, "w2v-attn extract"]["agrees"]
+        assert figures[task, "w2v-attn extract"]["max_abs_error"] < 1e-4
+        assert figures[task, "transformers loop"]["max_abs_error"] == 0
+    assert not figures["3 recordings", "transformers loop, sorted × 8"]["agrees"]
+    help_s = figures["start", "w2v-attn --help"]["median_s"]
+    assert 0 < help_s < figures["start", 'python -c "import torch, transformers"']["median_s"]
+    assert len(list(cli.tables(report))) == 3
+
+
+def test_a_command_that_fails_is_told_with_what_it_said():
+    import sys
+
+    from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
+
+    for timed in (seconds_of, peak_bytes_of):
+        with pytest.raises(ValueError, match=r"ended with code 3: no such thing"):
+            timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])

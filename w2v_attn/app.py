@@ -27,7 +27,7 @@ w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrai
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
   w2v-attn evaluate    how often such a checkpoint is wrong on labelled recordings, and where
   w2v-attn load        load a checkpoint and report what it is; save a copy
-  w2v-attn benchmark   our layer against its peers
+  w2v-attn benchmark   our layer, the encoder and the commands against their peers
 
   w2v-attn COMMAND --help    the keys of a command, with examples
   w2v-attn --version
@@ -274,37 +274,90 @@ def benchmark(config: Any) -> int:
     from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import DTYPES
 
-    if config.what not in ("attention", "training"):
-        raise ValueError(f"what must be attention or training, got {config.what}")
+    if config.what not in BENCHMARKS:
+        raise ValueError(f"what must be {' or '.join(BENCHMARKS)}, got {config.what}")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     output = None if config.output is None else _path(config, "output")
     if output is not None:
         check_destination(output)
-    screen = console.console()
-    settings = {
-        "channels": int(config.channels),
-        "heads": int(config.heads),
-        "dropouts": _list(config, "dropouts", float),
+    common = {
         "rounds": int(config.rounds),
         "device": find_device(str(config.device)),
         "tell": lambda line: print(line, file=sys.stderr, flush=True),
     }
-    if config.what == "attention":
-        from w2v_attn.benchmarks import attention as measured
-
-        frames, batch = _list(config, "frames", int), int(config.batch)
-        report = measured.run(frames=frames, batch=batch, dtype=str(config.dtype), **settings)
-    else:
-        _need("finetune", "accelerate", "jiwer", "matplotlib")
-        from w2v_attn.benchmarks import training as measured
-
-        report = measured.run(lengths=_list(config, "seconds", float), layers=int(config.layers), **settings)
+    measured, report = BENCHMARKS[config.what](config, common)
+    screen = console.console()
     for title, header, rows in measured.tables(report):
         screen.print(console.table(title, rows, header=header))
     if output is not None:
         print(f"written: {write_json(report, output)}")
+        if config.what == "encoder":
+            _draw(report, output.with_suffix(".png"))
     return DONE
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """A picture of a report, where the library for it is installed."""
+    try:
+        from w2v_attn.benchmarks.pictures import draw
+    except ImportError:
+        print("not drawn: pip install 'w2v_attn[benchmark]'", file=sys.stderr)
+    else:
+        print(f"written: {draw(report, path)}")
+
+
+def _benchmark_attention(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from w2v_attn.benchmarks import attention
+
+    frames, batch = _list(config, "frames", int), int(config.batch)
+    return attention, attention.run(frames=frames, batch=batch, dtype=str(config.dtype), **_block(config), **common)
+
+
+def _benchmark_training(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    _need("finetune", "accelerate", "jiwer", "matplotlib")
+    from w2v_attn.benchmarks import training
+
+    lengths, layers = _list(config, "seconds", float), int(config.layers)
+    return training, training.run(lengths=lengths, layers=layers, **_block(config), **common)
+
+
+def _benchmark_encoder(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from w2v_attn.benchmarks import encoder, recordings
+
+    report = encoder.run(
+        size=str(config.size),
+        sets=recordings.sets(_list(config, "sets"), _number(config, "long_seconds")),
+        peers=_list(config, "peers"),
+        highest=None if config.highest is None else str(config.highest),
+        dtype=str(config.dtype),
+        **common,
+    )
+    return encoder, report
+
+
+def _benchmark_cli(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from w2v_attn.benchmarks import cli, recordings
+
+    return cli, cli.run(size=str(config.size), durations=recordings.RAGGED, dtype=str(config.dtype), **common)
+
+
+def _block(config: Any) -> dict[str, Any]:
+    """The block of attention that is timed."""
+    return {
+        "channels": int(config.channels),
+        "heads": int(config.heads),
+        "dropouts": _list(config, "dropouts", float),
+    }
+
+
+# Kind -> what measures it: (the module that can show the report, the report).
+BENCHMARKS: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]] = {
+    "attention": _benchmark_attention,
+    "training": _benchmark_training,
+    "encoder": _benchmark_encoder,
+    "cli": _benchmark_cli,
+}
 
 
 COMMANDS: dict[str, Callable[[Any], int]] = {

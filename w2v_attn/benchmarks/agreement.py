@@ -1,0 +1,44 @@
+"""Whether features are those of the reference: stock Hugging Face, one by one, float32."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# float32: the most that a feature may differ.
+MOST_DIFFERENCE = 1e-4
+# bfloat16: the error over that of stock's own bfloat16; peers that round elsewhere still count.
+OUR_MOST_RATIO, PEERS_MOST_RATIO = 1.1, 2.0
+
+
+def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
+    """(max abs difference, relative L2 error over all frames); infinite where shapes differ or numbers are none."""
+    if [rows.shape for rows in features] != [rows.shape for rows in reference]:
+        return float("inf"), float("inf")
+    most, squares, total = 0.0, 0.0, 0.0
+    for rows, wanted in zip(features, reference, strict=True):
+        wanted = wanted.double().cpu()
+        difference = rows.double().cpu() - wanted
+        if not bool(torch.isfinite(difference).all()):
+            return float("inf"), float("inf")
+        most = max(most, difference.abs().max().item())
+        squares += difference.square().sum().item()
+        total += wanted.square().sum().item()
+    return most, (squares / total) ** 0.5
+
+
+def agrees(max_abs_error: float, relative_error: float, stock_error: float | None, *, ours: bool) -> bool:
+    """Within the bounds. stock_error: relative error of stock in the dtype that is compared; None in float32."""
+    if stock_error is None:
+        return max_abs_error <= MOST_DIFFERENCE
+    return relative_error <= stock_error * (OUR_MOST_RATIO if ours else PEERS_MOST_RATIO)
+
+
+def check_ours(name: str, where: str, max_abs_error: float, relative_error: float, stock_error: float | None) -> None:
+    """Raises ValueError where ours does not agree: its time cannot be compared."""
+    if not agrees(max_abs_error, relative_error, stock_error, ours=True):
+        stock = "" if stock_error is None else f", stock's own in this dtype {stock_error:.1e}"
+        raise ValueError(
+            f"{name} does not compute the reference's features on {where} (max abs difference {max_abs_error:.1e}, "
+            f"relative error {relative_error:.1e}{stock}): its time cannot be compared"
+        )

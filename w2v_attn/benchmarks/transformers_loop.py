@@ -1,0 +1,40 @@
+"""What people write without this package: a loop over files with plain transformers. A process of `what=cli`.
+
+python -m w2v_attn.benchmarks.transformers_loop CHECKPOINT AUDIO OUTPUT DTYPE DEVICE BATCH
+"""
+
+import sys
+from pathlib import Path
+
+import soundfile
+import torch
+from safetensors.torch import save_file
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+SAMPLE_RATE = 16_000
+
+
+def main(checkpoint: str, audio: str, output: str, dtype: str, device: str, batch: str) -> None:
+    """Final features of every wav below `audio`, in batches padded to their longest, sorted by length."""
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(checkpoint)
+    model = Wav2Vec2Model.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model = model.to(device).eval()  # type: ignore[arg-type]
+    Path(output).mkdir(parents=True)
+    paths = sorted(Path(audio).glob("*.wav"), key=lambda path: path.stat().st_size)
+    size = int(batch)
+    for start in range(0, len(paths), size):
+        chosen = paths[start : start + size]
+        waves = [soundfile.read(path, dtype="float32")[0] for path in chosen]
+        inputs = extractor(
+            waves, sampling_rate=SAMPLE_RATE, padding=True, return_attention_mask=size > 1, return_tensors="pt"
+        )
+        inputs["input_values"] = inputs["input_values"].to(model.dtype)
+        with torch.inference_mode():
+            features = model(**inputs.to(device)).last_hidden_state.cpu()
+        for path, wave, rows in zip(chosen, waves, features, strict=True):
+            frames = int(model._get_feat_extract_output_lengths(len(wave)))
+            save_file({"final": rows[:frames].contiguous()}, Path(output) / f"{path.name}.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
