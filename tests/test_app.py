@@ -291,3 +291,22 @@ def test_librispeechs_recipes_have_the_authors_values(labels, size):
     assert (recipe.optimizer.betas, recipe.optimizer.schedule.hold) == ([0.9, 0.98], 0.4)
     samples = training.batch_seconds * 16_000 * training.accumulate
     assert samples in ({"base": {25_600_000}, "large": {25_600_000, 30_720_000}}[size])
+
+
+def test_long_recordings_can_be_taken_in_windows_and_chunks(call, tmp_path):
+    from safetensors.torch import load_file
+
+    clip = next(SPEECH.rglob("*seven-*.flac"), sorted(SPEECH.rglob("*.flac"))[0])
+    outputs = {}
+    for kind in ("exact", "window", "chunks"):
+        options = [] if kind == "exact" else [f"long={kind}", "long.seconds=0.6"]
+        options += ["long.overlap=0.1"] if kind == "chunks" else []
+        code, _, err = call("extract", f"audio={clip}", f"output={tmp_path / kind}", *options)
+        assert (code, err) == (0, "")
+        outputs[kind] = load_file(next((tmp_path / kind).rglob("*.safetensors")))["final"]
+    for kind in ("window", "chunks"):
+        assert outputs[kind].shape == outputs["exact"].shape
+        assert 1e-4 < (outputs[kind] - outputs["exact"]).norm() / outputs["exact"].norm() < 0.5
+    code, _, err = call("extract", f"audio={clip}", "long=chunks", "long.overlap=20")
+    assert code == 2
+    assert "less than half" in err

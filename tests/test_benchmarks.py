@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from w2v_attn import app
-from w2v_attn.benchmarks import attention, cli, encoder, floor, measuring, models, recordings
+from w2v_attn.benchmarks import attention, cli, encoder, measuring, models, recordings
 from w2v_attn.benchmarks.contenders import choice, contender, ours
+from w2v_attn.encoder.cost import operations
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +160,11 @@ def by_name(report):
 def test_operations_are_those_of_the_arithmetic(size, rest, core):
     config = models.config(size)
     seconds = 200
-    heads_and_tails = floor.operations(config, seconds) / seconds
+    heads_and_tails = operations(config, seconds) / seconds
     assert heads_and_tails == pytest.approx(rest + core * seconds, rel=2e-3)
     short = 12
-    assert floor.operations(config, short) / short == pytest.approx(rest + core * short, rel=5e-3)
-    assert floor.operations(config, seconds, blocks=0) < 0.45 * rest * seconds
+    assert operations(config, short) / short == pytest.approx(rest + core * short, rel=5e-3)
+    assert operations(config, seconds, blocks=0) < 0.45 * rest * seconds
 
 
 def test_the_recordings_are_those_that_are_described():

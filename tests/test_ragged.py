@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import FAMILIES, save, tiny_model
+from conftest import FAMILIES, SPEECH, save, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,3 +205,28 @@ def test_an_offset_of_the_waveform_costs_no_precision(folder):
         theirs = model.float()(wave[None]).last_hidden_state[0]
     error = (ours.extract([wave])[0]["final"].double() - exact).abs().max()
     assert error <= max(2 * (theirs.double() - exact).abs().max(), 1e-5)
+
+
+def test_the_expected_time_grows_with_the_work(folder):
+    exact, windowed = load_encoder(folder), load_encoder(folder, long=Long(kind="window", seconds=10))
+    minute, hour = 60 * 16_000, 3600 * 16_000
+    assert exact.expected_seconds(hour) > 60 * exact.expected_seconds(minute)
+    assert windowed.expected_seconds(hour) < exact.expected_seconds(hour)
+    assert exact.expected_seconds(minute, ("embed",)) < exact.expected_seconds(minute, ("layer_02",))
+    assert exact.expected_seconds(minute, ("layer_02",)) < exact.expected_seconds(minute)
+
+
+def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog, tmp_path):
+    from w2v_attn import features
+    from w2v_attn.corpus.listing import list_recordings
+
+    monkeypatch.setattr(features, "LONG", 0.1)
+    monkeypatch.setattr(features, "PATIENCE", 0.0)
+    clip = sorted((SPEECH).rglob("*.flac"))[0]
+    list(
+        features.extract_corpus(
+            load_encoder(folder), list_recordings(str(clip)).rows, tmp_path, layers=("final",), max_duration=60
+        )
+    )
+    assert "minutes of audio will take about" in caplog.text
+    assert "long=window" in caplog.text

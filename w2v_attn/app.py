@@ -58,12 +58,14 @@ def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
+    from w2v_attn.encoder.long import Long
     from w2v_attn.features import extract_corpus
     from w2v_attn.pretrained.replace import core_in_use
 
     max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config))
+    long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
+    encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
     run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
     outcomes, seconds, code = _watch(corpus, run)
 

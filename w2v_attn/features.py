@@ -1,6 +1,7 @@
 """The extraction run: rows -> waveforms -> features -> files."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from w2v_attn.encoder.layers import check_layers
 from w2v_attn.feature_files import feature_path, write_features
 from w2v_attn.runs import Batch, Outcome, run, write_failed
 
+logger = logging.getLogger(__name__)
+
+# Seconds of audio, and of waiting, from which it is said how long a recording will take.
+LONG, PATIENCE = 300.0, 120.0
 # Files do not wait for each other: most of the time a writer waits for the disk.
 WRITERS = 4
 
@@ -48,6 +53,8 @@ def extract_corpus(
     wanted = check_layers(layers, encoder.num_layers)
 
     def process(batch: Batch) -> list[dict[str, Tensor] | ValueError]:
+        for row, recording in batch:
+            _announce(encoder, row, recording, wanted)
         found = encoder.extract([recording.waveform for _, recording in batch], wanted)
         # Off the GPU at once, for its memory is the next batch's. Copies on a CPU too: `final` can be the very tensor
         # that the last layer is.
@@ -74,6 +81,18 @@ def extract_corpus(
         writers=WRITERS,
         interrupted=interrupted,
     )
+
+
+def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> None:
+    """Says before it begins what a long recording will take."""
+    if recording.duration < LONG:
+        return
+    seconds = encoder.expected_seconds(len(recording.waveform), layers)
+    if seconds > PATIENCE:
+        logger.warning(
+            "%s: %.0f minutes of audio will take about %.0f minutes%s", row.id, recording.duration / 60, seconds / 60,
+            "; long=window takes less, and is not exact" if encoder.long.kind == "exact" else "",
+        )  # fmt: skip
 
 
 def _checked_finite(features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:

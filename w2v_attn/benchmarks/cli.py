@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
-from w2v_attn.benchmarks.floor import SAMPLE_RATE
 from w2v_attn.benchmarks.models import random_model
 from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.encoder.cost import SAMPLE_RATE
 
 MODULE = (sys.executable, "-m")
 LOOP = "w2v_attn.benchmarks.transformers_loop"

@@ -19,11 +19,12 @@ from w2v_attn.benchmarks.contenders.choice import choose
 from w2v_attn.benchmarks.contenders.contender import Contender, Subject, Unavailable, first_line
 from w2v_attn.benchmarks.contenders.hugging_face import OneByOne
 from w2v_attn.benchmarks.contenders.ours import Ours
-from w2v_attn.benchmarks.floor import SAMPLE_RATE, operations, product_rates
+from w2v_attn.benchmarks.floor import product_rates
 from w2v_attn.benchmarks.measuring import available_bytes, peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.models import random_model
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.encoder.cost import SAMPLE_RATE, operations
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.pretrained.checkpoints import DTYPES
 

@@ -10,24 +10,7 @@ from torch import Tensor
 
 from w2v_attn.benchmarks.measuring import seconds
 
-SAMPLE_RATE = 16_000
 ROWS, GPU_SIZE = 1500, 8192  # half a minute of frames; a square that fills a GPU
-
-
-def operations(config: Any, duration: float, *, blocks: int | None = None) -> float:
-    """GFLOP, 2 × multiply-adds, of one recording computed alone. duration: seconds; blocks: how many, None for all."""
-    blocks = config.num_hidden_layers if blocks is None else blocks
-    frames, channels, total = int(duration * SAMPLE_RATE), 1, 0
-    for kernel, stride, out in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
-        frames = (frames - kernel) // stride + 1
-        total += 2 * kernel * channels * out * frames
-        channels = out
-    C = config.hidden_size
-    total += 2 * channels * C * frames  # feature projection
-    total += 2 * config.num_conv_pos_embeddings * (C // config.num_conv_pos_embedding_groups) * C * frames
-    projections, feed_forward = 2 * 4 * C * C * frames, 2 * 2 * C * config.intermediate_size * frames
-    core = 4 * frames**2 * C  # Q Kᵀ and P V
-    return (total + blocks * (projections + feed_forward + core)) / 1e9
 
 
 def product_rates(config: Any, dtype: torch.dtype, device: torch.device, *, repeats: int = 9) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.floor import SAMPLE_RATE
+from w2v_attn.encoder.cost import SAMPLE_RATE
 
 # 24 utterances, 1.3 to 14.6 s, 6.4 in the mean: many short ones and few long ones, in an order without order.
 _LENGTHS = [round(1.3 * (14.6 / 1.3) ** ((number / 23) ** 0.74), 2) for number in range(24)]

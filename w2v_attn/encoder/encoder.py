@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from w2v_attn.encoder import ragged
-from w2v_attn.encoder.layers import check_layers, recorded
+from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
+from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long import Long
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
@@ -43,6 +44,7 @@ def load_encoder(
 class Encoder(WaveformModel):
     """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out.
 
+    long: how long recordings are taken.
     why_not_ragged: why recordings go through the Hugging Face model one by one; None where they lie side by side.
     """
 
@@ -51,9 +53,9 @@ class Encoder(WaveformModel):
     ):
         super().__init__(checkpoint, device=device, backend=backend)
         self.why_not_ragged = ragged.why_not(self.model)
-        self._long = Long() if long is None else long
-        if self.why_not_ragged is not None and self._long.kind != "exact":
-            raise ValueError(f"long={self._long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
+        self.long = Long() if long is None else long
+        if self.why_not_ragged is not None and self.long.kind != "exact":
+            raise ValueError(f"long={self.long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
 
     @property
     def num_layers(self) -> int:
@@ -81,8 +83,16 @@ class Encoder(WaveformModel):
         found: list[dict[str, Tensor]] = []
         for pack in self._packs(waveforms):
             prepared = [self.prepare(waveform) for waveform in pack]
-            found += self._ragged.run(prepared, wanted, long=self._long, frame_rate=self.frame_rate("embed"))
+            found += self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
         return found
+
+    def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
+        """About how long a recording of so many samples will take here: its operations over a rate measured once."""
+        wanted = check_layers(layers, self.num_layers)
+        blocks = highest_block(wanted, self.num_layers)
+        attended = None if self.long.kind == "exact" else round(self.long.seconds * self.frame_rate("embed"))
+        work = operations(self.config, samples / SAMPLE_RATE, blocks=blocks, attended=attended)
+        return work / (SHARE * product_rate(self.dtype, self.device))
 
     @cached_property
     def _ragged(self) -> ragged.RaggedEncoder:

@@ -40,6 +40,11 @@ def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
     return tuple(name for name in known if name in layers)
 
 
+def highest_block(layers: Sequence[str], num_layers: int) -> int:
+    """How many blocks must run for these layers: none above it matters."""
+    return max(num_layers if name == "final" else 0 if name == "embed" else int(name[-2:]) for name in layers)
+
+
 @contextmanager
 def recorded(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """While open, a forward of the base model leaves what was asked for, [B, T, C], in the dictionary given out.

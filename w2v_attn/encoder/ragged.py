@@ -16,6 +16,7 @@ from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder import frontend
 from w2v_attn.encoder.blocks import Block
 from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
+from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.pretrained.replace import HuggingFaceAttention
@@ -114,8 +115,7 @@ class RaggedEncoder:
         self, x: Tensor, lengths: list[int], layers: Sequence[str], reach: int | None
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, [ΣT, C]) of the blocks that were asked for and of what ends them; none above the highest runs."""
-        wanted = [len(self._blocks) if name == "final" else int(name[-2:]) for name in layers if name != "embed"]
-        for number, block in enumerate(self._blocks[: max(wanted, default=0)], 1):
+        for number, block in enumerate(self._blocks[: highest_block(layers, len(self._blocks))], 1):
             x = block(x, lengths, reach=reach)
             name = f"layer_{number:02d}"
             if name in layers:
