@@ -230,3 +230,20 @@ def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog
     )
     assert "minutes of audio will take about" in caplog.text
     assert "long=window" in caplog.text
+
+
+@pytest.mark.parametrize("frames", [160, 173, 211, 400, 511])
+def test_one_call_for_all_heads_is_attention(frames):
+    from w2v_attn.attention import cores
+    from w2v_attn.attention import ragged as core
+    from w2v_attn.attention.masks import NO_MASK
+
+    torch.manual_seed(frames)
+    q, k, v = (core.split_heads(torch.randn(1, frames, 96), 3) for _ in range(3))
+    if not core._short(q, v):
+        pytest.skip("no oneDNN here")
+    theirs, _, _ = cores.EXPLICIT.forward(q.double(), k.double(), v.double(), NO_MASK, scale=0.3, dropout=0.0)
+    ours = core._all_heads(q, k, v, 0.3)
+    torch.testing.assert_close(ours.double(), core.merge_heads(theirs)[0], rtol=0, atol=1e-5)
+    alone = core.attend(*(core.merge_heads(x)[0] for x in (q, k, v)), [frames], num_heads=3, scale=0.3)
+    torch.testing.assert_close(alone, ours, rtol=0, atol=0)

@@ -51,6 +51,23 @@ def transposed_times(a: Tensor, b: Tensor) -> Tensor:
     return times_transposed(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
 
 
+def heads_times_transposed(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x_h W_hᵀ + b for every head h, side by side: [I, H·N].
+
+    x: [I, H·K]. weights: [H, N, K] contiguous, N and K multiples of 16. bias: [H·N]. Only where oneDNN `serves`.
+
+    One call for all heads, as a convolution of kernel 1 with a group for each: for short recordings the calls, one for
+    each head, would cost as much as the products.
+    """
+    H, N, K = weights.shape
+    pixels = x.view(1, 1, len(x), H * K).permute(0, 3, 1, 2)
+    kernels = weights.view(H * N, K, 1, 1)
+    found = torch.ops.mkldnn._convolution_pointwise(
+        pixels, kernels, bias, [0, 0], [1, 1], [1, 1], H, NO_EPILOGUE, [], ""
+    )  # fmt: skip
+    return found.permute(0, 2, 3, 1).reshape(len(x), H * N)
+
+
 def serves(x: Tensor) -> bool:
     """Whether oneDNN computes products of tensors like `x` here, and they are right."""
     return x.device.type == "cpu" and x.numel() > 0 and _is_right(x.dtype)

@@ -19,6 +19,7 @@ from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
 from w2v_attn.encoder.cost import SAMPLE_RATE
+from w2v_attn.pretrained.checkpoints import quiet_transformers
 
 MODULE = (sys.executable, "-m")
 LOOP = "w2v_attn.benchmarks.transformers_loop"
@@ -134,8 +135,9 @@ def _starts() -> Iterator[_Command]:
 def _save_checkpoint(size: str, folder: Path) -> None:
     from transformers import Wav2Vec2FeatureExtractor
 
-    random_model(size).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    with quiet_transformers():
+        random_model(size).save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
 
 
 def _save_recordings(durations: Sequence[float], folder: Path) -> None:

@@ -24,10 +24,10 @@ def draw(report: dict[str, Any], path: Path) -> Path:
         axes.bar_label(bars, labels=[f"{f['speed']:.3g}" for f in figures], padding=3)
         whole = next(f for f in figures if f["contender"] == "w2v_attn")
         floor = whole["speed"] / whole["floor_fraction"]
-        axes.axvline(floor, color="tab:red", linestyle="--", label=f"the floor: {floor:.3g}")
+        axes.axvline(floor, color="tab:red", linestyle="--")
         axes.set_xlim(0, 1.1 * max(floor, *(f["speed"] for f in figures)))
-        axes.set_title(f"{name}: {len(settings['sets'][name])} recordings, {sum(settings['sets'][name]):.0f} s")
-        axes.legend(loc="lower right")
+        audio = f"{len(settings['sets'][name])} recordings, {sum(settings['sets'][name]):.0f} s"
+        axes.set_title(f"{name}: {audio}; products alone would reach {floor:.3g} (the line)")
     panels[-1].set_xlabel("seconds of audio a second (hatched: other features than the reference's)")
     figure.suptitle(
         f"wav2vec2 {settings['size']}, {settings['dtype']}, {report['device']}, {report['threads']} threads"
