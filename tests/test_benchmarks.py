@@ -1,6 +1,7 @@
 """The benchmark measures what it says, checks that results agree, and writes what it found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -325,3 +326,20 @@ def test_a_command_that_fails_is_told_with_what_it_said():
     for timed in (seconds_of, peak_bytes_of):
         with pytest.raises(ValueError, match=r"ended with code 3: no such thing"):
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
+
+
+def test_windows_and_chunks_come_nearer_to_exact_as_they_grow(call):
+    code, out, _ = call("benchmark", "what=long", "long_seconds=8", "widths=[12,1,4]", "output=long.json")
+    assert code == 0
+    assert "relative L2" in out
+    figures = {(f["kind"], f["seconds"]): f for f in json.loads(Path("long.json").read_text())["figures"]}
+    assert figures["exact", None]["same_symbols"] == 1
+    for kind in ("window", "chunks"):
+        far, near, whole = (figures[kind, width]["relative_l2"] for width in (1.0, 4.0, 12.0))
+        assert whole < 1e-5 < near < far
+
+
+def test_too_little_audio_for_a_long_recording_is_told(call):
+    code, _, err = call("benchmark", "what=long", "long_seconds=100000")
+    assert code == 2
+    assert "are needed" in err

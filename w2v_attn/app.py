@@ -353,12 +353,20 @@ def _block(config: Any) -> dict[str, Any]:
     }
 
 
+def _benchmark_long(config: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from w2v_attn.benchmarks import long
+
+    options = {"duration": _number(config, "long_seconds"), "widths": _list(config, "widths", float)}
+    return long, long.run(checkpoint=_text(config, "checkpoint"), audio=_text(config, "audio"), **options, **common)
+
+
 # Kind -> what measures it: (the module that can show the report, the report).
 BENCHMARKS: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]] = {
     "attention": _benchmark_attention,
     "training": _benchmark_training,
     "encoder": _benchmark_encoder,
     "cli": _benchmark_cli,
+    "long": _benchmark_long,
 }
 
 

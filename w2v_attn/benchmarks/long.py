@@ -1,0 +1,101 @@
+"""`what=long`: how far windows and chunks are from exact on one long recording of speech, and what they save."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w2v_attn.audio.reading import read_audio
+from w2v_attn.benchmarks.measuring import seconds
+from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.encoder.encoder import Encoder
+from w2v_attn.encoder.long import Long
+from w2v_attn.pretrained.checkpoints import load_checkpoint
+from w2v_attn.pretrained.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report. seconds: of the window or chunk. relative_l2, same_symbols: against exact features."""
+
+    kind: str
+    seconds: float | None
+    time_s: float
+    relative_l2: float
+    same_symbols: float
+
+
+def run(
+    *,
+    checkpoint: str,
+    audio: str,
+    duration: float,
+    widths: Sequence[float],
+    device: torch.device,
+    tell: Callable[[str], None],
+    **_: Any,
+) -> dict[str, Any]:
+    """The report. checkpoint: one with a CTC head. audio: as for `extract`; recordings are put end to end.
+
+    duration: seconds of the recording they make. widths: seconds of windows and chunks.
+
+    Raises:
+        CheckpointError: a checkpoint without a CTC head. ValueError: there is not enough audio.
+    """
+    waveform = _recording(audio, duration)
+    figures: list[Figure] = []
+    exact: Tensor | None = None
+    for long in [
+        Long(),
+        *(Long(kind=kind, seconds=width, overlap=width / 6) for kind in ("window", "chunks") for width in widths),
+    ]:
+        tell(f"{long.kind}, {long.seconds:g} s")
+        loaded = load_checkpoint(checkpoint, with_head=True)
+        head = getattr(loaded.model, "lm_head", None)
+        if head is None:
+            raise CheckpointError(f"{checkpoint} has no CTC head, whose symbols could be compared")
+        base = getattr(loaded.model, loaded.model.base_model_prefix)
+        encoder = Encoder(type(loaded)(**{**vars(loaded), "model": base}), device=device, long=long)
+        head = head.to(device)
+        found: list[Tensor] = []
+        time_s = seconds(
+            lambda into=found, encoder=encoder: into.append(encoder.extract([waveform])[0]["final"]), device
+        )
+        features = found[0]
+        exact = features if exact is None else exact
+        with torch.no_grad():
+            same = (head(features).argmax(-1) == head(exact).argmax(-1)).float().mean().item()
+        distance = ((features - exact).norm() / exact.norm()).item()
+        width = None if long.kind == "exact" else long.seconds
+        figures.append(Figure(long.kind, width, time_s, distance, same))
+    settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
+    return {"what": "long", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
+
+
+def _recording(audio: str, duration: float) -> Tensor:
+    parts, total = [], 0
+    for row in list_recordings(audio).rows:
+        parts.append(read_audio(row.path))
+        total += len(parts[-1])
+        if total >= duration * 16_000:
+            return torch.cat(parts)[: int(duration * 16_000)]
+    raise ValueError(f"{audio} has {total / 16_000:.0f} s of audio, {duration:g} s are needed")
+
+
+def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """(title, header, rows)."""
+    rows = [
+        (
+            f["kind"],
+            "–" if f["seconds"] is None else f"{f['seconds']:g} s",
+            f"{f['time_s']:.2f}",
+            f"{f['relative_l2']:.1e}",
+            f"{f['same_symbols']:.2%}",
+        )
+        for f in report["figures"]
+    ]
+    title = f"one recording of {report['settings']['duration']:.0f} s ({report['device']})"
+    yield title, ("attention", "width", "s", "relative L2 from exact", "same symbols"), rows
