@@ -71,6 +71,12 @@ def test_a_long_recording_is_exact(folder, monkeypatch):
         torch.testing.assert_close(features["final"], stock(folder, wave), rtol=0, atol=1e-4)
 
 
+def test_a_short_recording_beside_a_windowed_one_is_exact(folder):
+    short, long = noise(0.35, 2.0)
+    windowed = load_encoder(folder, long=Long(kind="window", seconds=0.4)).extract([short, long])
+    torch.testing.assert_close(windowed[0]["final"], stock(folder, short), rtol=0, atol=1e-4)
+
+
 def test_a_window_wider_than_the_recording_is_exact(folder):
     waves = noise(0.9, 0.4)
     exact = load_encoder(folder).extract(waves)
@@ -180,13 +186,19 @@ def test_a_model_that_was_changed_goes_one_by_one(folder):
     (wave,) = noise(0.5)
     plain = load_encoder(folder)
     theirs = plain.extract([wave])[0]["final"]
-    plain.model.encoder.layers[0].feed_forward.output_dense.register_forward_hook(lambda *_: None)
-    assert "no plain ones" in ragged.why_not(plain.model)
-    hooked = encoder.Encoder(plain.checkpoint, device=plain.device)
-    assert hooked.why_not_ragged is not None
-    torch.testing.assert_close(hooked.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no plain ones"):
+    seen = []
+    hook = plain.model.encoder.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    assert "hooks" in plain.why_not_ragged
+    torch.testing.assert_close(plain.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
+    assert seen
+    with pytest.raises(ValueError, match="hooks"):
         encoder.Encoder(plain.checkpoint, device=plain.device, long=Long(kind="window"))
+    hook.remove()
+    assert plain.why_not_ragged is None
+    dense = plain.model.encoder.layers[0].feed_forward.output_dense
+    dense.forward = lambda x: 2 * torch.nn.functional.linear(x, dense.weight, dense.bias)
+    assert "no plain ones" in ragged.why_not(plain.model)
+    assert (plain.extract([wave])[0]["final"] - theirs).abs().max() > 1e-3
 
 
 def test_an_offset_of_the_waveform_costs_no_precision(folder):

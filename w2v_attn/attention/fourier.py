@@ -100,14 +100,16 @@ class FourierConvolution:
             frames = _batch_norm(frames, self._norm)
         if self._spectrum is None:
             weight = self._convolution.weight.to(self._dtype)
-            found = GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel)
-        else:
-            found = torch.empty_like(frames)
-            for pieces in pieces_of(lengths, self._kernel):
-                windows = windows_of(frames, pieces, self._kernel)
-                write_back(found, correlate(windows, self._spectrum, self._kernel), pieces)
+            return self._finish(GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel))
+        found = torch.empty_like(frames)
+        for pieces in pieces_of(lengths, self._kernel):
+            windows = windows_of(frames, pieces, self._kernel)
+            write_back(found, self._finish(correlate(windows, self._spectrum, self._kernel)), pieces)
+        return found
+
+    def _finish(self, correlated: Any) -> Tensor:
         bias = self._convolution.bias
-        return self._activation(found if bias is None else found + bias.to(self._dtype))
+        return self._activation(correlated if bias is None else correlated + bias.to(self._dtype))
 
 
 class GroupedCorrelation(torch.autograd.Function):

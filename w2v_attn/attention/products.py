@@ -54,7 +54,7 @@ def transposed_times(a: Tensor, b: Tensor) -> Tensor:
 def heads_times_transposed(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
     """x_h W_hᵀ + b for every head h, side by side: [I, H·N].
 
-    x: [I, H·K]. weights: [H, N, K] contiguous, N and K multiples of 16. bias: [H·N]. Only where oneDNN `serves`.
+    x: [I, H·K]. weights: [H, N, K] contiguous, N and K multiples of 16. bias: [H·N]. Only where it `serves_heads`.
 
     One call for all heads, as a convolution of kernel 1 with a group for each: for short recordings the calls, one for
     each head, would cost as much as the products.
@@ -104,6 +104,22 @@ class Plain:
 def prepare(weight: Tensor, bias: Tensor | None) -> Packed | Plain:
     """A linear map that will be applied many times."""
     return Packed(weight, bias) if serves(weight) else Plain(weight, bias)
+
+
+@cache
+def serves_heads(dtype: torch.dtype) -> bool:
+    """Whether `heads_times_transposed` is there for this dtype and right."""
+    if not _is_right(dtype) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weights, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((37, 96), (3, 64, 32), (192,)))
+    try:
+        with torch.no_grad():
+            ours = heads_times_transposed(x, weights, bias)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    theirs = torch.einsum("ihk,hnk->ihn", x.double().view(37, 3, 32), weights.double()).flatten(1) + bias.double()
+    return bool((ours.double() - theirs).abs().max() < (1e-4 if dtype is torch.float32 else 0.2))
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:

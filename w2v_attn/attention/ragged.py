@@ -9,7 +9,7 @@ from w2v_attn.attention import cores, products
 from w2v_attn.attention.explicit import CPU_TILE, FASTER_FROM, LEAST_ROWS
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, merge_heads, softmax_dtype, split_heads
-from w2v_attn.attention.products import serves
+from w2v_attn.attention.products import serves, serves_heads
 
 # oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
 BLOCK, SHORT_FROM = 16, 160
@@ -47,7 +47,8 @@ def attend(
 def _short(q: Tensor, v: Tensor) -> bool:
     """Whether a recording is one that all heads together are fastest for: short, but not next to nothing."""
     shapes = q.shape[-1] % BLOCK == 0 and v.shape[-1] % BLOCK == 0
-    return shapes and SHORT_FROM <= q.shape[2] < FASTER_FROM and q.dtype == torch.float32 and serves(q)
+    length = SHORT_FROM <= q.shape[2] < FASTER_FROM
+    return shapes and length and q.dtype == torch.float32 and serves(q) and serves_heads(q.dtype)
 
 
 def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ Residual stream and norms are float32 at least; products take the dtype of the w
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Block:
         self._dtype: torch.dtype = attention.q_proj.weight.dtype
         self._q = _linear(attention.q_proj)
         self._kv = _linear(attention.k_proj, attention.v_proj)
+        self._widths = attention.k_proj.out_features, attention.v_proj.out_features
         self._out = _linear(attention.out_proj)
         self._up, self._down = _linear(feed_forward.intermediate_dense), _linear(feed_forward.output_dense)
         self._activation = feed_forward.intermediate_act_fn
@@ -39,12 +40,12 @@ class Block:
         self._norm_first = norm_first
         self._adapter = getattr(layer, "adapter_layer", None)
 
-    def __call__(self, x: Tensor, lengths: Sequence[int], *, reach: int | None = None) -> Tensor:
+    def __call__(self, x: Tensor, lengths: list[int], *, reach: int | None = None) -> Tensor:
         """[ΣT, C] -> [ΣT, C]. reach: frames that a frame attends on either side of itself; None: all of them."""
-        windowed = reach is not None and max(lengths) > 2 * reach
-        if windowed or (x.device.type == "cpu" and max(lengths) > LONG_ROWS):
-            parts = [self._long(part, reach) for part in x.split(list(lengths))]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(lengths) > 1 and any(self._is_apart(length, x, reach) for length in lengths):
+            return torch.cat([self(part, [len(part)], reach=reach) for part in x.split(lengths)])
+        if self._is_apart(lengths[0], x, reach):
+            return self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)
         h = self._input(x)
         k, v = self._kv(h).chunk(2, -1)
         o = ragged.attend(
@@ -52,27 +53,38 @@ class Block:
         )
         return self._finish(x, o)
 
-    def _long(self, x: Tensor, reach: int | None) -> Tensor:
-        """One recording, [T, C] -> [T, C], with little memory beside them: some rows at a time go all the way."""
+    def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
+        """Whether a recording of this length goes through a block some rows at a time."""
+        return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_ROWS)
+
+    def _long(self, x: Tensor) -> Tensor:
+        """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time."""
+        y = torch.empty_like(x)
+        k, v = (torch.empty(len(x), width, dtype=self._dtype, device=x.device) for width in self._widths)
+        for rows in _rows_of(len(x)):
+            k[rows], v[rows] = self._keys_values(x[rows])
+        for rows in _rows_of(len(x)):
+            o = ragged.attend_all(self._queries(x[rows]), k, v, num_heads=self._num_heads, scale=self._scale)
+            y[rows] = self._finish(x[rows], o)
+        return y
+
+    def _windowed(self, x: Tensor, reach: int) -> Tensor:
+        """One recording, [T, C] -> [T, C], each frame attending those near it; only keys in reach are held."""
         T, options = len(x), {"num_heads": self._num_heads, "scale": self._scale}
         y = torch.empty_like(x)
         held: deque[tuple[Tensor, Tensor]] = deque()
         first_key = last_key = 0
         for first in range(0, T, LONG_ROWS):
             last = min(first + LONG_ROWS, T)
-            while last_key < (T if reach is None else min(last + reach, T)):
+            while last_key < min(last + reach, T):
                 held.append(self._keys_values(x[last_key : last_key + LONG_ROWS]))
                 last_key += len(held[-1][0])
-            while reach is not None and first_key + len(held[0][0]) <= first - reach:
+            while first_key + len(held[0][0]) <= first - reach:
                 first_key += len(held.popleft()[0])
-            if reach is None and len(held) > 1:
-                held = deque([_joined(held)])
-            k, v = _joined(held)
-            q = self._queries(x[first:last])
-            if reach is None:
-                o = ragged.attend_all(q, k, v, **options)
-            else:
-                o = ragged.attend_window(q, k, v, **options, first_row=first, first_key=first_key, reach=reach)
+            k, v = (torch.cat(parts) for parts in zip(*held, strict=True))
+            o = ragged.attend_window(
+                self._queries(x[first:last]), k, v, **options, first_row=first, first_key=first_key, reach=reach
+            )
             y[first:last] = self._finish(x[first:last], o)
         return y
 
@@ -109,10 +121,9 @@ class Block:
         return y if self._fused else self._activation(y)
 
 
-def _joined(parts: Collection[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Keys and values of pieces that follow each other, as one."""
-    keys, values = [k for k, _ in parts], [v for _, v in parts]
-    return (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys), torch.cat(values))
+def _rows_of(num_rows: int) -> Iterator[slice]:
+    for first in range(0, num_rows, LONG_ROWS):
+        yield slice(first, min(first + LONG_ROWS, num_rows))
 
 
 def _linear(*linears: nn.Linear) -> products.Packed | products.Plain:

@@ -45,17 +45,20 @@ class Encoder(WaveformModel):
     """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out.
 
     long: how long recordings are taken.
-    why_not_ragged: why recordings go through the Hugging Face model one by one; None where they lie side by side.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long: Long | None = None
     ):
         super().__init__(checkpoint, device=device, backend=backend)
-        self.why_not_ragged = ragged.why_not(self.model)
         self.long = Long() if long is None else long
         if self.why_not_ragged is not None and self.long.kind != "exact":
             raise ValueError(f"long={self.long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
+
+    @property
+    def why_not_ragged(self) -> str | None:
+        """Why recordings go through the Hugging Face model one by one, as it is now; None: they lie side by side."""
+        return ragged.why_not(self.model)
 
     @property
     def num_layers(self) -> int:
@@ -78,11 +81,13 @@ class Encoder(WaveformModel):
         waveforms = [torch.as_tensor(waveform) for waveform in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
-        if self.why_not_ragged is not None:
+        if (reason := self.why_not_ragged) is not None:
+            if self.long.kind != "exact":
+                raise ValueError(f"long={self.long.kind} cannot be had from this model: {reason}")
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
         found: list[dict[str, Tensor]] = []
         for pack in self._packs(waveforms):
-            prepared = [self.prepare(waveform) for waveform in pack]
+            prepared = (self.prepare(waveform) for waveform in pack)
             found += self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
         return found
 

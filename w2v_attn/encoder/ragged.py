@@ -4,7 +4,8 @@ It computes what the Hugging Face model computes, from the same parameters; besi
 the layout of oneDNN, and makes them again when a parameter has changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,12 +31,20 @@ def why_not(model: Any) -> str | None:
     reason = frontend.why_not(model)
     if reason is not None:
         return reason
+    if any(_is_hooked(module) for module in model.modules()):
+        return "somebody's hooks on its modules want to be called"
     for block in model.encoder.layers:
         if not isinstance(block.attention, HuggingFaceAttention) or not hasattr(block, "feed_forward"):
             return "its blocks are not attention and feed-forward"
         if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
             return "its linear maps are no plain ones"
     return None
+
+
+def _is_hooked(module: Any) -> bool:
+    """Whether a module has hooks besides transformers' own, which stay where hidden states were once asked for."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
 _LINEARS = {f"attention.{name}_proj" for name in ("q", "k", "v", "out")} | {
@@ -54,30 +63,26 @@ class RaggedEncoder:
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
         self._norm_first = bool(getattr(model.config, "do_stable_layer_norm", False))
         self._squeeze: int = getattr(model.config, "squeeze_factor", 1)  # SEW's blocks see pairs of frames
-        self._state: list[tuple[int, int]] = []
+        self._state: list[Any] = []
         self._prepare()
 
     def run(
-        self, waveforms: Sequence[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
+        self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
     ) -> list[dict[str, Tensor]]:
         """For each waveform a dictionary: name of the layer -> [frames, channels] in the model's dtype.
 
-        waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them.
+        waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them; each is taken once.
         layers: valid names in the order of computation; nothing above the highest of them is computed.
         frame_rate: frames a second in the blocks, which the seconds of `long` are counted in.
         """
-        if self._state != state_of(self._model.parameters()):
+        if self._state != self._current_state():
             self._prepare()
         embedded = [self._frontend(waveform) for waveform in waveforms]
         lengths = [len(frames) for frames in embedded]
-        frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
-        del embedded
-        x, counts = self._enter(frames, lengths)
-        del frames
-        if not self._norm_first:
-            x = layer_norm(x, self._model.encoder.layer_norm)
-        found = [dict[str, Tensor]() for _ in waveforms]
-        for name, layer in self._layers(x, counts, layers, long, frame_rate):
+        found = [dict[str, Tensor]() for _ in lengths]
+        counts = [length // self._squeeze for length in lengths]
+        # Nothing here keeps a name for frames that are done with: an hour of them is half a gigabyte.
+        for name, layer in self._layers(self._enter(embedded), counts, layers, long, frame_rate):
             for features, part in zip(found, layer.split(counts), strict=True):
                 features[name] = part.to(self._model.dtype)
         if "final" in layers:
@@ -91,14 +96,18 @@ class RaggedEncoder:
 
     def _layers(
         self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> Iterable[tuple[str, Tensor]]:
         """(name, [ΣT, C]) of every layer that was asked for, from what enters the blocks."""
-        if "embed" in layers:
-            yield "embed", x
-        if long.kind != "chunks":
-            reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
-            yield from self._blocks_of(x, lengths, layers, reach)
-            return
+        embed = [("embed", x)] if "embed" in layers else []
+        if long.kind == "chunks":
+            return chain(embed, self._chunks_of(x, lengths, layers, long, frame_rate))
+        reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
+        return chain(embed, self._blocks_of(x, lengths, layers, reach))
+
+    def _chunks_of(
+        self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As `_blocks_of`, over overlapping pieces of long recordings."""
         pieces = list(long.pieces(lengths, frame_rate))
         results: dict[str, Tensor] = {}
         for batch in batches_of(pieces, CHUNK_FRAMES):
@@ -123,18 +132,25 @@ class RaggedEncoder:
         if "final" in layers:
             yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else x
 
-    def _enter(self, frames: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
-        """Frames with their positions, as they enter the first norm or block."""
+    def _enter(self, embedded: list[Tensor]) -> Tensor:
+        """What enters the blocks, [ΣT, C], from the frames of each recording; empties the list."""
+        x = self._with_positions(embedded)
+        return x if self._norm_first else layer_norm(x, self._model.encoder.layer_norm)
+
+    def _with_positions(self, embedded: list[Tensor]) -> Tensor:
         if self._squeeze == 1:
-            return self._positions(frames, lengths).add_(frames), lengths
+            lengths = [len(frames) for frames in embedded]
+            frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+            embedded.clear()
+            return self._positions(frames, lengths).add_(frames)
         parts = []
-        for part in frames.split(lengths):
+        for part in embedded:
             channels_first = part.to(self._model.dtype).T[None]
             places = self._model.encoder.pos_conv_embed(channels_first)
             pooled = F.avg_pool1d(channels_first, self._squeeze)
             count = min(places.shape[-1], pooled.shape[-1])
             parts.append((pooled[..., :count].to(self._wide) + places[..., :count])[0].T)
-        return torch.cat(parts), [len(part) for part in parts]
+        return torch.cat(parts)
 
     def _leave(self, frames: Tensor, length: int) -> Tensor:
         """What the model does after its blocks with a recording that had `length` frames before them."""
@@ -144,10 +160,15 @@ class RaggedEncoder:
         adapter = getattr(self._model, "adapter", None)
         return frames if adapter is None else adapter(frames[None])[0]
 
+    def _current_state(self) -> list[Any]:
+        """What changes when weights, statistics or the core that is asked for do."""
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        return [*state_of(tensors), *(layer.attention.backend for layer in self._model.encoder.layers)]
+
     def _prepare(self) -> None:
         """Lays the weights out as they are computed with."""
         model, encoder = self._model, self._model.encoder
-        self._state = state_of(model.parameters())
+        self._state = self._current_state()
         self._frontend = Frontend(model)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]
