@@ -64,7 +64,12 @@ def test_blocks_of_the_waveform_do_not_show(folder, monkeypatch):
 
 
 def test_a_long_recording_is_exact(folder, monkeypatch):
+    from w2v_attn.attention import ragged as core
+
+    monkeypatch.setattr(blocks, "LONG_FROM", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
+    monkeypatch.setattr(core, "TILE_ROWS", 5)
+    monkeypatch.setattr(core, "TILE_KEYS", 17)
     long, short = noise(2.1, 0.2)
     ours = load_encoder(folder).extract([short, long], ("layer_02", "final"))
     for wave, features in zip((short, long), ours, strict=True):

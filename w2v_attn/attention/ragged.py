@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention import cores, products
-from w2v_attn.attention.explicit import CPU_TILE, FASTER_FROM, LEAST_ROWS
+from w2v_attn.attention.explicit import FASTER_FROM
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.mathematics import attend_rows, merge_heads, softmax_dtype, split_heads
+from w2v_attn.attention.mathematics import attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
 from w2v_attn.attention.products import serves, serves_heads
 
 # oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
 BLOCK, SHORT_FROM = 16, 160
+# A tile of a long recording: 8 MB of scores, thick enough for its products.
+TILE_ROWS, TILE_KEYS = 1024, 2048
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
 WINDOW_ROWS = 256
 
@@ -82,26 +84,42 @@ def attend_window(
             row, last + 1, device=q.device
         ).unsqueeze(-1)
         near = (distance.abs() <= reach)[None]
-        outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, WINDOW_ROWS, near))
+        outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, near))
     return torch.cat(outputs)
 
 
 def attend_all(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
-    """Steps (2) to (5) for some rows of a recording, q [I, H·D], against all its keys and values: [I, H·E]."""
-    rows = len(q) if q.device.type != "cpu" else max(LEAST_ROWS, CPU_TILE // len(k))
-    return _rows(q, k, v, num_heads, scale, rows)
+    """Steps (2) to (5) for some rows of a recording, q [I, H·D], against all its keys and values: [I, H·E].
 
-
-def _rows(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, rows: int, allowed: Tensor | None = None
-) -> Tensor:
-    """A head at a time, and `rows` of its queries: [I, H·E]."""
+    In tiles of rows and keys, so that neither matters for memory: each tile of keys gives its own softmax, and their
+    outputs are averaged by what the exponentials of each add up to, softmax(L) over tiles.
+    """
     dtype, heads = softmax_dtype(q), []
     for q_ID, k_TD, v_TE in zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True):
-        k_1TD, v_1TE = (x.to(dtype).contiguous()[None] for x in (k_TD, v_TE))
-        tiles = [
-            attend_rows(part.to(dtype)[None], k_1TD, v_1TE, scale=scale, allowed_HIT=allowed)[0]
-            for part in q_ID.split(rows)
-        ]
+        keys = [part.to(dtype).contiguous()[None] for part in k_TD.split(TILE_KEYS)]
+        values = [part.to(dtype).contiguous()[None] for part in v_TE.split(TILE_KEYS)]
+        tiles = []
+        for q_part in (q_ID.to(dtype) * scale).split(TILE_ROWS):
+            found = [_attend_keys(q_part[None], *pair) for pair in zip(keys, values, strict=True)]
+            weights = torch.cat([lse for _, lse in found]).softmax(0)
+            tiles.append((weights * torch.cat([o for o, _ in found])).sum(0))
         heads.append(torch.cat(tiles))
+    return torch.cat(heads, -1).to(v.dtype)
+
+
+def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """O of some rows against some keys alone, [1, I, E], and L = log Σ exp S of them, [1, I, 1]."""
+    s = masked_scores(scaled_q, k, None, None)
+    largest = s.amax(-1, keepdim=True)
+    p = torch.softmax(s, -1, out=s)
+    lse = largest - p.amax(-1, keepdim=True).log()  # P = exp(S − L), also at the largest
+    return products.times(p, v), lse
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed: Tensor) -> Tensor:
+    """One tile, a head at a time: [I, H·E]."""
+    dtype, heads = softmax_dtype(q), []
+    for q_ID, k_TD, v_TE in zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True):
+        q_1ID, k_1TD, v_1TE = (x.to(dtype).contiguous()[None] for x in (q_ID, k_TD, v_TE))
+        heads.append(attend_rows(q_1ID, k_1TD, v_1TE, scale=scale, allowed_HIT=allowed)[0])
     return torch.cat(heads, -1).to(v.dtype)

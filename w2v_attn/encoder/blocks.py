@@ -15,8 +15,8 @@ from w2v_attn.encoder.frontend import is_gelu, layer_norm
 
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
-# Rows of a long recording that go through a block together: 40 seconds.
-LONG_ROWS = 2000
+# Frames from which a recording is a long one, and its rows that go through a block together: 100 and 40 seconds.
+LONG_FROM, LONG_ROWS = 5000, 2000
 
 
 class Block:
@@ -55,7 +55,7 @@ class Block:
 
     def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
         """Whether a recording of this length goes through a block some rows at a time."""
-        return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_ROWS)
+        return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_FROM)
 
     def _long(self, x: Tensor) -> Tensor:
         """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time."""
