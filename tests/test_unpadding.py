@@ -283,3 +283,13 @@ def test_batched_products_are_torchs(dtype):
         torch.testing.assert_close(products.times_transposed(a, b), a @ b.mT, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(products.times(a, b.mT), a @ b.mT, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(products.transposed_times(a, c), a.mT @ c, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same(norm_style):
+    model = replace_attention(tiny_model(norm_style), unpad=True)
+    values = torch.randn(2, 4000)
+    with torch.no_grad():
+        theirs = model(values).last_hidden_state
+        ours = torch.compile(model, backend="aot_eager")(values).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

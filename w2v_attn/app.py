@@ -76,6 +76,10 @@ def extract(config: Any) -> int:
         ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {encoder.dtype}"),
         ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
     ]
+    if encoder.long.kind != "exact":
+        rows.append(("long", f"{encoder.long.kind} of {encoder.long.seconds:g} s: not exact beyond that"))
+    if encoder.why_not_ragged is not None:
+        rows.append(("one by one", f"for {encoder.why_not_ragged}"))
     return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
 
 

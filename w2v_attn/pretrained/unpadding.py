@@ -6,7 +6,7 @@ where a recording ends. Dropouts, LayerDrop, gradient checkpointing and hooks wo
 come out as zeros.
 
 Where hidden states or attentions are asked for, which transformers records block by block in the shape of the batch,
-a call goes through stock's forward.
+and where a graph is compiled, a call goes through stock's forward.
 """
 
 from importlib import import_module
@@ -39,7 +39,8 @@ class UnpaddedEncoder:
 
         attention_mask: [B, T], true or 1 for real frames, which come first; None: all are.
         """
-        lengths = _lengths(hidden_states, attention_mask)
+        graph = torch.compiler.is_compiling()  # compilers want shapes that do not depend on values
+        lengths = None if graph else _lengths(hidden_states, attention_mask)
         if lengths is None or self._is_recorded(kwargs):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         places = None if attention_mask is None else attention_mask.flatten().nonzero()[:, 0]
@@ -76,7 +77,8 @@ class OurFeedForward:
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        if not (is_plain(self.intermediate_dense) and is_plain(self.output_dense)):
+        plain = is_plain(self.intermediate_dense) and is_plain(self.output_dense)
+        if not plain or torch.compiler.is_compiling():
             return super().forward(hidden_states)  # type: ignore[misc]
         rate = self.intermediate_dropout.p if self.training else 0.0
         y = feed_forward(hidden_states, self.intermediate_dense, self.output_dense, dropout=rate)
