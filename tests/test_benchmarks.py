@@ -129,9 +129,12 @@ def test_a_training_step_is_compared_on_the_same_loss(tmp_path, capsys):
     assert done.value.code == 0
     report = json.loads((tmp_path / "r.json").read_text())
     figures = report["figures"]
-    assert [figure["contender"] for figure in figures[:3]] == ["w2v_attn", "Hugging Face sdpa", "Hugging Face eager"]
-    losses = [figure["loss"] for figure in figures if figure["dropout"] == 0]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    contenders = ["w2v_attn", "w2v_attn, attention alone", "Hugging Face sdpa", "Hugging Face eager"]
+    for batch in ("ragged", "equal"):
+        here = [figure for figure in figures if figure["batch"] == batch and figure["dropout"] == 0]
+        assert [figure["contender"] for figure in here] == contenders
+        losses = [figure["loss"] for figure in here]
+        assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
     assert all(figure["median_s"] > 0 for figure in figures)
     assert "× best peer" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """Several processes train as one: `torchrun` with gloo, on the CPU."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -21,7 +22,12 @@ def finetune(output, processes, *more):
         "training.evaluate_every=3", "training.batch_seconds=5", "optimizer.rate=1e-4",
     ]  # fmt: skip
     done = subprocess.run(
-        [*start, "w2v_attn", "finetune", *overrides, *more], capture_output=True, text=True, check=False, timeout=280
+        [*start, "w2v_attn", "finetune", *overrides, *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -40,6 +46,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, parameter in theirs.items():
+        if name.endswith("k_proj.bias"):
+            continue  # softmax does not feel it: its gradient is rounding, which Adam makes as large as any other
         assert (ours[name] - parameter).abs().max() < 2e-5, name
     # Evaluated without duplicates, said once.
     found = [

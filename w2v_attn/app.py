@@ -232,6 +232,8 @@ def finetune(config: Any) -> int:
             return SOME_FAILED
         except KeyboardInterrupt:
             return interruption.code or INTERRUPTED
+        finally:
+            run.leave_other_processes()
     if done.interrupted:
         print("interrupted: a checkpoint is saved; the same command goes on from it", file=sys.stderr)
         return interruption.code or TERMINATED

@@ -270,3 +270,9 @@ def _agree(found: Path | None, args: Any) -> Path | None:
     objects = [found]
     torch.distributed.broadcast_object_list(objects, src=0)
     return objects[0]
+
+
+def leave_other_processes() -> None:
+    """Ends what torchrun's processes talk through: its threads must not be running when the interpreter ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
