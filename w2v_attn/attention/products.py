@@ -80,7 +80,6 @@ class Packed:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.num_outputs, self.num_inputs = weight.shape
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self._bias = None if bias is None else bias.detach().clone()
 
@@ -93,7 +92,6 @@ class Plain:
     """The same as `Packed` where there is nothing to pack."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.num_outputs, self.num_inputs = weight.shape
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:

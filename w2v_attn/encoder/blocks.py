@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention import products, ragged
-from w2v_attn.encoder.frontend import is_gelu, layer_norm
+from w2v_attn.attention.feed_forward import is_gelu
+from w2v_attn.encoder.frontend import layer_norm
 
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17

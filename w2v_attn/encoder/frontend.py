@@ -19,18 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.attention import products
+from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
 
 # Frames that leave the convolutions together: a second. Within it the widest frames are 6.5 MB on a base model.
 CPU_BLOCK, ACCELERATOR_BLOCK = 50, 1500
 # Windows whose second moment is added up at once: 5 MB of float64.
 MOMENT_WINDOWS = 1 << 16
-
-
-def is_gelu(activation: Any) -> bool:
-    """Whether a function of frames is the exact GELU, whatever its class."""
-    probe = torch.linspace(-6, 6, 101)
-    return torch.allclose(activation(probe), F.gelu(probe), rtol=0, atol=1e-6)
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,6 @@ class RaggedEncoder:
                 features["final"] = self._leave(features["final"], length)
         return found
 
-    def count_frames(self, samples: int) -> int:
-        """Frames that leave the convolutions for a waveform of so many samples."""
-        return self._frontend.count_frames(samples)
-
     def _layers(
         self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
     ) -> Iterable[tuple[str, Tensor]]:

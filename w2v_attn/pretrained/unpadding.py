@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
-from w2v_attn.attention.feed_forward import feed_forward
+from w2v_attn.attention.feed_forward import feed_forward, is_gelu
 from w2v_attn.attention.fourier import FourierConvolution
 from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.masks import AttentionMask
@@ -107,14 +107,9 @@ def why_not(encoder: Any) -> str | None:
     """What of an encoder keeps it from being unpadded; None where nothing does."""
     if getattr(encoder.pos_conv_embed, "batch_norm", None) is not None:
         return "its batch norm takes its statistics from padded batches"
-    if not all(_gelu(layer.feed_forward.intermediate_act_fn) for layer in encoder.layers):
+    if not all(is_gelu(layer.feed_forward.intermediate_act_fn) for layer in encoder.layers):
         return "its feed-forward has another activation than GELU"
     return None
-
-
-def _gelu(activation: Any) -> bool:
-    probe = torch.linspace(-6, 6, 101)
-    return torch.allclose(activation(probe), nn.functional.gelu(probe), rtol=0, atol=1e-6)
 
 
 def _lengths(hidden_states: Tensor, attention_mask: Tensor | None) -> tuple[int, ...] | None:
