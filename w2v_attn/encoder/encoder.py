@@ -10,7 +10,7 @@ from torch import Tensor
 from w2v_attn.encoder import ragged
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 
@@ -107,17 +107,7 @@ class Encoder(WaveformModel):
     def _packs(self, waveforms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """The waveforms in order, as many together as the caches hold; a longer one stands alone."""
         budget = CPU_FRAMES if self.device.type == "cpu" else self.frame_budget()
-        pack: list[Tensor] = []
-        frames = 0
-        for waveform in waveforms:
-            count = self.count_frames(len(waveform))
-            if pack and frames + count > budget:
-                yield pack
-                pack, frames = [], 0
-            pack.append(waveform)
-            frames += count
-        if pack:
-            yield pack
+        return batches_of(waveforms, lambda waveform: self.count_frames(len(waveform)), budget)
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with recorded(self.model, layers) as found:

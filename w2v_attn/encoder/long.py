@@ -6,8 +6,11 @@ convolutions, their norm over time and the positional convolution are those of t
 most `seconds` are exact.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 KINDS = ("exact", "window", "chunks")
 
@@ -64,16 +67,16 @@ class Piece:
     last: int
 
 
-def batches_of(pieces: Iterable[Piece], frames: int) -> Iterator[list[Piece]]:
-    """Pieces in order, as many together as have `frames` frames; at least one."""
-    batch: list[Piece] = []
+def batches_of(items: Iterable[Item], frames_of: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+    """Items in order, as many together as have `budget` frames; one that has more alone."""
+    batch: list[Item] = []
     total = 0
-    for piece in pieces:
-        size = piece.end - piece.begin
-        if batch and total + size > frames:
+    for item in items:
+        frames = frames_of(item)
+        if batch and total + frames > budget:
             yield batch
             batch, total = [], 0
-        batch.append(piece)
-        total += size
+        batch.append(item)
+        total += frames
     if batch:
         yield batch

@@ -106,7 +106,7 @@ class RaggedEncoder:
         """As `_blocks_of`, over overlapping pieces of long recordings."""
         pieces = list(long.pieces(lengths, frame_rate))
         results: dict[str, Tensor] = {}
-        for batch in batches_of(pieces, CHUNK_FRAMES):
+        for batch in batches_of(pieces, lambda piece: piece.end - piece.begin, CHUNK_FRAMES):
             heard = torch.cat([x[piece.begin : piece.end] for piece in batch])
             sizes = [piece.end - piece.begin for piece in batch]
             for name, layer in self._blocks_of(heard, sizes, layers, None):
