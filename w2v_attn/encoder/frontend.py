@@ -1,8 +1,9 @@
 """A waveform becomes frames: the convolutions as matrix products, in blocks that stay in a cache, and the projection.
 
 Frames lie channels last, [T, C]. A convolution of kernel k and stride s is then a product with the windows of k frames
-that begin every s frames: rows of k·C numbers, which overlap in memory. A waveform goes through all convolutions a
-block at a time, so that memory does not grow with it but for what comes out.
+that begin every s frames: rows of k·C numbers, which overlap in memory. Those of kernel 3 and stride 2 take fewer
+operations over frames at even and odd places; see `winograd`. A waveform goes through all convolutions a block at a
+time, so that memory does not grow with it but for what comes out.
 
 GroupNorm over time (wav2vec2-base and its like) needs no pass of its own. The first convolution is linear in its
 windows x: y_c = w_c · x. With m the mean window of a recording and C the centred second moment of its windows, channel
@@ -12,6 +13,7 @@ GELU are one product. m and C take only the waveform, in float64.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from w2v_attn.attention import products
 from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.encoder.winograd import EvenOdd, FiveProducts
 
 # Frames that leave the convolutions together: a second. Within it the widest frames are 6.5 MB on a base model.
 CPU_BLOCK, ACCELERATOR_BLOCK = 50, 1500
@@ -29,23 +32,60 @@ MOMENT_WINDOWS = 1 << 16
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What follows the linear part of a convolution. is_gelu: whether the activation is the exact GELU."""
+
+    norm: nn.LayerNorm | None
+    activation: Any
+    is_gelu: bool
+
+    @classmethod
+    def of(cls, layer: Any, norm: Any) -> "Ending":
+        """That of a Hugging Face layer, with this norm."""
+        return cls(norm, layer.activation, is_gelu(layer.activation))
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """[T, out] -> [T, out], in the memory of y where that is possible."""
+        if self.norm is not None:
+            y = layer_norm(y, self.norm)
+        return torch.ops.aten.gelu_(y) if self.is_gelu else self.activation(y)
+
+
+@dataclass(frozen=True)
 class Convolution:
-    """One convolution with its norm and activation. linear: its weight as [out, kernel · in]."""
+    """One convolution with what follows it. linear: its weight as [out, kernel · in]."""
 
     kernel: int
     stride: int
     linear: products.Packed | products.Plain
-    norm: nn.LayerNorm | None
-    activation: Any
-    fused: bool  # whether the activation is the GELU that the product brings
+    ending: Ending
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[T, in] -> [(T − kernel) // stride + 1, out]."""
-        windows = windows_of(frames, self.kernel, self.stride)
-        if self.norm is None:
-            y = self.linear(windows, gelu=self.fused)
-            return y if self.fused else self.activation(y)
-        return self.activation(layer_norm(self.linear(windows), self.norm))
+        return self._product(windows_of(frames, self.kernel, self.stride))
+
+    def even_odd(self, frames: Tensor) -> EvenOdd:
+        """What comes out at even and at odd places."""
+        frames_at = (frames, frames[self.stride :])
+        return EvenOdd(*(self._product(windows_of(part, self.kernel, 2 * self.stride)) for part in frames_at))
+
+    def _product(self, windows: Tensor) -> Tensor:
+        if self.ending.norm is None and self.ending.is_gelu:
+            return self.linear(windows, gelu=True)
+        return self.ending(self.linear(windows))
+
+
+@dataclass(frozen=True)
+class EvenOddConvolution:
+    """A convolution of kernel 3 and stride 2 with what follows it, over frames at even and at odd places."""
+
+    linear: FiveProducts
+    ending: Ending
+
+    def __call__(self, frames: EvenOdd) -> EvenOdd:
+        """T frames -> (T − 3) // 2 + 1."""
+        y = self.linear(frames)
+        return EvenOdd(self.ending(y.even), self.ending(y.odd))
 
 
 def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
@@ -71,6 +111,7 @@ class Convolutions:
         self._parameters = list(feature_extractor.parameters())
         self._steps = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers]
         self._state: list[tuple[int, int]] = []
+        self._even_odd: list[EvenOddConvolution] = []
         self._rest: list[Convolution] = []
 
     @property
@@ -82,15 +123,30 @@ class Convolutions:
         """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
         state = state_of(self._parameters)
         if state != self._state:
-            self._state = state
-            self._rest = [_convolution(layer) for layer in self._layers[1:]]
+            self._prepare()
+            self._state = state  # last: somebody in another thread must not see it before what it stands for
         dtype = self._parameters[0].dtype
         first = self._first_convolution(waveform)
         for part in self._parts(waveform):
-            frames = first(part[:, None]).to(dtype)
+            if self._even_odd:
+                halves = first.even_odd(part[:, None])
+                for convolution in self._even_odd:
+                    halves = convolution(halves)
+                frames = halves.joined()
+            else:
+                frames = first(part[:, None]).to(dtype)
             for convolution in self._rest:
                 frames = convolution(frames)
             yield frames
+
+    def _prepare(self) -> None:
+        """Lays the weights out: a first run of convolutions by five products where that is exact and pays."""
+        layers = list(self._layers[1:])
+        weight = self._parameters[0]
+        pays = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+        run = list(takewhile(lambda layer: pays and _takes_five_products(layer), layers))
+        self._even_odd = [_even_odd_convolution(layer) for layer in run]
+        self._rest = [_convolution(layer) for layer in layers[len(run) :]]
 
     def count_frames(self, samples: int) -> int:
         """Frames of a waveform of so many samples; 0 where it is too short."""
@@ -113,15 +169,14 @@ class Convolutions:
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
         layer = self._layers[0]
-        conv, norm, wide = layer.conv, getattr(layer, "layer_norm", None), softmax_dtype(layer.conv.weight)
+        conv, norm, wide = layer.conv, _norm_of(layer), softmax_dtype(layer.conv.weight)
         if isinstance(norm, nn.GroupNorm):
             weight, bias = _fold_group_norm(waveform, conv, norm)
             norm = None
         else:
             weight, bias = conv.weight[:, 0], conv.bias
         linear = products.prepare(weight.to(wide), None if bias is None else bias.to(wide))
-        gelu = is_gelu(layer.activation)
-        return Convolution(conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, gelu)
+        return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm))
 
 
 class Frontend:
@@ -180,9 +235,21 @@ def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor,
 
 
 def _convolution(layer: Any) -> Convolution:
-    conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+    conv = layer.conv
     linear = products.prepare(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
-    return Convolution(conv.kernel_size[0], conv.stride[0], linear, norm, layer.activation, is_gelu(layer.activation))
+    return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, _norm_of(layer)))
+
+
+def _even_odd_convolution(layer: Any) -> EvenOddConvolution:
+    return EvenOddConvolution(FiveProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, _norm_of(layer)))
+
+
+def _takes_five_products(layer: Any) -> bool:
+    return (layer.conv.kernel_size, layer.conv.stride) == ((3,), (2,))
+
+
+def _norm_of(layer: Any) -> Any:
+    return getattr(layer, "layer_norm", None)
 
 
 def _projection(model: Any) -> tuple[nn.LayerNorm | None, products.Packed | products.Plain | None]:
@@ -201,7 +268,7 @@ def why_not(model: Any) -> str | None:
     if not layers:
         return "its input is not a waveform through convolutions"
     for number, layer in enumerate(layers):
-        conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+        conv, norm = layer.conv, _norm_of(layer)
         if type(conv) is not nn.Conv1d or conv.padding != (0,) or conv.dilation != (1,) or conv.groups != 1:
             return f"its convolution {number} is no plain one"
         whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels
