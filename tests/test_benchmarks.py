@@ -251,6 +251,7 @@ def test_a_peer_that_would_not_fit_is_left_out(monkeypatch):
         ("torchaudio", ["torchaudio"], "tiny"),
         ("onnxruntime", ["onnxruntime", "onnx", "onnxscript"], "tiny"),
         ("openvino", ["openvino"], "tiny"),
+        ("openvino_streams", ["openvino"], "tiny"),
         ("ctranslate2", ["ctranslate2"], "tiny_large"),
     ],
 )

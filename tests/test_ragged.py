@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from w2v_attn import load_encoder
 from w2v_attn.attention import products
-from w2v_attn.encoder import blocks, encoder, frontend, ragged
+from w2v_attn.encoder import blocks, encoder, frontend, ragged, streams, winograd
 from w2v_attn.encoder.long import Long, batches_of
 
 
@@ -264,3 +264,52 @@ def test_one_call_for_all_heads_is_attention(frames):
     torch.testing.assert_close(ours.double(), core.merge_heads(theirs)[0], rtol=0, atol=1e-5)
     alone = core.attend(*(core.merge_heads(x)[0] for x in (q, k, v)), [frames], num_heads=3, scale=0.3)
     torch.testing.assert_close(alone, ours, rtol=0, atol=0)
+
+
+@given(lengths=st.lists(st.integers(1, 6000), max_size=40), streams_=st.integers(1, 5), budget=st.integers(1, 900))
+def test_packs_hold_every_recording_once_and_streams_end_together(lengths, streams_, budget):
+    alone, shared = streams.plan(lengths, streams=streams_, budget=budget, longest=5000)
+    assert sorted(number for pack in [*alone, *shared] for number in pack) == list(range(len(lengths)))
+    assert all([*alone, *shared])
+    sizes = sorted((sum(lengths[number] for number in pack) for pack in shared), reverse=True)
+    assert all(lengths[number] <= 5000 for pack in shared for number in pack)
+    ends = [0] * streams_
+    for size in sizes:
+        ends[ends.index(min(ends))] += size
+    assert max(ends) <= 1.06 * sum(sizes) / streams_
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_recording_is_the_same_in_any_number_of_streams(threads, shared_encoder):
+    waves = noise(*(0.4 + 0.3 * number for number in range(12)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = shared_encoder.extract(waves, ("embed", "final"))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for wave, ours in zip(waves, together, strict=True):
+        for name, alone in shared_encoder.extract([wave], ("embed", "final"))[0].items():
+            torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
+
+
+@given(frames=st.integers(3, 41), channels=st.sampled_from([1, 17, 32]), seed=st.integers(0, 99))
+def test_five_products_are_the_convolution(frames, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(frames, channels, generator=generator, dtype=torch.float64)
+    weight = torch.randn(19, channels, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(19, generator=generator, dtype=torch.float64)
+    found = winograd.FiveProducts(weight, bias)(winograd.EvenOdd(x[0::2], x[1::2]))
+    expected = torch.nn.functional.conv1d(x.T, weight, bias, stride=2).T
+    torch.testing.assert_close(found.joined(), expected)
+    assert len(found.even) == (len(expected) + 1) // 2
+
+
+def test_what_fails_in_a_stream_fails_the_call(shared_encoder, monkeypatch):
+    def out_of_memory(self, *_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(ragged.RaggedEncoder, "run", out_of_memory)
+    with pytest.raises(MemoryError, match="no room"):
+        shared_encoder.extract(noise(*[0.5] * 8))

@@ -1,13 +1,14 @@
 """`load_encoder` and the encoder it returns: waveforms as recorded in, features of chosen layers out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from w2v_attn.encoder import ragged
+from w2v_attn.encoder import ragged, streams
+from w2v_attn.encoder.blocks import LONG_FROM
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long import Long, batches_of
@@ -85,11 +86,21 @@ class Encoder(WaveformModel):
             if self.long.kind != "exact":
                 raise ValueError(f"long={self.long.kind} cannot be had from this model: {reason}")
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
-        found: list[dict[str, Tensor]] = []
-        for pack in self._packs(waveforms):
-            prepared = (self.prepare(waveform) for waveform in pack)
-            found += self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
-        return found
+        self._ragged.follow()
+
+        @torch.no_grad()  # it holds for the thread that asks for it alone
+        def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
+            prepared = (self.prepare(waveforms[number]) for number in pack)
+            return self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
+
+        alone, shared = self._packs(waveforms)
+        results = [*map(run, alone), *(streams.run(run, shared, streams=streams.streams_here()) if shared else [])]
+        found = {
+            number: features
+            for pack, result in zip([*alone, *shared], results, strict=True)
+            for number, features in zip(pack, result, strict=True)
+        }
+        return [found[number] for number in range(len(waveforms))]
 
     def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
         """About how long a recording of so many samples will take here: its operations over a rate measured once."""
@@ -104,10 +115,12 @@ class Encoder(WaveformModel):
         """Made at the first use: its copies of the weights take a moment, and as much memory again."""
         return ragged.RaggedEncoder(self.model)
 
-    def _packs(self, waveforms: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """The waveforms in order, as many together as the caches hold; a longer one stands alone."""
-        budget = CPU_FRAMES if self.device.type == "cpu" else self.frame_budget()
-        return batches_of(waveforms, lambda waveform: self.count_frames(len(waveform)), budget)
+    def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[streams.Pack], list[streams.Pack]]:
+        """Numbers of waveforms that go together: in packs that take the whole machine, and packs for streams."""
+        frames = [self.count_frames(len(waveform)) for waveform in waveforms]
+        if self.device.type == "cpu":
+            return streams.plan(frames, streams=streams.streams_here(), budget=CPU_FRAMES, longest=LONG_FROM)
+        return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with recorded(self.model, layers) as found:

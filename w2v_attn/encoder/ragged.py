@@ -64,7 +64,12 @@ class RaggedEncoder:
         self._norm_first = bool(getattr(model.config, "do_stable_layer_norm", False))
         self._squeeze: int = getattr(model.config, "squeeze_factor", 1)  # SEW's blocks see pairs of frames
         self._state: list[Any] = []
-        self._prepare()
+        self.follow()
+
+    def follow(self) -> None:
+        """Lays the weights out anew where they have changed; `run` takes them as they were then."""
+        if self._state != self._current_state():
+            self._prepare()
 
     def run(
         self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
@@ -74,9 +79,9 @@ class RaggedEncoder:
         waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them; each is taken once.
         layers: valid names in the order of computation; nothing above the highest of them is computed.
         frame_rate: frames a second in the blocks, which the seconds of `long` are counted in.
+
+        Several threads may run at once.
         """
-        if self._state != self._current_state():
-            self._prepare()
         embedded = [self._frontend(waveform) for waveform in waveforms]
         lengths = [len(frames) for frames in embedded]
         found = [dict[str, Tensor]() for _ in lengths]

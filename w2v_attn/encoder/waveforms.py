@@ -12,8 +12,8 @@ from w2v_attn.pretrained.replace import replace_attention
 # Samples that are brought to float64 at once.
 BLOCK = 1 << 20
 
-# Frames of a batch. On a CPU larger ones are not faster; beyond the other, a GPU has nothing left to gain.
-CPU_BUDGET, MOST_FRAMES = 2048, 65_536
+# Frames of a batch. On a CPU, for each core: larger ones are not faster; beyond the other, a GPU has nothing to gain.
+CORE_BUDGET, MOST_FRAMES = 1600, 65_536
 
 
 def find_device(device: str) -> torch.device:
@@ -95,7 +95,7 @@ class WaveformModel:
     def frame_budget(self) -> int:
         """Frames of a batch, over all its recordings, that fit into the memory there is."""
         if self.device.type != "cuda":
-            return CPU_BUDGET
+            return CORE_BUDGET * torch.get_num_threads()
         free, _ = torch.cuda.mem_get_info(self.device)
         # Widest is a feed-forward; some dozen tensors of a block's own width stand beside it, at most in float32.
         bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)

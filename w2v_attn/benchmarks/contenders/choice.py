@@ -17,6 +17,7 @@ PEERS: dict[str, Callable[[], Contender]] = {
     "torchaudio": Torchaudio,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "openvino_streams": lambda: OpenVino(in_streams=True),
     "ctranslate2": CTranslate2,
 }
 
