@@ -9,10 +9,10 @@ from w2v_attn.attention import cores, products
 from w2v_attn.attention.explicit import FASTER_FROM
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
-from w2v_attn.attention.products import serves, serves_heads
+from w2v_attn.attention.products import serves_heads
 
 # oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
-BLOCK, SHORT_FROM = 16, 160
+BLOCK, SHORT_FROM = 16, 128
 # A tile of a long recording: 8 MB of scores, thick enough for its products.
 TILE_ROWS, TILE_KEYS = 1024, 2048
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
@@ -50,21 +50,25 @@ def _short(q: Tensor, v: Tensor) -> bool:
     """Whether a recording is one that all heads together are fastest for: short, but not next to nothing."""
     shapes = q.shape[-1] % BLOCK == 0 and v.shape[-1] % BLOCK == 0
     length = SHORT_FROM <= q.shape[2] < FASTER_FROM
-    return shapes and length and q.dtype == torch.float32 and serves(q) and serves_heads(q.dtype)
+    dtypes = {softmax_dtype(q), v.dtype}
+    return shapes and length and q.device.type == "cpu" and all(serves_heads(dtype) for dtype in dtypes)
 
 
 def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Steps (2) to (5) of one recording, [1, H, T, D], with one product for all heads in each: [T, H·E]."""
+    """Steps (2) to (5) of one recording, [1, H, T, D], with one product for all heads in each: [T, H·E].
+
+    Scores and softmax are in float32 at least; the probabilities meet the values in their dtype.
+    """
     _, H, T, D = q.shape
-    padded = -(-T // BLOCK) * BLOCK
-    keys, values = k.new_zeros(H, padded, D), v.new_zeros(H, v.shape[-1], padded)
+    padded, wide = -(-T // BLOCK) * BLOCK, softmax_dtype(q)
+    keys, values = k.new_zeros(H, padded, D, dtype=wide), v.new_zeros(H, v.shape[-1], padded)
     keys[:, :T] = k[0]
     values[..., :T] = v[0].mT
     # Keys that fill up the last block are attended by nobody.
-    nobody = q.new_zeros(H, padded)
+    nobody = q.new_zeros(H, padded, dtype=wide)
     nobody[:, T:] = -torch.inf
-    s = products.heads_times_transposed(merge_heads(q)[0] * scale, keys, nobody.flatten())  # (2)
-    p = torch.softmax(s.view(T, H, padded), -1, out=s.view(T, H, padded))  # (3)
+    s = products.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
+    p = torch.softmax(s.view(T, H, padded), -1, out=s.view(T, H, padded)).to(v.dtype)  # (3)
     return products.heads_times_transposed(p.view(T, H * padded), values)  # (5)
 
 
