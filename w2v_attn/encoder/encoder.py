@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from w2v_attn.encoder import ragged
+from w2v_attn.encoder import frontend_together, ragged
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long import Long, batches_of
@@ -87,7 +87,8 @@ class Encoder(WaveformModel):
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
         found: list[dict[str, Tensor]] = []
         for pack in self._packs(waveforms):
-            prepared = (self.prepare(waveform) for waveform in pack)
+            together = frontend_together.pays(self.device)
+            prepared = self.prepare_together(pack) if together else map(self.prepare, pack)
             found += self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
         return found
 
