@@ -236,7 +236,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
         norm.running_var.uniform_(0.5, 2)
     frames = torch.randn(sum(lengths), 6, dtype=torch.float64, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("w2v_attn.attention.fourier.MOST_WINDOWS", windows)
+        patch.setattr("w2v_attn.attention.fourier.CPU_WINDOWS", windows)
         ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, live=True)(frames, lengths)
 
     def theirs_of(part):

@@ -26,7 +26,7 @@ from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder.winograd import EvenOdd, FiveProducts
 
 # Frames that leave the convolutions together: a second. Within it the widest frames are 6.5 MB on a base model.
-CPU_BLOCK, ACCELERATOR_BLOCK = 50, 1500
+CPU_BLOCK = 50
 # Windows whose second moment is added up at once: 5 MB of float64.
 MOMENT_WINDOWS = 1 << 16
 
@@ -146,7 +146,7 @@ class Convolutions:
         pays = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         run = list(takewhile(lambda layer: pays and _takes_five_products(layer), layers))
         self._even_odd = [_even_odd_convolution(layer) for layer in run]
-        self._rest = [_convolution(layer) for layer in layers[len(run) :]]
+        self._rest = [convolution_of(layer) for layer in layers[len(run) :]]
 
     def count_frames(self, samples: int) -> int:
         """Frames of a waveform of so many samples; 0 where it is too short."""
@@ -160,18 +160,18 @@ class Convolutions:
         for kernel, stride in self._steps:
             field += (kernel - 1) * hop
             hop *= stride
-        block = CPU_BLOCK if waveform.device.type == "cpu" else ACCELERATOR_BLOCK
         frames = self.count_frames(len(waveform))
-        for begin in range(0, frames, block):
-            end = min(begin + block, frames)
+        for begin in range(0, frames, CPU_BLOCK):
+            end = min(begin + CPU_BLOCK, frames)
             yield waveform[begin * hop : (end - 1) * hop + field]
 
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
         layer = self._layers[0]
-        conv, norm, wide = layer.conv, _norm_of(layer), softmax_dtype(layer.conv.weight)
+        conv, norm, wide = layer.conv, norm_of(layer), softmax_dtype(layer.conv.weight)
         if isinstance(norm, nn.GroupNorm):
-            weight, bias = _fold_group_norm(waveform, conv, norm)
+            moments = _window_moments(waveform, conv.kernel_size[0], conv.stride[0])
+            weight, bias = fold_group_norm(*moments, conv, norm)
             norm = None
         else:
             weight, bias = conv.weight[:, 0], conv.bias
@@ -185,15 +185,20 @@ class Frontend:
     def __init__(self, model: Any):
         self._convolutions = Convolutions(model.feature_extractor)
         self.count_frames = self._convolutions.count_frames
-        self._dtype, self._wide = model.dtype, softmax_dtype(torch.empty(0, dtype=model.dtype))
+        self._device, self._dtype = model.device, model.dtype
+        self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
         self._norm, self._project = _projection(model)
         self._width: int = model.config.hidden_size
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """float [samples] -> what the feature projection gives, [T, hidden size], float32 at least."""
-        found = torch.empty(self.count_frames(len(waveform)), self._width, dtype=self._wide, device=waveform.device)
+        return self.project(self._convolutions(waveform), self.count_frames(len(waveform)))
+
+    def project(self, blocks: Iterable[Tensor], count: int) -> Tensor:
+        """What the feature projection gives for `count` frames of the convolutions, [T, C] a block, as above."""
+        found = torch.empty(count, self._width, dtype=self._wide, device=self._device)
         begin = 0
-        for frames in self._convolutions(waveform):
+        for frames in blocks:
             if self._norm is not None:
                 frames = layer_norm(frames.to(self._wide), self._norm).to(self._dtype)
             found[begin : begin + len(frames)] = frames if self._project is None else self._project(frames)
@@ -206,16 +211,16 @@ def state_of(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:
     return [(parameter.data_ptr(), parameter._version) for parameter in parameters]
 
 
-def _fold_group_norm(waveform: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Weight [C, kernel] and bias [C] of convolution and group norm together, on this recording; float64.
+def fold_group_norm(mean: Tensor, moment: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Weight [..., C, kernel] and bias [..., C] of convolution and group norm together, on recordings; float64.
 
+    mean: [..., kernel] of the windows of each recording. moment: their centred second one, [..., kernel, kernel].
     The convolution's own bias falls out, for the norm takes the mean off.
     """
     weight = conv.weight[:, 0].double()
-    mean, moment = _window_moments(waveform, conv.kernel_size[0], conv.stride[0])
-    variance = torch.einsum("ck,kl,cl->c", weight, moment, weight)
+    variance = torch.einsum("ck,...kl,cl->...c", weight, moment, weight)
     gain = norm.weight.double() / torch.sqrt(variance.clamp(min=0.0) + norm.eps)
-    return weight * gain[:, None], norm.bias.double() - gain * (weight @ mean)
+    return weight * gain.unsqueeze(-1), norm.bias.double() - gain * (mean @ weight.T)
 
 
 def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -234,21 +239,25 @@ def _window_moments(waveform: Tensor, kernel: int, stride: int) -> tuple[Tensor,
     return mean + centre, square / count - torch.outer(mean, mean)
 
 
-def _convolution(layer: Any) -> Convolution:
+def convolution_of(layer: Any, dtype: torch.dtype | None = None) -> Convolution:
+    """That of a Hugging Face layer. dtype: of its weights; None: as they are."""
     conv = layer.conv
-    linear = products.prepare(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
-    return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, _norm_of(layer)))
+    dtype = conv.weight.dtype if dtype is None else dtype
+    weight = conv.weight.to(dtype).permute(0, 2, 1).flatten(1)
+    linear = products.prepare(weight, None if conv.bias is None else conv.bias.to(dtype))
+    return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm_of(layer)))
 
 
 def _even_odd_convolution(layer: Any) -> EvenOddConvolution:
-    return EvenOddConvolution(FiveProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, _norm_of(layer)))
+    return EvenOddConvolution(FiveProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, norm_of(layer)))
 
 
 def _takes_five_products(layer: Any) -> bool:
     return (layer.conv.kernel_size, layer.conv.stride) == ((3,), (2,))
 
 
-def _norm_of(layer: Any) -> Any:
+def norm_of(layer: Any) -> Any:
+    """The norm of a Hugging Face layer, if it has one."""
     return getattr(layer, "layer_norm", None)
 
 
@@ -268,7 +277,7 @@ def why_not(model: Any) -> str | None:
     if not layers:
         return "its input is not a waveform through convolutions"
     for number, layer in enumerate(layers):
-        conv, norm = layer.conv, _norm_of(layer)
+        conv, norm = layer.conv, norm_of(layer)
         if type(conv) is not nn.Conv1d or conv.padding != (0,) or conv.dilation != (1,) or conv.groups != 1:
             return f"its convolution {number} is no plain one"
         whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.encoder import frontend
+from w2v_attn.encoder import frontend, frontend_together
 from w2v_attn.encoder.blocks import Block
 from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
 from w2v_attn.encoder.layers import highest_block
@@ -82,14 +82,13 @@ class RaggedEncoder:
 
         Several threads may run at once.
         """
-        embedded = [self._frontend(waveform) for waveform in waveforms]
-        lengths = [len(frames) for frames in embedded]
+        embedded, lengths = self._embed(waveforms)
         found = [dict[str, Tensor]() for _ in lengths]
         counts = [length // self._squeeze for length in lengths]
         # Nothing here keeps a name for frames that are done with: an hour of them is half a gigabyte.
-        for name, layer in self._layers(self._enter(embedded), counts, layers, long, frame_rate):
-            for features, part in zip(found, layer.split(counts), strict=True):
-                features[name] = part.to(self._model.dtype)
+        for name, layer in self._layers(self._enter(embedded, lengths), counts, layers, long, frame_rate):
+            for features, part in zip(found, layer.to(self._model.dtype).split(counts), strict=True):
+                features[name] = part
         if "final" in layers:
             for features, length in zip(found, lengths, strict=True):
                 features["final"] = self._leave(features["final"], length)
@@ -133,19 +132,27 @@ class RaggedEncoder:
         if "final" in layers:
             yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else x
 
-    def _enter(self, embedded: list[Tensor]) -> Tensor:
-        """What enters the blocks, [ΣT, C], from the frames of each recording; empties the list."""
-        x = self._with_positions(embedded)
+    def _embed(self, waveforms: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """The frames of all recordings in order, [T, C] each or [ΣT, C] in one tensor, and how many each has."""
+        if frontend_together.pays(self._model.device):
+            waveforms = list(waveforms)
+            lengths = [self._frontend.count_frames(len(waveform)) for waveform in waveforms]
+            return [self._frontend.project(self._together(waveforms), sum(lengths))], lengths
+        embedded = [self._frontend(waveform) for waveform in waveforms]
+        return embedded, [len(frames) for frames in embedded]
+
+    def _enter(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
+        """What enters the blocks, [ΣT, C], from the frames of all recordings; empties the list."""
+        x = self._with_positions(embedded, lengths)
         return x if self._norm_first else layer_norm(x, self._model.encoder.layer_norm)
 
-    def _with_positions(self, embedded: list[Tensor]) -> Tensor:
+    def _with_positions(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
+        frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        embedded.clear()
         if self._squeeze == 1:
-            lengths = [len(frames) for frames in embedded]
-            frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
-            embedded.clear()
             return self._positions(frames, lengths).add_(frames)
         parts = []
-        for part in embedded:
+        for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]
             places = self._model.encoder.pos_conv_embed(channels_first)
             pooled = F.avg_pool1d(channels_first, self._squeeze)
@@ -171,5 +178,6 @@ class RaggedEncoder:
         model, encoder = self._model, self._model.encoder
         self._state = self._current_state()
         self._frontend = Frontend(model)
+        self._together = frontend_together.ConvolutionsTogether(model.feature_extractor)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]

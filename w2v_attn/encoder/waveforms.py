@@ -1,16 +1,20 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w2v_attn.encoder.pack import Grid, Pack, window_moments
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
 
 # Samples that are brought to float64 at once.
 BLOCK = 1 << 20
+# Samples in a pack, each a window of its own; its blocks are 8192 of them.
+SAMPLES = Grid(kernel=1, stride=1, hop=1024, field=1)
 
 # Frames of a batch. On a CPU, for each core: larger ones are not faster; beyond the other, a GPU has nothing to gain.
 CORE_BUDGET, MOST_FRAMES = 1600, 65_536
@@ -43,6 +47,24 @@ def standardize(waveform: Tensor) -> Tensor:
     variance = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / len(waveform)
     deviation = torch.sqrt(variance + 1e-7)
     return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
+
+
+def standardize_together(waveforms: Sequence[Tensor]) -> list[Tensor]:
+    """What `standardize` makes of each [samples], for accelerators: no launch is for one of them alone.
+
+    waveforms: of one device and dtype.
+    """
+    pack = Pack.of(waveforms, SAMPLES)
+    mean, variance = (moment.view(-1, 1) for moment in window_moments(pack))
+    deviation = torch.sqrt(variance + 1e-7)
+    parts = []
+    for piece in pack.pieces:
+        owners = pack.owners[piece.begin : piece.end]
+        samples = pack.windows(piece.begin, piece.end).squeeze(-1).double()
+        parts.append(((samples - mean[owners]) / deviation[owners]).to(pack.samples.dtype))
+    lengths = [len(waveform) for waveform in waveforms]
+    slots = torch.cat(parts).flatten().split([-(-length // SAMPLES.block) * SAMPLES.block for length in lengths])
+    return [slot[:length] for slot, length in zip(slots, lengths, strict=True)]
 
 
 def least_samples(config: Any) -> int:
@@ -126,3 +148,9 @@ class WaveformModel:
         if self.checkpoint.do_normalize:
             waveform = standardize(waveform)
         return waveform
+
+    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """What `prepare` makes of each, for accelerators."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        moved = [waveform.to(self.device, dtype) for waveform in waveforms]
+        return standardize_together(moved) if self.checkpoint.do_normalize else moved

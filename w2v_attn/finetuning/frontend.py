@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.frontend import Convolutions, why_not
 
 
@@ -62,7 +63,9 @@ class _Frozen:
     """The forward of a feature extractor that does not learn. samples: of each recording of the batch."""
 
     def __init__(self, extractor: Any):
-        self._extractor, self._convolutions = extractor, Convolutions(extractor)
+        self._extractor = extractor
+        self._convolutions = Convolutions(extractor)
+        self._together = frontend_together.ConvolutionsTogether(extractor)
         self.samples: list[int] = []
 
     @torch.no_grad()
@@ -72,13 +75,18 @@ class _Frozen:
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
         T = self._convolutions.count_frames(input_values.shape[1])
         found = input_values.new_zeros(len(input_values), T, self._convolutions.width)
+        waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
         with torch.autocast(input_values.device.type, enabled=False):
-            for frames, waveform, count in zip(found, input_values, samples, strict=True):
-                begin = 0
-                for block in self._convolutions(waveform[:count]):
-                    frames[begin : begin + len(block)] = block
-                    begin += len(block)
+            for frames, own in zip(found, self._frames(waveforms), strict=True):
+                frames[: len(own)] = own
         return found.transpose(1, 2)
+
+    def _frames(self, waveforms: list[Tensor]) -> Iterator[Tensor]:
+        """Those of each waveform, [T, C]."""
+        if frontend_together.pays(waveforms[0].device):
+            lengths = [self._convolutions.count_frames(len(waveform)) for waveform in waveforms]
+            return iter(torch.cat(list(self._together(waveforms))).split(lengths))
+        return (torch.cat(list(self._convolutions(waveform))) for waveform in waveforms)
 
 
 def _extractors(model: nn.Module) -> Iterator[Any]:
