@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from w2v_attn.encoder import frontend_together, ragged, streams
+from w2v_attn.encoder import ragged, streams
 from w2v_attn.encoder.blocks import LONG_FROM
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
@@ -90,13 +90,11 @@ class Encoder(WaveformModel):
 
         @torch.no_grad()  # it holds for the thread that asks for it alone
         def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
-            heard = (waveforms[number] for number in pack)
-            together = frontend_together.pays(self.device)
-            prepared = self.prepare_together(list(heard)) if together else map(self.prepare, heard)
+            prepared = self.prepare_all(waveforms[number] for number in pack)
             return self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
 
         alone, shared = self._packs(waveforms)
-        results = [*map(run, alone), *(streams.run(run, shared, streams=streams.streams_here()) if shared else [])]
+        results = [*map(run, alone), *streams.run(run, shared)]
         found = {
             number: features
             for pack, result in zip([*alone, *shared], results, strict=True)

@@ -11,6 +11,7 @@ c has the mean w_c · m and the variance w_cᵀ C w_c; both go into weights of t
 GELU are one product. m and C take only the waveform, in float64.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from w2v_attn.attention import products
 from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.encoder.pack import Grid
 from w2v_attn.encoder.winograd import EvenOdd, FiveProducts
 
 # Frames that leave the convolutions together: a second. Within it the widest frames are 6.5 MB on a base model.
@@ -100,31 +102,32 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-class Convolutions:
-    """The feature extractor of a Hugging Face model, over one recording at a time.
-
-    Its weights are laid out anew when they have changed.
-    """
+class FeatureExtractor(ABC):
+    """That of a Hugging Face model, its weights laid out anew when they have changed."""
 
     def __init__(self, feature_extractor: Any):
         self._layers = feature_extractor.conv_layers
         self._parameters = list(feature_extractor.parameters())
-        self._steps = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers]
+        self.grid = Grid.of([(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers])
         self._state: list[tuple[int, int]] = []
-        self._even_odd: list[EvenOddConvolution] = []
-        self._rest: list[Convolution] = []
 
-    @property
-    def width(self) -> int:
-        """Channels that come out."""
-        return self._layers[-1].conv.out_channels
-
-    def __call__(self, waveform: Tensor) -> Iterator[Tensor]:
-        """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
+    def _follow(self) -> None:
         state = state_of(self._parameters)
         if state != self._state:
             self._prepare()
-            self._state = state  # last: somebody in another thread must not see it before what it stands for
+            self._state = state  # last: another thread must not see it before what it stands for
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Lays the weights out."""
+
+
+class Convolutions(FeatureExtractor):
+    """A feature extractor over one recording at a time."""
+
+    def __call__(self, waveform: Tensor) -> Iterator[Tensor]:
+        """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
+        self._follow()
         dtype = self._parameters[0].dtype
         first = self._first_convolution(waveform)
         for part in self._parts(waveform):
@@ -141,29 +144,21 @@ class Convolutions:
 
     def _prepare(self) -> None:
         """Lays the weights out: a first run of convolutions by five products where that is exact and pays."""
-        layers = list(self._layers[1:])
-        weight = self._parameters[0]
+        first, *layers = self._layers
+        norm = norm_of(first)
+        self._first_ending = Ending.of(first, None if isinstance(norm, nn.GroupNorm) else norm)
+        weight = first.conv.weight
         pays = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         run = list(takewhile(lambda layer: pays and _takes_five_products(layer), layers))
         self._even_odd = [_even_odd_convolution(layer) for layer in run]
         self._rest = [convolution_of(layer) for layer in layers[len(run) :]]
 
-    def count_frames(self, samples: int) -> int:
-        """Frames of a waveform of so many samples; 0 where it is too short."""
-        for kernel, stride in self._steps:
-            samples = (samples - kernel) // stride + 1 if samples >= kernel else 0
-        return samples
-
     def _parts(self, waveform: Tensor) -> Iterator[Tensor]:
         """The samples that each block of frames is made of."""
-        hop, field = 1, 1
-        for kernel, stride in self._steps:
-            field += (kernel - 1) * hop
-            hop *= stride
-        frames = self.count_frames(len(waveform))
+        grid, frames = self.grid, self.grid.count_frames(len(waveform))
         for begin in range(0, frames, CPU_BLOCK):
             end = min(begin + CPU_BLOCK, frames)
-            yield waveform[begin * hop : (end - 1) * hop + field]
+            yield waveform[begin * grid.hop : (end - 1) * grid.hop + grid.field]
 
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
@@ -172,11 +167,10 @@ class Convolutions:
         if isinstance(norm, nn.GroupNorm):
             moments = _window_moments(waveform, conv.kernel_size[0], conv.stride[0])
             weight, bias = fold_group_norm(*moments, conv, norm)
-            norm = None
         else:
             weight, bias = conv.weight[:, 0], conv.bias
         linear = products.prepare(weight.to(wide), None if bias is None else bias.to(wide))
-        return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm))
+        return Convolution(conv.kernel_size[0], conv.stride[0], linear, self._first_ending)
 
 
 class Frontend:
@@ -184,7 +178,7 @@ class Frontend:
 
     def __init__(self, model: Any):
         self._convolutions = Convolutions(model.feature_extractor)
-        self.count_frames = self._convolutions.count_frames
+        self.count_frames = self._convolutions.grid.count_frames
         self._device, self._dtype = model.device, model.dtype
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
         self._norm, self._project = _projection(model)
@@ -197,13 +191,21 @@ class Frontend:
     def project(self, blocks: Iterable[Tensor], count: int) -> Tensor:
         """What the feature projection gives for `count` frames of the convolutions, [T, C] a block, as above."""
         found = torch.empty(count, self._width, dtype=self._wide, device=self._device)
-        begin = 0
-        for frames in blocks:
-            if self._norm is not None:
-                frames = layer_norm(frames.to(self._wide), self._norm).to(self._dtype)
-            found[begin : begin + len(frames)] = frames if self._project is None else self._project(frames)
-            begin += len(frames)
+        write_blocks(map(self._project_block, blocks), found)
         return found
+
+    def _project_block(self, frames: Tensor) -> Tensor:
+        if self._norm is not None:
+            frames = layer_norm(frames.to(self._wide), self._norm).to(self._dtype)
+        return frames if self._project is None else self._project(frames)
+
+
+def write_blocks(blocks: Iterable[Tensor], found: Tensor) -> None:
+    """Blocks of frames into `found`, one after the other from its first frame on."""
+    begin = 0
+    for block in blocks:
+        found[begin : begin + len(block)] = block
+        begin += len(block)
 
 
 def state_of(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:

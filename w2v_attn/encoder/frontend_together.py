@@ -6,15 +6,14 @@ batched product, the windows of a block with the weights of the recording that t
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.encoder.frontend import Convolution, convolution_of, fold_group_norm, norm_of, state_of
-from w2v_attn.encoder.pack import Grid, Pack, Piece, window_moments
+from w2v_attn.encoder.frontend import FeatureExtractor, convolution_of, fold_group_norm, norm_of
+from w2v_attn.encoder.pack import Pack, Piece, window_moments
 
 
 def pays(device: torch.device) -> bool:
@@ -22,30 +21,17 @@ def pays(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-class ConvolutionsTogether:
-    """The feature extractor of a Hugging Face model, over several recordings at once.
-
-    Its weights are laid out anew when they have changed.
-    """
-
-    def __init__(self, feature_extractor: Any):
-        self._layers = feature_extractor.conv_layers
-        self._parameters = list(feature_extractor.parameters())
-        self._grid = Grid.of([(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers])
-        self._state: list[tuple[int, int]] = []
-        self._convolutions: list[Convolution] = []
+class ConvolutionsTogether(FeatureExtractor):
+    """A feature extractor over several recordings at once."""
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
         """float [samples] each, on one device -> their frames side by side, [ΣT, C], a piece after the other.
 
         They come in the dtype of the weights. A piece may end within a recording, and hold several.
         """
-        state = state_of(self._parameters)
-        if state != self._state:
-            self._prepare()
-            self._state = state  # last: another thread must not see it before what it stands for
+        self._follow()
         dtype = self._parameters[0].dtype
-        pack = Pack.of(waveforms, self._grid)
+        pack = Pack.of(waveforms, self.grid)
         weights = self._normalised_weights(pack)
         for piece in pack.pieces:
             frames = self._first_frames(pack, piece, weights).to(dtype)

@@ -8,6 +8,7 @@ the end of their recording are nobody's: they are left out at the end.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,15 @@ class Grid:
         for kernel, stride in reversed(steps):
             field = (field - 1) * stride + kernel
         return cls(*steps[0], prod(stride for _, stride in steps), field)
+
+    @classmethod
+    def of_config(cls, config: Any) -> "Grid":
+        """That of the convolutions of a Hugging Face model."""
+        return cls.of(list(zip(config.conv_kernel, config.conv_stride, strict=True)))
+
+    def count_frames(self, samples: int) -> int:
+        """Final frames of a waveform of so many samples; 0 where it is too short."""
+        return max((samples - self.field) // self.hop + 1, 0)
 
     @property
     def block(self) -> int:
@@ -92,7 +102,7 @@ class Pack:
         windows = (lengths - grid.kernel) // grid.stride + 1
         remaining = windows[owners] - (torch.arange(total) - firsts[owners]) * grid.windows
 
-        frames = ((lengths - grid.field) // grid.hop + 1).clamp(min=0)
+        frames = torch.tensor([grid.count_frames(len(waveform)) for waveform in waveforms])
         nobodys = firsts * BLOCK - (frames.cumsum(0) - frames)  # before the frames of each recording
         kept = torch.arange(int(frames.sum())) + nobodys.repeat_interleave(frames)
         begins = range(0, total, PIECE)

@@ -32,49 +32,45 @@ def streams_here() -> int:
 def plan(lengths: Sequence[int], *, streams: int, budget: int, longest: int) -> tuple[list[Pack], list[Pack]]:
     """Packs of recordings, by their numbers: those that take all cores, and those that streams share.
 
-    lengths: frames of each recording. budget: about how many a pack has; one that is longer stands alone.
+    lengths: frames of each recording. budget: about how many a pack has, or one recording that has more.
     longest: recordings with more frames take all cores, for the memory that two of them would need.
     """
     numbers = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    for first in range(len(numbers)):
-        rest = numbers[first:]
-        if streams == 1 or lengths[rest[0]] > longest:
+    for first in range(len(numbers)) if streams > 1 else ():
+        apart, rest = numbers[:first], numbers[first:]
+        if lengths[rest[0]] > longest:
             continue
-        total = sum(lengths[number] for number in rest)
-        packs = _even_packs(rest, lengths, streams * ceil(total / (streams * budget)))
-        if _last_end(packs, lengths, streams) <= WAITING * total / streams:
-            return _packs_within(numbers[:first], lengths, budget), packs
-    return _packs_within(numbers, lengths, budget), []
+        packs, sizes = _even_packs(rest, lengths, budget, streams)
+        # Each stream takes the next pack when it is free: packs are spread over streams as recordings over packs.
+        _, ends = _spread(range(len(packs)), sizes, streams)
+        if ends[0] <= WAITING * sum(sizes) / streams:
+            return _even_packs(apart, lengths, budget)[0], packs
+    return _even_packs(numbers, lengths, budget)[0], []
 
 
-def run(function: Callable[[Pack], Result], packs: Sequence[Pack], *, streams: int) -> list[Result]:
-    """What the function gives for each pack, in order; in as many threads as there are streams."""
-    return list(_pool(streams, torch.get_num_threads()).map(function, packs))
+def run(function: Callable[[Pack], Result], packs: Sequence[Pack]) -> list[Result]:
+    """What the function gives for each pack, in order; in as many threads as there are streams here."""
+    return list(_pool(streams_here(), torch.get_num_threads()).map(function, packs)) if packs else []
 
 
-def _packs_within(numbers: Pack, lengths: Sequence[int], budget: int) -> list[Pack]:
+def _even_packs(
+    numbers: Sequence[int], lengths: Sequence[int], budget: int, streams: int = 1
+) -> tuple[list[Pack], list[int]]:
+    """Packs of like size, about as large as the budget, as many for each stream; and their sizes."""
     total = sum(lengths[number] for number in numbers)
-    return _even_packs(numbers, lengths, ceil(total / budget)) if numbers else []
+    return _spread(numbers, lengths, streams * ceil(total / (streams * budget)))
 
 
-def _even_packs(numbers: Pack, lengths: Sequence[int], count: int) -> list[Pack]:
-    """At most `count` packs of like size, the largest first: each recording, the longest first, into the emptiest."""
+def _spread(numbers: Sequence[int], lengths: Sequence[int], count: int) -> tuple[list[Pack], list[int]]:
+    """At most `count` packs and their sizes, the largest first: each number, the longest first, into the emptiest."""
     packs: list[Pack] = [[] for _ in range(count)]
     sizes = [0] * count
     for number in numbers:
         emptiest = sizes.index(min(sizes))
         packs[emptiest].append(number)
         sizes[emptiest] += lengths[number]
-    by_size = sorted(zip(sizes, packs, strict=True), key=lambda pair: -pair[0])
-    return [pack for _, pack in by_size if pack]
-
-
-def _last_end(packs: Sequence[Pack], lengths: Sequence[int], streams: int) -> int:
-    """When the last stream is done, in frames, where each takes the next pack when it is free."""
-    ends = [0] * streams
-    for pack in packs:
-        ends[ends.index(min(ends))] += sum(lengths[number] for number in pack)
-    return max(ends)
+    order = sorted((place for place in range(count) if packs[place]), key=lambda place: -sizes[place])
+    return [packs[place] for place in order], [sizes[place] for place in order]
 
 
 @cache

@@ -1,12 +1,12 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.pack import Grid, Pack, window_moments
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
@@ -69,11 +69,9 @@ def standardize_together(waveforms: Sequence[Tensor]) -> list[Tensor]:
 
 def least_samples(config: Any) -> int:
     """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
-    samples = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        samples = (samples - 1) * stride + kernel
+    grid = Grid.of_config(config)
     # SEW pools pairs of frames before its blocks: it needs two.
-    return samples + (getattr(config, "squeeze_factor", 1) - 1) * prod(config.conv_stride)
+    return grid.field + (getattr(config, "squeeze_factor", 1) - 1) * grid.hop
 
 
 class WaveformModel:
@@ -101,7 +99,7 @@ class WaveformModel:
     @property
     def hop(self) -> int:
         """Samples from one frame of the convolutions to the next: the product of their strides."""
-        return prod(self.config.conv_stride)
+        return Grid.of_config(self.config).hop
 
     @property
     def least_samples(self) -> int:
@@ -110,9 +108,7 @@ class WaveformModel:
 
     def count_frames(self, samples: int) -> int:
         """Frames that the convolutions make of so many samples."""
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
+        return Grid.of_config(self.config).count_frames(samples)
 
     def frame_budget(self) -> int:
         """Frames of a batch, over all its recordings, that fit into the memory there is."""
@@ -142,15 +138,17 @@ class WaveformModel:
                 f"at least {self.least_samples} are needed"
             )
 
+    def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
+        """Each as `prepare` makes it: one when it is asked for on a CPU, all together on accelerators."""
+        if not frontend_together.pays(self.device):
+            return map(self.prepare, waveforms)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        moved = [waveform.to(self.device, dtype) for waveform in waveforms]
+        return standardize_together(moved) if self.checkpoint.do_normalize else moved
+
     def prepare(self, waveform: Tensor) -> Tensor:
         """[samples] as the checkpoint wants it: normalised over its whole length where it does; float32 at least."""
         waveform = waveform.to(self.device, torch.promote_types(self.dtype, torch.float32))
         if self.checkpoint.do_normalize:
             waveform = standardize(waveform)
         return waveform
-
-    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """What `prepare` makes of each, for accelerators."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        moved = [waveform.to(self.device, dtype) for waveform in waveforms]
-        return standardize_together(moved) if self.checkpoint.do_normalize else moved

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_together
-from w2v_attn.encoder.frontend import Convolutions, why_not
+from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
 
 
 def install(model: nn.Module) -> None:
@@ -73,20 +73,18 @@ class _Frozen:
         """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
         # In evaluation one recording is heard at a time.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
-        T = self._convolutions.count_frames(input_values.shape[1])
-        found = input_values.new_zeros(len(input_values), T, self._convolutions.width)
+        count_frames, channels = self._convolutions.grid.count_frames, self._extractor.conv_layers[-1].conv.out_channels
+        found = input_values.new_zeros(len(input_values), count_frames(input_values.shape[1]), channels)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
         with torch.autocast(input_values.device.type, enabled=False):
-            for frames, own in zip(found, self._frames(waveforms), strict=True):
-                frames[: len(own)] = own
+            if frontend_together.pays(input_values.device):
+                together = torch.cat(list(self._together(waveforms)))
+                blocks = ([own] for own in together.split([count_frames(len(waveform)) for waveform in waveforms]))
+            else:
+                blocks = map(self._convolutions, waveforms)
+            for frames, own in zip(found, blocks, strict=True):
+                write_blocks(own, frames)
         return found.transpose(1, 2)
-
-    def _frames(self, waveforms: list[Tensor]) -> Iterator[Tensor]:
-        """Those of each waveform, [T, C]."""
-        if frontend_together.pays(waveforms[0].device):
-            lengths = [self._convolutions.count_frames(len(waveform)) for waveform in waveforms]
-            return iter(torch.cat(list(self._together(waveforms))).split(lengths))
-        return (torch.cat(list(self._convolutions(waveform))) for waveform in waveforms)
 
 
 def _extractors(model: nn.Module) -> Iterator[Any]:

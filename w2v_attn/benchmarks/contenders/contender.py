@@ -60,13 +60,6 @@ class Contender(Protocol):
         ...
 
 
-def frames_of(config: Any, samples: int) -> int:
-    """Frames that the convolutions make of so many samples."""
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        samples = (samples - kernel) // stride + 1
-    return samples
-
-
 class FinalFeatures(nn.Module):
     """A stock model as converters want it: one tensor [1, samples] in, one tensor [1, frames, channels] out."""
 

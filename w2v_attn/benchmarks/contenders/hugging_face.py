@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.contenders.contender import Subject, converting, frames_of
+from w2v_attn.benchmarks.contenders.contender import Subject, converting
+from w2v_attn.encoder.pack import Grid
 
 
 class OneByOne:
@@ -67,7 +68,8 @@ class Padded:
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
         features = model(padded.to(model.device, model.dtype), attention_mask=mask.to(model.device)).last_hidden_state
-        return [rows[: frames_of(model.config, len(wave))] for rows, wave in zip(features, waveforms, strict=True)]
+        grid = Grid.of_config(model.config)
+        return [rows[: grid.count_frames(len(wave))] for rows, wave in zip(features, waveforms, strict=True)]
 
 
 class Compiled:

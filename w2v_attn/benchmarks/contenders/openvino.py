@@ -36,10 +36,11 @@ class OpenVino:
         openvino = library("openvino")
         precision = PRECISIONS[subject.dtype]
         threads = torch.get_num_threads()
+        streams = threads if self._in_streams else 1
         hints = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "THROUGHPUT" if self._in_streams else "LATENCY",
-            "NUM_STREAMS": threads if self._in_streams else 1,
+            "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
         }
         with converting("OpenVINO's conversion"), torch.no_grad():
@@ -52,7 +53,7 @@ class OpenVino:
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != precision:
             raise Unavailable(f"it computes in {used} on this processor")
-        self._requests = openvino.AsyncInferQueue(compiled, threads if self._in_streams else 1)
+        self._requests = openvino.AsyncInferQueue(compiled, streams)
         self._requests.set_callback(lambda request, found: found.append(_features(request)))
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
