@@ -33,6 +33,9 @@ SIZES = {
 }
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+# So few that a second of speech reaches beyond them.
+FEW_BUCKETS = {"num_buckets": 12, "max_bucket_distance": 9}
+CONFORMER = {"feat_extract_norm": "layer", "conv_bias": True, "conv_depthwise_kernel_size": 5}
 
 # Name -> (prefix of the classes in transformers, what differs from SIZES).
 FAMILIES = {
@@ -45,8 +48,13 @@ FAMILIES = {
     "unispeech-layer": ("UniSpeech", {**LAYER_NORM, "num_ctc_classes": 11}),
     "unispeech-sat-group": ("UniSpeechSat", GROUP_NORM),
     "unispeech-sat-layer": ("UniSpeechSat", LAYER_NORM),
+    "wavlm-group": ("WavLM", {**GROUP_NORM, **FEW_BUCKETS}),
+    "wavlm-layer": ("WavLM", {**LAYER_NORM, **FEW_BUCKETS}),
     "sew": ("SEW", {"squeeze_factor": 2}),
+    "conformer-relative": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "relative"}),
+    "conformer-rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
 }
+CONFORMERS = ("conformer-relative", "conformer-rotary")
 
 
 def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):
@@ -57,7 +65,7 @@ def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", see
     config_class = getattr(transformers, f"{prefix}Config")
     torch.manual_seed(seed)
     config = config_class(**{**SIZES, **differences, **changes})
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if prefix == "WavLM" else attention  # it has no other
     model = getattr(transformers, f"{prefix}{head}")(config)
     # Biases and norms start as zeros and ones, with which a forgotten one would not show.
     with torch.no_grad():

@@ -66,7 +66,7 @@ def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech
 
 def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_checkpoint):
     encoder = load_encoder(group_checkpoint)
-    assert encoder.least_samples == 400
+    assert encoder.input.least_samples == 400
     assert encoder.extract([torch.randn(400)])[0]["final"].shape == (1, 24)
     for samples in (0, 1, 399):
         with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
@@ -125,7 +125,7 @@ def test_frame_rates_are_those_of_the_frames(tmp_path):
     assert load_encoder(save(tiny_model("wav2vec2-group"), tmp_path / "a")).frame_rate() == 50.0
     sew = load_encoder(save(tiny_model("sew"), tmp_path / "b"))
     assert (sew.frame_rate("layer_01"), sew.frame_rate("final")) == (25.0, 50.0)
-    assert sew.least_samples == 720
+    assert sew.input.least_samples == 720
     found = sew.extract([torch.randn(32_000)], layers=("layer_01", "final"))[0]
     assert len(found["final"]) == 99 // 2 * 2 or len(found["final"]) == 99
     assert abs(len(found["layer_01"]) / 2.0 - 25) < 1

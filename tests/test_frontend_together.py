@@ -12,7 +12,7 @@ from w2v_attn.encoder import frontend_together, pack
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
 from w2v_attn.encoder.frontend_together import ConvolutionsTogether
-from w2v_attn.encoder.waveforms import standardize, standardize_together
+from w2v_attn.encoder.inputs import standardize, standardize_together
 from w2v_attn.finetuning import frontend
 
 HOP, FIELD = 320, 400

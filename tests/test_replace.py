@@ -22,7 +22,15 @@ HEADS = {
         "ForXVector",
         "ForAudioFrameClassification",
     ],
+    "WavLM": ["ForCTC", "ForSequenceClassification", "ForXVector", "ForAudioFrameClassification"],
     "SEW": ["ForCTC", "ForSequenceClassification"],
+    "Wav2Vec2Conformer": [
+        "ForCTC",
+        "ForSequenceClassification",
+        "ForPreTraining",
+        "ForXVector",
+        "ForAudioFrameClassification",
+    ],
 }
 MODELS = [(family, head) for family, (prefix, _) in FAMILIES.items() for head in ["Model", *HEADS[prefix]]]
 

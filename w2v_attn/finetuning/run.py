@@ -157,7 +157,7 @@ def _survey(
     watcher: Watcher,
 ) -> Survey:
     """Reads every recording once, in the first process; the others take what it wrote down."""
-    from w2v_attn.encoder.waveforms import least_samples
+    from w2v_attn.encoder.inputs import least_samples
 
     limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
     rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named(splits) for row in members]

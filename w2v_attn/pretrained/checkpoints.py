@@ -28,6 +28,7 @@ HEADS = frozenset(
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
     "pooled_score pooled_classifier".split()
 )
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
@@ -42,6 +43,7 @@ class Checkpoint:
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
     normalize_from: where that is known from, in words.
+    filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Checkpoint:
     sample_rate: int
     do_normalize: bool
     normalize_from: str
+    filter_banks: Any = None
 
 
 def load_checkpoint(
@@ -84,8 +87,14 @@ def load_checkpoint(
         model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
     has_head = hasattr(model, model.base_model_prefix)
     missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
-    sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
-    return Checkpoint(model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from)
+    filter_banks = _read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
+    if filter_banks is None:
+        sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    else:
+        sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
+    return Checkpoint(
+        model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from, filter_banks
+    )
 
 
 def _read_config(folder: Path) -> Any:
@@ -173,11 +182,30 @@ def _check_keys(
     return tuple(missing), tuple(unexpected)
 
 
+def _read_filter_banks(folder: Path) -> Any:
+    """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
+    from transformers import SeamlessM4TFeatureExtractor
+
+    if not any((folder / name).is_file() for name in PREPROCESSORS):
+        return SeamlessM4TFeatureExtractor()
+    try:
+        extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
+        valid = extractor.sampling_rate == 16_000 and extractor.stride > 0 and extractor.num_mel_bins > 0
+    except Exception as error:  # any JSON value may stand where a number is expected
+        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
+    if not valid:
+        raise CheckpointError(
+            f"the preprocessor config of {folder} is not valid: expected filters at 16000 Hz and a stride above 0, "
+            f"found {extractor.num_mel_bins!r} at {extractor.sampling_rate!r} Hz and {extractor.stride!r}"
+        )
+    return extractor
+
+
 def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
     """(sample rate, do_normalize, where that is known from)."""
     from transformers import Wav2Vec2FeatureExtractor
 
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((folder / name).is_file() for name in PREPROCESSORS):
         return 16_000, True, "the family's default: there is no preprocessor config"
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
