@@ -31,6 +31,10 @@ class Input(Protocol):
         """[samples], float32 at least -> what the model reads of this recording."""
         ...
 
+    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """The same for each of several, of one device and dtype, in launches that do not grow with their number."""
+        ...
+
 
 class Samples:
     """The waveform itself, [samples], normalised over its whole length where the checkpoint wants it."""
@@ -48,6 +52,10 @@ class Samples:
     def prepare(self, waveform: Tensor) -> Tensor:
         """See `Input`."""
         return standardize(waveform) if self._do_normalize else waveform
+
+    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Input`."""
+        return standardize_together(waveforms) if self._do_normalize else list(waveforms)
 
 
 class FilterBanks:
@@ -76,6 +84,10 @@ class FilterBanks:
             return_tensors="np",
         )["input_features"][0]
         return torch.as_tensor(features, dtype=waveform.dtype, device=waveform.device)
+
+    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Input`; but for the launches, for these are made on the CPU."""
+        return [self.prepare(waveform) for waveform in waveforms]
 
 
 def input_of(checkpoint: Checkpoint) -> Input:

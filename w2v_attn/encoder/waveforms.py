@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.encoder import frontend_together
-from w2v_attn.encoder.inputs import input_of, standardize_together
+from w2v_attn.encoder.inputs import input_of
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
 
@@ -92,8 +92,7 @@ class WaveformModel:
         if not frontend_together.pays(self.device):
             return map(self.prepare, waveforms)
         dtype = torch.promote_types(self.dtype, torch.float32)
-        moved = [waveform.to(self.device, dtype) for waveform in waveforms]
-        return standardize_together(moved) if self.checkpoint.do_normalize else moved
+        return self.input.prepare_together([waveform.to(self.device, dtype) for waveform in waveforms])
 
     def prepare(self, waveform: Tensor) -> Tensor:
         """[samples] as what the model reads, float32 at least: normalised as the checkpoint wants it."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from w2v_attn.pretrained.errors import CheckpointError, first_line
-from w2v_attn.pretrained.families import FAMILIES, supported
+from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.hub import locate
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,11 @@ def _read_config(folder: Path) -> Any:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        raise CheckpointError(f"{folder} is a checkpoint {named}, which is not supported. Supported are: {supported()}")
+        reason = REFUSED.get(family) if isinstance(family, str) else None
+        because = "" if reason is None else f": {reason}"
+        raise CheckpointError(
+            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported()}"
+        )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # configs validate their fields with exceptions of many kinds

@@ -15,6 +15,12 @@ FAMILIES = {
     "sew": ("transformers.models.sew.modeling_sew", "SEWAttention"),
 }
 
+# Families that people will ask for, and why they are not above.
+REFUSED = {
+    "sew-d": "its disentangled attention adds to a score what the key says of its distance as well as what the query "
+    "says, in buckets, with a softmax and dropout of its own: another layer than ours",
+}
+
 
 def supported() -> str:
     """The families as a sentence names them."""

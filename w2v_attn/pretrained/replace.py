@@ -12,7 +12,7 @@ from torch import nn
 from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.pretrained.blocks import OUR_ATTRIBUTES, HuggingFaceAttention, ours_for
-from w2v_attn.pretrained.families import FAMILIES, supported
+from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.swapping import stock_class
 from w2v_attn.pretrained.unpadding import pad_encoders, unpad_encoders
 
@@ -34,6 +34,9 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
     cores.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
     if not blocks:
+        refused = REFUSED.get(str(getattr(getattr(model, "config", None), "model_type", None)))
+        if refused is not None:
+            raise ValueError(f"{type(model).__name__} cannot be served: {refused}. Supported are {supported()}")
         raise ValueError(
             f"found no attention block to replace in {type(model).__name__}. Supported are the Hugging Face models of "
             f"these families, with or without a head: {supported()}"
