@@ -74,6 +74,23 @@ def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", see
     return model.eval()
 
 
+def tiny_bert(positions: str | None = "relative_key", head: str = "Model", **changes):
+    """The same for Wav2Vec2-BERT, which reads filter banks and not waveforms."""
+    import transformers
+
+    torch.manual_seed(0)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    sizes = {**{name: SIZES[name] for name in names}, "conv_depthwise_kernel_size": 5}
+    reach = {"left_max_position_embeddings": 7, "right_max_position_embeddings": 3}
+    config = transformers.Wav2Vec2BertConfig(**sizes, **reach, position_embeddings_type=positions, **changes)
+    config._attn_implementation = "eager"  # which can be asked for its scores
+    model = getattr(transformers, f"Wav2Vec2Bert{head}")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FEW_BUCKETS, tiny_model
+from conftest import FEW_BUCKETS, tiny_bert, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -279,6 +279,28 @@ def test_every_gradient_is_stocks(family, dtype):
         assert (parameter.grad is None) == (their is None), name
         if their is not None:
             assert (parameter.grad - their).abs().max() <= bound * max(1.0, float(their.abs().max())), name
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative", "rotary", None])
+@pytest.mark.parametrize("padded", [False, True])
+def test_wav2vec2_bert_is_stocks_with_its_gradients(kind, padded):
+    theirs = tiny_bert(kind).double()
+    ours = replace_attention(copy.deepcopy(theirs))
+    inputs = {"input_features": numbers(2, 31, 160)}
+    if padded:
+        inputs["attention_mask"] = (torch.arange(31) < torch.tensor([31, 20])[:, None]).long()
+    found = []
+    for model in (ours, theirs):
+        output = model(**inputs, output_attentions=True)
+        (output.last_hidden_state.square().sum() + output.attentions[1].square().sum()).backward()
+        found.append((output.last_hidden_state, output.attentions))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-10)
+    for our, their in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(our, their, rtol=0, atol=1e-10)
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        if gradients[name] is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-8, atol=1e-9)
 
 
 def test_scores_of_wavlm_are_each_heads_own():

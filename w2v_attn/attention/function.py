@@ -205,8 +205,8 @@ def _attend(
     if together is not None:
         o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
         return o, lse, None, _Recipe(((together, memory),), options)
-    recordings = ((*(x[:, :, part] for x in (q, k, v)), mask.frames(part)) for part in _frames_of(mask.lengths))
-    outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
+    attended = (attend(q[:, :, n], k[:, :, n], v[:, :, n], mask.frames(n)) for n in _frames_of(mask.lengths))
+    outputs, sums, parts = zip(*attended, strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
     # Cores that need no log-sum-exp may stand beside others that do.
     lse = None if all(one is None for one in sums) else _side_by_side(sums, outputs)

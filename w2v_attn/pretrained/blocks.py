@@ -124,6 +124,15 @@ class ConformerAttention(HuggingFaceAttention):
     config: Any
     head_size: int
     position_embeddings_type: str | None
+    linear_q: nn.Linear
+    linear_k: nn.Linear
+    linear_v: nn.Linear
+    linear_out: nn.Linear
+    linear_pos: nn.Linear
+    pos_bias_u: Tensor
+    pos_bias_v: Tensor
+    distance_embedding: nn.Embedding
+    left_max_position_embeddings: int
 
     def forward(  # type: ignore[override]
         self,
@@ -190,7 +199,7 @@ _OURS = {
 
 def ours_for(stock: type[nn.Module]) -> type[HuggingFaceAttention]:
     """Our class for one of Hugging Face's blocks, its own at the same time."""
-    return derived(_OURS.get(stock.__name__, HuggingFaceAttention), stock)
+    return derived(_OURS.get(stock.__name__, HuggingFaceAttention), stock)  # type: ignore[return-value]
 
 
 def __getattr__(name: str) -> type[nn.Module]:
