@@ -36,6 +36,8 @@ from w2v_attn.runs import read_row
 
 # Seconds that a recording may have which is only measured, or noise.
 MEASURED = 600.0
+# Seconds that threads of the exchange between processes get to end; they need a millisecond.
+GLOO_PATIENCE = 0.2
 NOISE, KEPT_NOISES = "noise", 256
 
 
@@ -276,3 +278,6 @@ def leave_other_processes() -> None:
     """Ends what torchrun's processes talk through: its threads must not be running when the interpreter ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        # Once a model was wrapped, torch keeps the group and gloo's threads. One that drops the tensors of the last
+        # exchange while the interpreter ends finds no interpreter, and aborts the process: it gets the time for it now.
+        time.sleep(GLOO_PATIENCE)
