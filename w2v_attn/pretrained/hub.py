@@ -29,10 +29,6 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
     if os.path.isdir(folder):
         _check_folder(folder)
         return folder
-    if os.path.isfile(folder):
-        raise CheckpointError(
-            f"{source} is a file. Expected a Hugging Face checkpoint: a folder with config.json and weights, or an id"
-        )
     parts = source.split("/")
     if not source or len(parts) > 2 or source[0] in "./~\\" or any(part in ("", ".", "..") for part in parts):
         raise CheckpointError(
