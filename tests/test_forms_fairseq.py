@@ -8,10 +8,12 @@ import pickle
 import re
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import FAMILIES, tiny_model
 
 from w2v_attn import load_encoder
 from w2v_attn.pretrained.checkpoints import load_checkpoint
@@ -167,7 +169,7 @@ def write(model, kind, path, *, form="cfg", normalize=True, zipped=True, **more)
         "model": in_fairseq(model),
         "optimizer_history": [{"criterion_name": "Wav2vecCriterion", "best_loss": 1.5}],
         "last_optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}},
-        "extra_state": {"epoch": 3},
+        "extra_state": {"epoch": 3, "best": np.float64(1.5)},
         **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +227,79 @@ def test_the_encoder_alone_gives_stock_features_and_lists_its_heads(family, tmp_
     features = encoder.extract(speech[:1])[0]["final"]
     with torch.no_grad():
         assert (features - theirs.wav2vec2(speech[0][None]).last_hidden_state[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("family", "head", "kind"), [case for case in CASES if case[1] == "tuned"])
+def test_torchaudios_own_reader_of_these_names_makes_the_same_function(family, head, kind, tmp_path, speech):
+    import torchaudio
+    from torchaudio.models.wav2vec2.utils import import_fairseq
+
+    model = stock(family, head, kind)
+    loaded = load_checkpoint(write(model, kind, tmp_path / "ft.pt"), with_head=True)
+    inside = {name.removeprefix("w2v_encoder."): tensor for name, tensor in in_fairseq(model).items()}
+    config = model.config
+    theirs = torchaudio.models.wav2vec2_model(
+        extractor_mode=f"{config.feat_extract_norm}_norm",
+        extractor_conv_layer_config=list(zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)),
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.hidden_size,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=config.num_conv_pos_embeddings,
+        encoder_pos_conv_groups=config.num_conv_pos_embedding_groups,
+        encoder_num_layers=config.num_hidden_layers,
+        encoder_num_heads=config.num_attention_heads,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=config.intermediate_size,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=config.do_stable_layer_norm,
+        encoder_layer_drop=0.0,
+        aux_num_out=config.vocab_size,
+    ).eval()
+    theirs.load_state_dict(import_fairseq._convert_state_dict(inside), strict=True)
+    with torch.no_grad():
+        difference = loaded.model(speech[0][None]).logits - theirs(speech[0][None])[0]
+    assert difference.abs().max() < 1e-4
+
+
+BASE = {
+    "conv_dim": (512,) * 7,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "vocab_size": 32,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+LARGE = {**BASE, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+REAL = {"wav2vec2-group": BASE, "wav2vec2-layer": LARGE, "hubert-group": BASE, "hubert-layer": LARGE}
+
+
+@pytest.mark.parametrize(("family", "head", "kind"), CASES)
+def test_in_real_sizes_every_weight_has_its_place(family, head, kind):
+    import transformers
+
+    from w2v_attn.pretrained.forms import fairseq
+    from w2v_attn.pretrained.forms.parts import make_config, make_model
+
+    prefix, norms = FAMILIES[family]
+    name = "ForCTC" if head == "tuned" else "ForPreTraining" if kind == "wav2vec2" else "Model"
+    with torch.device("meta"):
+        theirs = getattr(transformers, f"{prefix}{name}")(
+            getattr(transformers, f"{prefix}Config")(**{**REAL[family], **norms})
+        )
+    found = {**config_of(theirs, kind, "cfg", True), "model": in_fairseq(theirs)}
+    found["cfg"].get("model", {}).get("w2v_args", found["cfg"])["model"]["conv_feature_layers"] = (
+        "[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2"
+    )
+    parts = fairseq.read(Path("checkpoint.pt"), found)
+    ours, missing, unexpected = make_model(parts, type(theirs), make_config(parts), torch.float32)
+    assert missing == unexpected == ()
+    assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in theirs.state_dict().items()}
+    for option in ("conv_dim", "conv_kernel", "conv_stride", *BASE, "do_stable_layer_norm", "feat_extract_norm"):
+        there = getattr(theirs.config, option)
+        assert getattr(ours.config, option) == (list(there) if isinstance(there, tuple) else there), option
 
 
 def test_the_form_before_zip_reads_the_same(tmp_path):
@@ -358,7 +433,7 @@ def test_a_dictionary_that_cannot_be_is_told(text, said, tmp_path):
 def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp_path):
     theirs = stock("wav2vec2-group", "tuned", "wav2vec2")
     path = write(theirs, "wav2vec2", tmp_path / "ft.pt")
-    whole = torch.load(path)
+    whole = torch.load(path, weights_only=False)
     inside = "w2v_encoder.w2v_model"
     del whole["model"][f"{inside}.encoder.layers.1.self_attn.k_proj.weight"]
     whole["model"][f"{inside}.encoder.layers.2.fc2.bias"] = torch.zeros(5)
@@ -378,7 +453,7 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp
 def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_from(tmp_path):
     theirs = stock("wav2vec2-layer", "tuned", "wav2vec2")
     path = write(theirs, "wav2vec2", tmp_path / "ft.pt")
-    whole = torch.load(path)
+    whole = torch.load(path, weights_only=False)
     whole["cfg"]["model"]["w2v_args"] = None  # as fairseq-hydra-train leaves it
     torch.save(whole, path)
     with pytest.raises(CheckpointError, match=r"Put that one beside it, as .*/pretrained.pt"):
@@ -405,7 +480,7 @@ def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_f
 def test_a_config_that_cannot_be_kept_is_told(change, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(stock("wav2vec2-group", "pretrained", "wav2vec2"), "wav2vec2", tmp_path / "a.pt")
-    whole = torch.load(path)
+    whole = torch.load(path, weights_only=False)
     whole["cfg"]["model"].update(change)
     torch.save(whole, path)
     with pytest.raises(CheckpointError, match=said):

@@ -42,7 +42,7 @@ def _check_folder(folder: Path) -> None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{folder} is a folder without config.json (it holds: {found}). Expected a Hugging Face checkpoint: "
-            f"config.json and one of {', '.join(WEIGHT_FILES)}"
+            f"config.json and one of {', '.join(WEIGHT_FILES)}. One of fairseq's or torchaudio's is named by its file"
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")

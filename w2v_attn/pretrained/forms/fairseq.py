@@ -164,9 +164,9 @@ def read(path: Path, found: dict[str, Any]) -> Parts:
         prefix=prefix,
         without_place=without_place,
         unknown=unknown,
-        sample_rate=task.get("sample_rate", 16_000),
-        do_normalize=task.get("normalize", False),
-        normalize_from="the task in the checkpoint",
+        sample_rate=task.get("sample_rate") or 16_000,
+        do_normalize=task.get("normalize") or False,
+        normalize_from="fairseq's default" if task.get("normalize") is None else "the task in the checkpoint",
         symbols=symbols,
         folder=None,
     )
@@ -364,8 +364,8 @@ def _placed(
 
 def _symbols(path: Path, task: Mapping[str, Any], state: Any, outputs: int) -> tuple[str, ...] | None:
     """The symbols of a CTC head, of the dictionary beside the checkpoint or the one inside it; None: there is none."""
-    labels = task.get("labels")
-    beside = path.parent / f"dict.{labels if isinstance(labels, str) else 'ltr'}.txt"
+    labels = task.get("labels") or "ltr"  # HuBERT's task has a list of them
+    beside = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
     inside = state.get("target_dictionary") if isinstance(state, dict) else None
     if beside.is_file():
         symbols, where = [*SPECIAL, *_read_dictionary(beside)], str(beside)

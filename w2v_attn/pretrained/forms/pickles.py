@@ -8,6 +8,7 @@ is given and does nothing; afterwards stand-ins become dictionaries, lists and s
 
 import pickle
 import pickletools
+import threading
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ INERT_NAMES = frozenset(
 INERT_PACKAGES = ("fairseq.", "omegaconf.", "typing.", "pathlib.", "enum.", "numpy.")
 # Names that torch's reader may know; it decides.
 TORCH_DECIDES = ("torch.", "collections.", "_codecs.", "builtins.set", "builtins.bytearray", "builtins.complex")
+
+# torch keeps the names that have stand-ins for the whole process.
+_reading = threading.Lock()
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how the two forms begin
 
@@ -70,7 +74,7 @@ def read(path: Path) -> Any:
             raise _refusal(path, f"it names {', '.join(refused[:8])}")
         stand_ins: list[Any] = [(type("StandIn", (StandIn,), {"origin": name}), name) for name in sorted(inert)]
         stand_ins.append((_plain_dictionary, "collections.defaultdict"))
-        with torch.serialization.safe_globals(stand_ins):
+        with _reading, torch.serialization.safe_globals(stand_ins):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return _Plain().of(found)
     except CheckpointError:
