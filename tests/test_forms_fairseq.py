@@ -3,6 +3,7 @@
 import argparse
 import builtins
 import enum
+import json
 import os
 import pickle
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
+from conftest import FAMILIES, TINY, tiny_model
 
 from w2v_attn import load_encoder
 from w2v_attn.pretrained.checkpoints import load_checkpoint
@@ -21,6 +22,7 @@ from w2v_attn.pretrained.copies import save_copy
 from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.pretrained.forms import pickles
 from w2v_attn.pretrained.forms.fairseq import convolutions
+from w2v_attn.transcription.recognizer import load_recognizer
 
 LETTERS = ("|", "E", "T", "A", "O", "N", "'")  # 11 outputs with the four special symbols
 
@@ -383,6 +385,17 @@ def test_a_tuned_checkpoint_becomes_a_folder_that_stock_transcribes_with(tmp_pat
     # fairseq's blank is the first output: it goes, what repeats is one, and | is a space.
     assert processor.tokenizer.decode([0, 6, 6, 0, 6, 5, 4, 4, 0, 7]) == "TTE A"
     assert transformers.AutoConfig.from_pretrained(tmp_path / "copy").pad_token_id == processor.tokenizer.pad_token_id
+
+
+def test_the_embedded_checkpoint_says_the_same_in_fairseqs_form(tmp_path, speech):
+    theirs = load_checkpoint(TINY, with_head=True)
+    path = write(theirs.model, "wav2vec2", tmp_path / "tiny.pt", form="args", normalize=theirs.do_normalize)
+    symbols = sorted(json.loads((TINY / "vocab.json").read_text()).items(), key=lambda item: item[1])
+    write_dictionary(tmp_path, [symbol for symbol, _ in symbols[4:]])
+    ours, stock = load_recognizer(path), load_recognizer(TINY)
+    said = [[recognizer.recognize(wave).text for wave in speech] for recognizer in (ours, stock)]
+    assert said[0] == said[1]
+    assert any(said[0])
 
 
 def test_commands_take_the_file_itself(call, tmp_path, clips):

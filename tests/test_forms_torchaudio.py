@@ -251,6 +251,9 @@ def test_the_command_converts_both_ways(call, tmp_path):
     assert code == 2
     assert "huggingface or torchaudio" in err
     assert not (tmp_path / "x").exists()
+    code, _, err = call("load", "form=torchaudio")
+    assert code == 2
+    assert "output=FOLDER" in err
 
 
 # ------------------------------------------------------------------------------------------------ refusals

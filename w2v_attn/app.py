@@ -259,15 +259,18 @@ def load(config: Any) -> int:
     from w2v_attn.pretrained.replace import core_in_use, replace_attention
 
     output = None if config.output is None else _path(config, "output")
-    check_form(str(config.form))
+    form = str(config.form)
+    check_form(form)
     if output is not None:
         check_destination(output)
+    elif form != "huggingface":
+        raise ValueError(f"form={form} is that of a copy: say where it goes with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
         _text(config.model, "checkpoint"), revision=config.model.revision, dtype=str(config.dtype), with_head=True
     )
     if output is not None:
-        save_copy(checkpoint, output, form=str(config.form))
+        save_copy(checkpoint, output, form=form)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
     rows: list[tuple[str, object]] = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
     if output is not None:
