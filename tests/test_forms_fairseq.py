@@ -311,6 +311,36 @@ def test_the_form_before_zip_reads_the_same(tmp_path):
     assert_same(load_checkpoint(path, with_head=True).model, theirs)
 
 
+def test_hubert_leaves_what_its_pretraining_alone_uses(tmp_path, fairseq_classes):
+    dictionary, _, patch = fairseq_classes
+    theirs = stock("hubert-group", "pretrained", "hubert")
+    objective = {
+        "final_proj.weight": torch.ones(5, 24),
+        "final_proj.bias": torch.ones(5),
+        "label_embs_concat": torch.ones(9, 5),
+    }
+    path = write(theirs, "hubert", tmp_path / "a.pt", task_state={"dictionaries": [dictionary(["0", "1"])]})
+    whole = torch.load(path, weights_only=False)
+    whole["model"].update(objective)
+    torch.save(whole, path)
+    patch.undo()
+    loaded = load_checkpoint(path, with_head=True)
+    assert_same(loaded.model, theirs)
+    assert set(loaded.unexpected) == set(objective)
+
+
+def test_a_gated_objective_which_stock_has_no_place_for_leaves_the_encoder(tmp_path):
+    theirs = stock("wav2vec2-group", "pretrained", "wav2vec2")
+    path = write(theirs, "wav2vec2", tmp_path / "a.pt")
+    whole = torch.load(path, weights_only=False)
+    whole["cfg"]["model"]["target_glu"] = True
+    whole["model"]["target_glu.0.weight"] = torch.ones(10, 5)
+    torch.save(whole, path)
+    loaded = load_checkpoint(path, with_head=True)
+    assert_same(loaded.model, theirs.wav2vec2)
+    assert {"target_glu.0.weight", "quantizer.vars", "final_proj.weight"} <= set(loaded.unexpected)
+
+
 def test_the_config_says_what_the_checkpoint_says(tmp_path):
     theirs = stock("wav2vec2-layer", "pretrained", "wav2vec2")
     config = load_checkpoint(write(theirs, "wav2vec2", tmp_path / "a.pt"), with_head=True).model.config
@@ -450,6 +480,7 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp
     inside = "w2v_encoder.w2v_model"
     del whole["model"][f"{inside}.encoder.layers.1.self_attn.k_proj.weight"]
     whole["model"][f"{inside}.encoder.layers.2.fc2.bias"] = torch.zeros(5)
+    whole["model"][f"{inside}.encoder.layer_norm.bias"] = torch.zeros(24, dtype=torch.int64)
     whole["model"][f"{inside}.adapters.0.weight"] = torch.zeros(2)
     whole["model"]["layer_norm.weight"] = torch.zeros(17)  # of the encoder, but outside of it
     torch.save(whole, path)
@@ -460,7 +491,8 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp
     assert f"of shape [5] instead of [24]: {inside}.encoder.layers.2.fc2.bias" in text
     assert f"left over: {inside}.adapters.0.weight" in text
     assert "left over: layer_norm.weight" in text
-    assert text.count("\n  ") == 4
+    assert f"of torch.int64: {inside}.encoder.layer_norm.bias" in text
+    assert text.count("\n  ") == 5
 
 
 def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_from(tmp_path):

@@ -266,6 +266,8 @@ def test_the_command_converts_both_ways(call, tmp_path):
         ("hubert-group", {"feat_proj_layer_norm": False}, "feat_proj_layer_norm=False"),
         ("hubert-group", {"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True"),
         ("wav2vec2-group", {"hidden_act": "relu"}, "hidden_act=relu"),
+        ("wav2vec2-group", {"feat_extract_activation": "relu"}, "feat_extract_activation=relu"),
+        ("wav2vec2-group", {"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ("wav2vec2-layer", {"add_adapter": True}, "add_adapter=True"),
         ("wav2vec2-layer", {"adapter_attn_dim": 4}, "adapter_attn_dim=4"),
     ],
@@ -323,6 +325,14 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_torchaudio_has_them(t
     assert "of shape [5] instead of [20]: encoder.transformer.layers.2.feed_forward.output_dense.bias" in text
     assert "left over: quantizer.weight" in text
     assert text.count("\n  ") == 3
+
+
+def test_a_loaded_model_does_not_follow_its_module():
+    _, module = small("base")
+    loaded = load_checkpoint(module)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    shaken(module)
+    assert_equal(loaded.model.state_dict(), before)
 
 
 def test_modules_of_another_kind_are_told():

@@ -146,7 +146,8 @@ def read_module(module: nn.Module) -> Parts:
             f"{source} is not a wav2vec 2.0 or HuBERT encoder, or no longer ({first_line(error)}). Expected what the "
             "builders in torchaudio.models make, such as wav2vec2_base()"
         ) from error
-    return _parts(source, "a module of torchaudio's", inner.state_dict(), arguments, None, normalize=normalize)
+    tensors = {name: tensor.cpu() for name, tensor in inner.state_dict().items()}
+    return _parts(source, "a module of torchaudio's", tensors, arguments, None, normalize=normalize)
 
 
 def _parts(
