@@ -21,7 +21,7 @@ from w2v_attn.pretrained.checkpoints import load_checkpoint
 from w2v_attn.pretrained.copies import save_copy
 from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.pretrained.forms import pickles
-from w2v_attn.pretrained.forms.fairseq import convolutions
+from w2v_attn.pretrained.forms.fairseq_options import convolutions
 from w2v_attn.transcription.recognizer import load_recognizer
 
 LETTERS = ("|", "E", "T", "A", "O", "N", "'")  # 11 outputs with the four special symbols

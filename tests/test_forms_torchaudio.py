@@ -125,12 +125,12 @@ def test_the_check_of_the_stages_bites(speech):
     ],
 )
 def test_released_architectures_are_known_by_their_shapes(builder, aux):
-    from w2v_attn.pretrained.forms import torchaudio as form
+    from w2v_attn.pretrained.forms import torchaudio_arguments as form
 
     with torch.device("meta"):
         module = getattr(torchaudio.models, builder)(aux_num_out=aux)
-    found = form._arguments("it", module.state_dict(), {})
-    exact = form._arguments_of(module)
+    found = form.arguments_from_weights("it", module.state_dict(), {})
+    exact = form.arguments_of_module(module)
     unseen = {name for name in exact if "drop" in name}
     assert {name: found[name] for name in found.keys() - unseen} == {
         name: exact[name] for name in exact.keys() - unseen
@@ -300,6 +300,7 @@ def test_sizes_that_no_shape_tells_are_asked_for(tmp_path):
         ('{"heads": 4}', "has heads"),
         ('{"encoder_num_heads": "many", "encoder_layer_norm_first": false}', "not valid"),
         ('{"extractor_mode": "batch"}', "extractor_mode"),
+        ('{"extractor_mode": {}}', "extractor_mode"),
         ('{"extractor_conv_layer_config": 7}', "extractor_conv_layer_config"),
         ('{"encoder_num_heads": 3, "encoder_layer_norm_first": false}', "not valid"),
     ],

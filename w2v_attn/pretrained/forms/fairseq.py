@@ -1,10 +1,9 @@
 """fairseq's checkpoints of wav2vec 2.0 and HuBERT, pre-trained and fine-tuned with CTC -> Hugging Face's parts.
 
 Source: fairseq, models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py,
-models/hubert/hubert_asr.py, data/dictionary.py, for the names of parameters and of options and for what they mean.
+models/hubert/hubert_asr.py, for the names of parameters and where a checkpoint keeps its options.
 """
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.pretrained.forms import pickles
+from w2v_attn.pretrained.forms.fairseq_dictionary import symbols_of
+from w2v_attn.pretrained.forms.fairseq_options import contrast_config, encoder_config, tuning_config
 from w2v_attn.pretrained.forms.names import Names, Pairs
 from w2v_attn.pretrained.forms.parts import Parts
 
@@ -69,59 +70,6 @@ class Family:
 PRETRAINED = {"wav2vec2": Family("wav2vec2", "Wav2Vec2", CONTRASTIVE), "hubert": Family("hubert", "Hubert", ())}
 FINE_TUNED = ("wav2vec_ctc", "hubert_ctc")
 
-# Hugging Face's option -> fairseq's, where the value is the same.
-OPTIONS = {
-    "num_hidden_layers": "encoder_layers",
-    "hidden_size": "encoder_embed_dim",
-    "intermediate_size": "encoder_ffn_embed_dim",
-    "num_attention_heads": "encoder_attention_heads",
-    "do_stable_layer_norm": "layer_norm_first",
-}
-# The same, with fairseq's own default where a checkpoint is older than the option.
-OPTIONS_WITH_DEFAULT = {
-    "conv_bias": ("conv_bias", False),
-    "num_conv_pos_embeddings": ("conv_pos", 128),
-    "num_conv_pos_embedding_groups": ("conv_pos_groups", 16),
-    "hidden_dropout": ("dropout", 0.1),
-    "attention_dropout": ("attention_dropout", 0.1),
-    "activation_dropout": ("activation_dropout", 0.0),
-    "feat_proj_dropout": ("dropout_input", 0.0),
-    "layerdrop": ("encoder_layerdrop", 0.0),
-}
-OPTIONS_OF_CONTRAST = {
-    "feat_quantizer_dropout": ("dropout_features", 0.0),
-    "num_codevectors_per_group": ("latent_vars", 320),
-    "num_codevector_groups": ("latent_groups", 2),
-    "contrastive_logits_temperature": ("logit_temp", 0.1),
-    "num_negatives": ("num_negatives", 100),
-}
-# Of fine-tuning: these replace what pre-training had.
-OPTIONS_OF_TUNING = {
-    "hidden_dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "feat_proj_dropout": "dropout_input",
-    "layerdrop": "layerdrop",
-    "final_dropout": "final_dropout",
-    "apply_spec_augment": "apply_mask",
-    "mask_time_prob": "mask_prob",
-    "mask_time_length": "mask_length",
-    "mask_feature_prob": "mask_channel_prob",
-    "mask_feature_length": "mask_channel_length",
-}
-ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu", "swish": "swish"}
-NORMS = {"default": "group", "layer_norm": "layer"}
-# Options that change the function in a way that Hugging Face's model has no place for -> the values that do not.
-PLAIN = {
-    "layer_type": (None, "transformer"),
-    "pos_conv_depth": (None, 1),
-    "crop_seq_to_multiple": (None, 1),
-    "quantize_input": (None, False),
-}
-
-# fairseq's dictionaries begin with these; CTC's blank is the first. Hugging Face calls the blank <pad>.
-SPECIAL, SPECIAL_THERE = ("<s>", "<pad>", "</s>", "<unk>"), ("<pad>", "<s>", "</s>", "<unk>")
-
 
 def is_one(found: object) -> bool:
     """Whether what a file of torch.save holds is a checkpoint of fairseq's."""
@@ -148,13 +96,25 @@ def read(path: Path, found: dict[str, Any]) -> Parts:
             f"{', '.join((*PRETRAINED, *FINE_TUNED))}"
         )
     family = PRETRAINED[base]
-    names = Names(_pairs(path, pretrained, family, tuned=tuning is not None))
+    config = encoder_config(path, pretrained, family.model_type)
+    names = Names(_pairs(config, family, tuned=tuning is not None))
     placed, without_place, unknown = _placed(found["model"], names, prefix)
-    config = _model_config(path, pretrained, tuning, family, placed)
-    symbols = None
-    if "lm_head.weight" in placed:
-        config |= {"vocab_size": len(placed["lm_head.weight"]), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        symbols = _symbols(path, task, found.get("task_state"), config["vocab_size"])
+    head, symbols = "Model", None
+    if tuning is not None:
+        head, config = "ForCTC", config | tuning_config(tuning)
+    elif family.objective and all(any(name.startswith(ours) for name in placed) for _, ours in family.objective):
+        config |= contrast_config(pretrained)
+        if not pretrained.get("target_glu"):  # Hugging Face's model for pre-training has no place for it
+            head = "ForPreTraining"
+    config["architectures"] = [family.prefix + head]
+    if "lm_head.bias" in placed:
+        config |= {
+            "vocab_size": placed["lm_head.bias"].numel(),
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        symbols = symbols_of(path, task, found.get("task_state"), config["vocab_size"])
     return Parts(
         source=str(path),
         form=f"fairseq's {kind}",
@@ -223,119 +183,12 @@ def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, 
     )
 
 
-def _model_config(
-    path: Path,
-    pretrained: Mapping[str, Any],
-    tuning: Mapping[str, Any] | None,
-    family: Family,
-    placed: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    """The values of Hugging Face's config.
-
-    Masking is kept of fine-tuned checkpoints alone: that of pre-training hides half of everything from the encoder, to
-    make its task hard, and nobody trains on with it.
-    """
-    needed = (*OPTIONS.values(), "conv_feature_layers", "extractor_mode")
-    if absent := [name for name in needed if pretrained.get(name) is None]:
-        raise CheckpointError(f"the config in {path} does not say {', '.join(absent)}")
-    _check_plain(path, pretrained)
-    layers = convolutions(pretrained["conv_feature_layers"], path)
-    config: dict[str, Any] = {
-        "model_type": family.model_type,
-        "feat_extract_norm": _norm(path, pretrained),
-        "hidden_act": _activation(path, pretrained),
-        "conv_dim": [dim for dim, _, _ in layers],
-        "conv_kernel": [kernel for _, kernel, _ in layers],
-        "conv_stride": [stride for _, _, stride in layers],
-        **{ours: pretrained[theirs] for ours, theirs in OPTIONS.items()},
-        **_with_defaults(pretrained, OPTIONS_WITH_DEFAULT),
-    }
-    head = "Model"
-    if family.model_type == "hubert":
-        config |= {"feat_proj_layer_norm": True, "conv_pos_batch_norm": bool(pretrained.get("conv_pos_batch_norm"))}
-    if tuning is not None:
-        config |= {ours: tuning[theirs] for ours, theirs in OPTIONS_OF_TUNING.items() if tuning.get(theirs) is not None}
-        head = "ForCTC"
-    elif family.objective and all(any(name.startswith(ours) for name in placed) for _, ours in family.objective):
-        config |= _with_defaults(pretrained, OPTIONS_OF_CONTRAST) | _code_sizes(pretrained)
-        if not pretrained.get("target_glu"):  # Hugging Face's model for pre-training has no place for it
-            head = "ForPreTraining"
-    config["architectures"] = [family.prefix + head]
-    return config
-
-
-def _with_defaults(options: Mapping[str, Any], table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    return {
-        ours: default if options.get(theirs) is None else options[theirs] for ours, (theirs, default) in table.items()
-    }
-
-
-def _code_sizes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the codebook, where 0 stands for the size of something else."""
-    final = options.get("final_dim") or options["encoder_embed_dim"]
-    return {"proj_codevector_dim": final, "codevector_dim": options.get("latent_dim") or final}
-
-
-def _check_plain(path: Path, options: Mapping[str, Any]) -> None:
-    for name, plain in PLAIN.items():
-        if options.get(name) not in plain:
-            raise CheckpointError(
-                f"{path} has {name}={options[name]}, for which Hugging Face's model has no place: expected {plain[-1]}"
-            )
-
-
-def _norm(path: Path, options: Mapping[str, Any]) -> str:
-    if options["extractor_mode"] not in NORMS:
-        raise CheckpointError(f"{path} has extractor_mode={options['extractor_mode']}: expected {' or '.join(NORMS)}")
-    return NORMS[options["extractor_mode"]]
-
-
-def _activation(path: Path, options: Mapping[str, Any]) -> str:
-    named = options.get("activation_fn") or "gelu"
-    if named not in ACTIVATIONS:
-        raise CheckpointError(f"{path} has activation_fn={named}: expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[named]
-
-
-def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
-    """(channels, kernel, stride) of each convolution, from `[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2`.
-
-    Lists of numbers, their sums and their multiples are read; nothing is evaluated.
-
-    Raises:
-        CheckpointError: it holds anything else.
-    """
-
-    def value(node: ast.AST) -> Any:
-        match node:
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.List(elts=elements) | ast.Tuple(elts=elements):
-                return [value(element) for element in elements]
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return [*value(left), *value(right)]
-            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if times <= 100:
-                return [*value(left)] * times
-        raise ValueError(f"{ast.unparse(node)} is not expected there")
-
-    try:
-        layers = [tuple(layer) for layer in value(ast.parse(text.strip(), mode="eval").body)]
-        if not 0 < len(layers) <= 100 or not all(len(layer) == 3 and min(layer) > 0 for layer in layers):
-            raise ValueError("each convolution must be (channels, kernel, stride)")
-    except (ValueError, TypeError, SyntaxError, AttributeError, RecursionError, MemoryError) as error:
-        raise CheckpointError(
-            f"conv_feature_layers in {path} cannot be read: expected such as [(512,10,5)] + [(512,3,2)]*4, "
-            f"found {text!r} ({error})"
-        ) from error
-    return layers  # type: ignore[return-value]
-
-
 # ---------------------------------------------------------------------------------------------- weights
 
 
-def _pairs(path: Path, options: Mapping[str, Any], family: Family, *, tuned: bool) -> Pairs:
-    positions = POSITIONS_WITH_BATCH_NORM if options.get("conv_pos_batch_norm") else POSITIONS
-    norms = CONVOLUTION_NORMS[_norm(path, {"extractor_mode": options.get("extractor_mode")})]
+def _pairs(config: Mapping[str, Any], family: Family, *, tuned: bool) -> Pairs:
+    positions = POSITIONS_WITH_BATCH_NORM if config.get("conv_pos_batch_norm") else POSITIONS
+    norms = CONVOLUTION_NORMS[config["feat_extract_norm"]]
     return (*ENCODER, *positions, *norms, *(CTC if tuned else family.objective))
 
 
@@ -357,38 +210,3 @@ def _placed(
         else:
             unknown.append(name)
     return placed, tuple(without_place), tuple(unknown)
-
-
-# -------------------------------------------------------------------------------------------- vocabulary
-
-
-def _symbols(path: Path, task: Mapping[str, Any], state: Any, outputs: int) -> tuple[str, ...] | None:
-    """The symbols of a CTC head, of the dictionary beside the checkpoint or the one inside it; None: there is none."""
-    labels = task.get("labels") or "ltr"  # HuBERT's task has a list of them
-    beside = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
-    inside = state.get("target_dictionary") if isinstance(state, dict) else None
-    if beside.is_file():
-        symbols, where = [*SPECIAL, *_read_dictionary(beside)], str(beside)
-    elif isinstance(inside, dict) and isinstance(inside.get("symbols"), list):
-        symbols, where = [str(symbol) for symbol in inside["symbols"]], f"the dictionary in {path}"
-    else:
-        return None
-    if tuple(symbols[:4]) != SPECIAL or len(set(symbols)) != len(symbols):
-        raise CheckpointError(f"{where} is not valid: expected {' '.join(SPECIAL)} first, and each symbol once")
-    if len(symbols) != outputs:
-        raise CheckpointError(
-            f"{where} has {len(symbols)} symbols with its 4 special ones, but w2v_encoder.proj of {path} has {outputs} "
-            "outputs: is it the dictionary of another checkpoint?"
-        )
-    return (*SPECIAL_THERE, *symbols[4:])
-
-
-def _read_dictionary(path: Path) -> list[str]:
-    """The symbols of lines `symbol count`."""
-    symbols = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
-        if not symbol or not count.isdigit():
-            raise CheckpointError(f"{path}, line {number}: expected a symbol and its count, found {line!r}")
-        symbols.append(symbol)
-    return symbols
