@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face form: a hub id or a folder -> a stock model with every weight accounted for.
+"""Checkpoints: a hub id, a folder, a file or a module of another form -> a stock model with every weight accounted for.
 
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
@@ -6,6 +6,7 @@ Nothing from a checkpoint is ever executed: weights are read as tensors, configs
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from w2v_attn.pretrained.companions import copy_companions, write_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
+from w2v_attn.pretrained.forms.parts import Parts, make_config, make_model
+from w2v_attn.pretrained.forms.reading import read
 from w2v_attn.pretrained.hub import locate
 
 logger = logging.getLogger(__name__)
@@ -38,12 +43,13 @@ class Checkpoint:
     """A loaded checkpoint.
 
     model: the stock transformers model, in evaluation mode.
-    source: hub id or folder, as given. folder: where its files are.
+    source: hub id or path, as given. folder: where its config files are.
     missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
     normalize_from: where that is known from, in words.
     filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
+    form: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
     """
 
     model: Any
@@ -55,10 +61,12 @@ class Checkpoint:
     do_normalize: bool
     normalize_from: str
     filter_banks: Any = None
+    form: str = "Hugging Face's"
+    kept: "tempfile.TemporaryDirectory[str] | None" = None
 
 
 def load_checkpoint(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | nn.Module,
     *,
     revision: str | None = None,
     dtype: str = "float32",
@@ -67,7 +75,9 @@ def load_checkpoint(
     """The model of a checkpoint, in the memory of the CPU.
 
     checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
-        file or in shards, with old or new names of the weight norm, with or without a head.
+        file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
+        wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
+        of `save_copy(…, form="torchaudio")`, or a live module.
     revision: branch, tag or commit, for hub ids.
     dtype: "float32", "float64", "bfloat16" or "float16".
     with_head: load the architecture that the config names (a CTC model, a classifier, …), not the encoder alone.
@@ -78,6 +88,10 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    parts = read(checkpoint)
+    if parts is not None:
+        return _assemble(parts, DTYPES[dtype], with_head)
+    assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
     config = _read_config(folder)
@@ -94,6 +108,38 @@ def load_checkpoint(
         sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
     return Checkpoint(
         model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from, filter_banks
+    )
+
+
+def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
+    """A checkpoint of another form as Hugging Face's, with the files of its folder made anew."""
+    if parts.config.get("model_type") not in FAMILIES:
+        raise CheckpointError(
+            f"{parts.source} is of the family “{parts.config.get('model_type')}”, which is not supported. "
+            f"Supported are: {supported()}"
+        )
+    config = make_config(parts)
+    model_class = _model_class(config, with_head)
+    logger.info("converting %s to %s", parts.source, model_class.__name__)
+    model, missing, unexpected = make_model(parts, model_class, config, dtype)
+    kept = tempfile.TemporaryDirectory(prefix="w2v-attn-")
+    folder = Path(kept.name)
+    if parts.folder is not None:
+        copy_companions(parts.folder, folder)
+    from_beside = (folder / "preprocessor_config.json").is_file()
+    write_companions(parts, config, folder)
+    sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    return Checkpoint(
+        model.eval(),
+        parts.source,
+        folder,
+        missing,
+        unexpected,
+        sample_rate,
+        do_normalize,
+        normalize_from if from_beside else parts.normalize_from,
+        form=parts.form,
+        kept=kept,
     )
 
 

@@ -143,7 +143,7 @@ def load_recognizer(
     loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        tokenizer = read_tokenizer(loaded.folder)
+        tokenizer = read_tokenizer(loaded.folder, loaded.source)
         return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, beam), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         if beam is not None:
@@ -162,13 +162,22 @@ def _search(tokenizer: Any, beam: BeamOptions | None) -> Callable[[Tensor], Tens
     return BeamSearch(beam, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The vocabulary of a CTC checkpoint. Raises CheckpointError: there is none, or it cannot be read."""
+def read_tokenizer(folder: Path, source: str | None = None) -> Any:
+    """The vocabulary of a CTC checkpoint.
+
+    folder: where its files are. source: the checkpoint's name for messages, where that is not the folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
     from transformers import Wav2Vec2CTCTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise CheckpointError(f"{folder} has a CTC head but no vocabulary: expected vocab.json beside the weights")
+        raise CheckpointError(
+            f"{source or folder} has a CTC head but no vocabulary: expected vocab.json beside the weights, or beside "
+            "fairseq's dict.ltr.txt"
+        )
     try:
         return Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
     except Exception as error:  # any JSON may stand in these files
-        raise CheckpointError(f"the vocabulary of {folder} cannot be read: {first_line(error)}") from error
+        raise CheckpointError(f"the vocabulary of {source or folder} cannot be read: {first_line(error)}") from error

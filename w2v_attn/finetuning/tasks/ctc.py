@@ -55,7 +55,7 @@ class Ctc(Task):
             and checkpoint is not None
             and type(checkpoint.model).__name__.endswith(cls.head)
         ):
-            tokenizer, keeps_head = read_tokenizer(checkpoint.folder), True
+            tokenizer, keeps_head = read_tokenizer(checkpoint.folder, checkpoint.source), True
         elif options.vocabulary in ("auto", "data"):
             texts = (row.text for row in train if row.text is not None)
             made = from_texts(texts, unit=options.unit, case=options.case, remove=options.remove)
