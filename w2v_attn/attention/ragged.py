@@ -18,6 +18,8 @@ from w2v_attn.attention.products import serves_heads
 BLOCK, SHORT_FROM = 16, 128
 # A tile of a long recording: 8 MB of scores, thick enough for its products.
 TILE_ROWS, TILE_KEYS = 1024, 2048
+# Rows whose positions are added at once: a tile of them has T + 64 distances, not 2 T, and stays in a cache.
+POSITION_ROWS = 64
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
 WINDOW_ROWS = 256
 
@@ -79,8 +81,9 @@ def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float, positions: Relativ
     nobody[:, T:] = -torch.inf
     s = products.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
     s = s.view(T, H, padded)
-    if positions is not None:
-        s[..., :T] += positions.tile(0, slice(0, H), slice(0, T), slice(0, T), wide).transpose(0, 1)
+    for first in range(0, T, POSITION_ROWS) if positions is not None else ():
+        rows = slice(first, min(first + POSITION_ROWS, T))
+        s[rows, :, :T] += positions.tile(0, slice(0, H), rows, slice(0, T), wide).transpose(0, 1)
     p = torch.softmax(s, -1, out=s).to(v.dtype)  # (3)
     return products.heads_times_transposed(p.view(T, H * padded), values)  # (5)
 
