@@ -64,7 +64,8 @@ def forward(
     q, k, v = (_together(x, dtype) for x in (q, k, v))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        add = mask.adder(b, heads, rows, tile.num_keys)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         o[b, heads, rows] = attend_rows(
             q[b, heads, rows],
@@ -75,6 +76,7 @@ def forward(
             allowed_HIT=allowed,
             keep_HIT=keep,
             keep_rate=dropper.keep_rate,
+            add=add,
         )
     return o, None, memory
 
@@ -104,7 +106,8 @@ def backward(
     delta = row_sums(do, o.to(dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        add = mask.adder(b, heads, rows, tile.num_keys)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         dq[b, heads, rows], ds = attend_rows_backward(
             do[b, heads, rows],
@@ -119,6 +122,7 @@ def backward(
             allowed_HIT=allowed,
             keep_HIT=keep,
             keep_rate=dropper.keep_rate,
+            add=add,
         )
         mask.tile_backward(ds, b, heads, rows, dadded)
     return dq, dk.to(dq.dtype), dv.to(dq.dtype), dadded

@@ -271,8 +271,9 @@ def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     wide = mathematics.softmax_dtype(q)
     p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
     for b in range(B):
-        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p)
-        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed).softmax(-1)
+        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p.device)
+        add = mask.adder(b, slice(0, H), slice(0, T), T)
+        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add).softmax(-1)
     empty = mask.rows_without_keys(T)
     return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from w2v_attn.attention.mathematics import Adder
 from w2v_attn.attention.position import RelativePositions
 
 
@@ -133,11 +135,11 @@ class AttentionMask:
         return last_real.tolist()
 
     def tile(
-        self, recording: int, heads: slice, rows: slice, num_keys: int, like: Tensor
+        self, recording: int, heads: slice, rows: slice, num_keys: int, device: torch.device
     ) -> tuple[Tensor | None, Tensor | None]:
         """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None.
 
-        like: a tensor of the device and the dtype of the scores. In bias is all that is added to them.
+        What positions add is not in the bias: `adder` has it.
         """
         keys = slice(0, num_keys)
         parts = []
@@ -149,19 +151,22 @@ class AttentionMask:
         if self.allowed is not None:
             parts.append(_cut(self.allowed, recording, heads, rows, keys))
         if self.causal:
-            parts.append(_past(rows, num_keys, like.device)[None])
+            parts.append(_past(rows, num_keys, device)[None])
         allowed = None
         for part in parts:
             allowed = part if allowed is None else allowed & part
-        positions = None
-        if self.positions is not None:
-            positions = self.positions.tile(recording, heads, rows, keys, like.dtype)
         if self.bias is None:
-            return positions, allowed
+            return None, allowed
         bias = _cut(self.bias, recording, heads, rows, keys)
         reach = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
-        bias = bias - _largest(reach)
-        return bias if positions is None else bias + positions, allowed
+        return bias - _largest(reach), allowed
+
+    def adder(self, recording: int, heads: slice, rows: slice, num_keys: int) -> Adder | None:
+        """Adds to the scores of such a tile what positions do; None where they do nothing."""
+        if self.positions is None:
+            return None
+        keys = slice(0, num_keys)
+        return partial(self.positions.add_to, recording=recording, heads=heads, rows=rows, keys=keys)
 
     def zeros(self, needs: Sequence[bool], dtype: torch.dtype) -> Added:
         """Gradients of what is added to the scores, to be added to; None where none is needed."""

@@ -41,12 +41,17 @@ Source: A. Vaswani et al., "Attention Is All You Need", section 3.2, for (1) to 
 appendix B, for the row sum δ and the log-sum-exp L.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from w2v_attn.attention import products
 
 INFINITY = float("inf")
+
+# Adds to scores [H, I, T] in place; see `position.py`.
+Adder = Callable[[Tensor], object]
 
 
 # ---------------------------------------------------------------------------------------------- (1) and (6)
@@ -105,13 +110,14 @@ def attend_rows(
     allowed_HIT: Tensor | None = None,
     keep_HIT: Tensor | None = None,
     keep_rate: float = 1.0,
+    add: Adder | None = None,
 ) -> Tensor:
     """Steps (2) to (5) for a tile of rows against all its keys: o [H, I, E], 0 in rows that may attend no key.
 
-    bias: added to the scores. allowed: bool, True = attend.
+    bias: added to the scores. allowed: bool, True = attend. add: adds to the scores in place what positions do.
     keep: R of dropout, 1 = kept, in the dtype of q. keep_rate: 1 − p.
     """
-    p_HIT = probabilities(q_HID * scale, k_HTD, bias_HIT, allowed_HIT)  # (2), (3)
+    p_HIT = probabilities(q_HID * scale, k_HTD, bias_HIT, allowed_HIT, add)  # (2), (3)
     if keep_HIT is not None:
         p_HIT.mul_(keep_HIT)  # (4)
     o_HIE = products.times(p_HIT, v_HTE)  # (5)
@@ -133,6 +139,7 @@ def attend_rows_backward(
     allowed_HIT: Tensor | None = None,
     keep_HIT: Tensor | None = None,
     keep_rate: float = 1.0,
+    add: Adder | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Undoes (5) to (2) for a tile of rows: returns dq [H, I, D] and ds [H, I, T].
 
@@ -141,7 +148,7 @@ def attend_rows_backward(
     q_HID = q_HID * scale
     if keep_HIT is not None:
         do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
-    p_HIT = probabilities(q_HID, k_HTD, bias_HIT, allowed_HIT)
+    p_HIT = probabilities(q_HID, k_HTD, bias_HIT, allowed_HIT, add)
     kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
     dv_HTE += products.transposed_times(kept_HIT, do_HIE)  # (5)
     dp_HIT = products.times_transposed(do_HIE, v_HTE)
@@ -162,20 +169,34 @@ def row_sums(do_BHTE: Tensor, o_BHTE: Tensor) -> Tensor:
     return (do_BHTE * o_BHTE).sum(-1)
 
 
-def probabilities(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
+def probabilities(
+    scaled_q_HID: Tensor,
+    k_HTD: Tensor,
+    bias_HIT: Tensor | None,
+    allowed_HIT: Tensor | None,
+    add: Adder | None = None,
+) -> Tensor:
     """P of (3), [H, I, T]; a tile holds whole rows, so forward and backward find their sums alike."""
-    s_HIT = masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT)
+    s_HIT = masked_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT, add)
     if bias_HIT is None and allowed_HIT is None:
         return torch.softmax(s_HIT, -1, out=s_HIT)
     empty_HI1 = s_HIT.amax(-1, keepdim=True) == -INFINITY
     return torch.softmax(s_HIT, -1, out=s_HIT).masked_fill_(empty_HI1, 0.0)  # softmax makes NaN of nothing but −∞
 
 
-def masked_scores(scaled_q_HID: Tensor, k_HTD: Tensor, bias_HIT: Tensor | None, allowed_HIT: Tensor | None) -> Tensor:
+def masked_scores(
+    scaled_q_HID: Tensor,
+    k_HTD: Tensor,
+    bias_HIT: Tensor | None,
+    allowed_HIT: Tensor | None,
+    add: Adder | None = None,
+) -> Tensor:
     """S of (2), [H, I, T], from queries that are scaled already."""
     s_HIT = products.times_transposed(scaled_q_HID, k_HTD)
     if bias_HIT is not None:
         s_HIT.add_(bias_HIT)
+    if add is not None:
+        add(s_HIT)
     if allowed_HIT is not None:
         s_HIT.masked_fill_(~allowed_HIT, -INFINITY)
     return s_HIT

@@ -33,6 +33,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Rows whose positions are added at once on a CPU: a tile of them has K + 63 distances, not 2 K, and stays in a cache.
+CPU_ROWS = 64
+
 
 class Columns(NamedTuple):
     """Which distances a tile's N columns of A are for.
@@ -113,6 +116,14 @@ class RelativePositions:
             if columns.place is not None:
                 a_HIN = a_HIN.index_select(-1, columns.place)
         return _shifted(a_HIN.contiguous(), _length(keys))
+
+    def add_to(self, s_HIK: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> None:
+        """Adds to the scores of some rows against some keys of a recording, [H, I, K], in place, what positions add."""
+        step = CPU_ROWS if s_HIK.device.type == "cpu" else max(_length(rows), 1)
+        for first in range(rows.start, rows.stop, step):
+            part = slice(first, min(first + step, rows.stop))
+            tile = self.tile(recording, heads, part, keys, s_HIK.dtype)
+            s_HIK[:, part.start - rows.start : part.stop - rows.start] += tile
 
     def tile_backward(
         self,

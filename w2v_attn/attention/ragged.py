@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from w2v_attn.attention import cores, products
 from w2v_attn.attention.explicit import FASTER_FROM
 from w2v_attn.attention.masks import AttentionMask
-from w2v_attn.attention.mathematics import attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
+from w2v_attn.attention.mathematics import Adder, attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
 from w2v_attn.attention.position import RelativePositions
 from w2v_attn.attention.products import serves_heads
 
@@ -18,8 +19,6 @@ from w2v_attn.attention.products import serves_heads
 BLOCK, SHORT_FROM = 16, 128
 # A tile of a long recording: 8 MB of scores, thick enough for its products.
 TILE_ROWS, TILE_KEYS = 1024, 2048
-# Rows whose positions are added at once: a tile of them has T + 64 distances, not 2 T, and stays in a cache.
-POSITION_ROWS = 64
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
 WINDOW_ROWS = 256
 
@@ -81,9 +80,8 @@ def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float, positions: Relativ
     nobody[:, T:] = -torch.inf
     s = products.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
     s = s.view(T, H, padded)
-    for first in range(0, T, POSITION_ROWS) if positions is not None else ():
-        rows = slice(first, min(first + POSITION_ROWS, T))
-        s[rows, :, :T] += positions.tile(0, slice(0, H), rows, slice(0, T), wide).transpose(0, 1)
+    if positions is not None:
+        positions.add_to(s[..., :T].transpose(0, 1), 0, slice(0, H), slice(0, T), slice(0, T))
     p = torch.softmax(s, -1, out=s).to(v.dtype)  # (3)
     return products.heads_times_transposed(p.view(T, H * padded), values)  # (5)
 
@@ -147,7 +145,7 @@ def attend_all(
             found = []
             for number, (k_part, v_part) in enumerate(zip(keys, values, strict=True)):
                 added = _Added(positions, rows, number * TILE_KEYS - first_row)
-                found.append(_attend_keys(q_part[None], k_part, v_part, added.tile(head, k_part.shape[1], dtype)))
+                found.append(_attend_keys(q_part[None], k_part, v_part, added.adder(head, k_part.shape[1])))
             weights = torch.cat([lse for _, lse in found]).softmax(0)
             tiles.append((weights * torch.cat([o for o, _ in found])).sum(0))
         heads.append(torch.cat(tiles))
@@ -165,17 +163,18 @@ class _Added:
     rows: slice
     first_key: int
 
-    def tile(self, head: int, num_keys: int, dtype: torch.dtype) -> Tensor | None:
-        """[1, I, keys]."""
+    def adder(self, head: int, num_keys: int) -> Adder | None:
+        """Adds it to the scores of one head, [1, I, keys]."""
         if self.positions is None:
             return None
         keys = slice(self.first_key, self.first_key + num_keys)
-        return self.positions.tile(0, slice(head, head + 1), self.rows, keys, dtype)
+        heads = slice(head, head + 1)
+        return partial(self.positions.add_to, recording=0, heads=heads, rows=self.rows, keys=keys)
 
 
-def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, add: Adder | None) -> tuple[Tensor, Tensor]:
     """O of some rows against some keys alone, [1, I, E], and L = log Σ exp S of them, [1, I, 1]."""
-    s = masked_scores(scaled_q, k, bias, None)
+    s = masked_scores(scaled_q, k, None, None, add)
     largest = s.amax(-1, keepdim=True)
     p = torch.softmax(s, -1, out=s)
     lse = largest - p.amax(-1, keepdim=True).log()  # P = exp(S − L), also at the largest
@@ -187,6 +186,6 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed
     dtype, heads = softmax_dtype(q), []
     for head, (q_ID, k_TD, v_TE) in enumerate(zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True)):
         q_1ID, k_1TD, v_1TE = (x.to(dtype).contiguous()[None] for x in (q_ID, k_TD, v_TE))
-        bias = added.tile(head, len(k), dtype)
-        heads.append(attend_rows(q_1ID, k_1TD, v_1TE, scale=scale, bias_HIT=bias, allowed_HIT=allowed)[0])
+        add = added.adder(head, len(k))
+        heads.append(attend_rows(q_1ID, k_1TD, v_1TE, scale=scale, allowed_HIT=allowed, add=add)[0])
     return torch.cat(heads, -1).to(v.dtype)
