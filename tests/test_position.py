@@ -203,11 +203,14 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
         assert (ours.float() - theirs).abs().max() < bound, name
 
 
-@pytest.mark.parametrize("kind", ["table", "gated"])
-def test_the_triton_core_has_tables_and_their_gradients(kind):
+@pytest.mark.parametrize(
+    ("kind", "reach"),
+    [("table", (5, 5)), ("gated", (5, 5)), ("vectors", (3, 6)), ("shared vectors", (23, 23)), ("vectors", (0, 0))],
+)
+def test_the_triton_core_has_positions_and_their_gradients(kind, reach):
     pytest.importorskip("triton")
-    q, k, v = (numbers(1, H, 24, 16, seed=seed, dtype=torch.float32) for seed in (1, 2, 3))
-    positions = positions_of(kind, (5, 5), batch=1, frames=24, dtype=torch.float32)
+    q, k, v = (numbers(1, H, 24, D, seed=seed, dtype=torch.float32) for seed in (1, 2, 3))
+    positions = positions_of(kind, reach, batch=1, frames=24, dtype=torch.float32)
 
     def found(backend):
         inputs = [x.clone().requires_grad_() for x in (q, k, v, *tensors_of(positions))]
@@ -223,8 +226,11 @@ def test_the_triton_core_has_tables_and_their_gradients(kind):
 def test_cores_say_what_of_positions_they_cannot_do():
     q = numbers(1, H, 24, D, dtype=torch.float32)
     vectors = AttentionMask(positions=positions_of("vectors", (2, 3), batch=1, frames=24, dtype=torch.float32))
-    with pytest.raises(ValueError, match="only as a table"):
-        cores.choose("triton", q, q, vectors, dropout=0.0, needs_added=False)
+    lopsided = AttentionMask(positions=positions_of("table", (2, 3), batch=1, frames=24, dtype=torch.float32))
+    far = AttentionMask(positions=positions_of("vectors", (4000, 4000), batch=1, frames=24, dtype=torch.float32))
+    for mask, told in ((lopsided, "as far before a query as after it"), (far, "8001 are too many")):
+        with pytest.raises(ValueError, match=told):
+            cores.choose("triton", q, q, mask, dropout=0.0, needs_added=False)
     with pytest.raises(ValueError, match="no gradient for what is added"):
         cores.choose("fused", q, q, vectors, dropout=0.0, needs_added=True)
     long = q.new_empty(1, H, 3000, D)

@@ -359,7 +359,11 @@ def compile_it(kernel, programs, *arguments, **options):
 
 triton_core._launch = compile_it
 x = torch.zeros(5, 2, int(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
-bias = {"table_HR": torch.zeros(2, 7), "gate_NH": torch.zeros(5, 2)} if sys.argv[3] == "bias" else {}
+bias = {
+    "bias": {"table_HR": torch.zeros(2, 7), "gate_NH": torch.zeros(5, 2)},
+    "rows": {"rows_NHM": torch.zeros(5, 2, 7), "left": 4},
+    "none": {},
+}[sys.argv[3]]
 offsets, options = torch.tensor([0, 5], dtype=torch.int32), dict(max_frames=5, scale=1.0, dropout=0.1, seed=1, **bias)
 o, lse = triton_core.forward(x, x, x, offsets, **options)
 triton_core.backward(x, x, x, x, o, lse, offsets, **options)
@@ -374,7 +378,7 @@ triton_core.backward(x, x, x, x, o, lse, offsets, **options)
             pytest.param(channels, dtype, bias, marks=pytest.mark.slow)
             for channels in (16, 64, 128, 256)
             for dtype in ("float32", "bfloat16")
-            for bias in ("bias", "none")
+            for bias in ("bias", "rows", "none")
             if (channels, dtype, bias) != (64, "bfloat16", "bias")
         ),
     ],

@@ -161,6 +161,20 @@ class RelativePositions:
             shared = dvectors.shape[0] == 1
             dvectors[slice(None) if shared else heads, columns.range] += de_HRD.sum(0) if shared else de_HRD
 
+    def rows(self, dtype: torch.dtype) -> Tensor:
+        """A of queries and vectors, [B, H, T, R]: the columns of all distances, whether they occur or not."""
+        assert self.queries is not None
+        assert self.vectors is not None
+        return torch.matmul(self.queries.to(dtype) * self.scale, self.vectors.to(dtype).mT)
+
+    def rows_backward(self, da_BHTR: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes `rows`: dqueries [B, H, T, D] and dvectors [H or 1, R, D]."""
+        assert self.queries is not None
+        assert self.vectors is not None
+        dqueries = torch.matmul(da_BHTR, self.vectors.to(da_BHTR.dtype)).mul_(self.scale)
+        dvectors = torch.matmul(da_BHTR.mT, self.queries.to(da_BHTR.dtype)).mul_(self.scale)
+        return dqueries, dvectors.sum((0, 1), keepdim=True)[0] if len(self.vectors) == 1 else dvectors.sum(0)
+
     def _columns(self, rows: slice, keys: slice) -> Columns:
         nearest, farthest = keys.start - rows.stop + 1 + self.left, keys.stop - 1 - rows.start + self.left
         last = self.num_distances - 1

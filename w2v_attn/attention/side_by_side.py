@@ -18,6 +18,10 @@ from w2v_attn.attention.masks import Added, AttentionMask
 
 aten = torch.ops.aten
 
+# Distances that vectors may tell apart in the Triton core, which holds a number for each, row and head: those of 2048
+# frames, with 16 heads half a gigabyte.
+MOST_DISTANCES = 4096
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -86,8 +90,11 @@ def why_not_triton(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float,
     """What of this request our Triton kernels cannot do; None when they can do it all."""
     if mask.forbids or mask.causal:
         return "the Triton core has no masks but the ends of recordings"
-    if mask.positions is not None and not mask.positions.is_symmetric_table:
-        return "the Triton core has relative positions only as a table that reaches as far to the left as to the right"
+    positions = mask.positions
+    if positions is not None and positions.table is not None and not positions.is_symmetric_table:
+        return "the Triton core wants a table that reaches as far before a query as after it"
+    if positions is not None and positions.vectors is not None and positions.num_distances > MOST_DISTANCES:
+        return f"the Triton core holds what each row has at each distance, and {positions.num_distances} are too many"
     return triton_core.why_not(_frames_first(q), _frames_first(v))
 
 
@@ -100,7 +107,7 @@ def triton_forward(
     memory = Memory(offsets_of(lengths, q.device), max(lengths), seed)
     o, lse = triton_core.forward(
         _frames_first(q), _frames_first(k), _frames_first(v), memory.offsets,
-        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=seed, **_table_and_gate(mask),
+        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=seed, **_positions(mask),
     )  # fmt: skip
     return _heads_first(o, q.shape[0]), lse[None], memory
 
@@ -111,26 +118,31 @@ def triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
     """See `cores.Backward`."""
     do, q_NHD, k, v, o = (_frames_first(x) for x in (do, q, k, v, o))
-    dq, dk, dv, dtable, dgate = triton_core.backward(
+    dq, dk, dv, dtable, dgate, drows = triton_core.backward(
         do, q_NHD, k, v, o, lse[0], memory.offsets,
-        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=memory.seed, **_table_and_gate(mask),
+        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=memory.seed, **_positions(mask),
     )  # fmt: skip
     dq, dk, dv = (_heads_first(gradient, q.shape[0]) for gradient in (dq, dk, dv))
+    if mask.positions is None:
+        return dq, dk, dv, Added()
+    if drows is not None:
+        dqueries, dvectors = mask.positions.rows_backward(_heads_first(drows, q.shape[0]))
+        return dq, dk, dv, Added(queries=dqueries, vectors=dvectors)
     if dgate is not None:
         dgate = dgate.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
     return dq, dk, dv, Added(table=dtable, gate=dgate)
 
 
-def _table_and_gate(mask: AttentionMask) -> dict[str, Tensor | None]:
-    """The position bias as the kernels take it: table [H, 2R + 1] and gate [B·T, H], float32."""
-    if mask.positions is None:
+def _positions(mask: AttentionMask) -> dict[str, Any]:
+    """What positions add as the kernels take it, float32: a symmetric table [H, 2R + 1] and gates [B·T, H], or A."""
+    positions = mask.positions
+    if positions is None:
         return {}
-    table, gate = mask.positions.table, mask.positions.gate
-    assert table is not None
-    return {
-        "table_HR": table.float(),
-        "gate_NH": None if gate is None else gate.transpose(1, 2).flatten(0, 1).float(),
-    }
+    if positions.table is None:
+        return {"rows_NHM": _frames_first(positions.rows(torch.float32)), "left": positions.left}
+    gate = positions.gate
+    gate = None if gate is None else gate.transpose(1, 2).flatten(0, 1).float()
+    return {"table_HR": positions.table.float(), "gate_NH": gate}
 
 
 def _frames_first(x: Tensor) -> Tensor:

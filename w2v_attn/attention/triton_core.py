@@ -94,6 +94,8 @@ def forward(
     seed: int = 0,
     table_HR: Tensor | None = None,
     gate_NH: Tensor | None = None,
+    rows_NHM: Tensor | None = None,
+    left: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Steps (2) to (5) -> o [N, H, E] in the dtype of v, and the log-sum-exp, float32 [H, N].
 
@@ -103,6 +105,8 @@ def forward(
     recording, and by nothing else.
     table_HR: float32 [H, 2R + 1], added to the score of query i and key j is table[h, clamp(j − i, −R, R) + R], times
     gate[i, h] where gate_NH, float32 [N, H], is given.
+    rows_NHM: float32 [N, H, M] and left: instead, added to the score of query i and key j is
+    rows[i, h, clamp(j − i, −left, M − 1 − left) + left].
     """
     from w2v_attn.attention import triton_kernels
 
@@ -110,14 +114,15 @@ def forward(
     q, k, v = _unit_stride(q_NHD), _unit_stride(k_NHD), _unit_stride(v_NHE)
     o = v.new_empty(N, H, v.shape[-1])
     lse = torch.empty(H, N, dtype=torch.float32, device=q.device)
-    table, gate = _contiguous(table_HR), _contiguous(gate_NH)
+    table, gate, rows = _contiguous(table_HR), _contiguous(gate_NH), _contiguous(rows_NHM)
     tiles = _plan(q, v).forward
     slots = _slots(offsets, N, max_frames, tiles.rows)
     if N:
         _launch(
             triton_kernels.attend, slots[0] * H,
-            *_strided(q, k, v, o), lse, table, gate, offsets, len(offsets) - 1, *slots, N, H, scale,
-            *_dropout(dropout, seed), _radius(table), **_widths(q, v), **_options(tiles, table, gate, dropout),
+            *_strided(q, k, v, o), lse, table, gate, rows, offsets, len(offsets) - 1, *slots, N, H, scale,
+            *_dropout(dropout, seed), _radius(table), left, _distances(rows),
+            **_widths(q, v), **_options(tiles, table, gate, rows, dropout),
         )  # fmt: skip
     return o, lse
 
@@ -137,8 +142,10 @@ def backward(
     seed: int = 0,
     table_HR: Tensor | None = None,
     gate_NH: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Undoes (5) to (2) -> dq, dk, dv in the dtypes of q, k, v, and dtable and dgate in float32 where they are given.
+    rows_NHM: Tensor | None = None,
+    left: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Undoes (5) to (2) -> dq, dk, dv in the dtypes of q, k, v; and dtable, dgate and drows in float32 where they are.
 
     Arguments as in `forward`, and what it returned. dtable is added up in whatever order the device's programs come:
     its last bits may differ from run to run. Everything else is the same each time.
@@ -148,14 +155,15 @@ def backward(
     N, H, _ = q_NHD.shape
     do, q, k, v, o = (_unit_stride(x) for x in (do_NHE, q_NHD, k_NHD, v_NHE, o_NHE))
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    table, gate = _contiguous(table_HR), _contiguous(gate_NH)
+    table, gate, rows = _contiguous(table_HR), _contiguous(gate_NH), _contiguous(rows_NHM)
     dtable, dgate = None if table is None else torch.zeros_like(table), None if gate is None else torch.empty_like(gate)
+    drows = None if rows is None else torch.zeros_like(rows)  # a row has no key at some of its distances
     if not N:
-        return dq, dk, dv, dtable, dgate
+        return dq, dk, dv, dtable, dgate, drows
     delta = torch.empty_like(lse_HN)
     widths, plan = _widths(q, v), _plan(q, v)
-    inputs = (*_strided(do, q, k, v), lse_HN, delta, table, gate)
-    numbers = (N, H, scale, *_dropout(dropout, seed), _radius(table))
+    inputs = (*_strided(do, q, k, v), lse_HN, delta, table, gate, rows)
+    numbers = (N, H, scale, *_dropout(dropout, seed), _radius(table), left, _distances(rows))
     blocks = -(-N // DELTA_ROWS)
     _launch(
         triton_kernels.sum_rows, blocks * H, *_strided(do, o), delta, blocks, N,
@@ -166,16 +174,16 @@ def backward(
     _launch(
         triton_kernels.attend_backward_keys, slots[0] * H,
         *inputs, *_strided(dk, dv), offsets, len(offsets) - 1, *slots, *numbers,
-        **widths, **_options(tiles, table, gate, dropout),
+        **widths, **_options(tiles, table, gate, rows, dropout),
     )  # fmt: skip
-    tiles = plan.backward_rows if table is None else plan.backward_rows_table
+    tiles = plan.backward_rows if table is None and rows is None else plan.backward_rows_table
     slots = _slots(offsets, N, max_frames, tiles.rows)
     _launch(
         triton_kernels.attend_backward_rows, slots[0] * H,
-        *inputs, *_strided(dq), dtable, dgate, offsets, len(offsets) - 1, *slots, *numbers,
-        **widths, **_options(tiles, table, gate, dropout),
+        *inputs, *_strided(dq), dtable, dgate, drows, offsets, len(offsets) - 1, *slots, *numbers,
+        **widths, **_options(tiles, table, gate, rows, dropout),
     )  # fmt: skip
-    return dq, dk, dv, dtable, dgate
+    return dq, dk, dv, dtable, dgate, drows
 
 
 # --------------------------------------------------------------------------------- arguments of the kernels
@@ -227,16 +235,25 @@ def _radius(table_HR: Tensor | None) -> int:
     return 0 if table_HR is None else table_HR.shape[1] // 2
 
 
-def _options(tiles: Tiles, table: Tensor | None, gate: Tensor | None, dropout: float) -> dict[str, int | bool]:
+def _distances(rows_NHM: Tensor | None) -> int:
+    return 0 if rows_NHM is None else rows_NHM.shape[2]
+
+
+def _options(
+    tiles: Tiles, table: Tensor | None, gate: Tensor | None, rows: Tensor | None, dropout: float
+) -> dict[str, int | bool]:
     assert gate is None or table is not None, "a gate without a table multiplies nothing"
+    assert table is None or rows is None
     return {
         "TILE_I": tiles.rows,
         "TILE_J": tiles.keys,
         "HAS_TABLE": table is not None,
         "HAS_GATE": gate is not None,
+        "HAS_ROWS": rows is not None,
         "HAS_DROPOUT": dropout > 0,
         "num_warps": tiles.warps,
-        "num_stages": tiles.stages,
+        # What rows have at each distance is as large as the scores: loads of it that wait would fill the shared memory.
+        "num_stages": tiles.stages if rows is None else 1,
         "enable_fp_fusion": True,
     }
 

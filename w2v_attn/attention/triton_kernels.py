@@ -4,7 +4,8 @@ The steps are those of `mathematics.py`, a suffix spells the axes of a tile, and
     N  frames of all recordings, one after another       I  rows (queries) of a tile      J  keys of a tile
     R  radius: the distance from which on all distances have the same bias                W  distances in a tile
 
-(2) is here  S = s Q Kᵀ + gᵢ table[clamp(j − i, −R, R)], with a gate g for each row and head. In the kernels S and L are
+(2) is here  S = s Q Kᵀ + gᵢ table[clamp(j − i, −R, R)], with a gate g for each row and head, or with what a row has for
+each of M distances, A of `position.py`,  S = s Q Kᵀ + A[i, clamp(j − i + left, 0, M − 1)]. In the kernels S and L are
 in units of log 2 ("bits"), because the hardware's exponential is the one to the base of 2. Sums, softmax and products
 add up in float32; factors of a product have the dtype of the inputs, and float32 is never rounded to tf32.
 
@@ -35,7 +36,17 @@ KEYS_A_NUMBER = tl.constexpr(8)
 PHILOX_ROUNDS = tl.constexpr(7)
 INTERPRETED = tl.constexpr(interpreted())
 # Counts and seeds that change from batch to batch: specialised to their values, they would be compiled again and again.
-VARYING = ["num_recordings", "num_slots", "slots_each", "num_frames", "seed", "threshold", "radius"]
+VARYING = [
+    "num_recordings",
+    "num_slots",
+    "slots_each",
+    "num_frames",
+    "seed",
+    "threshold",
+    "radius",
+    "left",
+    "distances",
+]
 
 
 # ---------------------------------------------------------------------------------------------- where and what
@@ -134,6 +145,12 @@ def biases(table, distances, lowest, highest, radius):
 
 
 @triton.jit
+def row_places(apart, left, distances):
+    """Which of a row's numbers a key has that stands `apart` frames after it."""
+    return tl.minimum(tl.maximum(apart + left, 0), distances - 1)
+
+
+@triton.jit
 def end_of_keys(first_key, frames, TILE_J: tl.constexpr):
     """0 for a recording's keys and −∞ beyond its end, [J]; added to the scores in one operation with their scale."""
     return tl.where(tl.arange(0, TILE_J) < frames - first_key, 0.0, -float("inf"))
@@ -163,16 +180,17 @@ def kept(seed, head, first_row, first_key, threshold, TILE_I: tl.constexpr, TILE
 
 @triton.jit(do_not_specialize=VARYING)
 def attend(
-    q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, o, o_frame, o_head, lse, table, gate,
+    q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, o, o_frame, o_head, lse, table, gate, biases_of_rows,
     offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
-    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Steps (2) to (5): o [N, H, E] and the log-sum-exp, float32 [H, N]. One program: a tile of rows, all keys.
 
     x_frame, x_head: strides of x, in elements. seed: 64 bits; threshold, keep_rate: see `kept`, and 1 − p.
-    table: float32 [H, 2R + 1] and gate: float32 [N, H], both contiguous.
+    table: float32 [H, 2R + 1], gate: float32 [N, H], biases_of_rows: float32 [N, H, distances], all contiguous.
     """
     head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_I)
     if first_row >= frames:
@@ -187,6 +205,8 @@ def attend(
         table += head * (2 * radius + 1)
     if HAS_GATE:
         gate_I = load_row_numbers(gate + start * num_heads + head, first_row, frames, 0.0, TILE_I, num_heads)
+    if HAS_ROWS:
+        biases_I = biases_of_rows + ((start + rows_I).to(tl.int64) * num_heads + head) * distances
 
     max_I = tl.full([TILE_I], -float("inf"), tl.float32)
     sum_I = tl.zeros([TILE_I], tl.float32)
@@ -203,6 +223,9 @@ def attend(
                 s_IJ += bias_IJ * (gate_I * LOG2E)[:, None]
             else:
                 s_IJ += bias_IJ * LOG2E
+        if HAS_ROWS:
+            places_IJ = row_places(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
+            s_IJ += tl.load(biases_I[:, None] + places_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
         # (3), relative to the largest score so far, by which what was added up before is corrected. Every tile has a
         # key, so the largest is never −∞.
         new_max_I = tl.maximum(max_I, tl.max(s_IJ, 1))
@@ -243,11 +266,12 @@ def sum_rows(
 @triton.jit(do_not_specialize=VARYING)
 def attend_backward_keys(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
-    dk, dk_frame, dk_head, dv, dv_frame, dv_head,
+    biases_of_rows, dk, dk_frame, dk_head, dv, dv_frame, dv_head,
     offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
-    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Undoes (5) to (2) for keys and values: dk and dv. One program: a tile of keys, all rows.
 
@@ -283,6 +307,11 @@ def attend_backward_keys(
                 s_JI += bias_JI * (gate_I * LOG2E)[None, :]
             else:
                 s_JI += bias_JI * LOG2E
+        if HAS_ROWS:
+            frames_I = first_row + rows_I
+            biases_I = biases_of_rows + ((start + frames_I).to(tl.int64) * num_heads + head) * distances
+            places_JI = row_places(keys_J[:, None] - frames_I[None, :], left, distances)
+            s_JI += tl.load(biases_I[None, :] + places_JI, mask=frames_I[None, :] < frames, other=0.0) * LOG2E
         # (3). L = +∞ beyond the recording's end makes P = 0 in its rows. Keys beyond the end need no care: what they
         # get goes nowhere.
         lse_I = load_row_numbers(lse, first_row, frames, float("inf"), TILE_I) * LOG2E
@@ -308,13 +337,14 @@ def attend_backward_keys(
 @triton.jit(do_not_specialize=VARYING)
 def attend_backward_rows(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
-    dq, dq_frame, dq_head, dtable, dgate,
+    biases_of_rows, dq, dq_frame, dq_head, dtable, dgate, dbiases_of_rows,
     offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
+    left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
-    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Undoes (5) to (2) for queries, gate and table: dq, dgate, and dtable, which is added to.
+    """Undoes (5) to (2) for queries and what is added to scores: dq, dgate, dA, and dtable, which is added to.
 
     One program: a tile of rows, all keys.
     """
@@ -339,6 +369,11 @@ def attend_backward_rows(
         gate += start * num_heads + head
         gate_I = load_row_numbers(gate, first_row, frames, 0.0, TILE_I, num_heads)
         dgate_I = tl.zeros([TILE_I], tl.float32)
+    if HAS_ROWS:
+        biases_I = biases_of_rows + ((start + rows_I).to(tl.int64) * num_heads + head) * distances
+        dbiases_I = dbiases_of_rows + ((start + rows_I).to(tl.int64) * num_heads + head) * distances
+        far_left_I = tl.zeros([TILE_I], tl.float32)
+        far_right_I = tl.zeros([TILE_I], tl.float32)
 
     dq_ID = tl.zeros([TILE_I, D_PADDED], tl.float32)
     for first_key in range(0, frames, TILE_J):
@@ -353,6 +388,9 @@ def attend_backward_rows(
                 s_IJ += bias_IJ * (gate_I * LOG2E)[:, None]
             else:
                 s_IJ += bias_IJ * LOG2E
+        if HAS_ROWS:
+            places_IJ = row_places(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
+            s_IJ += tl.load(biases_I[:, None] + places_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
         p_IJ = tl.exp2(s_IJ - lse_I[:, None])  # (3)
         v_JE = load_tile(v, v_frame, first_key, frames, TILE_J, E, E_PADDED)
         dp_IJ = multiply(do_IE, tl.trans(v_JE))  # (5)
@@ -371,11 +409,22 @@ def attend_backward_rows(
                 far_right_I += tl.sum(ds_IJ, 1)
             else:
                 add_diagonals(dtable, ds_IJ, first_key - first_row, radius, TILE_I, TILE_J)
+        if HAS_ROWS:  # one key has each distance of a row, but for those that many count as
+            first_IJ = places_IJ == 0
+            last_IJ = (places_IJ == distances - 1) & (places_IJ > 0)
+            far_left_I += tl.sum(tl.where(first_IJ, ds_IJ, 0.0), 1)
+            far_right_I += tl.sum(tl.where(last_IJ, ds_IJ, 0.0), 1)
+            alone_IJ = (rows_I[:, None] < frames) & (places_IJ > 0) & (places_IJ < distances - 1)
+            tl.store(dbiases_I[:, None] + places_IJ, ds_IJ, mask=alone_IJ)
 
     store_tile(dq + start * dq_frame + head * dq_head, dq_frame, first_row, frames, dq_ID * scale, TILE_I, D, D_PADDED)
     if HAS_TABLE:
         tl.atomic_add(dtable, tl.sum(far_left_I, 0), sem="relaxed")
         tl.atomic_add(dtable + 2 * radius, tl.sum(far_right_I, 0), sem="relaxed")
+    if HAS_ROWS:
+        tl.store(dbiases_I, far_left_I, mask=rows_I < frames)
+        if distances > 1:
+            tl.store(dbiases_I + distances - 1, far_right_I, mask=rows_I < frames)
     if HAS_GATE:
         dgate += start * num_heads + head
         tl.store(dgate + rows_I.to(tl.int64) * num_heads, dgate_I, mask=rows_I < frames)
