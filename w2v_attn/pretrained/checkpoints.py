@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from w2v_attn.pretrained.adapters import find_adapter, has_adapters, load_adapter
 from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.families import FAMILIES, supported
 from w2v_attn.pretrained.hub import locate
+from w2v_attn.pretrained.tokenizers import target_language
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Checkpoint:
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
     normalize_from: where that is known from, in words.
+    language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
     """
 
     model: Any
@@ -52,12 +55,14 @@ class Checkpoint:
     sample_rate: int
     do_normalize: bool
     normalize_from: str
+    language: str | None = None
 
 
 def load_checkpoint(
     checkpoint: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    language: str | None = None,
     dtype: str = "float32",
     with_head: bool = False,
 ) -> Checkpoint:
@@ -66,26 +71,34 @@ def load_checkpoint(
     checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
         file or in shards, with old or new names of the weight norm, with or without a head.
     revision: branch, tag or commit, for hub ids.
+    language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16".
     with_head: load the architecture that the config names (a CTC model, a classifier, …), not the encoder alone.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is of another family, it is damaged, a pickle in it holds more
-            than tensors, or weights are missing, mis-shaped or left over.
+            than tensors, or weights are missing, mis-shaped or left over; or there is no adapter of the language.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
     config = _read_config(folder)
+    adapter = None if language is None else find_adapter(source, folder, config, language)
     model_class = _model_class(config, with_head)
     logger.info("loading %s as %s", source, model_class.__name__)
     with quiet_transformers():
         model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
     has_head = hasattr(model, model.base_model_prefix)
     missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    elif has_adapters(config):
+        language = target_language(folder)
     sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
-    return Checkpoint(model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from)
+    return Checkpoint(
+        model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from, language
+    )
 
 
 def _read_config(folder: Path) -> Any:

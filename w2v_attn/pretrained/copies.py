@@ -7,8 +7,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from w2v_attn.pretrained.adapters import has_adapters, languages
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
 # What a checkpoint carries besides config and weights: its preprocessor, tokenizer and card.
 COMPANIONS = (
@@ -43,6 +45,8 @@ def save_copy(checkpoint: Checkpoint, folder: Path) -> None:
             for name in COMPANIONS:
                 if (checkpoint.folder / name).is_file():
                     shutil.copyfile(checkpoint.folder / name, temporary / name)
+            if has_adapters(checkpoint.model.config):
+                _save_languages(checkpoint, temporary)
             temporary.chmod(0o755)
             os.replace(temporary, folder)
         except BaseException:
@@ -50,3 +54,12 @@ def save_copy(checkpoint: Checkpoint, folder: Path) -> None:
             raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {first_line(error)}") from error
+
+
+def _save_languages(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies the adapters beside the weights; the tokenizer then speaks the language that the weights hold."""
+    for path in checkpoint.folder.iterdir():
+        if languages([path.name]):
+            shutil.copyfile(path, folder / path.name)
+    if checkpoint.language != target_language(checkpoint.folder) and vocabulary_languages(checkpoint.folder):
+        read_tokenizer(checkpoint.folder, checkpoint.language).save_pretrained(folder)
