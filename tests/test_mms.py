@@ -113,7 +113,9 @@ def test_a_long_symbol_of_another_language_is_not_taken_for_a_letter(changeable,
     read_tokenizer(changeable, saved).save_pretrained(changeable)
     number = SYMBOLS["deu"].index("sch")
     for language, expected in (("deu", "sch"), ("eng", SYMBOLS["eng"][number])):
-        assert read_tokenizer(changeable, language).decode([number]) == expected
+        tokenizer = read_tokenizer(changeable, language)
+        assert tokenizer.decode([number]) == expected
+        assert tokenizer.get_vocab() == {symbol: n for n, symbol in enumerate(SYMBOLS[language])}
 
 
 # ------------------------------------------------------------------------------------------------------ features
