@@ -33,6 +33,9 @@ SIZES = {
 }
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+# So few that a second of speech reaches beyond them.
+FEW_BUCKETS = {"num_buckets": 12, "max_bucket_distance": 9}
+CONFORMER = {"feat_extract_norm": "layer", "conv_bias": True, "conv_depthwise_kernel_size": 5}
 
 # Name -> (prefix of the classes in transformers, what differs from SIZES).
 FAMILIES = {
@@ -45,8 +48,13 @@ FAMILIES = {
     "unispeech-layer": ("UniSpeech", {**LAYER_NORM, "num_ctc_classes": 11}),
     "unispeech-sat-group": ("UniSpeechSat", GROUP_NORM),
     "unispeech-sat-layer": ("UniSpeechSat", LAYER_NORM),
+    "wavlm-group": ("WavLM", {**GROUP_NORM, **FEW_BUCKETS}),
+    "wavlm-layer": ("WavLM", {**LAYER_NORM, **FEW_BUCKETS}),
     "sew": ("SEW", {"squeeze_factor": 2}),
+    "conformer-relative": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "relative"}),
+    "conformer-rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
 }
+CONFORMERS = ("conformer-relative", "conformer-rotary")
 
 
 def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):
@@ -57,9 +65,26 @@ def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", see
     config_class = getattr(transformers, f"{prefix}Config")
     torch.manual_seed(seed)
     config = config_class(**{**SIZES, **differences, **changes})
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if prefix == "WavLM" else attention  # it has no other
     model = getattr(transformers, f"{prefix}{head}")(config)
     # Biases and norms start as zeros and ones, with which a forgotten one would not show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tiny_bert(positions: str | None = "relative_key", head: str = "Model", **changes):
+    """The same for Wav2Vec2-BERT, which reads filter banks and not waveforms."""
+    import transformers
+
+    torch.manual_seed(0)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    sizes = {**{name: SIZES[name] for name in names}, "conv_depthwise_kernel_size": 5}
+    reach = {"left_max_position_embeddings": 7, "right_max_position_embeddings": 3}
+    config = transformers.Wav2Vec2BertConfig(**sizes, **reach, position_embeddings_type=positions, **changes)
+    config._attn_implementation = "eager"  # which can be asked for its scores
+    model = getattr(transformers, f"Wav2Vec2Bert{head}")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

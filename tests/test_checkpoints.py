@@ -184,7 +184,7 @@ def change_config(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("family", ["bert", "wavlm", "whisper", None])
+@pytest.mark.parametrize("family", ["bert", "sew-d", "whisper", None])
 def test_another_family_is_named_with_those_that_are_supported(group_checkpoint, family):
     change_config(group_checkpoint, model_type=family)
     with pytest.raises(CheckpointError, match=r"Supported are: wav2vec2, hubert") as caught:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_model
+from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
 
 from w2v_attn import load_encoder
+from w2v_attn.encoder.layers import recorded
 
 
 def stock_features(folder, wave):
@@ -66,7 +67,7 @@ def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech
 
 def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_checkpoint):
     encoder = load_encoder(group_checkpoint)
-    assert encoder.least_samples == 400
+    assert encoder.input.least_samples == 400
     assert encoder.extract([torch.randn(400)])[0]["final"].shape == (1, 24)
     for samples in (0, 1, 399):
         with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
@@ -125,7 +126,7 @@ def test_frame_rates_are_those_of_the_frames(tmp_path):
     assert load_encoder(save(tiny_model("wav2vec2-group"), tmp_path / "a")).frame_rate() == 50.0
     sew = load_encoder(save(tiny_model("sew"), tmp_path / "b"))
     assert (sew.frame_rate("layer_01"), sew.frame_rate("final")) == (25.0, 50.0)
-    assert sew.least_samples == 720
+    assert sew.input.least_samples == 720
     found = sew.extract([torch.randn(32_000)], layers=("layer_01", "final"))[0]
     assert len(found["final"]) == 99 // 2 * 2 or len(found["final"]) == 99
     assert abs(len(found["layer_01"]) / 2.0 - 25) < 1
@@ -158,3 +159,34 @@ def test_the_adapter_of_a_family_changes_only_the_last_frame_rate(tmp_path):
     found = encoder.extract([torch.randn(64_000)], layers=("layer_03", "final"))[0]
     assert encoder.frame_rate("final") == 12.5
     assert abs(len(found["final"]) - len(found["layer_03"]) / 4) <= 1
+
+
+@pytest.mark.parametrize("positions", ["relative_key", "relative", "rotary", None])
+def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_path):
+    from transformers import SeamlessM4TFeatureExtractor
+
+    theirs = tiny_bert(positions)
+    theirs.save_pretrained(tmp_path / "bert")
+    encoder = load_encoder(tmp_path / "bert")
+    parity = set()
+    for wave, features in zip(speech, encoder.extract(speech, ("layer_02", "final")), strict=True):
+        inputs = SeamlessM4TFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+        with torch.no_grad(), recorded(theirs, ("layer_02",)) as found:
+            final = theirs(**inputs).last_hidden_state
+        real = inputs["attention_mask"].bool()[0]  # a window without a neighbour makes half a frame, which is masked
+        parity.add(bool(real.all()))
+        assert len(features["final"]) == encoder.count_frames(len(wave)) == real.sum()
+        torch.testing.assert_close(features["layer_02"], found["layer_02"][0, real], rtol=0, atol=1e-4)
+        torch.testing.assert_close(features["final"], final[0, real], rtol=0, atol=1e-4)
+    assert parity == {True, False}
+
+
+def test_the_shortest_recording_for_filter_banks_gives_a_frame(tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    encoder = load_encoder(tmp_path / "bert")
+    assert encoder.input.least_samples == 560
+    features = encoder.extract([torch.randn(560)])[0]["final"]
+    assert features.shape == (1, 24)
+    assert features.isfinite().all()
+    with pytest.raises(ValueError, match="at least 560"):
+        encoder.extract([torch.randn(559)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import SPEECH, tiny_bert, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,6 +119,9 @@ def test_short_recordings_are_masked_as_much_as_long_ones(length):
 def test_masking_takes_the_place_of_stocks_and_gives_it_back(family):
     model = tiny_model(family, "ForCTC", mask_time_prob=0.5, mask_time_length=10, mask_feature_prob=0.5)
     model.config.mask_feature_length = 64  # wider than the model: stock refuses
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 0.0  # a Conformer's statistics would move
     stock = model.base_model._mask_hidden_states
     spec_augment.install(model)
     wave = torch.randn(2, 2000)  # 5 frames, shorter than a span
@@ -389,3 +392,11 @@ def test_a_batch_trains_as_its_recordings_alone(family):
     if family.endswith("group"):
         frontend.uninstall(model)
         assert not torch.allclose(gradients([items])[0], alone, atol=1e-3)
+
+
+def test_a_family_that_reads_filter_banks_is_refused_by_fine_tuning(call, tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    data = ["data=local", f"data.train={SPEECH / 'clips.csv'}", "output=out"]
+    code, _, err = call("finetune", f"model.checkpoint={tmp_path / 'bert'}", *data)
+    assert code == 2
+    assert "reads filter banks" in err

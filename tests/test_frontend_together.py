@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import save, tiny_model
+from conftest import CONFORMERS, FAMILIES, save, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +12,7 @@ from w2v_attn.encoder import frontend_together, pack
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
 from w2v_attn.encoder.frontend_together import ConvolutionsTogether
-from w2v_attn.encoder.waveforms import standardize, standardize_together
+from w2v_attn.encoder.inputs import standardize, standardize_together
 from w2v_attn.finetuning import frontend
 
 HOP, FIELD = 320, 400
@@ -174,6 +174,7 @@ def forbidden(*_):
     raise AssertionError("one by one")
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CONFORMERS])
 def test_features_are_the_same_where_recordings_go_together(family, tmp_path, monkeypatch, speech):
     encoder = load_encoder(save(tiny_model(family), tmp_path / family))
     waves, layers = [*speech, *noise([720, 9000])], ("embed", "layer_02", "final")

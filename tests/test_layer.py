@@ -672,7 +672,7 @@ def test_a_core_that_cannot_says_so_and_auto_takes_one_that_can():
     with pytest.raises(ValueError, match="as many channels a head"):
         MultiHeadSelfAttention(24, 4, value_size=12, backend="fused")(x)
     bias = torch.zeros(13, 13, requires_grad=True)
-    with pytest.raises(ValueError, match="no gradient for an additive mask"):
+    with pytest.raises(ValueError, match="no gradient for what is added"):
         MultiHeadSelfAttention(24, 4, backend="fused")(x, attention_mask=bias)
     layer = MultiHeadSelfAttention(24, 4, dropout=0.1)
     assert layer.core_for(x) == "explicit"

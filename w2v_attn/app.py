@@ -254,13 +254,17 @@ def load(config: Any) -> int:
     from w2v_attn import console
     from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import load_checkpoint
-    from w2v_attn.pretrained.copies import check_destination, save_copy
+    from w2v_attn.pretrained.copies import check_destination, check_form, save_copy
     from w2v_attn.pretrained.description import describe
     from w2v_attn.pretrained.replace import core_in_use, replace_attention
 
     output = None if config.output is None else _path(config, "output")
+    form = str(config.form)
+    check_form(form)
     if output is not None:
         check_destination(output)
+    elif form != "huggingface":
+        raise ValueError(f"form={form} is that of a copy: say where it goes with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
         _text(config.model, "checkpoint"),
@@ -270,7 +274,7 @@ def load(config: Any) -> int:
         with_head=True,
     )
     if output is not None:
-        save_copy(checkpoint, output)
+        save_copy(checkpoint, output, form=form)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
     rows: list[tuple[str, object]] = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
     if output is not None:

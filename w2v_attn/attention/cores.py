@@ -1,18 +1,19 @@
 """The attention core, steps (2) to (5), behind one interface, and the choice between its implementations.
 
 A core takes queries, keys and values of all heads and returns what the heads return; the projections around it are the
-layer's. `explicit` is the mathematics tile by tile, on any device and dtype, with dropout and with the gradient of an
-additive bias; `fused` is the platform's kernel with the kernel's own backward; `triton` is our kernel for GPUs.
+layer's. `explicit` is the mathematics tile by tile, on any device and dtype, with dropout and with the gradients of
+what is added to the scores; `fused` is the platform's kernel with the kernel's own backward; `triton` is our kernel for
+GPUs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from w2v_attn.attention import explicit, fused, side_by_side
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import Added, AttentionMask
 
 
 class Forward(Protocol):
@@ -45,9 +46,9 @@ class Backward(Protocol):
         *,
         scale: float,
         dropout: float,
-        needs_bias: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """-> dq, dk, dv, and dbias in the shape of `mask.bias` where it is needed."""
+        needs: Sequence[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Added]:
+        """-> dq, dk, dv, and the gradients of `mask.added`, of those that are needed."""
         ...
 
 
@@ -69,7 +70,7 @@ CORES = {core.name: core for core in (EXPLICIT, FUSED, TRITON)}
 BACKENDS = ("auto", *CORES)
 
 
-def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> Core:
+def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> Core:
     """The core for this request: the one named, or with "auto" the fastest that can do it.
 
     Raises:
@@ -78,17 +79,19 @@ def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: 
     if backend == "auto":
         if explicit.is_faster(q):
             return EXPLICIT
-        refusal = FUSED.why_not(q, v, mask, dropout=dropout, needs_bias=needs_bias)
+        refusal = FUSED.why_not(q, v, mask, dropout=dropout, needs_added=needs_added)
         return FUSED if refusal is None else EXPLICIT
     check_backend(backend)
     core = CORES[backend]
-    refusal = core.why_not(q, v, mask, dropout=dropout, needs_bias=needs_bias)
+    refusal = core.why_not(q, v, mask, dropout=dropout, needs_added=needs_added)
     if refusal is not None:
         raise ValueError(f'backend="{backend}" cannot do this: {refusal}. backend="auto" takes a core that can')
     return core
 
 
-def choose_together(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float) -> Core | None:
+def choose_together(
+    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool
+) -> Core | None:
     """The core for recordings side by side, all in one launch; None: `choose` has one for each of them.
 
     Raises:
@@ -96,9 +99,9 @@ def choose_together(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, 
     """
     check_backend(backend)
     if backend == "triton":
-        return choose(backend, q, v, mask, dropout=dropout, needs_bias=False)
+        return choose(backend, q, v, mask, dropout=dropout, needs_added=needs_added)
     candidates = {"auto": (FLASH, TRITON), "fused": (FLASH,), "explicit": ()}[backend] if q.is_cuda else ()
-    fit = (core for core in candidates if core.why_not(q, v, mask, dropout=dropout, needs_bias=False) is None)
+    fit = (core for core in candidates if core.why_not(q, v, mask, dropout=dropout, needs_added=needs_added) is None)
     return next(fit, None)
 
 

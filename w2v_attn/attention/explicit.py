@@ -1,12 +1,12 @@
 """The explicit core: the mathematics over all tiles, in memory linear in the number of frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import Added, AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums, softmax_dtype
 from w2v_attn.attention.products import LEAST_WORK, serves
 
@@ -41,7 +41,7 @@ class Tile:
     num_keys: int
 
 
-def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """None: there is nothing this core cannot do."""
     return None
 
@@ -64,7 +64,7 @@ def forward(
     q, k, v = (_together(x, dtype) for x in (q, k, v))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         o[b, heads, rows] = attend_rows(
             q[b, heads, rows],
@@ -91,8 +91,8 @@ def backward(
     *,
     scale: float,
     dropout: float,
-    needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Added]:
     """See `cores.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
     B, H, T, _ = q.shape
     dtype = softmax_dtype(q)
@@ -100,11 +100,11 @@ def backward(
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
     q, k, v, do = (_together(x, dtype) for x in (q, k, v, do))
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    dbias = torch.zeros(mask.bias.shape, dtype=dtype, device=q.device) if needs_bias and mask.bias is not None else None
+    dadded = mask.zeros(needs, dtype)
     delta = row_sums(do, o.to(dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         dq[b, heads, rows], ds = attend_rows_backward(
             do[b, heads, rows],
@@ -120,9 +120,8 @@ def backward(
             keep_HIT=keep,
             keep_rate=dropper.keep_rate,
         )
-        if dbias is not None:
-            _add_to_bias(dbias, ds, tile)
-    return dq, dk.to(dq.dtype), dv.to(dq.dtype), dbias
+        mask.tile_backward(ds, b, heads, rows, dadded)
+    return dq, dk.to(dq.dtype), dv.to(dq.dtype), dadded
 
 
 class Dropper:
@@ -184,17 +183,6 @@ def _tiles(mask: AttentionMask, B: int, H: int, T: int, memory: Memory) -> Itera
                 num_keys = min(key_count, rows.stop) if mask.causal else key_count
                 if num_keys:
                     yield Tile(recording, heads, rows, num_keys)
-
-
-def _add_to_bias(dbias: Tensor, ds: Tensor, tile: Tile) -> None:
-    """Adds a tile's dS where the bias came from, summed over the axes along which it was broadcast."""
-    share = dbias[tile.recording if dbias.shape[0] > 1 else 0]
-    for axis, part in enumerate((tile.heads, tile.rows, slice(0, tile.num_keys))):
-        if share.shape[axis] > 1:
-            share = share.narrow(axis, part.start, _length(part))
-        else:
-            ds = ds.sum(axis, keepdim=True)
-    share.add_(ds)
 
 
 def _length(part: slice) -> int:

@@ -14,22 +14,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from w2v_attn.attention import cores, mathematics
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import Added, AttentionMask
 
 # Frames from which a copy of queries, keys and values pays on a CPU (3 % at 1500, 5 % at 4000, a loss at 300).
 TOGETHER_FROM = 512
 
 
 class Options(NamedTuple):
-    """What a call asks for besides its tensors. dropout is the rate in force, 0 in evaluation."""
+    """What a call asks for besides its tensors.
+
+    dropout is the rate in force, 0 in evaluation. mask: without the tensors that autograd hands over.
+    """
 
     num_heads: int
     scale: float
     dropout: float
     backend: str
-    causal: bool
+    mask: AttentionMask
     return_scores: bool
-    lengths: tuple[int, ...] | None = None
+
+    def without_added(self) -> "Options":
+        """The same, its mask without what is added to the scores: an autograd function takes that by itself."""
+        return self._replace(mask=self.mask.of(Added()))
 
 
 class _Recipe(NamedTuple):
@@ -41,10 +47,10 @@ class _Recipe(NamedTuple):
     @property
     def frames(self) -> list[slice]:
         """Where each part lies among the frames."""
-        if self.options.lengths is None or len(self.parts) == 1:
+        lengths = self.options.mask.lengths
+        if lengths is None or len(self.parts) == 1:
             return [slice(None)]
-        ends = list(accumulate(self.options.lengths))
-        return [slice(end - length, end) for length, end in zip(self.options.lengths, ends, strict=True)]
+        return _frames_of(lengths)
 
 
 class SelfAttention(torch.autograd.Function):
@@ -62,33 +68,30 @@ class SelfAttention(torch.autograd.Function):
         b_v: Tensor | None,
         w_o: Tensor,
         b_o: Tensor | None,
-        padding: Tensor | None,
-        allowed: Tensor | None,
-        bias: Tensor | None,
         options: Options,
+        *added: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        mask = AttentionMask(padding, allowed, bias, options.causal)
+        mask = options.mask.of(added)
         parameters = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o)
         y, scores, (q, k, v, o, lse), ctx.recipe = _block(
-            x, parameters, mask, options, needs_bias=ctx.needs_input_grad[11]
+            x, parameters, mask, options, needs_added=any(ctx.needs_input_grad[10:])
         )
         # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back tile by tile,
         # R from the seed. The weights are the parameters themselves.
-        ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias)
+        ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added)
         ctx.set_materialize_grads(False)
         return y, scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, q, k, v, o, lse, w_q, w_k, w_v, w_o, padding, allowed, bias = ctx.saved_tensors
+        x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added = ctx.saved_tensors
         options = ctx.recipe.options
-        mask = AttentionMask(padding, allowed, bias, options.causal)
-        need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, *_, need_bias, _ = (
-            ctx.needs_input_grad
-        )
-        dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = dw_o = db_o = dbias = do = None
-        needs_heads = need_x or need_wq or need_bq or need_wk or need_bk or need_wv or need_bv or need_bias
+        mask = options.mask.of(added)
+        need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, _, *needs = ctx.needs_input_grad
+        dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = dw_o = db_o = do = None
+        dadded = Added()
+        needs_heads = need_x or need_wq or need_bq or need_wk or need_bk or need_wv or need_bv or any(needs)
         with torch.autocast(x.device.type, enabled=False):
             if dy is not None:  # (6)
                 dw_o = mathematics.project_backward_weight(dy, mathematics.merge_heads(o)) if need_wo else None
@@ -97,9 +100,7 @@ class SelfAttention(torch.autograd.Function):
                     do = mathematics.project_backward_input((dy, w_o))
             if needs_heads and (do is not None or dscores is not None):  # (5) to (2)
                 do_heads = None if do is None else mathematics.split_heads(do, options.num_heads)
-                dq, dk, dv, dbias = _attend_backward(
-                    do_heads, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=need_bias
-                )
+                dq, dk, dv, dadded = _attend_backward(do_heads, dscores, q, k, v, o, lse, mask, ctx.recipe, needs=needs)
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
                 if need_x:
@@ -110,7 +111,7 @@ class SelfAttention(torch.autograd.Function):
                 db_q = mathematics.project_backward_bias(dq) if need_bq else None
                 db_k = mathematics.project_backward_bias(dk) if need_bk else None
                 db_v = mathematics.project_backward_bias(dv) if need_bv else None
-        return dx, dw_q, db_q, dw_k, db_k, dw_v, db_v, dw_o, db_o, None, None, dbias, None
+        return dx, dw_q, db_q, dw_k, db_k, dw_v, db_v, dw_o, db_o, None, *dadded
 
 
 class AttentionCore(torch.autograd.Function):
@@ -122,52 +123,53 @@ class AttentionCore(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        padding: Tensor | None,
-        allowed: Tensor | None,
-        bias: Tensor | None,
         options: Options,
+        *added: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        mask = AttentionMask(padding, allowed, bias, options.causal)
-        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_bias=ctx.needs_input_grad[5])
-        ctx.save_for_backward(q, k, v, o, lse, padding, allowed, bias)
+        mask = options.mask.of(added)
+        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_added=any(ctx.needs_input_grad[4:]))
+        ctx.save_for_backward(q, k, v, o, lse, *added)
         ctx.set_materialize_grads(False)
         return o, scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, o, lse, padding, allowed, bias = ctx.saved_tensors
-        mask = AttentionMask(padding, allowed, bias, ctx.recipe.options.causal)
+        q, k, v, o, lse, *added = ctx.saved_tensors
+        mask = ctx.recipe.options.mask.of(added)
         if do is None and dscores is None:
-            return (None,) * 7
+            return (None,) * len(ctx.needs_input_grad)
         with torch.autocast(q.device.type, enabled=False):
-            dq, dk, dv, dbias = _attend_backward(
-                do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs_bias=ctx.needs_input_grad[5]
+            dq, dk, dv, dadded = _attend_backward(
+                do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs=ctx.needs_input_grad[4:]
             )
-        return dq, dk, dv, None, None, dbias, None
+        return dq, dk, dv, None, *dadded
 
 
-def self_attention(
-    x: Tensor, parameters: tuple[Tensor | None, ...], mask: AttentionMask, options: Options
-) -> tuple[Tensor, Tensor | None]:
+def self_attention(x: Tensor, parameters: tuple[Tensor | None, ...], options: Options) -> tuple[Tensor, Tensor | None]:
     """The whole block: y [B, T, M] and, where asked for, the scores; differentiable where gradients are on.
 
     parameters: w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o.
     """
     if torch.is_grad_enabled():
-        return SelfAttention.apply(x, *parameters, mask.padding, mask.allowed, mask.bias, options)
-    return _block(x, parameters, mask, options, needs_bias=False)[:2]
+        return SelfAttention.apply(x, *parameters, options.without_added(), *options.mask.added)
+    return _block(x, parameters, options.mask, options, needs_added=False)[:2]
+
+
+def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+    """Steps (2) to (5): o [B, H, T, E] and, where asked for, the scores; differentiable."""
+    return AttentionCore.apply(q, k, v, options.without_added(), *options.mask.added)
 
 
 def _block(
-    x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_bias: bool
+    x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_added: bool
 ) -> tuple[Tensor, Tensor | None, tuple[Any, ...], _Recipe]:
     """Steps (1) to (6) -> y, scores, (q, k, v, o, log-sum-exp), and how the heads were attended."""
     w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = parameters
     q = _heads(mathematics.project(x, w_q, b_q), options.num_heads)  # (1)
     k = _heads(mathematics.project(x, w_k, b_k), options.num_heads)
     v = _heads(mathematics.project(x, w_v, b_v), options.num_heads)
-    o, lse, scores, recipe = _attend(q, k, v, mask, options, needs_bias=needs_bias)  # (2) to (5)
+    o, lse, scores, recipe = _attend(q, k, v, mask, options, needs_added=needs_added)  # (2) to (5)
     y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
     return y, scores, (q, k, v, o, lse), recipe
 
@@ -183,33 +185,37 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_bias: bool
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_added: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, _Recipe]:
     """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, scores, and the recipe of it."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None, tuple[cores.Core, Any]]:
-        core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_bias=needs_bias)
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask
+    ) -> tuple[Tensor, Tensor | None, tuple[cores.Core, Any]]:
+        core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
         o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
         return o, lse, (core, memory)
 
-    if options.lengths is None:
-        o, lse, part = attend(q, k, v)
+    if mask.lengths is None:
+        o, lse, part = attend(q, k, v, mask)
         scores = _scores(q, k, mask, options.scale) if options.return_scores else None
         return o, lse, scores, _Recipe((part,), options)
-    assert not mask.forbids
-    assert not mask.causal
     assert not options.return_scores
-    together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout)
+    together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
     if together is not None:
-        mask = AttentionMask(lengths=options.lengths)
         o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
         return o, lse, None, _Recipe(((together, memory),), options)
-    recordings = zip(*(x.split(list(options.lengths), 2) for x in (q, k, v)), strict=True)
-    outputs, sums, parts = zip(*(attend(*recording) for recording in recordings), strict=True)
+    attended = (attend(q[:, :, n], k[:, :, n], v[:, :, n], mask.frames(n)) for n in _frames_of(mask.lengths))
+    outputs, sums, parts = zip(*attended, strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
     # Cores that need no log-sum-exp may stand beside others that do.
     lse = None if all(one is None for one in sums) else _side_by_side(sums, outputs)
     return o, lse, None, _Recipe(parts, options)
+
+
+def _frames_of(lengths: tuple[int, ...]) -> list[slice]:
+    """Where each recording lies among the frames."""
+    return [slice(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)]
 
 
 def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
@@ -230,35 +236,33 @@ def _attend_backward(
     mask: AttentionMask,
     recipe: _Recipe,
     *,
-    needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Added]:
     """Undoes steps (5) to (2), from the gradient of what the heads return and from that of the scores."""
-    options = recipe.options
+    options, frames = recipe.options, recipe.frames
     do = torch.zeros_like(o) if do is None else do
     found = []
-    for part, (core, memory) in zip(recipe.frames, recipe.parts, strict=True):
+    for part, (core, memory) in zip(frames, recipe.parts, strict=True):
         tensors = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
         here = {name: None if tensor is None else tensor[:, :, part] for name, tensor in tensors.items()}
-        options_of_core = {"scale": options.scale, "dropout": options.dropout, "needs_bias": needs_bias}
-        found.append(core.backward(**here, memory=memory, mask=mask, **options_of_core))
+        mask_here = mask if len(frames) == 1 else mask.frames(part)
+        options_of_core = {"scale": options.scale, "dropout": options.dropout, "needs": needs}
+        found.append(core.backward(**here, memory=memory, mask=mask_here, **options_of_core))
     if len(found) == 1:
-        dq, dk, dv, dbias = found[0]
+        dq, dk, dv, dadded = found[0]
     else:
         dq, dk, dv = (
             mathematics.split_heads(torch.cat([mathematics.merge_heads(d[i]) for d in found], 1), options.num_heads)
             for i in range(3)
         )
-        dbias = None
+        dadded = Added.side_by_side([d[3] for d in found])
     if dscores is not None:
-        extra_dq, extra_dk, extra_dbias = _scores_backward(dscores, q, k, mask, options.scale)
+        extra_dq, extra_dk, ds = _scores_backward(dscores, q, k, mask, options.scale)
         dq, dk = dq + extra_dq, dk + extra_dk
-        if needs_bias:
-            assert dbias is not None
-            dbias = dbias + extra_dbias.sum_to_size(dbias.shape)
-    if dbias is not None:
-        assert mask.bias is not None
-        dbias = dbias.to(mask.bias.dtype)
-    return dq, dk, dv, dbias
+        extra = mask.added_backward(ds, needs)
+        dadded = Added(*(d if more is None else d + more for d, more in zip(dadded, extra, strict=True)))
+    pairs = zip(dadded, mask.added, strict=True)
+    return dq, dk, dv, Added(*(None if d is None else d.to(x.dtype) for d, x in pairs))
 
 
 def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
@@ -267,7 +271,7 @@ def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     wide = mathematics.softmax_dtype(q)
     p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
     for b in range(B):
-        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, q.device)
+        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p)
         p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed).softmax(-1)
     empty = mask.rows_without_keys(T)
     return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)

@@ -4,12 +4,13 @@ On a CPU that is torch's flash attention; on CUDA flash attention where nothing 
 memory-efficient attention else. Backward is the matching kernel, so nothing of size T² is kept here either.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import Added, AttentionMask
 from w2v_attn.attention.mathematics import softmax_dtype
 
 aten = torch.ops.aten
@@ -18,6 +19,8 @@ CUDA_FLASH_DTYPES = (torch.float16, torch.bfloat16)
 CUDA_FLASH_CHANNELS, CUDA_FLASH_CAPABILITY = 256, (8, 0)
 # The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
 BIAS_ALIGNMENT = 16
+# Frames of recordings whose position biases are held whole: with 16 heads a quarter of a gigabyte of float32.
+MOST_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Memory:
 CPU_FLASH = Memory("cpu flash")
 
 
-def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """What of this request the platform's kernels cannot do; None when they can do it all."""
     device = q.device.type
+    if mask.positions is not None and q.shape[2] > MOST_POSITIONS:
+        return f"the fused kernels hold all T² position biases, which is too much beyond {MOST_POSITIONS} frames"
     if device not in ("cpu", "cuda"):
         return f"there is no fused kernel for the device {device}"
     if q.shape[-1] != v.shape[-1]:
@@ -44,8 +49,8 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
     if device == "cpu":
         if dropout > 0:
             return "the fused CPU kernel has no dropout"
-        if needs_bias:
-            return "the fused CPU kernel has no gradient for an additive mask"
+        if needs_added:
+            return "the fused CPU kernel has no gradient for what is added to the scores"
     elif q.dtype not in (*CUDA_FLASH_DTYPES, torch.float32) or q.shape[-1] % 8:
         return (
             f"the fused CUDA kernels need single or half precision and 8·n channels a head, got {q.dtype} {q.shape[-1]}"
@@ -91,31 +96,29 @@ def backward(
     *,
     scale: float,
     dropout: float,
-    needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Added]:
     """See `cores.Backward`."""
     empty = mask.rows_without_keys(q.shape[2])
     if empty is not None:
         # The kernel gave these rows some probabilities. With dO = 0 there, δ and dS are 0 whatever they were.
         do = do.masked_fill(empty.unsqueeze(-1), 0.0)
     if memory is CPU_FLASH:
-        return *_cpu_backward(do, q, k, v, o, lse, mask, scale), None
+        assert not any(needs)
+        return *_cpu_backward(do, q, k, v, o, lse, mask, scale), Added()
     assert memory.random_state is not None
     seed, offset = memory.random_state
     if memory.kernel == "cuda flash":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
             do, q, k, v, o, lse, None, None, *memory.max_frames, dropout, mask.causal, seed, offset, scale=scale
         )
-        return dq, dk, dv, None
+        return dq, dk, dv, Added()
     bias = _aligned_bias(mask, q)
     causal = mask.causal and bias is None
-    dq, dk, dv, dbias = aten._scaled_dot_product_efficient_attention_backward(
-        do, q, k, v, bias, o, lse, seed, offset, dropout, (True, True, True, needs_bias), causal, scale=scale
+    dq, dk, dv, ds = aten._scaled_dot_product_efficient_attention_backward(
+        do, q, k, v, bias, o, lse, seed, offset, dropout, (True, True, True, any(needs)), causal, scale=scale
     )
-    if needs_bias:
-        assert mask.bias is not None
-        dbias = dbias.sum_to_size(mask.bias.shape)
-    return dq, dk, dv, dbias if needs_bias else None
+    return dq, dk, dv, mask.added_backward(ds.to(softmax_dtype(q)), needs) if any(needs) else Added()
 
 
 # ------------------------------------------------------------------------------------------------------- CPU
@@ -127,7 +130,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
 
     counts = _padded_at_end(mask, q)
     if counts is None:  # nothing is masked, or in another way
-        return attend(q, k, v, mask.as_bias(softmax_dtype(q), q.shape[2], with_causal=False))
+        return attend(q, k, v, mask.as_bias(q, softmax_dtype(q), with_causal=False))
     # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
     B, H, T, _ = q.shape
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
@@ -151,7 +154,7 @@ def _cpu_backward(
 
     counts = _padded_at_end(mask, q)
     if counts is None:
-        return attend_backward(do, q, k, v, o, lse, mask.as_bias(softmax_dtype(q), q.shape[2], with_causal=False))
+        return attend_backward(do, q, k, v, o, lse, mask.as_bias(q, softmax_dtype(q), with_causal=False))
     B, H, T, D = q.shape
     dq, dk, dv = (q.new_zeros(B, T, H, D).transpose(1, 2) for _ in range(3))
     for b, n in enumerate(counts):
@@ -179,6 +182,7 @@ def _cuda_flash_serves(q: Tensor, mask: AttentionMask) -> bool:
     return (
         q.dtype in CUDA_FLASH_DTYPES
         and not mask.forbids
+        and mask.positions is None
         and q.shape[-1] <= CUDA_FLASH_CHANNELS
         and torch.cuda.get_device_capability(q.device) >= CUDA_FLASH_CAPABILITY
     )
@@ -187,9 +191,9 @@ def _cuda_flash_serves(q: Tensor, mask: AttentionMask) -> bool:
 def _aligned_bias(mask: AttentionMask, q: Tensor) -> Tensor | None:
     """The mask as [B, H, T, T] in q's dtype, expanded without a copy from rows that start where the kernel wants."""
     B, H, T, _ = q.shape
-    if not mask.forbids:
+    if not mask.forbids and mask.positions is None:
         return None  # causal or nothing: an argument of the kernel
-    bias = mask.as_bias(q.dtype, T)
+    bias = mask.as_bias(q, q.dtype)
     assert bias is not None
     aligned = bias.new_empty(*bias.shape[:3], -(-T // BIAS_ALIGNMENT) * BIAS_ALIGNMENT)
     aligned[..., :T] = bias

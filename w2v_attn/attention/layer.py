@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention import cores, mathematics
-from w2v_attn.attention.function import AttentionCore, Options, self_attention
+from w2v_attn.attention.function import Options, attention_core, self_attention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
+from w2v_attn.attention.position import RelativePositions
 
 Initializer = Callable[[Tensor], object]
 
@@ -110,6 +111,7 @@ class MultiHeadSelfAttention(nn.Module):
         *,
         padding_mask: Tensor | None = None,
         attention_mask: Tensor | str | None = None,
+        positions: RelativePositions | None = None,
         return_scores: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states [B, T, output_size], and with `return_scores` the probabilities [B, H, T, T].
@@ -118,6 +120,7 @@ class MultiHeadSelfAttention(nn.Module):
         padding_mask: bool [B, T], True = a real frame; the others are attended by nobody.
         attention_mask: "causal"; or bool (True = attend) or float (added to the scores; it gets its gradient), of a
             shape that broadcasts to [B, H, T, T].
+        positions: what relative positions add to the scores; see `position.py`. Its tensors get their gradients.
         return_scores: also return P of step (3), before dropout. Gradients flow through it.
 
         A row that may attend no key gets zeros from the heads, and gives no gradient.
@@ -131,6 +134,9 @@ class MultiHeadSelfAttention(nn.Module):
                 "is this layer from a checkpoint of another size?"
             )
         mask = AttentionMask.from_arguments(x, self.num_heads, padding_mask, attention_mask)
+        if positions is not None:
+            positions.check(x.shape[0], self.num_heads, x.shape[1], self.key_size // self.num_heads)
+            mask = mask.with_positions(positions)
         y, scores = self.attend(x, mask, return_scores=return_scores)
         if not return_scores:
             return y
@@ -140,38 +146,51 @@ class MultiHeadSelfAttention(nn.Module):
     def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
         if torch.compiler.is_compiling():
-            return _outside_graphs(self, x, mask, return_scores)
-        options = Options(
+            return _outside_graphs(self.attend, x, mask, return_scores=return_scores)
+        projections = self._projections()
+        if x.numel() > 0 and all(is_plain(projection) for projection in projections):
+            return _whole_block(x, projections, self._options(mask, return_scores=return_scores))
+        q, k, v = (projection(x) for projection in projections[:3])
+        return self.attend_projected(q, k, v, mask, return_scores=return_scores)
+
+    def attend_projected(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, return_scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Steps (2) to (6) on queries, keys and values, [B, T, H·D], whose projections torch differentiates."""
+        if torch.compiler.is_compiling():
+            return _outside_graphs(self.attend_projected, q, k, v, mask, return_scores=return_scores)
+        out_proj = self._projections()[3]
+        if v.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
+            y = out_proj(v) + q.sum() + k.sum()  # + 0, so that every parameter still gets a gradient
+            scores = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_scores else None
+            return y, scores
+        q, k, v = (mathematics.split_heads(x, self.num_heads) for x in (q, k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            o, scores = attention_core(q, k, v, self._options(mask, return_scores=return_scores))
+        return out_proj(mathematics.merge_heads(o)), scores
+
+    def _options(self, mask: AttentionMask, *, return_scores: bool) -> Options:
+        return Options(
             num_heads=self.num_heads,
             scale=self.scale,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self._dropout_rate if self.training else 0.0,
             backend=self.backend,
-            causal=mask.causal,
+            mask=mask,
             return_scores=return_scores,
-            lengths=mask.lengths,
         )
-        if x.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
-            nothing = self.q_proj(x).sum() + self.k_proj(x).sum()  # 0, so that every parameter still gets a gradient
-            y = self.out_proj(self.v_proj(x)) + nothing
-            scores = x.new_zeros(x.shape[0], self.num_heads, x.shape[1], x.shape[1]) if return_scores else None
-            return y, scores
-        projections = self._projections()
-        if all(is_plain(projection) for projection in projections):
-            return _whole_block(x, projections, mask, options)
-        *projections_in, out_proj = projections
-        q, k, v = (mathematics.split_heads(projection(x), self.num_heads) for projection in projections_in)
-        with torch.autocast(x.device.type, enabled=False):
-            o, scores = AttentionCore.apply(q, k, v, mask.padding, mask.allowed, mask.bias, options)
-        return out_proj(mathematics.merge_heads(o)), scores
 
     def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
         """The name of the core that a call with these hidden states [B, T, input_size] takes now."""
         mask = NO_MASK if mask is None else mask
         q = x.new_empty(1, self.num_heads, 1, self.key_size // self.num_heads)
         v = x.new_empty(1, self.num_heads, 1, self.value_size // self.num_heads)
-        needs_bias = mask.bias is not None and mask.bias.requires_grad and torch.is_grad_enabled()
-        dropout = self.dropout if self.training else 0.0
-        return cores.choose(self.backend, q, v, mask, dropout=dropout, needs_bias=needs_bias).name
+        needs_added = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in mask.added)
+        dropout = self._dropout_rate if self.training else 0.0
+        return cores.choose(self.backend, q, v, mask, dropout=dropout, needs_added=needs_added).name
+
+    @property
+    def _dropout_rate(self) -> float:
+        return self.dropout
 
     def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
         return self.q_proj, self.k_proj, self.v_proj, self.out_proj
@@ -183,30 +202,28 @@ class MultiHeadSelfAttention(nn.Module):
         )
 
 
-def _whole_block(
-    x: Tensor, projections: tuple[nn.Linear, ...], mask: AttentionMask, options: Options
-) -> tuple[Tensor, Tensor | None]:
+def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options) -> tuple[Tensor, Tensor | None]:
     """The block at once; under autocast in the dtype that linear maps take there."""
     q_proj, k_proj, v_proj, out_proj = projections
     parameters = (q_proj.weight, q_proj.bias, k_proj.weight, k_proj.bias)
     parameters += (v_proj.weight, v_proj.bias, out_proj.weight, out_proj.bias)
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:  # autocast leaves float64 alone
-        return self_attention(x, parameters, mask, options)
+        return self_attention(x, parameters, options)
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         cast = tuple(None if p is None else p.to(dtype) for p in parameters)
-        return self_attention(x.to(dtype), cast, mask, options)
+        return self_attention(x.to(dtype), cast, options)
 
 
-def _attend(
-    layer: MultiHeadSelfAttention, x: Tensor, mask: AttentionMask, return_scores: bool
+def _called(
+    method: Callable[..., tuple[Tensor, Tensor | None]], *arguments: object, **options: object
 ) -> tuple[Tensor, Tensor | None]:
-    return layer.attend(x, mask, return_scores=return_scores)
+    return method(*arguments, **options)
 
 
 # Graph compilers leave this to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels.
-_outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_attend)  # type: ignore[assignment]
+_outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_called)  # type: ignore[assignment]
 
 
 def is_plain(projection: nn.Module) -> bool:

@@ -1,9 +1,35 @@
 """Which keys a query may attend, in one form for every core."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from w2v_attn.attention.position import RelativePositions
+
+
+class Added(NamedTuple):
+    """The tensors that are added to the scores, or make up what is; or, in the same shapes, their gradients."""
+
+    bias: Any = None
+    table: Any = None
+    gate: Any = None
+    queries: Any = None
+    vectors: Any = None
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence["Added"]) -> "Added":
+        """The gradients of recordings that lie side by side: each its own gates and queries, all the same table."""
+
+        def joined(name: str) -> Tensor | None:
+            found = [getattr(part, name) for part in parts]
+            if any(one is None for one in found):
+                return None
+            return torch.cat(found, 2) if name in ("gate", "queries") else torch.stack(found).sum(0)
+
+        return cls(**{name: joined(name) for name in cls._fields})
 
 
 @dataclass(frozen=True)
@@ -15,6 +41,7 @@ class AttentionMask:
     bias: float of such a shape, added to the scores; −inf forbids.
     causal: a query attends itself and what came before.
     lengths: recordings lie side by side in one row of frames, so many frames each, and attend themselves alone.
+    positions: what relative positions add to the scores.
     """
 
     padding: Tensor | None = None
@@ -22,6 +49,7 @@ class AttentionMask:
     bias: Tensor | None = None
     causal: bool = False
     lengths: tuple[int, ...] | None = None
+    positions: RelativePositions | None = None
 
     @classmethod
     def from_arguments(
@@ -67,7 +95,32 @@ class AttentionMask:
         return self.padding is not None or self.allowed is not None or self.bias is not None
 
     def only_padding(self) -> bool:
-        return self.allowed is None and self.bias is None
+        return self.allowed is None and self.bias is None and self.positions is None
+
+    @property
+    def added(self) -> Added:
+        """What is added to the scores, as the tensors that autograd functions take."""
+        if self.positions is None:
+            return Added(self.bias)
+        return Added(self.bias, **{name: getattr(self.positions, name) for name in Added._fields[1:]})
+
+    def with_positions(self, positions: RelativePositions) -> "AttentionMask":
+        """The same, and this added to the scores."""
+        return replace(self, positions=positions)
+
+    def of(self, added: Sequence[Tensor | None]) -> "AttentionMask":
+        """The same with other tensors in the place of `added`."""
+        bias, *tensors = added
+        positions = self.positions
+        if positions is not None:
+            positions = replace(positions, **dict(zip(Added._fields[1:], tensors, strict=True)))
+        return replace(self, bias=bias, positions=positions)
+
+    def frames(self, part: slice) -> "AttentionMask":
+        """The mask of one of the recordings that lie side by side, which has these frames."""
+        assert not self.forbids
+        assert not self.causal
+        return NO_MASK if self.positions is None else AttentionMask(positions=self.positions.frames(part))
 
     def key_counts(self, num_recordings: int, num_frames: int) -> list[int]:
         """For each recording, how many leading keys hold all the real ones: the others are never touched.
@@ -80,9 +133,12 @@ class AttentionMask:
         return last_real.tolist()
 
     def tile(
-        self, recording: int, heads: slice, rows: slice, num_keys: int, device: torch.device
+        self, recording: int, heads: slice, rows: slice, num_keys: int, like: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None."""
+        """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None.
+
+        like: a tensor of the device and the dtype of the scores. In bias is all that is added to them.
+        """
         keys = slice(0, num_keys)
         parts = []
         if self.padding is not None:
@@ -93,33 +149,70 @@ class AttentionMask:
         if self.allowed is not None:
             parts.append(_cut(self.allowed, recording, heads, rows, keys))
         if self.causal:
-            parts.append(_past(rows, num_keys, device)[None])
+            parts.append(_past(rows, num_keys, like.device)[None])
         allowed = None
         for part in parts:
             allowed = part if allowed is None else allowed & part
+        positions = None
+        if self.positions is not None:
+            positions = self.positions.tile(recording, heads, rows, keys, like.dtype)
         if self.bias is None:
-            return None, allowed
+            return positions, allowed
         bias = _cut(self.bias, recording, heads, rows, keys)
         reach = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
-        return bias - _largest(reach), allowed
+        bias = bias - _largest(reach)
+        return bias if positions is None else bias + positions, allowed
 
-    def as_bias(self, dtype: torch.dtype, num_frames: int, *, with_causal: bool = True) -> Tensor | None:
+    def zeros(self, needs: Sequence[bool], dtype: torch.dtype) -> Added:
+        """Gradients of what is added to the scores, to be added to; None where none is needed."""
+        shapes = zip(self.added, needs, strict=True)
+        return Added(*(torch.zeros_like(x, dtype=dtype) if x is not None and need else None for x, need in shapes))
+
+    def tile_backward(self, ds: Tensor, recording: int, heads: slice, rows: slice, gradients: Added) -> None:
+        """Adds a tile's share to the gradients of what was added to its scores. ds: [H, I, keys], dS of step (3)."""
+        if gradients.bias is not None:
+            _add_where_it_came_from(gradients.bias, ds, recording, heads, rows)
+        if self.positions is not None and any(gradient is not None for gradient in gradients[1:]):
+            shares = {f"d{name}": gradient for name, gradient in zip(Added._fields[1:], gradients[1:], strict=True)}
+            self.positions.tile_backward(ds, recording, heads, rows, **shares)
+
+    def added_backward(self, ds: Tensor, needs: Sequence[bool]) -> Added:
+        """The gradients of what was added to the scores, from all of dS, [B, H, T, T]."""
+        gradients = self.zeros(needs, ds.dtype)
+        for recording, ds_HIT in enumerate(ds):
+            self.tile_backward(ds_HIT, recording, slice(0, ds.shape[1]), slice(0, ds.shape[2]), gradients)
+        return gradients
+
+    def as_bias(self, q: Tensor, dtype: torch.dtype, *, with_causal: bool = True) -> Tensor | None:
         """All of it as one additive tensor for a kernel, [B or 1, H or 1, T or 1, T]; None where nothing is masked.
+
+        q: the queries that it is for, [B, H, T, D].
 
         What is forbidden is the most negative finite number: it leaves exp(S − max) at exactly 0, and a row without
         any key stays finite inside the kernel.
         """
-        lowest = torch.finfo(dtype).min
+        num_frames, lowest = q.shape[2], torch.finfo(dtype).min
         total = None if self.bias is None else self.bias.to(dtype).clamp(min=lowest)
         for allowed in self._allowed_parts(num_frames, with_causal):
             if total is None:
                 total = torch.zeros((), dtype=dtype, device=allowed.device)
             total = torch.where(allowed, total, lowest)
-        if total is None:
+        if total is None and self.positions is None:
             return None
+        if total is None:
+            total = torch.zeros((), dtype=dtype, device=q.device)
         if self.bias is not None:
             total = (total - _largest(total)).clamp(min=lowest)
+        if self.positions is not None:
+            total = (total + self._all_positions(q, dtype)).clamp(min=lowest)
         return total.expand(*total.shape[:3], num_frames)
+
+    def _all_positions(self, q: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, H, T, T]."""
+        assert self.positions is not None
+        B, H, T, _ = q.shape
+        heads, frames = slice(0, H), slice(0, T)
+        return torch.stack([self.positions.tile(b, heads, frames, frames, dtype) for b in range(B)])
 
     def _allowed_parts(self, num_frames: int, with_causal: bool) -> list[Tensor]:
         parts = []
@@ -136,7 +229,7 @@ class AttentionMask:
         """bool [B or 1, H or 1, T or 1]: rows that may attend no key. None where there can be none."""
         if not self.forbids:
             return None
-        if not self.only_padding():
+        if self.allowed is not None or self.bias is not None:
             attended = None if self.bias is None else self.bias != float("-inf")
             for allowed in self._allowed_parts(num_frames, with_causal=True):
                 attended = allowed if attended is None else attended & allowed
@@ -161,6 +254,17 @@ def _largest(bias: Tensor) -> Tensor:
     Without it, a row of nothing but -1e9 has scores that differ by less than float32 can tell from each other there.
     """
     return bias.amax(-1, keepdim=True).clamp(min=torch.finfo(bias.dtype).min).detach()
+
+
+def _add_where_it_came_from(dbias: Tensor, ds: Tensor, recording: int, heads: slice, rows: slice) -> None:
+    """Adds a tile's dS to the gradient of a bias [B, H, T, T], summed over the axes along which it was broadcast."""
+    share = dbias[recording if dbias.shape[0] > 1 else 0]
+    for axis, part in enumerate((heads, rows, slice(0, ds.shape[-1]))):
+        if share.shape[axis] > 1:
+            share = share.narrow(axis, part.start, part.stop - part.start)
+        else:
+            ds = ds.sum(axis, keepdim=True)
+    share.add_(ds)
 
 
 def _cut(mask: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> Tensor:

@@ -1,20 +1,25 @@
 """The attention core over recordings that lie side by side: each attends itself alone, and nothing is padded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from w2v_attn.attention import cores, products
 from w2v_attn.attention.explicit import FASTER_FROM
-from w2v_attn.attention.masks import NO_MASK, AttentionMask
+from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
+from w2v_attn.attention.position import RelativePositions
 from w2v_attn.attention.products import serves_heads
 
 # oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
 BLOCK, SHORT_FROM = 16, 128
 # A tile of a long recording: 8 MB of scores, thick enough for its products.
 TILE_ROWS, TILE_KEYS = 1024, 2048
+# Rows whose positions are added at once: a tile of them has T + 64 distances, not 2 T, and stays in a cache.
+POSITION_ROWS = 64
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
 WINDOW_ROWS = 256
 
@@ -28,20 +33,27 @@ def attend(
     num_heads: int,
     scale: float,
     backend: str = "auto",
+    positions: RelativePositions | None = None,
 ) -> Tensor:
-    """Steps (2) to (5) of each recording: [ΣT, H·E]. q, k: [ΣT, H·D]; v: [ΣT, H·E]. Not differentiable."""
+    """Steps (2) to (5) of each recording: [ΣT, H·E]. q, k: [ΣT, H·D]; v: [ΣT, H·E]. Not differentiable.
+
+    positions: what relative positions add to the scores, for all frames.
+    """
     q, k, v = (split_heads(x[None], num_heads) for x in (q, k, v))
-    mask = AttentionMask(lengths=tuple(lengths))
-    together = cores.choose_together(backend, q, v, mask, dropout=0.0)
+    mask = AttentionMask(lengths=tuple(lengths), positions=positions)
+    together = cores.choose_together(backend, q, v, mask, dropout=0.0, needs_added=False)
     if together is not None:
         return merge_heads(together.forward(q, k, v, mask, scale=scale, dropout=0.0)[0])[0]
     outputs = []
-    for q_one, k_one, v_one in zip(*(x.split(list(lengths), 2) for x in (q, k, v)), strict=True):
+    for length, end in zip(lengths, accumulate(lengths), strict=True):
+        part = slice(end - length, end)
+        q_one, k_one, v_one = (x[:, :, part] for x in (q, k, v))
+        mask_one = mask.frames(part)
         if backend == "auto" and _short(q_one, v_one):
-            outputs.append(_all_heads(q_one, k_one, v_one, scale))
+            outputs.append(_all_heads(q_one, k_one, v_one, scale, mask_one.positions))
             continue
-        core = cores.choose(backend, q_one, v_one, NO_MASK, dropout=0.0, needs_bias=False)
-        o, _, _ = core.forward(q_one, k_one, v_one, NO_MASK, scale=scale, dropout=0.0)
+        core = cores.choose(backend, q_one, v_one, mask_one, dropout=0.0, needs_added=False)
+        o, _, _ = core.forward(q_one, k_one, v_one, mask_one, scale=scale, dropout=0.0)
         outputs.append(merge_heads(o)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -54,7 +66,7 @@ def _short(q: Tensor, v: Tensor) -> bool:
     return shapes and length and q.device.type == "cpu" and all(serves_heads(dtype) for dtype in dtypes)
 
 
-def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float, positions: RelativePositions | None) -> Tensor:
     """Steps (2) to (5) of one recording, [1, H, T, D], with one product for all heads in each: [T, H·E].
 
     Scores and softmax are in float32 at least; the probabilities meet the values in their dtype.
@@ -68,16 +80,30 @@ def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     nobody = q.new_zeros(H, padded, dtype=wide)
     nobody[:, T:] = -torch.inf
     s = products.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
-    p = torch.softmax(s.view(T, H, padded), -1, out=s.view(T, H, padded)).to(v.dtype)  # (3)
+    s = s.view(T, H, padded)
+    for first in range(0, T, POSITION_ROWS) if positions is not None else ():
+        rows = slice(first, min(first + POSITION_ROWS, T))
+        s[rows, :, :T] += positions.tile(0, slice(0, H), rows, slice(0, T), wide).transpose(0, 1)
+    p = torch.softmax(s, -1, out=s).to(v.dtype)  # (3)
     return products.heads_times_transposed(p.view(T, H * padded), values)  # (5)
 
 
 def attend_window(
-    q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float, first_row: int, first_key: int, reach: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    first_row: int,
+    first_key: int,
+    reach: int,
+    positions: RelativePositions | None = None,
 ) -> Tensor:
     """Steps (2) to (5) for some rows of a recording, each attending the keys at most `reach` frames away: [I, H·E].
 
     q: [I, H·D], whose first row is frame `first_row`. k: [K, H·D] and v: [K, H·E], whose first is frame `first_key`.
+    positions: what relative positions add to the scores of these rows.
     """
     outputs = []
     for begin in range(0, len(q), WINDOW_ROWS):
@@ -88,42 +114,79 @@ def attend_window(
             row, last + 1, device=q.device
         ).unsqueeze(-1)
         near = (distance.abs() <= reach)[None]
-        outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, near))
+        added = _Added(positions, slice(begin, end), first_key + keys.start - first_row)
+        outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, near, added))
     return torch.cat(outputs)
 
 
-def attend_all(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, scale: float) -> Tensor:
+def attend_all(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    first_row: int = 0,
+    positions: RelativePositions | None = None,
+) -> Tensor:
     """Steps (2) to (5) for some rows of a recording, q [I, H·D], against all its keys and values: [I, H·E].
+
+    first_row: the frame of the first row. positions: what relative positions add to the scores of these rows.
 
     In tiles of rows and keys, so that neither matters for memory: each tile of keys gives its own softmax, and their
     outputs are averaged by what the exponentials of each add up to, softmax(L) over tiles.
     """
     dtype, heads = softmax_dtype(q), []
-    for q_ID, k_TD, v_TE in zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True):
+    for head, (q_ID, k_TD, v_TE) in enumerate(zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True)):
         keys = [part.to(dtype).contiguous()[None] for part in k_TD.split(TILE_KEYS)]
         values = [part.to(dtype).contiguous()[None] for part in v_TE.split(TILE_KEYS)]
         tiles = []
-        for q_part in (q_ID.to(dtype) * scale).split(TILE_ROWS):
-            found = [_attend_keys(q_part[None], *pair) for pair in zip(keys, values, strict=True)]
+        for row in range(0, len(q), TILE_ROWS):
+            q_part = q_ID[row : row + TILE_ROWS].to(dtype) * scale
+            rows = slice(row, row + len(q_part))
+            found = []
+            for number, (k_part, v_part) in enumerate(zip(keys, values, strict=True)):
+                added = _Added(positions, rows, number * TILE_KEYS - first_row)
+                found.append(_attend_keys(q_part[None], k_part, v_part, added.tile(head, k_part.shape[1], dtype)))
             weights = torch.cat([lse for _, lse in found]).softmax(0)
             tiles.append((weights * torch.cat([o for o, _ in found])).sum(0))
         heads.append(torch.cat(tiles))
     return torch.cat(heads, -1).to(v.dtype)
 
 
-def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Added:
+    """What positions add to the scores of some rows.
+
+    rows: counted from where the positions begin. first_key: of the keys, counted from there too.
+    """
+
+    positions: RelativePositions | None
+    rows: slice
+    first_key: int
+
+    def tile(self, head: int, num_keys: int, dtype: torch.dtype) -> Tensor | None:
+        """[1, I, keys]."""
+        if self.positions is None:
+            return None
+        keys = slice(self.first_key, self.first_key + num_keys)
+        return self.positions.tile(0, slice(head, head + 1), self.rows, keys, dtype)
+
+
+def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """O of some rows against some keys alone, [1, I, E], and L = log Σ exp S of them, [1, I, 1]."""
-    s = masked_scores(scaled_q, k, None, None)
+    s = masked_scores(scaled_q, k, bias, None)
     largest = s.amax(-1, keepdim=True)
     p = torch.softmax(s, -1, out=s)
     lse = largest - p.amax(-1, keepdim=True).log()  # P = exp(S − L), also at the largest
     return products.times(p, v), lse
 
 
-def _rows(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed: Tensor) -> Tensor:
+def _rows(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed: Tensor, added: _Added) -> Tensor:
     """One tile, a head at a time: [I, H·E]."""
     dtype, heads = softmax_dtype(q), []
-    for q_ID, k_TD, v_TE in zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True):
+    for head, (q_ID, k_TD, v_TE) in enumerate(zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True)):
         q_1ID, k_1TD, v_1TE = (x.to(dtype).contiguous()[None] for x in (q_ID, k_TD, v_TE))
-        heads.append(attend_rows(q_1ID, k_1TD, v_1TE, scale=scale, allowed_HIT=allowed)[0])
+        bias = added.tile(head, len(k), dtype)
+        heads.append(attend_rows(q_1ID, k_1TD, v_1TE, scale=scale, bias_HIT=bias, allowed_HIT=allowed)[0])
     return torch.cat(heads, -1).to(v.dtype)

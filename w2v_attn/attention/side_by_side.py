@@ -5,6 +5,7 @@ well, and on GPUs that the other does not serve. Both have dropout. They have th
 and v of [1, H, ΣT, D] and the lengths in the mask. On a CPU a loop over recordings is as fast.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention import fused, triton_core
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import Added, AttentionMask
 
 aten = torch.ops.aten
 
@@ -36,10 +37,10 @@ def offsets_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ flash
 
 
-def why_not_flash(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+def why_not_flash(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """What of this request the platform's flash attention cannot do; None when it can do it all."""
-    if mask.forbids or mask.causal or needs_bias:
-        return "flash attention over offsets has no masks"
+    if mask.forbids or mask.causal or mask.positions is not None:
+        return "flash attention over offsets has no masks, and nothing is added to its scores"
     if q.device.type != "cuda" or q.dtype not in fused.CUDA_FLASH_DTYPES:
         return f"flash attention needs a GPU and half precision, got {q.device.type} and {q.dtype}"
     if torch.cuda.get_device_capability(q.device) < fused.CUDA_FLASH_CAPABILITY:
@@ -64,8 +65,8 @@ def flash_forward(
 
 def flash_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, memory: Memory, mask: AttentionMask,
-    *, scale: float, dropout: float, needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, None]:  # fmt: skip
+    *, scale: float, dropout: float, needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
     """See `cores.Backward`."""
     do, q, k, v, o = (_frames_first(x) for x in (do, q, k, v, o))
     assert memory.random_state is not None
@@ -75,16 +76,18 @@ def flash_backward(
         scale=scale,
     )  # fmt: skip
     dq, dk, dv = (_heads_first(gradient) for gradient in gradients)
-    return dq, dk, dv, None
+    return dq, dk, dv, Added()
 
 
 # ----------------------------------------------------------------------------------------------------- triton
 
 
-def why_not_triton(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias: bool) -> str | None:
+def why_not_triton(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """What of this request our Triton kernels cannot do; None when they can do it all."""
-    if mask.forbids or mask.causal or needs_bias:
+    if mask.forbids or mask.causal:
         return "the Triton core has no masks but the ends of recordings"
+    if mask.positions is not None and not mask.positions.is_symmetric_table:
+        return "the Triton core has relative positions only as a table that reaches as far to the left as to the right"
     return triton_core.why_not(_frames_first(q), _frames_first(v))
 
 
@@ -97,23 +100,37 @@ def triton_forward(
     memory = Memory(offsets_of(lengths, q.device), max(lengths), seed)
     o, lse = triton_core.forward(
         _frames_first(q), _frames_first(k), _frames_first(v), memory.offsets,
-        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=seed,
+        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=seed, **_table_and_gate(mask),
     )  # fmt: skip
     return _heads_first(o, q.shape[0]), lse[None], memory
 
 
 def triton_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, memory: Memory, mask: AttentionMask,
-    *, scale: float, dropout: float, needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, None]:  # fmt: skip
+    *, scale: float, dropout: float, needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
     """See `cores.Backward`."""
     do, q_NHD, k, v, o = (_frames_first(x) for x in (do, q, k, v, o))
-    dq, dk, dv, _, _ = triton_core.backward(
+    dq, dk, dv, dtable, dgate = triton_core.backward(
         do, q_NHD, k, v, o, lse[0], memory.offsets,
-        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=memory.seed,
+        max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=memory.seed, **_table_and_gate(mask),
     )  # fmt: skip
     dq, dk, dv = (_heads_first(gradient, q.shape[0]) for gradient in (dq, dk, dv))
-    return dq, dk, dv, None
+    if dgate is not None:
+        dgate = dgate.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+    return dq, dk, dv, Added(table=dtable, gate=dgate)
+
+
+def _table_and_gate(mask: AttentionMask) -> dict[str, Tensor | None]:
+    """The position bias as the kernels take it: table [H, 2R + 1] and gate [B·T, H], float32."""
+    if mask.positions is None:
+        return {}
+    table, gate = mask.positions.table, mask.positions.gate
+    assert table is not None
+    return {
+        "table_HR": table.float(),
+        "gate_NH": None if gate is None else gate.transpose(1, 2).flatten(0, 1).float(),
+    }
 
 
 def _frames_first(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from w2v_attn.attention import products, ragged
 from w2v_attn.attention.feed_forward import is_gelu
+from w2v_attn.attention.position import RelativePositions
 from w2v_attn.encoder.frontend import layer_norm
 
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
@@ -24,10 +25,12 @@ class Block:
     """One block of a Hugging Face encoder, its weights laid out for many calls.
 
     norm_first: whether the norms stand before attention and feed-forward (stable) or after them.
+    table: biases by distance that all blocks share, [H, R]; None where the family has none.
     """
 
-    def __init__(self, layer: Any, *, norm_first: bool):
+    def __init__(self, layer: Any, *, norm_first: bool, table: Tensor | None = None):
         attention, feed_forward = layer.attention, layer.feed_forward
+        self._attention, self._table = attention, table
         self._num_heads, self._scale, self._backend = attention.num_heads, attention.scale, attention.backend
         self._dtype: torch.dtype = attention.q_proj.weight.dtype
         self._q = _linear(attention.q_proj)
@@ -49,9 +52,8 @@ class Block:
             return self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)
         h = self._input(x)
         k, v = self._kv(h).chunk(2, -1)
-        o = ragged.attend(
-            self._q(h), k, v, lengths, num_heads=self._num_heads, scale=self._scale, backend=self._backend
-        )
+        options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
+        o = ragged.attend(self._q(h), k, v, lengths, backend=self._backend, **options)
         return self._finish(x, o)
 
     def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
@@ -65,14 +67,15 @@ class Block:
         for rows in _rows_of(len(x)):
             k[rows], v[rows] = self._keys_values(x[rows])
         for rows in _rows_of(len(x)):
-            o = ragged.attend_all(self._queries(x[rows]), k, v, num_heads=self._num_heads, scale=self._scale)
+            h = self._input(x[rows])
+            options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
+            o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **options)
             y[rows] = self._finish(x[rows], o)
         return y
 
     def _windowed(self, x: Tensor, reach: int) -> Tensor:
         """One recording, [T, C] -> [T, C], each frame attending those near it; only keys in reach are held."""
-        T, options = len(x), {"num_heads": self._num_heads, "scale": self._scale}
-        y = torch.empty_like(x)
+        T, y = len(x), torch.empty_like(x)
         held: deque[tuple[Tensor, Tensor]] = deque()
         first_key = last_key = 0
         for first in range(0, T, LONG_ROWS):
@@ -83,15 +86,15 @@ class Block:
             while first_key + len(held[0][0]) <= first - reach:
                 first_key += len(held.popleft()[0])
             k, v = (torch.cat(parts) for parts in zip(*held, strict=True))
-            o = ragged.attend_window(
-                self._queries(x[first:last]), k, v, **options, first_row=first, first_key=first_key, reach=reach
-            )
+            h = self._input(x[first:last])
+            options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
+            o = ragged.attend_window(self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **options)
             y[first:last] = self._finish(x[first:last], o)
         return y
 
-    def _queries(self, x: Tensor) -> Tensor:
-        """Step (1) for frames of the residual stream, [N, C]."""
-        return self._q(self._input(x))
+    def _positions(self, h: Tensor) -> RelativePositions | None:
+        """What positions add to the scores of these rows, which enter the attention as [N, C]."""
+        return None if self._table is None else self._attention.positions(h[None], self._table)
 
     def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self._kv(self._input(x)).chunk(2, -1)

@@ -11,7 +11,7 @@ import torch
 
 from w2v_attn.attention import products
 
-SAMPLE_RATE = 16_000
+SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; frames of filter banks, two by two, a second
 # The product that rates are taken at: ten seconds of frames times the first weight of base's feed-forward.
 ROWS, INNER, OUTER = 512, 768, 3072
 # Of the rate of products, what an encoder with all around them has reached on CPUs.
@@ -25,15 +25,21 @@ def operations(config: Any, duration: float, *, blocks: int | None = None, atten
     """
     blocks = config.num_hidden_layers if blocks is None else blocks
     frames, channels, total = int(duration * SAMPLE_RATE), 1, 0
-    for kernel, stride, out in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
-        frames = (frames - kernel) // stride + 1
-        total += 2 * kernel * channels * out * frames
-        channels = out
+    if hasattr(config, "conv_kernel"):
+        for kernel, stride, out in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
+            frames = (frames - kernel) // stride + 1
+            total += 2 * kernel * channels * out * frames
+            channels = out
+    else:  # filter banks: next to nothing
+        frames, channels = int(duration * FILTER_BANK_RATE), config.feature_projection_input_dim
     C = config.hidden_size
     total += 2 * channels * C * frames  # feature projection
-    total += 2 * config.num_conv_pos_embeddings * (C // config.num_conv_pos_embedding_groups) * C * frames
     projections, feed_forward = 2 * 4 * C * C * frames, 2 * 2 * C * config.intermediate_size * frames
     core = 4 * frames * min(frames, attended or frames) * C  # Q Kᵀ and P V
+    if hasattr(config, "conv_depthwise_kernel_size"):  # a Conformer: two feed-forwards, and convolutions between them
+        feed_forward = 2 * feed_forward + 2 * (3 * C + config.conv_depthwise_kernel_size) * C * frames
+    else:
+        total += 2 * config.num_conv_pos_embeddings * (C // config.num_conv_pos_embedding_groups) * C * frames
     return (total + blocks * (projections + feed_forward + core)) / 1e9
 
 

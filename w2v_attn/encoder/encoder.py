@@ -20,7 +20,7 @@ CPU_FRAMES = 800
 
 
 def load_encoder(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | torch.nn.Module,
     *,
     revision: str | None = None,
     language: str | None = None,
@@ -31,7 +31,8 @@ def load_encoder(
 ) -> "Encoder":
     """The encoder of a checkpoint, without its head, with our attention in it.
 
-    checkpoint: a hub id or a local folder. revision: branch, tag or commit, for hub ids.
+    checkpoint: a hub id, a local folder, a file of fairseq's or torchaudio's, or a live module of torchaudio's.
+    revision: branch, tag or commit, for hub ids.
     language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
     backend: the attention core, "auto", "explicit", "fused" or "triton".

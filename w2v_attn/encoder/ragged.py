@@ -20,7 +20,7 @@ from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
 from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
-from w2v_attn.pretrained.replace import HuggingFaceAttention
+from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
 
 # Frames of chunks that go through the blocks together.
 CHUNK_FRAMES = 2000
@@ -34,8 +34,9 @@ def why_not(model: Any) -> str | None:
     if any(_is_hooked(module) for module in model.modules()):
         return "somebody's hooks on its modules want to be called"
     for block in model.encoder.layers:
-        if not isinstance(block.attention, HuggingFaceAttention) or not hasattr(block, "feed_forward"):
-            return "its blocks are not attention and feed-forward"
+        attention = getattr(block, "attention", None)
+        if not isinstance(attention, HuggingFaceAttention) or not hasattr(block, "feed_forward"):
+            return "its blocks are not attention and feed-forward alone"
         if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
             return "its linear maps are no plain ones"
     return None
@@ -180,4 +181,6 @@ class RaggedEncoder:
         self._frontend = Frontend(model)
         self._together = frontend_together.ConvolutionsTogether(model.feature_extractor)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
-        self._blocks = [Block(layer, norm_first=self._norm_first) for layer in encoder.layers]
+        first = encoder.layers[0].attention
+        table = first.table() if isinstance(first, GatedAttention) else None
+        self._blocks = [Block(layer, norm_first=self._norm_first, table=table) for layer in encoder.layers]

@@ -1,20 +1,15 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2v_attn.encoder import frontend_together
-from w2v_attn.encoder.pack import Grid, Pack, window_moments
+from w2v_attn.encoder.inputs import input_of
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
-
-# Samples that are brought to float64 at once.
-BLOCK = 1 << 20
-# Samples in a pack, each a window of its own; its blocks are 8192 of them.
-SAMPLES = Grid(kernel=1, stride=1, hop=1024, field=1)
 
 # Frames of a batch. On a CPU, for each core: larger ones are not faster; beyond the other, a GPU has nothing to gain.
 CORE_BUDGET, MOST_FRAMES = 1600, 65_536
@@ -37,43 +32,6 @@ def find_device(device: str) -> torch.device:
     return found
 
 
-def standardize(waveform: Tensor) -> Tensor:
-    """[samples] with mean 0 and variance 1, as Hugging Face's feature extractor brings them there; computed in float64.
-
-    Some samples at a time: an hour in float64 would be half a gigabyte, several times.
-    """
-    mean = waveform.mean(dtype=torch.float64)
-    parts = waveform.split(BLOCK)
-    variance = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / len(waveform)
-    deviation = torch.sqrt(variance + 1e-7)
-    return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
-
-
-def standardize_together(waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """What `standardize` makes of each [samples], for accelerators: no launch is for one of them alone.
-
-    waveforms: of one device and dtype.
-    """
-    pack = Pack.of(waveforms, SAMPLES)
-    mean, variance = (moment.view(-1, 1) for moment in window_moments(pack))
-    deviation = torch.sqrt(variance + 1e-7)
-    parts = []
-    for piece in pack.pieces:
-        owners = pack.owners[piece.begin : piece.end]
-        samples = pack.windows(piece.begin, piece.end).squeeze(-1).double()
-        parts.append(((samples - mean[owners]) / deviation[owners]).to(pack.samples.dtype))
-    lengths = [len(waveform) for waveform in waveforms]
-    slots = torch.cat(parts).flatten().split([-(-length // SAMPLES.block) * SAMPLES.block for length in lengths])
-    return [slot[:length] for slot, length in zip(slots, lengths, strict=True)]
-
-
-def least_samples(config: Any) -> int:
-    """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
-    grid = Grid.of_config(config)
-    # SEW pools pairs of frames before its blocks: it needs two.
-    return grid.field + (getattr(config, "squeeze_factor", 1) - 1) * grid.hop
-
-
 class WaveformModel:
     """A pretrained model with our attention, and its waveforms.
 
@@ -85,6 +43,7 @@ class WaveformModel:
         self.model: Any = replace_attention(checkpoint.model, backend=backend).to(device).eval()
         self.device = device
         self.config: Any = self.model.config
+        self.input = input_of(checkpoint)
 
     @property
     def sample_rate(self) -> int:
@@ -96,19 +55,9 @@ class WaveformModel:
         """Of the weights and of what comes out."""
         return self.model.dtype
 
-    @property
-    def hop(self) -> int:
-        """Samples from one frame of the convolutions to the next: the product of their strides."""
-        return Grid.of_config(self.config).hop
-
-    @property
-    def least_samples(self) -> int:
-        """Samples of the shortest waveform that gives a frame."""
-        return least_samples(self.config)
-
     def count_frames(self, samples: int) -> int:
-        """Frames that the convolutions make of so many samples."""
-        return Grid.of_config(self.config).count_frames(samples)
+        """Frames that the model makes of so many samples."""
+        return self.input.count_frames(samples)
 
     def frame_budget(self) -> int:
         """Frames of a batch, over all its recordings, that fit into the memory there is."""
@@ -121,7 +70,7 @@ class WaveformModel:
 
     def frame_rate(self, layer: str = "final") -> float:
         """Frames a second in this layer."""
-        samples = self.hop
+        samples = self.input.hop
         if layer != "final":
             samples *= getattr(self.config, "squeeze_factor", 1)
         elif getattr(self.config, "add_adapter", False):
@@ -132,10 +81,10 @@ class WaveformModel:
         """Raises ValueError where this model cannot read a waveform; the text is the reason."""
         if waveform.dim() != 1:
             raise ValueError(f"a waveform must be [samples], got {list(waveform.shape)}: average the channels first")
-        if len(waveform) < self.least_samples:
+        if len(waveform) < self.input.least_samples:
             raise ValueError(
                 f"is too short: {len(waveform)} samples at {self.sample_rate} Hz, "
-                f"at least {self.least_samples} are needed"
+                f"at least {self.input.least_samples} are needed"
             )
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
@@ -143,12 +92,8 @@ class WaveformModel:
         if not frontend_together.pays(self.device):
             return map(self.prepare, waveforms)
         dtype = torch.promote_types(self.dtype, torch.float32)
-        moved = [waveform.to(self.device, dtype) for waveform in waveforms]
-        return standardize_together(moved) if self.checkpoint.do_normalize else moved
+        return self.input.prepare_together([waveform.to(self.device, dtype) for waveform in waveforms])
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """[samples] as the checkpoint wants it: normalised over its whole length where it does; float32 at least."""
-        waveform = waveform.to(self.device, torch.promote_types(self.dtype, torch.float32))
-        if self.checkpoint.do_normalize:
-            waveform = standardize(waveform)
-        return waveform
+        """[samples] as what the model reads, float32 at least: normalised as the checkpoint wants it."""
+        return self.input.prepare(waveform.to(self.device, torch.promote_types(self.dtype, torch.float32)))

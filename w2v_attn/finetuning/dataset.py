@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.waveforms import standardize
+from w2v_attn.encoder.inputs import standardize
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.tasks.task import Task

@@ -29,6 +29,10 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
         **task.config_changes(),
     }
     config = _new_config(recipe, changes) if checkpoint is None else _changed(checkpoint.model.config, changes)
+    if not hasattr(config, "conv_kernel"):
+        raise ValueError(
+            f"{config.model_type} reads filter banks, and fine-tuning feeds waveforms: take another family"
+        )
     model_class = _head_classes()[task.head][type(config)]
     if task.pooling != "mean":
         config.pooling, model_class = task.pooling, pooled_class(model_class)

@@ -37,6 +37,8 @@ from w2v_attn.runs import read_row
 
 # Seconds that a recording may have which is only measured, or noise.
 MEASURED = 600.0
+# Seconds that threads of the exchange between processes get to end; they need a millisecond.
+GLOO_PATIENCE = 0.2
 NOISE, KEPT_NOISES = "noise", 256
 
 
@@ -167,7 +169,7 @@ def _survey(
     watcher: Watcher,
 ) -> Survey:
     """Reads every recording once, in the first process; the others take what it wrote down."""
-    from w2v_attn.encoder.waveforms import least_samples
+    from w2v_attn.encoder.inputs import least_samples
 
     limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
     rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named(splits) for row in members]
@@ -294,3 +296,6 @@ def leave_other_processes() -> None:
     """Ends what torchrun's processes talk through: its threads must not be running when the interpreter ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        # Once a model was wrapped, torch keeps the group and gloo's threads. One that drops the tensors of the last
+        # exchange while the interpreter ends finds no interpreter, and aborts the process: it gets the time for it now.
+        time.sleep(GLOO_PATIENCE)

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face form: a hub id or a folder -> a stock model with every weight accounted for.
+"""Checkpoints: a hub id, a folder, a file or a module of another form -> a stock model with every weight accounted for.
 
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
@@ -6,6 +6,7 @@ Nothing from a checkpoint is ever executed: weights are read as tensors, configs
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from w2v_attn.pretrained.adapters import find_adapter, has_adapters, load_adapter
+from w2v_attn.pretrained.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
+from w2v_attn.pretrained.companions import copy_companions, write_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
-from w2v_attn.pretrained.families import FAMILIES, supported
+from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
+from w2v_attn.pretrained.forms.parts import Parts, make_config, make_model
+from w2v_attn.pretrained.forms.reading import read
 from w2v_attn.pretrained.hub import locate
 from w2v_attn.pretrained.tokenizers import target_language
 
@@ -30,6 +35,7 @@ HEADS = frozenset(
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
     "pooled_score pooled_classifier".split()
 )
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
@@ -39,11 +45,13 @@ class Checkpoint:
     """A loaded checkpoint.
 
     model: the stock transformers model, in evaluation mode.
-    source: hub id or folder, as given. folder: where its files are.
+    source: hub id or path, as given. folder: where its config files are.
     missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
     normalize_from: where that is known from, in words.
+    filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
+    form: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
     language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
     """
 
@@ -55,11 +63,14 @@ class Checkpoint:
     sample_rate: int
     do_normalize: bool
     normalize_from: str
+    filter_banks: Any = None
+    form: str = "Hugging Face's"
+    kept: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
 
 
 def load_checkpoint(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | nn.Module,
     *,
     revision: str | None = None,
     language: str | None = None,
@@ -69,7 +80,9 @@ def load_checkpoint(
     """The model of a checkpoint, in the memory of the CPU.
 
     checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
-        file or in shards, with old or new names of the weight norm, with or without a head.
+        file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
+        wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
+        of `save_copy(…, form="torchaudio")`, or a live module.
     revision: branch, tag or commit, for hub ids.
     language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16".
@@ -81,6 +94,15 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    parts = read(checkpoint)
+    if parts is not None:
+        if language is not None:
+            raise CheckpointError(
+                f"{parts.source} is in {parts.form} form, which has no adapters in files for languages: leave "
+                f"model.language out, or name an MMS checkpoint of Hugging Face's form such as {EXAMPLE_ID}"
+            )
+        return _assemble(parts, DTYPES[dtype], with_head)
+    assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
     config = _read_config(folder)
@@ -95,9 +117,54 @@ def load_checkpoint(
         load_adapter(model, adapter)
     elif has_adapters(config):
         language = target_language(folder)
+    filter_banks = _read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
+    if filter_banks is None:
+        sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    else:
+        sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
+    return Checkpoint(
+        model.eval(),
+        source,
+        folder,
+        missing,
+        unexpected,
+        sample_rate,
+        do_normalize,
+        normalize_from,
+        filter_banks,
+        language=language,
+    )
+
+
+def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
+    """A checkpoint of another form as Hugging Face's, with the files of its folder made anew."""
+    if parts.config.get("model_type") not in FAMILIES:
+        raise CheckpointError(
+            f"{parts.source} is of the family “{parts.config.get('model_type')}”, which is not supported. "
+            f"Supported are: {supported()}"
+        )
+    config = make_config(parts)
+    model_class = _model_class(config, with_head)
+    logger.info("converting %s to %s", parts.source, model_class.__name__)
+    model, missing, unexpected = make_model(parts, model_class, config, dtype)
+    kept = tempfile.TemporaryDirectory(prefix="w2v-attn-")
+    folder = Path(kept.name)
+    if parts.folder is not None:
+        copy_companions(parts.folder, folder)
+    from_beside = (folder / "preprocessor_config.json").is_file()
+    write_companions(parts, config, folder)
     sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
     return Checkpoint(
-        model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from, language
+        model.eval(),
+        parts.source,
+        folder,
+        missing,
+        unexpected,
+        sample_rate,
+        do_normalize,
+        normalize_from if from_beside else parts.normalize_from,
+        form=parts.form,
+        kept=kept,
     )
 
 
@@ -115,7 +182,11 @@ def _read_config(folder: Path) -> Any:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        raise CheckpointError(f"{folder} is a checkpoint {named}, which is not supported. Supported are: {supported()}")
+        reason = REFUSED.get(family) if isinstance(family, str) else None
+        because = "" if reason is None else f": {reason}"
+        raise CheckpointError(
+            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported()}"
+        )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # configs validate their fields with exceptions of many kinds
@@ -186,11 +257,30 @@ def _check_keys(
     return tuple(missing), tuple(unexpected)
 
 
+def _read_filter_banks(folder: Path) -> Any:
+    """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
+    from transformers import SeamlessM4TFeatureExtractor
+
+    if not any((folder / name).is_file() for name in PREPROCESSORS):
+        return SeamlessM4TFeatureExtractor()
+    try:
+        extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
+        valid = extractor.sampling_rate == 16_000 and extractor.stride > 0 and extractor.num_mel_bins > 0
+    except Exception as error:  # any JSON value may stand where a number is expected
+        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
+    if not valid:
+        raise CheckpointError(
+            f"the preprocessor config of {folder} is not valid: expected filters at 16000 Hz and a stride above 0, "
+            f"found {extractor.num_mel_bins!r} at {extractor.sampling_rate!r} Hz and {extractor.stride!r}"
+        )
+    return extractor
+
+
 def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
     """(sample rate, do_normalize, where that is known from)."""
     from transformers import Wav2Vec2FeatureExtractor
 
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not any((folder / name).is_file() for name in PREPROCESSORS):
         return 16_000, True, "the family's default: there is no preprocessor config"
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))

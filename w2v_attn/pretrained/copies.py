@@ -1,4 +1,4 @@
-"""A copy of a loaded checkpoint that stock transformers loads."""
+"""A copy of a loaded checkpoint, that stock transformers loads or torchaudio."""
 
 import os
 import shutil
@@ -9,19 +9,12 @@ from safetensors import SafetensorError
 
 from w2v_attn.pretrained.adapters import has_adapters, languages
 from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.companions import copy_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.forms import torchaudio
 from w2v_attn.pretrained.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
-# What a checkpoint carries besides config and weights: its preprocessor, tokenizer and card.
-COMPANIONS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "README.md",
-)
+FORMS = ("huggingface", "torchaudio")
 
 
 def check_destination(folder: Path) -> None:
@@ -30,21 +23,32 @@ def check_destination(folder: Path) -> None:
         raise CheckpointError(f"{folder} exists and is not an empty folder: name another output")
 
 
-def save_copy(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes config, weights (safetensors) and companions; the folder is there whole or not at all.
+def check_form(form: str) -> None:
+    """Raises CheckpointError where there is no such form of a copy."""
+    if form not in FORMS:
+        raise CheckpointError(f"form must be {' or '.join(FORMS)}, got {form}")
+
+
+def save_copy(checkpoint: Checkpoint, folder: Path, *, form: str = "huggingface") -> None:
+    """Writes config, weights and companions; the folder is there whole or not at all.
+
+    form: "huggingface", with weights in safetensors, or "torchaudio", see `forms/torchaudio.py`.
 
     Raises:
-        CheckpointError: there are files in the folder already, or it cannot be written.
+        CheckpointError: there are files in the folder already, it cannot be written, or the form has no place for
+            the model.
     """
+    check_form(form)
     check_destination(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            checkpoint.model.save_pretrained(temporary)
-            for name in COMPANIONS:
-                if (checkpoint.folder / name).is_file():
-                    shutil.copyfile(checkpoint.folder / name, temporary / name)
+            if form == "torchaudio":
+                torchaudio.write(checkpoint.model, temporary)
+            else:
+                checkpoint.model.save_pretrained(temporary)
+            copy_companions(checkpoint.folder, temporary)
             if has_adapters(checkpoint.model.config):
                 _save_languages(checkpoint, temporary)
             temporary.chmod(0o755)

@@ -30,10 +30,6 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
     if os.path.isdir(folder):
         _check_folder(folder)
         return folder
-    if os.path.isfile(folder):
-        raise CheckpointError(
-            f"{source} is a file. Expected a Hugging Face checkpoint: a folder with config.json and weights, or an id"
-        )
     parts = source.split("/")
     if not source or len(parts) > 2 or source[0] in "./~\\" or any(part in ("", ".", "..") for part in parts):
         raise CheckpointError(
@@ -90,7 +86,7 @@ def _check_folder(folder: Path) -> None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{folder} is a folder without config.json (it holds: {found}). Expected a Hugging Face checkpoint: "
-            f"config.json and one of {', '.join(WEIGHT_FILES)}"
+            f"config.json and one of {', '.join(WEIGHT_FILES)}. One of fairseq's or torchaudio's is named by its file"
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")

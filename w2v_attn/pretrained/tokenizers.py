@@ -11,9 +11,10 @@ VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
 
 
-def read_tokenizer(folder: Path, language: str | None = None) -> Any:
+def read_tokenizer(folder: Path, language: str | None = None, *, source: str | None = None) -> Any:
     """Stock's tokenizer of a CTC checkpoint.
 
+    folder: where its files are. source: the checkpoint's name for messages, where that is not the folder.
     language: whose vocabulary, where there is one for each language; None: the one that the tokenizer names itself.
 
     Raises:
@@ -21,14 +22,18 @@ def read_tokenizer(folder: Path, language: str | None = None) -> Any:
     """
     from transformers import Wav2Vec2CTCTokenizer
 
+    source = source or str(folder)
     if not any((folder / name).is_file() for name in FILES):
-        raise CheckpointError(f"{folder} has a CTC head but no vocabulary: expected vocab.json beside the weights")
+        raise CheckpointError(
+            f"{source} has a CTC head but no vocabulary: expected vocab.json beside the weights, or beside "
+            "fairseq's dict.ltr.txt"
+        )
     there, language = vocabulary_languages(folder), language or target_language(folder)
     if language is not None:
-        _check_language(folder, there, language)
+        _check_language(source, there, language)
     elif there:
         raise CheckpointError(
-            f"{folder} has a vocabulary for each of several languages, and its tokenizer_config.json says none: name "
+            f"{source} has a vocabulary for each of several languages, and its tokenizer_config.json says none: name "
             f"one with model.language=, of {listed(there)}"
         )
     try:
@@ -37,7 +42,7 @@ def read_tokenizer(folder: Path, language: str | None = None) -> Any:
         tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), target_lang=language)
         tokenizer.set_target_lang(language)  # so that no long symbol of the language that was saved stays
     except Exception as error:  # any JSON may stand in these files
-        raise CheckpointError(f"the vocabulary of {folder} cannot be read: {first_line(error)}") from error
+        raise CheckpointError(f"the vocabulary of {source} cannot be read: {first_line(error)}") from error
     return tokenizer
 
 
@@ -68,14 +73,14 @@ def in_language(tokenizer: Any, language: str) -> Any:
     return tokenizer
 
 
-def _check_language(folder: Path, there: list[str], language: str) -> None:
+def _check_language(source: str, there: list[str], language: str) -> None:
     if not there:
         raise CheckpointError(
-            f"{folder} has one vocabulary, which does not say whose it is: expected one for each language in "
+            f"{source} has one vocabulary, which does not say whose it is: expected one for each language in "
             f"vocab.json, {language} among them. Where the weights are of that language, leave model.language out"
         )
     if language not in there:
-        raise CheckpointError(f"{folder} has no vocabulary for the language “{language}”, only for {listed(there)}")
+        raise CheckpointError(f"{source} has no vocabulary for the language “{language}”, only for {listed(there)}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from w2v_attn.attention.fourier import FourierConvolution
 from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.pretrained.blocks import GatedAttention
 from w2v_attn.pretrained.families import FAMILIES
 from w2v_attn.pretrained.swapping import become, derived, stock_class
 
@@ -54,12 +55,17 @@ class UnpaddedEncoder:
         x = self.dropout(x if norm_first else self.layer_norm(x))[None]
         mask = AttentionMask(lengths=lengths)
         in_step = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)  # all processes run every block then
-        for layer in self.layers:
+        gated = isinstance(self.layers[0].attention, GatedAttention)
+        handed_on: dict[str, Tensor] = {}  # WavLM's table of biases, from its first block, which is never dropped
+        for number, layer in enumerate(self.layers):
             # LayerDrop draws as stock does, so that the same seed leaves out the same blocks.
-            dropped = self.training and self.config.layerdrop > 0 and torch.rand([]) < self.config.layerdrop
+            may_drop = self.training and self.config.layerdrop > 0 and not (gated and number == 0)
+            dropped = may_drop and torch.rand([]) < self.config.layerdrop
             if not dropped or in_step:
-                output = layer(x, attention_mask=mask)
+                output = layer(x, attention_mask=mask, **handed_on)
                 x = output if isinstance(output, Tensor) else output[0]
+                if gated:
+                    handed_on["position_bias"] = output[1]
         return (self.layer_norm(x) if norm_first else x)[0]
 
     def _positions(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -135,10 +141,12 @@ def _pad(frames: Tensor, places: Tensor | None, like: Tensor) -> Tensor:
     return frames.new_zeros(like.shape[0] * like.shape[1], like.shape[2]).index_copy(0, places, frames).view(like.shape)
 
 
+# SEW's encoder squeezes batches as they are padded; convolutions in Conformers see what stands beside a frame.
+_OTHERS = ("sew", "wav2vec2-conformer", "wav2vec2-bert")
 _PREFIXES = {
-    prefix: module
-    for module, attention in FAMILIES.values()
-    if (prefix := attention.removesuffix("Attention")) != "SEW"  # its encoder squeezes batches as they are padded
+    attention.removesuffix("Attention"): module
+    for family, (module, attention) in FAMILIES.items()
+    if family not in _OTHERS
 }
 _ENCODERS = {
     f"{prefix}Encoder{kind}": module for prefix, module in _PREFIXES.items() for kind in ("", "StableLayerNorm")

@@ -142,7 +142,7 @@ def load_recognizer(
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        tokenizer = read_tokenizer(loaded.folder, loaded.language)
+        tokenizer = read_tokenizer(loaded.folder, loaded.language, source=loaded.source)
         return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, beam), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         if beam is not None:

@@ -65,7 +65,8 @@ class Ctc(Task):
             and checkpoint is not None
             and type(checkpoint.model).__name__.endswith(cls.head)
         ):
-            tokenizer, keeps_head = read_tokenizer(checkpoint.folder, language), True
+            tokenizer = read_tokenizer(checkpoint.folder, language, source=checkpoint.source)
+            keeps_head = True
         elif options.vocabulary in ("auto", "data"):
             texts = (row.text for row in train if row.text is not None)
             made = from_texts(texts, unit=options.unit, case=options.case, remove=options.remove)
