@@ -201,6 +201,12 @@ def test_a_language_of_a_checkpoint_without_adapters_is_refused(layer_checkpoint
         load_encoder(layer_checkpoint, language="eng")
 
 
+def test_a_language_of_another_form_is_refused(group_checkpoint, tmp_path):
+    save_copy(load_checkpoint(group_checkpoint), tmp_path / "copy", form="torchaudio")
+    with pytest.raises(CheckpointError, match=r"torchaudio.* form, which has no adapters"):
+        load_encoder(tmp_path / "copy", language="eng")
+
+
 def damage(file, how):
     tensors = load_file(file)
     if how == "cut":
