@@ -267,7 +267,11 @@ def load(config: Any) -> int:
         raise ValueError(f"form={form} is that of a copy: say where it goes with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
-        _text(config.model, "checkpoint"), revision=config.model.revision, dtype=str(config.dtype), with_head=True
+        _text(config.model, "checkpoint"),
+        revision=config.model.revision,
+        language=_language(config.model),
+        dtype=str(config.dtype),
+        with_head=True,
     )
     if output is not None:
         save_copy(checkpoint, output, form=form)
@@ -551,6 +555,7 @@ def _recipe(config: Any) -> Any:
         data=typed(options.DataOptions, "data"),
         checkpoint=model["checkpoint"],
         revision=model["revision"],
+        language=_language(model),
         config=model.get("config", {}),
         backend=plain["attention"]["backend"],
         device=str(plain["device"]),
@@ -614,10 +619,17 @@ def _model_options(config: Any) -> dict[str, Any]:
     """What loading a model takes beside its checkpoint."""
     return {
         "revision": config.model.revision,
+        "language": _language(config.model),
         "dtype": str(config.dtype),
         "device": str(config.device),
         "backend": config.attention.backend,
     }
+
+
+def _language(model: Any) -> str | None:
+    """`model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
+    language = model["language"]
+    return None if language is None else str(language)
 
 
 def _list(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:

@@ -116,6 +116,7 @@ def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[s
         "samples": str(len(recording.waveform)),
         "source_rate": str(recording.source_rate),
         "checkpoint": encoder.checkpoint.source,
+        **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
         "dtype": _dtype_name(features),
         "normalized": str(encoder.checkpoint.do_normalize).lower(),
         "flags": "; ".join(recording.flags),

@@ -112,8 +112,13 @@ class Block:
             y = layer_norm(y, self._norm)
             y = layer_norm(_add(self._feed_forward(y), y), self._final_norm)
         if self._adapter is not None:
-            y = _add(self._adapter(y.to(self._dtype)), y)
+            y = _add(self._adapt(y, self._adapter), y)
         return y
+
+    def _adapt(self, y: Tensor, adapter: Any) -> Tensor:
+        """What the adapter of a language adds to a block's output, [N, C]."""
+        h = layer_norm(y, adapter.norm).to(self._dtype)
+        return adapter.linear_2(adapter.act_fn(adapter.linear_1(h)))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         rows = CPU_ROWS if x.device.type == "cpu" else ACCELERATOR_ROWS

@@ -23,6 +23,7 @@ def load_encoder(
     checkpoint: str | os.PathLike[str] | torch.nn.Module,
     *,
     revision: str | None = None,
+    language: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -32,6 +33,7 @@ def load_encoder(
 
     checkpoint: a hub id, a local folder, a file of fairseq's or torchaudio's, or a live module of torchaudio's.
     revision: branch, tag or commit, for hub ids.
+    language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
     backend: the attention core, "auto", "explicit", "fused" or "triton".
     long: how long recordings are taken; None: exactly.
@@ -39,7 +41,7 @@ def load_encoder(
     Raises:
         CheckpointError: see `load_checkpoint`. ValueError: an unknown backend, or a device that is not there.
     """
-    loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype)
+    loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
     return Encoder(loaded, device=find_device(device), backend=backend, long=long)
 
 

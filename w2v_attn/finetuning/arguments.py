@@ -10,6 +10,7 @@ from w2v_attn.finetuning.errors import check_expression
 from w2v_attn.finetuning.options import Recipe
 from w2v_attn.finetuning.schedule import factor_of
 from w2v_attn.finetuning.tasks.choice import task_class
+from w2v_attn.pretrained.adapters import check_language
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LOGGED = 500  # points of a learning curve
@@ -91,8 +92,24 @@ def _check(recipe: Recipe) -> None:
                 raise ValueError(f"regularization.{name} must be 1 or above, got {value}")
         elif not 0 <= value <= 1:
             raise ValueError(f"regularization.{name} must be from 0 to 1, got {value}")
+    _check_adapters(recipe)
     if recipe.training.lora.rank > 0 and getattr(recipe.task, "layers", "last") == "weighted":
         raise ValueError("task.layers=weighted and training.lora do not go together: give task.layers=last")
+
+
+def _check_adapters(recipe: Recipe) -> None:
+    """What is asked of the adapters of a language."""
+    training, language = recipe.training, recipe.language
+    if language is not None and recipe.checkpoint is None:
+        raise ValueError(f"model.language={language} needs a checkpoint with adapters: give model.checkpoint")
+    if training.freeze == "all_but_adapters" and training.lora.rank > 0:
+        raise ValueError("training.freeze=all_but_adapters and training.lora do not go together: adapters are enough")
+    if training.new_adapters:
+        if language is None:
+            raise ValueError("training.new_adapters makes those of a language: name it, model.language=tur")
+        check_language(language)
+        if training.freeze == "encoder" or training.lora.rank > 0:
+            raise ValueError("training.new_adapters must be trained: give training.freeze=all_but_adapters and no lora")
 
 
 def _on_cpu(device: str) -> bool:

@@ -12,13 +12,18 @@ from w2v_attn.finetuning.pictures import draw_curves
 from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.pretrained import pooling
+from w2v_attn.pretrained.adapters import FORMS, save_adapter
 from w2v_attn.pretrained.replace import restore_attention
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
 
 
-def save_model(model: Any, task: Task, folder: Path, *, sample_rate: int, do_normalize: bool) -> None:
+def save_model(
+    model: Any, task: Task, folder: Path, *, sample_rate: int, do_normalize: bool, language: str | None = None
+) -> None:
     """Weights (safetensors), config, preprocessor and vocabulary, as stock transformers reads them.
+
+    language: whose adapters the model has; with a CTC head they are written as a file of their own too.
 
     They are written beside and then put in their places one by one, the config last.
     """
@@ -32,6 +37,8 @@ def save_model(model: Any, task: Task, folder: Path, *, sample_rate: int, do_nor
         config.auto_map = {"AutoModelForAudioClassification": f"pooling.{type(restore_attention(model)).__name__}"}
         shutil.copyfile(pooling.__file__, beside / "pooling.py")
     restore_attention(model).eval().save_pretrained(beside)
+    if language is not None and task.head == "ForCTC":
+        save_adapter(model, language, beside)
     extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=sample_rate,
         do_normalize=do_normalize,
@@ -91,6 +98,7 @@ def save_card(
     task: Task,
     *,
     started_from: str,
+    language: str | None = None,
     report: Iterable[tuple[str, str]],
     metrics: Mapping[str, Mapping[str, float]],
     update: int,
@@ -121,6 +129,7 @@ def save_card(
         f'pipeline("{pipeline}", "{folder.name}"{trust})("recording.wav")',
         "```",
         "",
+        *_adapter_lines(folder, task, started_from, language),
         "## Results",
         "",
         f"The checkpoint of update {update}, the best on validation. One recording at a time, no language model.",
@@ -143,6 +152,19 @@ def save_card(
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8", errors="replace")
+
+
+def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | None) -> list[str]:
+    """What a card says of the adapters of a language."""
+    if language is None or task.head != "ForCTC":
+        return []
+    return [
+        f"Its language is `{language}`. `{FORMS[0].format(language)}` holds what of the weights belongs to it, "
+        f'adapters and head: `model.load_adapter("{language}")` takes it, here or beside the weights of '
+        f"`{started_from}`, "
+        "where only adapters were trained.",
+        "",
+    ]
 
 
 def _cell(text: str) -> str:

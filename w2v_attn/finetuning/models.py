@@ -6,6 +6,7 @@ from typing import Any
 
 from w2v_attn.finetuning.options import Recipe
 from w2v_attn.finetuning.tasks.task import Task
+from w2v_attn.pretrained.adapters import reset_adapters
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.families import FAMILIES, supported
 from w2v_attn.pretrained.pooling import pooled_class
@@ -46,6 +47,8 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
             parameter.requires_grad_(False)
     if checkpoint is not None:
         _put_weights(model, checkpoint.model, same_head=_same_head(model, checkpoint.model, task))
+    if recipe.training.new_adapters:
+        reset_adapters(model)
     return replace_attention(model, backend=recipe.backend, unpad=True)
 
 

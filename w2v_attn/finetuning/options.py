@@ -158,7 +158,9 @@ class TrainingOptions:
     updates: steps of the optimizer. batch_seconds: audio of one forward pass of one process, padding included.
     accumulate: forward passes of one update. precision: `float32`, `bfloat16`, `float16` (mixed), or `auto`: bfloat16
     on a GPU that has it, else float32.
-    freeze: what is never trained: `nothing`, `frontend` (the convolutions), `encoder` (all but the head).
+    freeze: what is never trained: `nothing`, `frontend` (the convolutions), `encoder` (all but the head),
+    `all_but_adapters` (all but the adapters of the language, and the head).
+    new_adapters: the adapters of the language, and its head, start anew instead of from the checkpoint's.
     frozen_updates: the first updates, in which only the head is trained.
     evaluate_every: updates between validations; each is also a checkpoint. patience: validations without a better one
     after which training ends; 0 goes on. workers: processes that read audio; None chooses.
@@ -171,6 +173,7 @@ class TrainingOptions:
     precision: str = "auto"
     gradient_checkpointing: bool = False
     freeze: str = "frontend"
+    new_adapters: bool = False
     frozen_updates: int = 0
     evaluate_every: int = 100
     patience: int = 0
@@ -184,12 +187,14 @@ class Recipe:
     """All of it. task: the options of the chosen one, their class says which.
 
     checkpoint: what to start from; None starts from random weights of the architecture in `config`.
+    language: whose adapters are trained, where the checkpoint has some (MMS); None: those that its weights hold.
     """
 
     task: CtcOptions | ClassificationOptions
     data: DataOptions
     checkpoint: str | None
     revision: str | None = None
+    language: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     backend: str = "auto"
     device: str = "auto"

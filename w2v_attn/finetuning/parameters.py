@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from w2v_attn.finetuning.options import LoraOptions, OptimizerOptions
+from w2v_attn.pretrained.adapters import adapter_parameters, has_adapters
 
-FREEZE = ("nothing", "frontend", "encoder")
+FREEZE = ("nothing", "frontend", "encoder", "all_but_adapters")
 
 
 def base_of(model: Any) -> nn.Module:
@@ -16,10 +17,12 @@ def base_of(model: Any) -> nn.Module:
 
 
 def freeze(model: Any, what: str) -> None:
-    """Parameters that are never trained. what: "nothing", "frontend" (the convolutions) or "encoder".
+    """Parameters that are never trained.
+
+    what: "nothing", "frontend" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (nor the head).
 
     Raises:
-        ValueError: another word.
+        ValueError: another word, or there are no adapters.
     """
     if what not in FREEZE:
         raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
@@ -27,6 +30,15 @@ def freeze(model: Any, what: str) -> None:
         model.freeze_feature_encoder()
     elif what == "encoder":
         base_of(model).requires_grad_(False)
+    elif what == "all_but_adapters":
+        if not has_adapters(model.config):
+            raise ValueError(
+                "training.freeze=all_but_adapters needs a checkpoint whose blocks have adapters (MMS), and this one "
+                "has none: try training.lora.rank=8"
+            )
+        base_of(model).requires_grad_(False)
+        for parameter in adapter_parameters(model).values():
+            parameter.requires_grad_(True)
 
 
 def add_lora(model: Any, options: LoraOptions) -> Any:

@@ -30,6 +30,7 @@ from w2v_attn.finetuning.tasks.choice import task_class
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.finetuning.trainer import SpeechTrainer
 from w2v_attn.finetuning.watching import Silent, Watcher
+from w2v_attn.pretrained.adapters import EXAMPLE_ID, has_adapters
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint, quiet_transformers
 from w2v_attn.pretrained.errors import first_line
 from w2v_attn.runs import read_row
@@ -130,7 +131,16 @@ def list_splits(options: DataOptions, seed: int) -> Splits:
 def _load(recipe: Recipe) -> Checkpoint | None:
     if recipe.checkpoint is None:
         return None
-    return load_checkpoint(recipe.checkpoint, revision=recipe.revision, with_head=True)
+    if not recipe.training.new_adapters:
+        return load_checkpoint(recipe.checkpoint, revision=recipe.revision, language=recipe.language, with_head=True)
+    # Without the head, which is of another language, and its vocabulary.
+    found = load_checkpoint(recipe.checkpoint, revision=recipe.revision)
+    if not has_adapters(found.model.config):
+        raise ValueError(
+            f"training.new_adapters needs a checkpoint whose blocks have adapters, and {found.source} has none: name "
+            f"an MMS checkpoint such as {EXAMPLE_ID}"
+        )
+    return dataclasses.replace(found, language=recipe.language)
 
 
 def _start(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpoint:
@@ -222,12 +232,20 @@ def _finish(
             model_folder.save_predictions(predictions, task, output / split)
     plain = _plain(trainer, recipe, task)
     if args.process_index == 0:
-        model_folder.save_model(plain, task, output, sample_rate=audio.sample_rate, do_normalize=audio.do_normalize)
+        model_folder.save_model(
+            plain,
+            task,
+            output,
+            sample_rate=audio.sample_rate,
+            do_normalize=audio.do_normalize,
+            language=audio.language,
+        )
         model_folder.save_curves(trainer.state.log_history, task, output)
         model_folder.save_card(
             output,
             task,
             started_from=audio.source,
+            language=audio.language,
             report=report,
             metrics=metrics,
             update=update,

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from w2v_attn.pretrained.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
 from w2v_attn.pretrained.companions import copy_companions, write_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.forms.parts import Parts, make_config, make_model
 from w2v_attn.pretrained.forms.reading import read
 from w2v_attn.pretrained.hub import locate
+from w2v_attn.pretrained.tokenizers import target_language
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Checkpoint:
     normalize_from: where that is known from, in words.
     filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
     form: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
+    language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
     """
 
     model: Any
@@ -63,12 +66,14 @@ class Checkpoint:
     filter_banks: Any = None
     form: str = "Hugging Face's"
     kept: "tempfile.TemporaryDirectory[str] | None" = None
+    language: str | None = None
 
 
 def load_checkpoint(
     checkpoint: str | os.PathLike[str] | nn.Module,
     *,
     revision: str | None = None,
+    language: str | None = None,
     dtype: str = "float32",
     with_head: bool = False,
 ) -> Checkpoint:
@@ -79,35 +84,55 @@ def load_checkpoint(
         wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
         of `save_copy(…, form="torchaudio")`, or a live module.
     revision: branch, tag or commit, for hub ids.
+    language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16".
     with_head: load the architecture that the config names (a CTC model, a classifier, …), not the encoder alone.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is of another family, it is damaged, a pickle in it holds more
-            than tensors, or weights are missing, mis-shaped or left over.
+            than tensors, or weights are missing, mis-shaped or left over; or there is no adapter of the language.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     parts = read(checkpoint)
     if parts is not None:
+        if language is not None:
+            raise CheckpointError(
+                f"{parts.source} is in {parts.form} form, which has no adapters in files for languages: leave "
+                f"model.language out, or name an MMS checkpoint of Hugging Face's form such as {EXAMPLE_ID}"
+            )
         return _assemble(parts, DTYPES[dtype], with_head)
     assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
     config = _read_config(folder)
+    adapter = None if language is None else find_adapter(source, folder, config, language)
     model_class = _model_class(config, with_head)
     logger.info("loading %s as %s", source, model_class.__name__)
     with quiet_transformers():
         model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
     has_head = hasattr(model, model.base_model_prefix)
     missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    elif has_adapters(config):
+        language = target_language(folder)
     filter_banks = _read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
     if filter_banks is None:
         sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
     else:
         sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
     return Checkpoint(
-        model.eval(), source, folder, missing, unexpected, sample_rate, do_normalize, normalize_from, filter_banks
+        model.eval(),
+        source,
+        folder,
+        missing,
+        unexpected,
+        sample_rate,
+        do_normalize,
+        normalize_from,
+        filter_banks,
+        language=language,
     )
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from w2v_attn.pretrained.adapters import has_adapters, languages
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.companions import copy_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.forms import torchaudio
+from w2v_attn.pretrained.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
 FORMS = ("huggingface", "torchaudio")
 
@@ -47,6 +49,8 @@ def save_copy(checkpoint: Checkpoint, folder: Path, *, form: str = "huggingface"
             else:
                 checkpoint.model.save_pretrained(temporary)
             copy_companions(checkpoint.folder, temporary)
+            if has_adapters(checkpoint.model.config):
+                _save_languages(checkpoint, temporary)
             temporary.chmod(0o755)
             os.replace(temporary, folder)
         except BaseException:
@@ -54,3 +58,12 @@ def save_copy(checkpoint: Checkpoint, folder: Path, *, form: str = "huggingface"
             raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {first_line(error)}") from error
+
+
+def _save_languages(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies the adapters beside the weights; the tokenizer then speaks the language that the weights hold."""
+    for path in checkpoint.folder.iterdir():
+        if languages([path.name]):
+            shutil.copyfile(path, folder / path.name)
+    if checkpoint.language != target_language(checkpoint.folder) and vocabulary_languages(checkpoint.folder):
+        read_tokenizer(checkpoint.folder, checkpoint.language).save_pretrained(folder)

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from w2v_attn.pretrained.adapters import has_adapters, languages, listed
 from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.tokenizers import vocabulary_languages
 
 NORMS = {
     "group": "group norm over time in the first convolution",
@@ -31,6 +33,12 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     normalised = "mean 0, variance 1" if checkpoint.do_normalize else "as recorded"
     read = "waveform" if checkpoint.filter_banks is None else f"{checkpoint.filter_banks.num_mel_bins} mel filters"
     yield "input", f"{read}, {normalised} (says {checkpoint.normalize_from})"
+    if has_adapters(config):
+        yield "language", checkpoint.language or "not known: neither the tokenizer nor model.language names it"
+        beside = languages(path.name for path in checkpoint.folder.iterdir())
+        yield "adapters", f"{config.adapter_attn_dim} channels in each block; in files here: {listed(beside) or 'none'}"
+        if spoken := vocabulary_languages(checkpoint.folder):
+            yield "vocabularies", f"{len(spoken):,}: {listed(spoken, 20)}"
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,6 +36,49 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
             f"there is no folder {source}. Give a folder that exists, or a hub id such as {EXAMPLE_ID}"
         )
     return _fetch(source, revision)
+
+
+def names_beside(source: str, folder: Path) -> list[str]:
+    """Names of the files of a checkpoint that `locate` found: in its folder, and on the hub where that answers."""
+    here = [path.name for path in folder.iterdir()]
+    if _is_local(source) or not _hub_answers():
+        return here
+    from huggingface_hub import HfApi
+
+    try:
+        return [*here, *HfApi().list_repo_files(source, revision=folder.name)]
+    except Exception as error:  # of huggingface_hub, of its HTTP client
+        raise CheckpointError(f"the files of {source} cannot be listed: {first_line(error)}") from error
+
+
+def find_beside(source: str, folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of these files that a checkpoint has; of a hub id it is fetched, of the same commit. None: it has none.
+
+    Raises:
+        CheckpointError: it may be on the hub, and cannot be fetched.
+    """
+    here = next((folder / name for name in names if (folder / name).is_file()), None)
+    if here is not None or _is_local(source):
+        return here
+    if not _hub_answers():
+        raise CheckpointError(
+            f"{names[0]} of {source} is not in the cache, and there is no connection to the hub: put it into a folder "
+            "with the checkpoint's files and name that: model=local model.checkpoint=/path/to/folder"
+        )
+    there = names_beside(source, folder)
+    wanted = next((name for name in names if name in there), None)
+    if wanted is None:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, wanted, revision=folder.name))
+    except Exception as error:  # of huggingface_hub, of its HTTP client, of the file system
+        raise CheckpointError(f"{wanted} of {source} could not be fetched: {first_line(error)}") from error
+
+
+def _is_local(source: str) -> bool:
+    return os.path.isdir(os.path.expanduser(source))
 
 
 def _check_folder(folder: Path) -> None:

@@ -4,7 +4,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from w2v_attn.encoder.waveforms import WaveformModel, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
-from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.errors import CheckpointError
+from w2v_attn.pretrained.tokenizers import read_tokenizer
 from w2v_attn.transcription.beam_search import BeamOptions, BeamSearch
-
-TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,7 @@ def load_recognizer(
     checkpoint: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    language: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -140,10 +139,10 @@ def load_recognizer(
             vocabulary. ValueError: an unknown backend, or a device that is not there.
     """
     place = find_device(device)
-    loaded = load_checkpoint(checkpoint, revision=revision, dtype=dtype, with_head=True)
+    loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        tokenizer = read_tokenizer(loaded.folder, loaded.source)
+        tokenizer = read_tokenizer(loaded.folder, loaded.language, source=loaded.source)
         return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, beam), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         if beam is not None:
@@ -160,24 +159,3 @@ def _search(tokenizer: Any, beam: BeamOptions | None) -> Callable[[Tensor], Tens
         return likeliest
     symbols = dict(tokenizer.get_vocab())
     return BeamSearch(beam, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)
-
-
-def read_tokenizer(folder: Path, source: str | None = None) -> Any:
-    """The vocabulary of a CTC checkpoint.
-
-    folder: where its files are. source: the checkpoint's name for messages, where that is not the folder.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    from transformers import Wav2Vec2CTCTokenizer
-
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise CheckpointError(
-            f"{source or folder} has a CTC head but no vocabulary: expected vocab.json beside the weights, or beside "
-            "fairseq's dict.ltr.txt"
-        )
-    try:
-        return Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # any JSON may stand in these files
-        raise CheckpointError(f"the vocabulary of {source or folder} cannot be read: {first_line(error)}") from error

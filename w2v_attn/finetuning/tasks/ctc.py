@@ -22,7 +22,8 @@ from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.finetuning.vocabulary import CASES, UNITS, Vocabulary, from_texts, from_tokenizer
 from w2v_attn.pretrained.checkpoints import Checkpoint
-from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer, Transcript, read_tokenizer
+from w2v_attn.pretrained.tokenizers import in_language, read_tokenizer, vocabulary_languages
+from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer, Transcript
 
 COLLAPSED = 0.95  # of all transcripts that are empty though something was said
 
@@ -31,16 +32,24 @@ class Ctc(Task):
     """vocabulary: what is learned. tokenizer: the same, as stock transformers writes it.
 
     keeps_head: the vocabulary is that of the checkpoint, whose head already knows what each number means.
+    language: of the adapters that are trained, where there are some; the tokenizer names it.
     """
 
     name, head, best, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: Any = None, *, keeps_head: bool = False):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        tokenizer: Any = None,
+        *,
+        keeps_head: bool = False,
+        language: str | None = None,
+    ):
         self.vocabulary, self.keeps_head = vocabulary, keeps_head
         if tokenizer is None:
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer = vocabulary.tokenizer(Path(folder))
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer if language is None else in_language(tokenizer, language)
 
     @classmethod
     def from_data(cls, options: CtcOptions, train: Sequence[Row], checkpoint: Checkpoint | None) -> "Ctc":
@@ -50,18 +59,20 @@ class Ctc(Task):
             DataError: options that cannot be, rows without text, or nothing to learn from.
         """
         _check(options, train)
+        language = None if checkpoint is None else checkpoint.language
         if (
             options.vocabulary == "auto"
             and checkpoint is not None
             and type(checkpoint.model).__name__.endswith(cls.head)
         ):
-            tokenizer, keeps_head = read_tokenizer(checkpoint.folder, checkpoint.source), True
+            tokenizer = read_tokenizer(checkpoint.folder, language, source=checkpoint.source)
+            keeps_head = True
         elif options.vocabulary in ("auto", "data"):
             texts = (row.text for row in train if row.text is not None)
             made = from_texts(texts, unit=options.unit, case=options.case, remove=options.remove)
-            return cls(made)
+            return cls(made, language=language)
         else:
-            tokenizer, keeps_head = _given_tokenizer(Path(options.vocabulary).expanduser()), False
+            tokenizer, keeps_head = _given_tokenizer(Path(options.vocabulary).expanduser(), language), False
         vocabulary = from_tokenizer(tokenizer, case=options.case, remove=options.remove)
         if vocabulary.unit != options.unit:
             raise DataError(
@@ -70,7 +81,7 @@ class Ctc(Task):
             )
         if options.outside == "refuse":
             _check_symbols(vocabulary, train)
-        return cls(vocabulary, tokenizer, keeps_head=keeps_head)
+        return cls(vocabulary, tokenizer, keeps_head=keeps_head, language=language)
 
     @classmethod
     def of_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
@@ -197,8 +208,8 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
         )
 
 
-def _given_tokenizer(path: Path) -> Any:
+def _given_tokenizer(path: Path, language: str | None) -> Any:
     folder = path.parent if path.name == "vocab.json" else path
     if not (folder / "vocab.json").is_file():
         raise DataError(f"task.vocabulary={path} is no vocabulary: expected auto, data, or a vocab.json")
-    return read_tokenizer(folder)
+    return read_tokenizer(folder, language if vocabulary_languages(folder) else None)
