@@ -94,11 +94,9 @@ class Report:
 
 def as_record(report: Report) -> dict[str, Any]:
     """For JSON; a number that is not finite is null."""
-    record = asdict(report) | {"holds": report.holds}
-    record["broken"] = list(broken(report))
-    for entry, comparison in zip(record["comparisons"], report.comparisons, strict=True):
-        entry["holds"] = comparison.holds
-    return _finite(record)
+    lines = [asdict(comparison) | {"holds": comparison.holds} for comparison in report.comparisons]
+    whole = {"holds": report.holds, "broken": list(broken(report))}
+    return _finite(asdict(report) | whole | {"comparisons": lines})
 
 
 def tables(report: Report, *, stages: bool) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]]]]:

@@ -109,9 +109,9 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     sizes: T of each recording. Stock gives weights in its eager implementation only; both sides take that one.
     """
     found: dict[str, list[Tensor]] = {}
-    values, mask = padded(inputs)
+    runs: list[tuple[Tensor, Tensor | None, Sequence[int]]]
     runs = [(one[None], None, [T]) for one, T in zip(inputs, sizes, strict=True)]
-    runs.append((values, mask, list(sizes)))
+    runs.append((*padded(inputs), sizes))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
