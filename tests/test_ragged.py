@@ -308,7 +308,7 @@ def test_five_products_are_the_convolution(frames, channels, seed):
 
 
 def test_five_products_add_up_in_pieces():
-    """Over 512 channels at once they have 3.1 times the error of torch's convolution, and `embed` then breaks its bound."""
+    """Over 512 channels at once they have 3.1 times the error of torch's convolution: `embed` then breaks its bound."""
     torch.manual_seed(0)
     x, weight = torch.nn.functional.gelu(torch.randn(1, 512, 201)), torch.randn(64, 512, 3)
     exact = torch.nn.functional.conv1d(x.double(), weight.double(), stride=2)[0].T

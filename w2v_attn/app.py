@@ -303,6 +303,7 @@ def verify(config: Any) -> int:
         with console.ProgressLine(request.cost, "steps") as progress:
             found = verifying.verify(request, partial(progress.advance, failed=False))
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     screen = console.console()
     for title, header, rows in report.tables(found, stages=config.show == "stages"):

@@ -10,10 +10,13 @@
 | CTC | the same likeliest symbol in every frame, in float32 |
 
 1e-4 and 1e-5 are absolute, and the frames of a real checkpoint can be in the thousands, where float32 itself has steps
-of 2e-4. So what stock's own float32 is from float64, e, bounds what can be asked: two results with errors of at most
-2 e and e lie up to 3 e apart, and a batch need not be nearer to single than e. Where e is small the numbers hold.
+of 2e-4. So what stock's own float32 is from float64, e at most, bounds what can be asked: two results with errors of at
+most 3 e and e lie up to 4 e apart, and a batch need not be nearer to single than e. Where e is small the numbers hold.
 
-The factor 2 needs a floor where e is luck. A stage has thousands of numbers, so luck matters only where nothing is
+The factor 2 is asked of the relative L2 error, to which all numbers add. The largest error is that of one number among
+thousands: where the former was 1.0 and 1.5 times stock's, the latter was 1.1 and 1.9 times. It may be 3 times stock's.
+
+The factors need a floor where e is luck. A stage has thousands of numbers, so luck matters only where nothing is
 rounded but the input: STAGE_ROUNDINGS of it are allowed. A gradient can be a dozen sums over all frames: two right
 float32 computations of such a one were seen to have errors of 10 and 49 roundings, hence GRADIENT_ROUNDINGS. Some
 gradients are 0 but for rounding, such as that of the bias of keys, which softmax does not see: then the largest number
@@ -28,10 +31,10 @@ import torch
 from w2v_attn.parity.figures import Figures
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10
-# Our error against float64 over stock's own.
-FLOAT32_RATIO, BFLOAT16_RATIO = 2.0, 1.1
-# Between two results whose errors are at most FLOAT32_RATIO times stock's, and stock's.
-APART = FLOAT32_RATIO + 1.0
+# Our error against float64 over stock's own: the relative L2 error, and in float32 the largest one.
+FLOAT32_RATIO, BFLOAT16_RATIO, LARGEST_RATIO = 2.0, 1.1, 3.0
+# Between a result whose largest error is LARGEST_RATIO times stock's, and stock's.
+APART = LARGEST_RATIO + 1.0
 BATCH = 1e-5
 STAGE_ROUNDINGS, GRADIENT_ROUNDINGS = 4, 64
 # A gradient that is this much smaller than others of its module is nothing but rounding.
@@ -94,6 +97,6 @@ def _check(dtype: str, figures: Figures, steps: float) -> tuple[Check, ...]:
     relative = floor / figures.largest if figures.largest else inf
     return (
         Check("from stock", figures.max_abs, max(FLOAT32, APART * figures.their_max)),
-        Check("from float64", figures.our_max, max(FLOAT32_RATIO * figures.their_max, floor)),
+        Check("from float64", figures.our_max, max(LARGEST_RATIO * figures.their_max, floor)),
         Check("from float64, L2", figures.our_l2, max(FLOAT32_RATIO * figures.their_l2, relative)),
     )
