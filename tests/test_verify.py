@@ -182,9 +182,9 @@ def test_stock_is_stock_and_ours_is_ours(norm_style, monkeypatch):
 
 
 def test_what_padding_does_to_group_norm_features_is_said_with_its_number(group_checkpoint, layer_checkpoint):
-    said = next(sentences(proof(group_checkpoint)))
-    assert "normalised over all the time" in said
-    assert proof(group_checkpoint).padding.max_abs > 1e-3
+    report = proof(group_checkpoint)
+    assert "normalised over all the time" in next(sentences(report))
+    assert report.padding.max_abs > 1e-3
     padding = proof(layer_checkpoint).padding
     assert padding.max_abs < 1e-10
     assert not padding.group_norm

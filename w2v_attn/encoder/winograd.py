@@ -11,8 +11,8 @@ products, for they share one:
 What comes out at even and at odd places is what the next convolution takes. In float32 the error is that of the plain
 product; half precision would lose digits in the differences.
 
-A product adds up its terms one after the other, torch's convolution in pieces: over 512 channels its error in float32 is
-a third. So each of the five products is over CHANNELS at most, and what they give is added up at the end.
+A product adds up its terms one after the other, torch's convolution in pieces: over 512 channels its float32 error is a
+third. So each of the five products is over CHANNELS at most, and what they give is added up at the end.
 
 Source: S. Winograd, Arithmetic Complexity of Computations, 1980.
 """
