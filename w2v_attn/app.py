@@ -27,6 +27,7 @@ w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrai
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
   w2v-attn evaluate    how often such a checkpoint is wrong on labelled recordings, and where
   w2v-attn load        load a checkpoint and report what it is; save a copy
+  w2v-attn verify      stock transformers against ours on the same weights, stage by stage
   w2v-attn benchmark   our layer, the encoder and the commands against their peers
 
   w2v-attn COMMAND --help    the keys of a command, with examples
@@ -283,6 +284,47 @@ def load(config: Any) -> int:
     return DONE
 
 
+def verify(config: Any) -> int:
+    """`w2v-attn verify`, see conf/verify.yaml."""
+    from w2v_attn import console
+    from w2v_attn.benchmarks.results import check_destination, circumstances, write_json
+    from w2v_attn.corpus.listing import list_recordings
+    from w2v_attn.encoder.waveforms import find_device
+    from w2v_attn.parity import report, verifying
+
+    if config.show not in ("stages", "summary"):
+        raise ValueError(f"show must be stages or summary, got {config.show}")
+    output = None if config.output is None else _path(config, "output")
+    if output is not None:
+        check_destination(output)
+    request = verifying.Request(
+        checkpoint=_text(config.model, "checkpoint"),
+        revision=config.model.revision,
+        rows=list_recordings(_text(config, "audio"), root=config.root).rows,
+        count=int(_number(config, "recordings", least=1)),
+        seconds=_number(config, "seconds"),
+        dtypes=_list(config, "dtypes"),
+        device=find_device(str(config.device)),
+        backend=config.attention.backend,
+    )
+    try:
+        with console.ProgressLine(request.cost, "steps") as progress:
+            found = verifying.verify(request, partial(progress.advance, failed=False))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    screen = console.console()
+    for title, header, rows in report.tables(found, stages=config.show == "stages"):
+        screen.print(console.table(title, rows, header=header))
+    for line in report.sentences(found):
+        print(line)
+    for line in report.broken(found):
+        print(line, file=sys.stderr)
+    if output is not None:
+        print(f"written: {write_json(report.as_record(found) | circumstances(request.device), output)}")
+    return DONE if found.holds else SOME_FAILED
+
+
 def benchmark(config: Any) -> int:
     """`w2v-attn benchmark`, see conf/benchmark.yaml."""
     from w2v_attn import console
@@ -390,6 +432,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "finetune": finetune,
     "transcribe": transcribe,
     "load": load,
+    "verify": verify,
     "benchmark": benchmark,
 }
 

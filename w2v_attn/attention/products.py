@@ -87,10 +87,6 @@ class Packed:
         """[..., K] -> [..., N], see `linear`."""
         return _onednn(x, self._weight, self._bias, gelu)
 
-    def plus(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ + b, [..., N]; y stays as it is. x: [..., K]."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, y, self._weight, self._bias, "add")
-
 
 class Plain:
     """The same as `Packed` where there is nothing to pack."""
@@ -101,10 +97,6 @@ class Plain:
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """[..., K] -> [..., N], see `linear`."""
         return linear(x, self._weight, self._bias, gelu=gelu)
-
-    def plus(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ + b, [..., N]; y stays as it is. x: [..., K]."""
-        return y + linear(x, self._weight, self._bias)
 
 
 def prepare(weight: Tensor, bias: Tensor | None) -> Packed | Plain:
@@ -156,7 +148,6 @@ def _is_right(dtype: torch.dtype) -> bool:
             found: Sequence[tuple[Tensor, Tensor]] = [
                 (Packed(weight, bias)(x), plain),
                 (Packed(weight, bias)(x, gelu=True), F.gelu(plain)),
-                (Packed(weight, bias).plus(x[:, :64], x), plain + x[:, :64]),
                 (_onednn(x, weight, bias, False), plain),
                 (_onednn(x, weight.T.contiguous().T, bias, True), F.gelu(plain)),
             ]

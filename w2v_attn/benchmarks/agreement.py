@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# float32: the most that a feature may differ.
-MOST_DIFFERENCE = 1e-4
-# bfloat16: the error over that of stock's own bfloat16; peers that round elsewhere still count.
-OUR_MOST_RATIO, PEERS_MOST_RATIO = 1.1, 2.0
+from w2v_attn.parity import bounds
+
+# bfloat16: the error of a peer over that of stock's own; peers that round elsewhere still count.
+PEERS_MOST_RATIO = 2.0
 
 
 def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
@@ -30,8 +30,8 @@ def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[flo
 def agrees(max_abs_error: float, relative_error: float, stock_error: float | None, *, ours: bool) -> bool:
     """Within the bounds. stock_error: relative error of stock in the dtype that is compared; None in float32."""
     if stock_error is None:
-        return max_abs_error <= MOST_DIFFERENCE
-    return relative_error <= stock_error * (OUR_MOST_RATIO if ours else PEERS_MOST_RATIO)
+        return max_abs_error <= bounds.FLOAT32
+    return relative_error <= stock_error * (bounds.BFLOAT16_RATIO if ours else PEERS_MOST_RATIO)
 
 
 def check_ours(name: str, where: str, max_abs_error: float, relative_error: float, stock_error: float | None) -> None:

@@ -1,0 +1,82 @@
+"""The stages of a model in the order of computation, found in the model itself, and what a forward leaves in them.
+
+`conv_1` … are the convolutions, then come the modules between them and the blocks under their own names, then `embed`,
+`layer_01` … `layer_NN` and `final` as everywhere in this package, and `logits` where there is a head.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from w2v_attn.encoder import layers
+
+HEADS = ("lm_head", "classifier", "pooled_classifier")
+
+
+def subject_of(model: Any) -> Any:
+    """The part of a loaded model that is compared: all of it where its head gives logits, else its encoder."""
+    return model if any(hasattr(model, name) for name in HEADS) else model.base_model
+
+
+def stage_modules(model: Any) -> dict[str, nn.Module]:
+    """Stage -> the module whose output it is; without `embed`, `final` and `logits`, which are none's."""
+    base, found = model.base_model, dict[str, nn.Module]()
+    for name, child in base.named_children():
+        if hasattr(child, "conv_layers"):
+            found |= {f"conv_{number}": layer for number, layer in enumerate(child.conv_layers, 1)}
+        elif child is base.encoder:
+            found |= {f"layer_{number:02d}": layer for number, layer in enumerate(child.layers, 1)}
+        elif any(True for _ in child.parameters()):
+            found[name] = child
+    return found
+
+
+def stages_of_parameters(model: Any) -> dict[str, tuple[str, str]]:
+    """Parameter -> (the stage that it is of, its name in there); between the stages, the part that has it."""
+    paths = {module: name for name, module in model.named_modules()}
+    stages = {f"{paths[module]}.": stage for stage, module in stage_modules(model).items()}
+    base = "" if model is model.base_model else f"{model.base_model_prefix}."
+
+    def place(name: str) -> tuple[str, str]:
+        for path, stage in stages.items():
+            if name.startswith(path):
+                return stage, name.removeprefix(path)
+        parts = name.removeprefix(base).split(".")
+        depth = 2 if parts[0] == "encoder" else 1
+        return ".".join(parts[:depth]), ".".join(parts[depth:])
+
+    return {name: place(name) for name, _ in model.named_parameters()}
+
+
+@contextmanager
+def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
+    """While open, one forward is listened to; then the dictionary given out has each stage but `logits`, detached.
+
+    A module that is called several times, or not at all, leaves nothing: some of ours are called for each recording.
+    """
+    modules = {**stage_modules(model), "final": model.base_model}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+    def keep(name: str) -> Any:
+        return lambda _, __, output: outputs[name].append(_first_tensor(output).detach())
+
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        blocks = stack.enter_context(layers.recorded(model.base_model, ("embed",)))
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(keep(name)).remove)
+        yield found
+    for name, tensors in outputs.items():
+        if name == "layer_01":
+            found["embed"] = blocks["embed"].detach()
+        if len(tensors) == 1:
+            found[name] = tensors[0]
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """The hidden states among what a module returns."""
+    if isinstance(output, Tensor):
+        return output
+    return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
