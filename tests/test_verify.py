@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, SPEECH, save, tiny_model
+from conftest import FAMILIES, SPEECH, save, tiny_bert, tiny_model
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from w2v_attn import load_encoder, replace_attention
@@ -47,6 +47,18 @@ def test_every_bound_holds_for_every_family(family, tmp_path):
         assert {"conv_1", "conv_7", "embed", "layer_01", "layer_03", "final", "logits"} <= seen
     assert kinds(report, "extract") == {"stage", "batch", "symbols"}
     assert kinds(report, "weights") == kinds(report, "input") == {"stage"}
+
+
+@pytest.mark.parametrize("positions", ["relative_key", "relative"])
+def test_every_bound_holds_for_filter_banks(positions, tmp_path):
+    from transformers import SeamlessM4TFeatureExtractor
+
+    tiny_bert(positions, "ForCTC").save_pretrained(tmp_path / "model")
+    SeamlessM4TFeatureExtractor().save_pretrained(tmp_path / "model")
+    report = proof(tmp_path / "model", dtypes=verifying.DTYPES)
+    assert list(broken(report)) == []
+    assert kinds(report, "input") == {"stage"}
+    assert {"embed", "layer_03", "final", "logits"} <= {comparison.stage for comparison in report.comparisons}
 
 
 @pytest.mark.parametrize("backend", ["explicit", "fused"])

@@ -49,15 +49,14 @@ def choose(rows: Sequence[Row], model: WaveformModel, *, count: int, seconds: fl
 
 
 def stock_inputs(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Tensor] | None:
-    """What the checkpoint's own preprocessor makes of each recording; None where it comes without one."""
+    """What the checkpoint's own preprocessor makes of each recording, without padding; None where there is none."""
     from transformers import AutoFeatureExtractor
 
     if not any((checkpoint.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return None
     extractor = AutoFeatureExtractor.from_pretrained(str(checkpoint.folder))
     name = checkpoint.model.main_input_name
-    made = [
-        extractor(sample.waveform.numpy(), sampling_rate=checkpoint.sample_rate, return_tensors="pt")[name][0]
-        for sample in samples
-    ]
-    return [torch.as_tensor(one) for one in made]
+    options = {"sampling_rate": checkpoint.sample_rate, "return_attention_mask": True, "return_tensors": "pt"}
+    made = [extractor(sample.waveform.numpy(), **options) for sample in samples]
+    # A last window of filter banks without a neighbour is padded and masked.
+    return [torch.as_tensor(one[name][0][one["attention_mask"][0].bool()]) for one in made]
