@@ -20,6 +20,7 @@ from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
 from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
+from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
 from w2v_attn.pretrained.replace import HuggingFaceAttention
 
 # Frames of chunks that go through the blocks together.
@@ -38,6 +39,9 @@ def why_not(model: Any) -> str | None:
             return "its blocks are not attention and feed-forward"
         if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
             return "its linear maps are no plain ones"
+    for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
+        if differences := contract.differences(module):
+            return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
     return None
 
 

@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
+from w2v_attn.pretrained.contract import attention_contract, check
 from w2v_attn.pretrained.families import FAMILIES, supported
 from w2v_attn.pretrained.swapping import derived, stock_class
 from w2v_attn.pretrained.unpadding import pad_encoders, unpad_encoders
@@ -31,19 +33,22 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
 
     Raises:
-        ValueError: there is nothing to replace; the message names the supported families.
+        ValueError: there is nothing to replace; or this transformers builds blocks that are not the ones we know, see
+            `contract.py`; the model is then as it was.
     """
     cores.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
     if not blocks:
         raise ValueError(
-            f"found no attention block to replace in {type(model).__name__}. Supported are the Hugging Face models of "
-            f"these families, with or without a head: {supported()}"
+            f"found no attention block to replace in {type(model).__name__}, with transformers "
+            f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
+            f"head: {supported()}"
         )
-    for block in blocks:
-        _become_ours(block, backend)
+    check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
     if unpad:
         unpad_encoders(model)
+    for block in blocks:
+        _become_ours(block, backend)
     return model
 
 
