@@ -1,6 +1,7 @@
 """What several test modules stand on: tiny models of every family in both norm styles, and real speech."""
 
 import csv
+import gc
 import os
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", see
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage():
+    """What is imported stays. The collector need not walk it: Trainer and every measured peak ask for a collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # what is frozen at the interpreter's end counts as leaked
 
 
 @pytest.fixture(params=FAMILIES)
