@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: each process has a core of its own
+
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is wrong
