@@ -1,10 +1,15 @@
 """What several test modules stand on: tiny models of every family in both norm styles, and real speech."""
 
 import csv
+import gc
 import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: each process has a core of its own
+
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is wrong
@@ -89,6 +94,17 @@ def tiny_bert(positions: str | None = "relative_key", head: str = "Model", **cha
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage():
+    """What is imported stays. The collector need not walk it: Trainer and every measured peak ask for a collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # what is frozen at the interpreter's end counts as leaked
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,15 +1,26 @@
 """The benchmark measures what it says, checks that results agree, and writes what it found."""
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from w2v_attn import app
-from w2v_attn.benchmarks import attention, cli, encoder, measuring, models, recordings
+from w2v_attn.benchmarks import attention, cli, encoder, measuring, models, recordings, transformers_loop
 from w2v_attn.benchmarks.contenders import choice, contender, ours
+from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
 from w2v_attn.encoder.cost import operations
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_more_rounds_than_asked_for():
+    """Short calls get seconds of rounds against noise; how many there are changes nothing that is held here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LEAST_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +312,37 @@ def test_every_peer_says_its_name_once():
 # ----------------------------------------------------------------------------------------------------- what=cli
 
 
+@pytest.fixture
+def few_starts(monkeypatch):
+    """Features are extracted by processes the first time, and once it is known that these start, in this process."""
+    started = set()
+
+    def quick(timed):
+        def run(line):
+            _, option, module, *arguments = line
+            if option != "-m" or arguments == ["--help"]:
+                return timed(line)
+            if module not in started:
+                started.add(module)
+                return timed(line)
+            begun = time.perf_counter()
+            if module == cli.LOOP:
+                transformers_loop.main(*arguments)
+            else:
+                with pytest.raises(SystemExit) as done:
+                    app.main(arguments)
+                assert done.value.code == 0
+            return time.perf_counter() - begun
+
+        return run
+
+    monkeypatch.setattr(cli, "seconds_of", quick(cli.seconds_of))
+    monkeypatch.setattr(cli, "peak_bytes_of", quick(cli.peak_bytes_of))
+    return started
+
+
 @pytest.mark.slow
-def test_commands_are_timed_from_start_to_equal_files():
+def test_commands_are_timed_from_start_to_equal_files(few_starts):
     report = cli.run(
         size="tiny",
         durations=(0.5, 1.1, 0.8),
@@ -320,13 +360,18 @@ def test_commands_are_timed_from_start_to_equal_files():
     help_s = figures["start", "w2v-attn --help"]["median_s"]
     assert 0 < help_s < figures["start", 'python -c "import torch, transformers"']["median_s"]
     assert len(list(cli.tables(report))) == 3
+    assert few_starts == {"w2v_attn", cli.LOOP}
+
+
+def test_a_command_is_measured_as_the_process_that_it_is():
+    megabytes, slept = 200, 0.3
+    line = [sys.executable, "-c", f"import time; held = b'1' * ({megabytes} << 20); time.sleep({slept})"]
+    assert slept < seconds_of(line) < slept + 10
+    peak = peak_bytes_of(line)
+    assert peak is None or megabytes < peak / 2**20 < megabytes + 50
 
 
 def test_a_command_that_fails_is_told_with_what_it_said():
-    import sys
-
-    from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
-
     for timed in (seconds_of, peak_bytes_of):
         with pytest.raises(ValueError, match=r"ended with code 3: no such thing"):
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])

@@ -13,16 +13,18 @@ CLIPS = SPEECH / "clips.csv"
 pytestmark = pytest.mark.slow
 
 
-def finetune(output, processes, *more):
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    overrides = [
-        "data=local", f"data.train={CLIPS}", f"output={output}", "device=cpu", "training.updates=6",
-        "training.evaluate_every=3", "training.batch_seconds=5", "optimizer.rate=1e-4",
+def command(output, *more):
+    return [
+        "finetune", "data=local", f"data.train={CLIPS}", f"output={output}", "device=cpu", "training.updates=6",
+        "training.evaluate_every=3", "training.batch_seconds=5", "optimizer.rate=1e-4", *more,
     ]  # fmt: skip
+
+
+def by_two(arguments):
+    """What two processes say that do this together."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "w2v_attn"]
     done = subprocess.run(
-        [*start, "w2v_attn", "finetune", *overrides, *more],
+        [*start, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -30,7 +32,7 @@ def finetune(output, processes, *more):
         env={key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return done.stdout
 
 
 def losses(output):
@@ -38,11 +40,11 @@ def losses(output):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(call, tmp_path):
     names = "hidden_dropout attention_dropout feat_proj_dropout layerdrop mask_time_prob mask_feature_prob".split()
     off = [f"regularization.{name}=0" for name in names]
-    two = finetune(tmp_path / "two", 2, *off)
-    finetune(tmp_path / "one", 1, *off, "training.accumulate=2")
+    said = by_two(command(tmp_path / "two", *off))
+    assert call(*command(tmp_path / "one", *off, "training.accumulate=2"))[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, parameter in theirs.items():
@@ -58,9 +60,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     ]
     assert found[0] == found[1]
     assert len(set(found[0])) == len(found[0])
-    assert two.stdout.count("Before training") == two.stdout.count("Fine-tuned") == 1
+    assert said.count("Before training") == said.count("Fine-tuned") == 1
 
 
 def test_layerdrop_and_frozen_updates_leave_no_parameter_unused(tmp_path):
-    finetune(tmp_path / "out", 2, "regularization.layerdrop=0.5", "training.frozen_updates=2")
+    by_two(command(tmp_path / "out", "regularization.layerdrop=0.5", "training.frozen_updates=2"))
     assert (tmp_path / "out" / "results.json").is_file()

@@ -149,6 +149,13 @@ def test_restored_is_stock_and_pickles_come_back_unpadded(norm_style):
     assert list(model.state_dict()) == keys
 
 
+def test_a_model_without_memory_is_unpadded_too(norm_style):
+    with torch.device("meta"):
+        model = replace_attention(tiny_model(norm_style), unpad=True)
+    assert isinstance(model.encoder, UnpaddedEncoder)
+    assert model.encoder.layers[0].feed_forward.output_dense.weight.is_meta
+
+
 def test_a_family_that_squeezes_its_frames_stays_padded():
     model = replace_attention(tiny_model("sew"), unpad=True)
     assert not isinstance(model.encoder, UnpaddedEncoder)

@@ -27,7 +27,7 @@ from w2v_attn.attention import products
 
 def is_gelu(activation: Any) -> bool:
     """Whether a function of frames is the exact GELU, whatever its class."""
-    probe = torch.linspace(-6, 6, 101)
+    probe = torch.linspace(-6, 6, 101, device="cpu")  # also where models are built on the meta device
     return torch.allclose(activation(probe), F.gelu(probe), rtol=0, atol=1e-6)
 
 

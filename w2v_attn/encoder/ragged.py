@@ -21,6 +21,7 @@ from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
+from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
 
 # Frames of chunks that go through the blocks together.
 CHUNK_FRAMES = 2000
@@ -39,6 +40,9 @@ def why_not(model: Any) -> str | None:
             return "its blocks are not attention and feed-forward alone"
         if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
             return "its linear maps are no plain ones"
+    for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
+        if differences := contract.differences(module):
+            return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
     return None
 
 

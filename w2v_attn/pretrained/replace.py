@@ -7,11 +7,13 @@ it stay, and transformers, which records attentions by class, still recognises i
 
 from typing import TypeVar
 
+import transformers
 from torch import nn
 
 from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.pretrained.blocks import OUR_ATTRIBUTES, HuggingFaceAttention, ours_for
+from w2v_attn.pretrained.contract import attention_contract, check
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.swapping import stock_class
 from w2v_attn.pretrained.unpadding import pad_encoders, unpad_encoders
@@ -29,7 +31,8 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
 
     Raises:
-        ValueError: there is nothing to replace; the message names the supported families.
+        ValueError: there is nothing to replace; or this transformers builds blocks that are not the ones we know, see
+            `contract.py`; the model is then as it was.
     """
     cores.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
@@ -38,16 +41,18 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         if refused is not None:
             raise ValueError(f"{type(model).__name__} cannot be served: {refused}. Supported are {supported()}")
         raise ValueError(
-            f"found no attention block to replace in {type(model).__name__}. Supported are the Hugging Face models of "
-            f"these families, with or without a head: {supported()}"
+            f"found no attention block to replace in {type(model).__name__}, with transformers "
+            f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
+            f"head: {supported()}"
         )
+    check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
+    if unpad:
+        unpad_encoders(model)
     for block in blocks:
         stock = _stock_class(block)
         assert stock is not None
         block.__class__ = ours_for(stock)  # type: ignore[assignment]
         block.adopt(backend)  # type: ignore[operator]
-    if unpad:
-        unpad_encoders(model)
     return model
 
 

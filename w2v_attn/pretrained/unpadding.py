@@ -24,6 +24,7 @@ from w2v_attn.attention.layer import is_plain
 from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.pretrained.blocks import GatedAttention
+from w2v_attn.pretrained.contract import check, encoder_contracts
 from w2v_attn.pretrained.families import FAMILIES
 from w2v_attn.pretrained.swapping import become, derived, stock_class
 
@@ -92,9 +93,16 @@ class OurFeedForward:
 
 
 def unpad_encoders(model: nn.Module) -> None:
-    """Swaps every encoder of `model` that can be unpadded, and the feed-forwards of its blocks; others stay stock's."""
-    for encoder in list(model.modules()):
-        if _is_stock(encoder, UnpaddedEncoder, _ENCODERS) and why_not(encoder) is None:
+    """Swaps every encoder of `model` that can be unpadded, and the feed-forwards of its blocks; others stay stock's.
+
+    Raises:
+        ValueError: an encoder of this transformers is not the one we know; none is swapped then.
+    """
+    encoders = [module for module in model.modules() if _is_stock(module, UnpaddedEncoder, _ENCODERS)]
+    for encoder in encoders:
+        check(encoder_contracts(encoder), way_out="replace_attention(model, unpad=False)")
+    for encoder in encoders:
+        if why_not(encoder) is None:
             become(encoder, UnpaddedEncoder)
             for module in encoder.modules():
                 if _is_stock(module, OurFeedForward, _FEED_FORWARDS):

@@ -1,0 +1,192 @@
+"""What we rely on in transformers' classes, and in what the classes at hand differ from it.
+
+A module that we take the place of keeps its parameters and loses its computation. What a new version of transformers
+puts into that computation would be lost without a word, so it is looked for first: in the arguments that a forward
+takes, and in the parts and attributes that its module holds.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PretrainedConfig
+
+# The newest transformers that this was read and tested with.
+NEWEST_KNOWN = "5.24.0"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a class of transformers must be like for us to compute it.
+
+    forward: the arguments of its forward in order, `**kwargs` aside.
+    parts: names of the modules, parameters and buffers that it holds. optional: of those that it may hold.
+    attributes: further ones that we read, with their types.
+    square: of the parts, the linear maps that give as many channels as they take, all the same number.
+    """
+
+    forward: tuple[str, ...]
+    parts: frozenset[str]
+    optional: frozenset[str] = frozenset()
+    attributes: tuple[tuple[str, type | tuple[type, ...]], ...] = ()
+    square: tuple[str, ...] = ()
+
+    def differences(self, module: nn.Module) -> list[str]:
+        """In words, what of a module is not as it must be, whether it is computed by us now or not."""
+        return [*self._of_forward(module), *self._of_parts(module), *self._of_attributes(module)]
+
+    def _of_forward(self, module: nn.Module) -> Iterator[str]:
+        if (found := _arguments(_stock(module).forward)) != self.forward:
+            yield f"expected forward({', '.join(self.forward)}), found forward({', '.join(found)})"
+        if "forward" in vars(module):
+            yield "somebody put another forward in the place of its class's (accelerate does, with device_map)"
+
+    def _of_parts(self, module: nn.Module) -> Iterator[str]:
+        found = _parts(module)
+        if missing := self.parts - found:
+            yield f"expected the parts {_listed(missing)}, which are not there"
+        if unknown := found - self.parts - self.optional:
+            yield f"found the parts {_listed(unknown)}, which are not known"
+
+    def _of_attributes(self, module: nn.Module) -> Iterator[str]:
+        for name, types in self.attributes:
+            value = getattr(module, name, None)
+            if not isinstance(value, types):
+                yield f"expected {name} to be {_named(types)}, found {value!r}"
+        if getattr(module, "is_causal", False):
+            yield "found is_causal=True: its frames attend only what came before"
+        linears = [part for name in self.square if isinstance(part := getattr(module, name, None), nn.Linear)]
+        if len(sizes := {size for part in linears for size in (part.in_features, part.out_features)}) > 1:
+            yield f"expected {_listed(self.square)} of one size, found {sorted(sizes)} channels"
+
+
+_QKV = ("q_proj", "k_proj", "v_proj", "out_proj")
+_SIZES = (("embed_dim", int), ("num_heads", int), ("head_dim", int), ("scaling", float), ("dropout", (int, float)))
+_ATTENTION = Contract(
+    forward=("hidden_states", "key_value_states", "attention_mask", "output_attentions"),
+    parts=frozenset(_QKV),
+    attributes=(*_SIZES, ("config", PretrainedConfig)),
+    square=_QKV,
+)
+_WAVLM = Contract(
+    forward=("hidden_states", "attention_mask", "position_bias", "index"),
+    parts=frozenset((*_QKV, "gru_rel_pos_const", "gru_rel_pos_linear")),
+    optional=frozenset({"rel_attn_embed"}),
+    attributes=(*_SIZES, ("num_buckets", int), ("max_distance", int)),
+    square=_QKV,
+)
+_LINEARS = ("linear_q", "linear_k", "linear_v", "linear_out")
+_CONFORMER = Contract(
+    forward=("hidden_states", "attention_mask", "relative_position_embeddings"),
+    parts=frozenset((*_LINEARS, "dropout")),
+    optional=frozenset({"linear_pos", "pos_bias_u", "pos_bias_v", "distance_embedding"}),
+    attributes=(
+        ("num_heads", int),
+        ("head_size", int),
+        ("scaling", float),
+        ("position_embeddings_type", (str, type(None))),
+        ("config", PretrainedConfig),
+    ),
+    square=_LINEARS,
+)
+# The attention blocks that are not wav2vec 2.0's own.
+_OTHER_ATTENTION = {
+    "WavLMAttention": _WAVLM,
+    "Wav2Vec2ConformerSelfAttention": _CONFORMER,
+    "Wav2Vec2BertSelfAttention": _CONFORMER,
+}
+
+_BLOCK = Contract(
+    forward=("hidden_states", "attention_mask"),
+    parts=frozenset({"attention", "dropout", "layer_norm", "feed_forward", "final_layer_norm"}),
+    optional=frozenset({"adapter_layer"}),
+)
+
+
+_WAVLM_BLOCKS = {
+    "WavLMEncoderLayer": replace(_BLOCK, forward=_WAVLM.forward),
+    "WavLMEncoderLayerStableLayerNorm": replace(_BLOCK, forward=_WAVLM.forward[:-1]),  # without an index
+}
+_FEED_FORWARD = Contract(
+    forward=("hidden_states",),
+    parts=frozenset({"intermediate_dropout", "intermediate_dense", "output_dense", "output_dropout"}),
+    optional=frozenset({"intermediate_act_fn"}),  # a function when the config names one
+)
+_ENCODER = Contract(
+    forward=("hidden_states", "attention_mask"),
+    parts=frozenset({"pos_conv_embed", "layer_norm", "dropout", "layers"}),
+    optional=frozenset({"pool", "upsample"}),  # SEW's
+    attributes=(("config", PretrainedConfig),),
+)
+_CONVOLUTION = Contract(
+    forward=("hidden_states",), parts=frozenset({"conv"}), optional=frozenset({"layer_norm", "activation"})
+)
+_PROJECTION = Contract(
+    forward=("hidden_states",), parts=frozenset({"projection", "dropout"}), optional=frozenset({"layer_norm"})
+)
+
+
+def attention_contract(block: nn.Module) -> Contract:
+    """That of a family's attention block."""
+    return _OTHER_ATTENTION.get(_stock(block).__name__, _ATTENTION)
+
+
+def encoder_contracts(encoder: Any) -> Iterator[tuple[Contract, nn.Module]]:
+    """An encoder of blocks with attention and feed-forward, and all in it that is computed by us besides attention."""
+    yield _ENCODER, encoder
+    for block in encoder.layers:
+        yield _WAVLM_BLOCKS.get(_stock(block).__name__, _BLOCK), block
+        yield _FEED_FORWARD, block.feed_forward
+
+
+def frontend_contracts(model: Any) -> Iterator[tuple[Contract, nn.Module]]:
+    """The convolutions and the projection before an encoder; SEW's projection is a linear map or nothing."""
+    for layer in model.feature_extractor.conv_layers:
+        yield _CONVOLUTION, layer
+    projection = getattr(model, "feature_projection", None)
+    if projection is not None and not isinstance(projection, nn.Linear):
+        yield _PROJECTION, projection
+
+
+def check(contracts: Iterable[tuple[Contract, nn.Module]], *, way_out: str) -> None:
+    """Raises where a module is not what we know. way_out: how to go on without our computation.
+
+    Raises:
+        ValueError: naming the class, what was expected and what was found.
+    """
+    for contract, module in contracts:
+        if wrong := contract.differences(module):
+            raise ValueError(
+                f"the {_stock(module).__name__} of transformers {transformers.__version__} is not the one that "
+                f"w2v_attn knows, and what it computes in its place could be wrong: {'; '.join(wrong)}. Known are "
+                f'transformers 5.17 to {NEWEST_KNOWN}: pip install "transformers>=5.17,<={NEWEST_KNOWN}", or {way_out}'
+            )
+
+
+def _stock(module: nn.Module) -> type[nn.Module]:
+    """transformers' class of a module: ours are made of it, and keep its name."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("w2v_attn."))
+
+
+@lru_cache
+def _arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a forward that have names, without `self`."""
+    _, *arguments = inspect.signature(forward).parameters.values()
+    return tuple(argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD)
+
+
+def _parts(module: nn.Module) -> set[str]:
+    registered: tuple[dict[str, Any], ...] = (module._modules, module._parameters, module._buffers)
+    return {name for parts in registered for name, part in parts.items() if part is not None}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _named(types: type | tuple[type, ...]) -> str:
+    return " or ".join(one.__name__ for one in (types if isinstance(types, tuple) else (types,)))
