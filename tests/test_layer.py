@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 
 from w2v_attn import MultiHeadSelfAttention
-from w2v_attn.attention import explicit, mathematics
+from w2v_attn.attention import explicit, mathematics, scores
 from w2v_attn.attention.masks import AttentionMask
 
 B, T, H, C, K, V, M = 3, 7, 3, 5, 6, 12, 11
@@ -208,10 +208,51 @@ FAULTS = {
 def test_a_gradient_that_is_wrong_by_a_thousandth_is_caught(fault, monkeypatch):
     layer = make_layer("explicit")
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
-    function, tensors = checked_function(layer, {}, x, return_scores=True)
+    function, tensors = checked_function(layer, {}, x, return_scores=fault == "softmax_backward")
     monkeypatch.setattr(mathematics, fault, FAULTS[fault](getattr(mathematics, fault)))
     with pytest.raises(GradcheckError):
         gradcheck(function, tensors, fast_mode=True)
+
+
+def test_a_weighted_sum_that_is_wrong_by_a_thousandth_is_caught(monkeypatch):
+    layer = make_layer("explicit")
+    x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
+    function, tensors = checked_function(layer, {}, x, return_scores=True)
+    right = scores.WeightedSum.backward
+
+    def faulty(ctx, do):
+        dp, dv, _ = right(ctx, do)
+        return dp * 1.001, dv, None
+
+    monkeypatch.setattr(scores.WeightedSum, "backward", staticmethod(faulty))
+    with pytest.raises(GradcheckError):
+        gradcheck(function, tensors, fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+def test_gradcheck_through_scores_and_dropout():
+    q, k, v = (torch.randn(2, H, 7, size, dtype=torch.float64, requires_grad=True) for size in (5, 5, 3))
+
+    def attend(q, k, v):
+        torch.manual_seed(0)
+        return scores.attend(q, k, v, AttentionMask(), scale=0.4, dropout=0.3)
+
+    assert gradcheck(attend, (q, k, v), fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_stay_on_scores_that_retain_them(dropout):
+    """As stock's do: what comes out is made from them. With dropout they are those before it."""
+    layer = make_layer("explicit").train()
+    layer.dropout = dropout
+    x = torch.randn(2, T, C, dtype=torch.float64)
+    y, p = layer(x, return_scores=True)
+    p.retain_grad()
+    y.square().sum().backward()
+    assert p.grad is not None
+    assert p.grad.abs().max() > 0
+    assert p.sum(-1).allclose(torch.ones_like(p[..., 0]))
+    if dropout:
+        assert 0.2 < (p.grad == 0).double().mean() < 0.6
 
 
 @pytest.mark.parametrize("wrong", ["dq", "dk", "dv", "ds"])

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from w2v_attn import MultiHeadSelfAttention, replace_attention
-from w2v_attn.attention import cores, ragged
+from w2v_attn.attention import cores, ragged, scores
 from w2v_attn.attention.function import Options, attention_core
 from w2v_attn.attention.gate import Gate
 from w2v_attn.attention.masks import AttentionMask
@@ -59,8 +59,8 @@ def as_bias(positions, batch=B, frames=T):
     return torch.stack([torch.as_tensor(one) for one in found]).view(batch, H, frames, frames)
 
 
-def options(mask, *, backend="explicit", dropout=0.0, return_scores=False):
-    return Options(num_heads=H, scale=SCALE, dropout=dropout, backend=backend, mask=mask, return_scores=return_scores)
+def options(mask, *, backend="explicit", dropout=0.0):
+    return Options(num_heads=H, scale=SCALE, dropout=dropout, backend=backend, mask=mask)
 
 
 def tensors_of(positions):
@@ -79,7 +79,7 @@ def with_tensors(positions, tensors):
 def test_cores_add_what_the_equation_says(kind, reach, backend):
     q, k, v = (numbers(B, H, T, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach)
-    ours, _ = attention_core(q, k, v, options(AttentionMask(positions=positions), backend=backend))
+    ours = attention_core(q, k, v, options(AttentionMask(positions=positions), backend=backend))
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, as_bias(positions), scale=SCALE)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
@@ -97,7 +97,7 @@ def test_positions_and_masks_go_together(kind, masked, backend):
         "causal": (AttentionMask(causal=True), torch.full((T, T), -torch.inf).triu(1)),
         "bias": (AttentionMask(bias=bias), bias),
     }[masked]
-    ours, _ = attention_core(q, k, v, options(mask.with_positions(positions), backend=backend))
+    ours = attention_core(q, k, v, options(mask.with_positions(positions), backend=backend))
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, as_bias(positions) + added, scale=SCALE)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
@@ -115,9 +115,10 @@ def test_gradients_are_those_of_finite_differences(kind, reach, how):
     }.get(how, AttentionMask())
 
     def attend(q, k, v, *tensors):
-        asked = options(mask.with_positions(with_tensors(positions, tensors)), return_scores=how == "scores")
-        o, scores = attention_core(q, k, v, asked)
-        return o if scores is None else (o, scores)
+        asked = mask.with_positions(with_tensors(positions, tensors))
+        if how == "scores":
+            return scores.attend(q, k, v, asked, scale=SCALE, dropout=0.0)
+        return attention_core(q, k, v, options(asked))
 
     inputs = [x.requires_grad_() for x in (q, k, v, *tensors_of(positions))]
     assert gradcheck(attend, inputs, fast_mode=True, rtol=1e-5, atol=1e-7)
@@ -142,7 +143,7 @@ def test_dropout_drops_the_same_entries_forward_and_backward(kind):
     def attend(q, *tensors):
         torch.manual_seed(0)
         mask = AttentionMask(positions=with_tensors(positions, tensors))
-        return attention_core(q, k, v, options(mask, dropout=0.3))[0]
+        return attention_core(q, k, v, options(mask, dropout=0.3))
 
     assert gradcheck(attend, [x.requires_grad_() for x in (q, *tensors_of(positions))], fast_mode=True)
 
@@ -157,12 +158,12 @@ def test_recordings_side_by_side_are_each_what_they_are_alone(lengths, reach, ki
     N = sum(lengths)
     q, k, v = (numbers(1, H, N, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach, batch=1, frames=N)
-    together, _ = attention_core(q, k, v, options(AttentionMask(lengths=tuple(lengths), positions=positions)))
+    together = attention_core(q, k, v, options(AttentionMask(lengths=tuple(lengths), positions=positions)))
     end = 0
     for length in lengths:
         part = slice(end, end + length)
         end += length
-        alone, _ = attention_core(
+        alone = attention_core(
             *(x[:, :, part] for x in (q, k, v)), options(AttentionMask(positions=positions.frames(part)))
         )
         torch.testing.assert_close(together[:, :, part], alone, rtol=1e-12, atol=1e-12)
@@ -215,7 +216,7 @@ def test_the_triton_core_has_positions_and_their_gradients(kind, reach):
     def found(backend):
         inputs = [x.clone().requires_grad_() for x in (q, k, v, *tensors_of(positions))]
         mask = AttentionMask(lengths=(9, 15), positions=with_tensors(positions, inputs[3:]))
-        o, _ = attention_core(*inputs[:3], options(mask, backend=backend))
+        o = attention_core(*inputs[:3], options(mask, backend=backend))
         (o * numbers(*o.shape, seed=9, dtype=torch.float32)).sum().backward()
         return [o.detach(), *(x.grad for x in inputs)]
 
@@ -316,10 +317,10 @@ def test_scores_of_wavlm_are_each_heads_own():
     with torch.no_grad():
         our, their = (model(waves, output_attentions=True).attentions for model in (ours, theirs))
     assert len(our) == len(their) == 3
-    for scores, averaged in zip(our, their, strict=True):
-        torch.testing.assert_close(scores.sum(-1), torch.ones_like(scores[..., 0]))
-        torch.testing.assert_close(scores.mean(1), averaged[:, 0], rtol=1e-4, atol=1e-5)  # all that stock has
-        assert (scores[:, 0] - scores[:, 1]).abs().max() > 1e-4
+    for found, averaged in zip(our, their, strict=True):
+        torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
+        torch.testing.assert_close(found.mean(1), averaged[:, 0], rtol=1e-4, atol=1e-5)  # all that stock has
+        assert (found[:, 0] - found[:, 1]).abs().max() > 1e-4
 
 
 def test_wavlms_table_reaches_as_far_as_its_buckets():

@@ -308,3 +308,14 @@ def test_an_unknown_core_and_cross_attention_are_refused():
     block = replace_attention(model).encoder.layers[0].attention
     with pytest.raises(ValueError, match="self-attention"):
         block(torch.randn(1, 3, 24), key_value_states=torch.randn(1, 4, 24))
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-group", "wavlm-layer", "conformer-relative"])
+def test_gradients_stay_on_recorded_attentions_and_hidden_states_that_retain_them(family):
+    model = replace_attention(tiny_model(family, attention="eager"))
+    found = model(waves(), output_attentions=True, output_hidden_states=True)
+    recorded = [found.attentions[0], found.hidden_states[1]]
+    for tensor in recorded:
+        tensor.retain_grad()
+    found.last_hidden_state.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in recorded)

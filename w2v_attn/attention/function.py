@@ -31,11 +31,10 @@ class Options(NamedTuple):
     dropout: float
     backend: str
     mask: AttentionMask
-    return_scores: bool
 
     def without_added(self) -> "Options":
         """The same, its mask without what is added to the scores: an autograd function takes that by itself."""
-        return self._replace(mask=self.mask.of(Added()))
+        return self._replace(mask=self.mask.of_nothing())
 
 
 class _Recipe(NamedTuple):
@@ -54,7 +53,7 @@ class _Recipe(NamedTuple):
 
 
 class SelfAttention(torch.autograd.Function):
-    """x and the eight parameters -> y [B, T, M] and, where asked for, the scores P [B, H, T, T]."""
+    """x and the eight parameters -> y [B, T, M]."""
 
     @staticmethod
     def forward(
@@ -70,37 +69,33 @@ class SelfAttention(torch.autograd.Function):
         b_o: Tensor | None,
         options: Options,
         *added: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         mask = options.mask.of(added)
         parameters = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o)
-        y, scores, (q, k, v, o, lse), ctx.recipe = _block(
+        y, (q, k, v, o, lse), ctx.recipe = _block(
             x, parameters, mask, options, needs_added=any(ctx.needs_input_grad[10:])
         )
         # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back tile by tile,
         # R from the seed. The weights are the parameters themselves.
         ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added)
-        ctx.set_materialize_grads(False)
-        return y, scores
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added = ctx.saved_tensors
         options = ctx.recipe.options
         mask = options.mask.of(added)
         need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, _, *needs = ctx.needs_input_grad
-        dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = dw_o = db_o = do = None
+        dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = None
         dadded = Added()
         needs_heads = need_x or need_wq or need_bq or need_wk or need_bk or need_wv or need_bv or any(needs)
         with torch.autocast(x.device.type, enabled=False):
-            if dy is not None:  # (6)
-                dw_o = mathematics.project_backward_weight(dy, mathematics.merge_heads(o)) if need_wo else None
-                db_o = mathematics.project_backward_bias(dy) if need_bo else None
-                if needs_heads:
-                    do = mathematics.project_backward_input((dy, w_o))
-            if needs_heads and (do is not None or dscores is not None):  # (5) to (2)
-                do_heads = None if do is None else mathematics.split_heads(do, options.num_heads)
-                dq, dk, dv, dadded = _attend_backward(do_heads, dscores, q, k, v, o, lse, mask, ctx.recipe, needs=needs)
+            dw_o = mathematics.project_backward_weight(dy, mathematics.merge_heads(o)) if need_wo else None  # (6)
+            db_o = mathematics.project_backward_bias(dy) if need_bo else None
+            if needs_heads:
+                do = mathematics.split_heads(mathematics.project_backward_input((dy, w_o)), options.num_heads)
+                dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, mask, ctx.recipe, needs=needs)  # (5) to (2)
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
                 if need_x:
@@ -115,7 +110,7 @@ class SelfAttention(torch.autograd.Function):
 
 
 class AttentionCore(torch.autograd.Function):
-    """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E] and, where asked for, the scores P [B, H, T, T]."""
+    """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E]."""
 
     @staticmethod
     def forward(
@@ -125,53 +120,48 @@ class AttentionCore(torch.autograd.Function):
         v: Tensor,
         options: Options,
         *added: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         mask = options.mask.of(added)
-        o, lse, scores, ctx.recipe = _attend(q, k, v, mask, options, needs_added=any(ctx.needs_input_grad[4:]))
+        o, lse, ctx.recipe = _attend(q, k, v, mask, options, needs_added=any(ctx.needs_input_grad[4:]))
         ctx.save_for_backward(q, k, v, o, lse, *added)
-        ctx.set_materialize_grads(False)
-        return o, scores
+        return o
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, do: Tensor | None, dscores: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse, *added = ctx.saved_tensors
         mask = ctx.recipe.options.mask.of(added)
-        if do is None and dscores is None:
-            return (None,) * len(ctx.needs_input_grad)
         with torch.autocast(q.device.type, enabled=False):
-            dq, dk, dv, dadded = _attend_backward(
-                do, dscores, q, k, v, o, lse, mask, ctx.recipe, needs=ctx.needs_input_grad[4:]
-            )
+            dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, mask, ctx.recipe, needs=ctx.needs_input_grad[4:])
         return dq, dk, dv, None, *dadded
 
 
-def self_attention(x: Tensor, parameters: tuple[Tensor | None, ...], options: Options) -> tuple[Tensor, Tensor | None]:
-    """The whole block: y [B, T, M] and, where asked for, the scores; differentiable where gradients are on.
+def self_attention(x: Tensor, parameters: tuple[Tensor | None, ...], options: Options) -> Tensor:
+    """The whole block: y [B, T, M]; differentiable where gradients are on.
 
     parameters: w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o.
     """
     if torch.is_grad_enabled():
         return SelfAttention.apply(x, *parameters, options.without_added(), *options.mask.added)
-    return _block(x, parameters, options.mask, options, needs_added=False)[:2]
+    return _block(x, parameters, options.mask, options, needs_added=False)[0]
 
 
-def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-    """Steps (2) to (5): o [B, H, T, E] and, where asked for, the scores; differentiable."""
+def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
+    """Steps (2) to (5): o [B, H, T, E]; differentiable."""
     return AttentionCore.apply(q, k, v, options.without_added(), *options.mask.added)
 
 
 def _block(
     x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_added: bool
-) -> tuple[Tensor, Tensor | None, tuple[Any, ...], _Recipe]:
-    """Steps (1) to (6) -> y, scores, (q, k, v, o, log-sum-exp), and how the heads were attended."""
+) -> tuple[Tensor, tuple[Any, ...], _Recipe]:
+    """Steps (1) to (6) -> y, (q, k, v, o, log-sum-exp), and how the heads were attended."""
     w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = parameters
     q = _heads(mathematics.project(x, w_q, b_q), options.num_heads)  # (1)
     k = _heads(mathematics.project(x, w_k, b_k), options.num_heads)
     v = _heads(mathematics.project(x, w_v, b_v), options.num_heads)
-    o, lse, scores, recipe = _attend(q, k, v, mask, options, needs_added=needs_added)  # (2) to (5)
+    o, lse, recipe = _attend(q, k, v, mask, options, needs_added=needs_added)  # (2) to (5)
     y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
-    return y, scores, (q, k, v, o, lse), recipe
+    return y, (q, k, v, o, lse), recipe
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -186,8 +176,8 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_added: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, _Recipe]:
-    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, scores, and the recipe of it."""
+) -> tuple[Tensor, Tensor | None, _Recipe]:
+    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, and the recipe of it."""
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask
@@ -198,19 +188,17 @@ def _attend(
 
     if mask.lengths is None:
         o, lse, part = attend(q, k, v, mask)
-        scores = _scores(q, k, mask, options.scale) if options.return_scores else None
-        return o, lse, scores, _Recipe((part,), options)
-    assert not options.return_scores
+        return o, lse, _Recipe((part,), options)
     together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
     if together is not None:
         o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
-        return o, lse, None, _Recipe(((together, memory),), options)
+        return o, lse, _Recipe(((together, memory),), options)
     attended = (attend(q[:, :, n], k[:, :, n], v[:, :, n], mask.frames(n)) for n in _frames_of(mask.lengths))
     outputs, sums, parts = zip(*attended, strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
     # Cores that need no log-sum-exp may stand beside others that do.
     lse = None if all(one is None for one in sums) else _side_by_side(sums, outputs)
-    return o, lse, None, _Recipe(parts, options)
+    return o, lse, _Recipe(parts, options)
 
 
 def _frames_of(lengths: tuple[int, ...]) -> list[slice]:
@@ -226,8 +214,7 @@ def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> T
 
 
 def _attend_backward(
-    do: Tensor | None,
-    dscores: Tensor | None,
+    do: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -238,9 +225,8 @@ def _attend_backward(
     *,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:
-    """Undoes steps (5) to (2), from the gradient of what the heads return and from that of the scores."""
+    """Undoes steps (5) to (2), from the gradient of what the heads return."""
     options, frames = recipe.options, recipe.frames
-    do = torch.zeros_like(o) if do is None else do
     found = []
     for part, (core, memory) in zip(frames, recipe.parts, strict=True):
         tensors = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
@@ -256,31 +242,5 @@ def _attend_backward(
             for i in range(3)
         )
         dadded = Added.side_by_side([d[3] for d in found])
-    if dscores is not None:
-        extra_dq, extra_dk, ds = _scores_backward(dscores, q, k, mask, options.scale)
-        dq, dk = dq + extra_dq, dk + extra_dk
-        extra = mask.added_backward(ds, needs)
-        dadded = Added(*(d if more is None else d + more for d, more in zip(dadded, extra, strict=True)))
     pairs = zip(dadded, mask.added, strict=True)
     return dq, dk, dv, Added(*(None if d is None else d.to(x.dtype) for d, x in pairs))
-
-
-def _scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-    """P of every recording, [B, H, T, T]: quadratic, as asked for, and true per head whatever core ran."""
-    B, H, T, _ = q.shape
-    wide = mathematics.softmax_dtype(q)
-    p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
-    for b in range(B):
-        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p.device)
-        add = mask.adder(b, slice(0, H), slice(0, T), T)
-        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add).softmax(-1)
-    empty = mask.rows_without_keys(T)
-    return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
-
-
-def _scores_backward(
-    dscores: Tensor, q: Tensor, k: Tensor, mask: AttentionMask, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dS [B, H, T, T] from the gradient of the scores."""
-    ds = mathematics.softmax_backward(_scores(q, k, mask, scale), dscores)
-    return ds @ k * scale, ds.mT @ q * scale, ds

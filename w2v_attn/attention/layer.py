@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention import cores, mathematics
+from w2v_attn.attention import cores, mathematics, scores
 from w2v_attn.attention.function import Options, attention_core, self_attention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.position import RelativePositions
@@ -137,19 +137,16 @@ class MultiHeadSelfAttention(nn.Module):
         if positions is not None:
             positions.check(x.shape[0], self.num_heads, x.shape[1], self.key_size // self.num_heads)
             mask = mask.with_positions(positions)
-        y, scores = self.attend(x, mask, return_scores=return_scores)
-        if not return_scores:
-            return y
-        assert scores is not None
-        return y, scores
+        y, p = self.attend(x, mask, return_scores=return_scores)
+        return y if p is None else (y, p)
 
     def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
         if torch.compiler.is_compiling():
             return _outside_graphs(self.attend, x, mask, return_scores=return_scores)
         projections = self._projections()
-        if x.numel() > 0 and all(is_plain(projection) for projection in projections):
-            return _whole_block(x, projections, self._options(mask, return_scores=return_scores))
+        if x.numel() > 0 and not return_scores and all(is_plain(projection) for projection in projections):
+            return _whole_block(x, projections, self._options(mask)), None
         q, k, v = (projection(x) for projection in projections[:3])
         return self.attend_projected(q, k, v, mask, return_scores=return_scores)
 
@@ -162,21 +159,24 @@ class MultiHeadSelfAttention(nn.Module):
         out_proj = self._projections()[3]
         if v.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
             y = out_proj(v) + q.sum() + k.sum()  # + 0, so that every parameter still gets a gradient
-            scores = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_scores else None
-            return y, scores
+            p = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_scores else None
+            return y, p
         q, k, v = (mathematics.split_heads(x, self.num_heads) for x in (q, k, v))
+        options, p = self._options(mask), None
         with torch.autocast(q.device.type, enabled=False):
-            o, scores = attention_core(q, k, v, self._options(mask, return_scores=return_scores))
-        return out_proj(mathematics.merge_heads(o)), scores
+            if return_scores:
+                o, p = scores.attend(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+            else:
+                o = attention_core(q, k, v, options)
+        return out_proj(mathematics.merge_heads(o)), p
 
-    def _options(self, mask: AttentionMask, *, return_scores: bool) -> Options:
+    def _options(self, mask: AttentionMask) -> Options:
         return Options(
             num_heads=self.num_heads,
             scale=self.scale,
             dropout=self._dropout_rate if self.training else 0.0,
             backend=self.backend,
             mask=mask,
-            return_scores=return_scores,
         )
 
     def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
@@ -202,7 +202,7 @@ class MultiHeadSelfAttention(nn.Module):
         )
 
 
-def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options) -> tuple[Tensor, Tensor | None]:
+def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options) -> Tensor:
     """The block at once; under autocast in the dtype that linear maps take there."""
     q_proj, k_proj, v_proj, out_proj = projections
     parameters = (q_proj.weight, q_proj.bias, k_proj.weight, k_proj.bias)

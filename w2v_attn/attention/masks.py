@@ -118,6 +118,10 @@ class AttentionMask:
             positions = replace(positions, **dict(zip(Added._fields[1:], tensors, strict=True)))
         return replace(self, bias=bias, positions=positions)
 
+    def of_nothing(self) -> "AttentionMask":
+        """The same without what is added to the scores: autograd functions take those tensors by themselves."""
+        return self.of(Added())
+
     def frames(self, part: slice) -> "AttentionMask":
         """The mask of one of the recordings that lie side by side, which has these frames."""
         assert not self.forbids

@@ -1,0 +1,82 @@
+"""The probabilities P as something a caller asked for: [B, H, T, T], each head's own, quadratic as they are.
+
+Whoever asks for them may differentiate by them too, so the output is made from the very P that is handed out: gradients
+flow through it, and stay on it where they are retained. Steps (2) and (3) give P, (4) and (5) the output; the equations
+are those of `mathematics.py`, over whole rows of all recordings.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention import mathematics
+from w2v_attn.attention.masks import AttentionMask
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float) -> tuple[Tensor, ...]:
+    """o [B, H, T, E] and P before dropout, [B, H, T, T], in the dtype of q; differentiable.
+
+    q, k: [B, H, T, D]. v: [B, H, T, E].
+    """
+    assert mask.lengths is None
+    p = Scores.apply(q, k, scale, mask.of_nothing(), *mask.added)
+    return WeightedSum.apply(p, v, dropout), p
+
+
+class Scores(torch.autograd.Function):
+    """Steps (2) and (3): q, k -> P. mask: without what is added to the scores, which follows as tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, scale: float, mask: AttentionMask, *added: Tensor | None) -> Tensor:
+        p = _probabilities(q, k, scale, mask.of(added))
+        ctx.save_for_backward(q, k, p, *added)
+        ctx.scale, ctx.mask = scale, mask
+        return p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dp: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, p, *added = ctx.saved_tensors
+        wide = mathematics.softmax_dtype(q)
+        ds = mathematics.softmax_backward(p.to(wide), dp.to(wide))  # (3)
+        dq, dk = ds @ k.to(wide) * ctx.scale, ds.mT @ q.to(wide) * ctx.scale  # (2)
+        gradients = ctx.mask.of(added).added_backward(ds, ctx.needs_input_grad[4:])
+        dadded = (None if d is None else d.to(x.dtype) for d, x in zip(gradients, added, strict=True))
+        return dq.to(q.dtype), dk.to(k.dtype), None, None, *dadded
+
+
+class WeightedSum(torch.autograd.Function):
+    """Steps (4) and (5): P, v -> o, in the dtype of v. dropout: the rate in force."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, v: Tensor, dropout: float) -> Tensor:
+        keep = torch.rand_like(p, dtype=torch.float32) >= dropout if dropout > 0 else None
+        ctx.save_for_backward(p, v, keep)
+        ctx.keep_rate = 1.0 - dropout
+        return _kept(p, keep, ctx.keep_rate).to(v.dtype) @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, v, keep = ctx.saved_tensors
+        dv = _kept(p, keep, ctx.keep_rate).to(do.dtype).mT @ do  # (5)
+        return _kept((do @ v.mT).to(p.dtype), keep, ctx.keep_rate), dv, None  # (4)
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float, mask: AttentionMask) -> Tensor:
+    B, H, T, _ = q.shape
+    wide = mathematics.softmax_dtype(q)
+    p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
+    for b in range(B):
+        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p.device)
+        add = mask.adder(b, slice(0, H), slice(0, T), T)
+        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add).softmax(-1)
+    empty = mask.rows_without_keys(T)
+    return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
+
+
+def _kept(x: Tensor, keep: Tensor | None, keep_rate: float) -> Tensor:
+    """R ∘ x / (1 − p), of step (4) and of its undoing."""
+    return x if keep is None else x * keep / keep_rate
