@@ -319,3 +319,11 @@ def test_gradients_stay_on_recorded_attentions_and_hidden_states_that_retain_the
         tensor.retain_grad()
     found.last_hidden_state.square().sum().backward()
     assert all(tensor.grad is not None and tensor.grad.abs().max() > 0 for tensor in recorded)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-layer", "wavlm-group", "wavlm-layer", "conformer-rotary"])
+def test_a_config_that_asks_for_attentions_gets_them(family):
+    model = replace_attention(tiny_model(family, attention="eager"))
+    model.config.output_attentions = True
+    with torch.no_grad():
+        assert len(model(waves()).attentions) == 3

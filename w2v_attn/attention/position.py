@@ -145,10 +145,12 @@ class RelativePositions:
         if self.table is not None:
             if dgate is not None:
                 table_HN = self._table(columns, heads, ds_HIK.dtype)
-                dgate[recording, heads, rows] += torch.matmul(da_HIN, table_HN[:, :, None])[..., 0]
+                # Sums of torch add up in pieces, products one after the other: over signs that cancel that is as good
+                # as two digits.
+                dgate[recording, heads, rows] += (da_HIN * table_HN[:, None]).sum(-1)
             if dtable is not None:
                 gate_HI = self._gate(recording, heads, rows, ds_HIK.dtype)
-                dt_HN = torch.matmul(gate_HI[:, None], da_HIN)[:, 0]
+                dt_HN = (da_HIN * gate_HI[:, :, None]).sum(1)
                 _fold(dtable[heads, columns.range], dt_HN, columns)
             return
         queries_HID, vectors_HRD = self._factors(columns, recording, heads, rows, ds_HIK.dtype)

@@ -24,6 +24,7 @@ OUR_ATTRIBUTES = ("input_size", "key_size", "value_size", "output_size", "scale"
 class HuggingFaceAttention(MultiHeadSelfAttention):
     """The attention of wav2vec 2.0 and of the families that share it, with Hugging Face's arguments and results."""
 
+    config: Any
     scaling: float
 
     def forward(  # type: ignore[override]
@@ -52,11 +53,16 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
             hidden_states, mask_from_transformers(attention_mask), return_scores=self._wants_scores(output_attentions)
         )
 
-    def adopt(self, backend: str) -> None:
-        """Gives a block that was Hugging Face's what our layer has besides."""
+    def adopt(self, backend: str, config: Any) -> None:
+        """Gives a block that was Hugging Face's what our layer has besides. config: of the model that it is in."""
         width = self.num_heads * self._head_size
         for name, value in zip(OUR_ATTRIBUTES, (width, width, width, width, self.scaling, backend), strict=True):
             setattr(self, name, value)
+
+    def leave(self) -> None:
+        """Takes it away again."""
+        for name in OUR_ATTRIBUTES:
+            delattr(self, name)
 
     @property
     def _head_size(self) -> int:
@@ -64,7 +70,7 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
 
     def _wants_scores(self, output_attentions: bool | None) -> bool:
         if output_attentions is None:
-            return bool(getattr(getattr(self, "config", None), "output_attentions", False))
+            return bool(getattr(self.config, "output_attentions", False))
         return output_attentions
 
 
@@ -80,6 +86,16 @@ class GatedAttention(HuggingFaceAttention):
     gru_rel_pos_linear: nn.Linear
     gru_rel_pos_const: Tensor
     rel_attn_embed: nn.Embedding
+
+    def adopt(self, backend: str, config: Any) -> None:
+        """See `HuggingFaceAttention`."""
+        super().adopt(backend, config)
+        self.config = config  # stock's gives its weights whether they are asked for or not, and needs none
+
+    def leave(self) -> None:
+        """See `HuggingFaceAttention`."""
+        super().leave()
+        del self.config
 
     def forward(  # type: ignore[override]
         self,

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import transformers
 from torch import nn
+from transformers import PretrainedConfig
 
 from w2v_attn.attention import cores
 from w2v_attn.attention.layer import MultiHeadSelfAttention
-from w2v_attn.pretrained.blocks import OUR_ATTRIBUTES, HuggingFaceAttention, ours_for
+from w2v_attn.pretrained.blocks import HuggingFaceAttention, ours_for
 from w2v_attn.pretrained.contract import attention_contract, check
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.swapping import stock_class
@@ -48,11 +49,12 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
     check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
     if unpad:
         unpad_encoders(model)
+    configs = _configs(model)
     for block in blocks:
         stock = _stock_class(block)
         assert stock is not None
         block.__class__ = ours_for(stock)  # type: ignore[assignment]
-        block.adopt(backend)  # type: ignore[operator]
+        block.adopt(backend, configs.get(block))  # type: ignore[operator]
     return model
 
 
@@ -62,9 +64,8 @@ def restore_attention(model: Model) -> Model:
         if isinstance(module, HuggingFaceAttention):
             stock = _stock_class(module)
             assert stock is not None
+            module.leave()
             module.__class__ = stock  # type: ignore[assignment]
-            for name in OUR_ATTRIBUTES:
-                delattr(module, name)
     pad_encoders(model)
     return model
 
@@ -73,6 +74,16 @@ def core_in_use(model: nn.Module) -> str:
     """The name of the core that a model with our attention takes now, for hidden states without a mask."""
     block = next(module for module in model.modules() if isinstance(module, MultiHeadSelfAttention))
     return block.core_for(next(block.parameters()).new_empty(1, 1, block.input_size))
+
+
+def _configs(model: nn.Module) -> dict[nn.Module, PretrainedConfig]:
+    """The config of the model that each module is in: the innermost one's."""
+    found = {}
+    for parent in model.modules():  # parents come before their parts
+        config = getattr(parent, "config", None)
+        if isinstance(config, PretrainedConfig):
+            found |= dict.fromkeys(parent.modules(), config)
+    return found
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:
