@@ -18,7 +18,7 @@ from w2v_attn import features, feeding, load_encoder, runs
 from w2v_attn.audio.reading import AudioError, Recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.feeding import Budget, ReadAhead, batches
+from w2v_attn.feeding import ReadAhead, batches
 
 HOP = 320
 
@@ -95,7 +95,7 @@ LENGTHS = st.lists(st.integers(0, 25), max_size=60)
 @given(LENGTHS, st.integers(1, 40))
 def test_batches_have_every_item_once_within_the_budget_or_one_alone(lengths, budget):
     pieces = [Piece(number, frames) for number, frames in enumerate(lengths)]
-    made = list(batches(pieces, Budget(budget)))
+    made = list(batches(pieces, budget))
     assert sorted(piece.number for batch in made for piece in batch) == list(range(len(pieces)))
     for batch in made:
         assert len(batch) == 1 or sum(piece.frames for piece in batch) <= budget
@@ -108,7 +108,7 @@ def test_nothing_waits_longer_than_a_window(lengths, budget):
     """So the share that is done grows as the corpus does, and time left is right."""
     pieces = [Piece(number, frames) for number, frames in enumerate(lengths)]
     behind = 0
-    for batch in batches(pieces, Budget(budget)):
+    for batch in batches(pieces, budget):
         for piece in batch:
             before = sum(other.frames for other in pieces[: piece.number])
             assert abs(behind - before) <= (feeding.WINDOW + 1) * budget + 2 * max(lengths)
@@ -117,16 +117,19 @@ def test_nothing_waits_longer_than_a_window(lengths, budget):
 
 def test_one_by_one_keeps_the_order_of_the_rows():
     pieces = [Piece(number, number % 3) for number in range(50)]
-    assert list(batches(pieces, Budget(runs.ONE_BY_ONE))) == [[piece] for piece in pieces]
+    assert list(batches(pieces, runs.ONE_BY_ONE)) == [[piece] for piece in pieces]
 
 
-def test_a_budget_that_falls_holds_for_the_rest_of_the_window():
-    budget = Budget(8)
-    made = batches((Piece(n, 1) for n in range(1000)), budget)
-    assert len(next(made)) == 8
-    assert len(next(made)) == 8
-    budget.frames = 2
-    assert {len(batch) for batch in made} == {2}
+def test_a_recording_that_cannot_be_read_changes_no_batch_beyond_its_block(monkeypatch):
+    monkeypatch.setattr(feeding, "BLOCK", 20)
+    pieces = [Piece(number, 1 + number % 7) for number in range(100)]
+    whole = list(batches(pieces, 9))
+    for unread in (0, 5, 19, 33):
+        broken = list(batches([*pieces[:unread], Piece(unread, 0), *pieces[unread + 1 :]], 9))
+        block = unread // 20
+        other = [batch for batch in broken if batch not in whole]
+        assert other  # it does change those of its block
+        assert {piece.number // 20 for batch in other for piece in batch} == {block}
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -67,7 +67,8 @@ def extract(config: Any) -> int:
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
     encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
-    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration)
+    about = {"command": _command(), "config": _plain(config)}
+    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration, about=about)
     outcomes, seconds, code = _watch(corpus, run)
 
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -170,7 +171,7 @@ def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, in
                 outcomes.append(outcome)
                 progress.advance(sizes[outcome.row.id], failed=outcome.reason is not None)
     except RunError as error:
-        print(f"stopped: {error}. The same command goes on when that is mended", file=sys.stderr)
+        print(f"stopped: {error}. When that is mended, this goes on:\n  {_command()}", file=sys.stderr)
         code = SOME_FAILED
     except KeyboardInterrupt:  # the second signal did not wait for the batch at hand
         pass
@@ -188,7 +189,8 @@ def _conclude(
     from w2v_attn.runs import LEDGER
 
     failed = [outcome for outcome in outcomes if outcome.reason is not None]
-    seconds = sum(outcome.seconds for outcome in outcomes)
+    kept = sum(outcome.kept for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes if not outcome.kept)
     flags = Counter(flag.split(" (")[0] for outcome in outcomes for flag in outcome.flags)
     missing = len(corpus.rows) - len(outcomes)
     summary = [
@@ -198,6 +200,8 @@ def _conclude(
         *rows,
         ("output", str(output)),
     ]
+    if kept:
+        summary.insert(1, ("already there", str(kept)))
     if missing:
         summary.append(("not reached", str(missing)))
     if corpus.skipped:
@@ -210,7 +214,7 @@ def _conclude(
         more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
         screen.print(console.table(f"Could not be used{more}", reasons, header=("recording", "reason")))
     if code in (INTERRUPTED, TERMINATED):
-        print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
+        print(f"interrupted: what is written is whole. To go on:\n  {_command()}", file=sys.stderr)
     return code or (SOME_FAILED if failed else DONE)
 
 
@@ -608,6 +612,20 @@ def _recipe(config: Any) -> Any:
         optimizer=typed(options.OptimizerOptions, "optimizer"),
         training=typed(options.TrainingOptions, "training"),
     )
+
+
+def _command() -> str:
+    """The command as it was given, to be given again."""
+    import shlex
+
+    return shlex.join([*sys.argv[0].split(" "), *sys.argv[1:]])
+
+
+def _plain(config: Any) -> Any:
+    """A configuration as plain values."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def _beam(config: Any) -> Any:

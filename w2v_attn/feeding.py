@@ -7,14 +7,16 @@ alone, never on which thread was quicker.
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Generic, Protocol, TypeVar
 
 # Budgets that a full window holds: enough that like lengths meet, few enough that the order stays nearly that of the
 # corpus, so that time left and results written grow as the corpus does.
 WINDOW = 4
-# Recordings that wait at most, for the model or in a window, however short they are.
+# Recordings that a window has at most, however short they are: one ends after every so many of the list. So what a
+# recording does to batches, one that could not be read this time, one that was changed, ends there too.
+BLOCK = 1024
+# Recordings that wait at most for the model, however short they are.
 MOST_WAITING = 4096
 # Frames that may wait for the model though the budget is small: ten minutes at 50 Hz, 38 MB of samples.
 LEAST_AHEAD = 30_000
@@ -34,13 +36,6 @@ class Sized(Protocol):
 
 Task = TypeVar("Task")
 Item = TypeVar("Item", bound=Sized)
-
-
-@dataclass
-class Budget:
-    """Frames that a batch may have, over all its recordings. One recording alone may have more."""
-
-    frames: int
 
 
 def reader_threads(device: str) -> int:
@@ -140,36 +135,39 @@ class ReadAhead(Generic[Task, Item]):
         return self._begun - self._taken < self._most_items and self._frames < self._most_frames
 
 
-def batches(items: Iterable[Item], budget: Budget) -> Iterator[list[Item]]:
-    """All items, in batches of like length: at most the budget's frames together, or one item that has more alone.
+def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:
+    """All items, in batches of like length: at most `budget` frames together, or one item that has more alone.
 
     Items are gathered in a window, sorted by length in it, and cut: the longest first, for what does not fit into
     memory shows there. The first windows are small, so that a model has something to do at once. An item without frames
-    is a batch of its own, at once. Where the budget falls between two batches, the next one has less already.
+    is a batch of its own, at once.
     """
     window: list[Item] = []
     frames, size = 0, 1
-    for item in items:
+    for number, item in enumerate(items):
+        if number % BLOCK == 0 and number > 0:
+            yield from _cut(window, budget)
+            window, frames, size = [], 0, WINDOW
         if item.frames == 0:
             yield [item]
             continue
         window.append(item)
         frames += item.frames
-        if frames >= size * budget.frames or len(window) == MOST_WAITING:
+        if frames >= size * budget:
             yield from _cut(window, budget)
             window, frames, size = [], 0, min(2 * size, WINDOW)
     yield from _cut(window, budget)
 
 
-def _cut(window: list[Item], budget: Budget) -> Iterator[list[Item]]:
+def _cut(window: list[Item], budget: int) -> Iterator[list[Item]]:
     # The next one last: there it is quickly taken, and whoever has the batch is the only one who holds it.
     window.sort(key=lambda item: item.frames)
     left = sum(item.frames for item in window)
     while window:
-        share = left / ceil(left / max(1, budget.frames))  # even batches: none that is a small rest
+        share = left / ceil(left / max(1, budget))  # even batches: none that is a small rest
         batch = [window.pop()]
         frames = batch[0].frames
-        while window and frames + window[-1].frames <= budget.frames and frames < share:
+        while window and frames + window[-1].frames <= budget and frames < share:
             frames += window[-1].frames
             batch.append(window.pop())
         left -= frames
