@@ -1,0 +1,134 @@
+"""Kills an extraction at random moments until it has been killed often enough, and compares what comes out of it.
+
+  python tests/killing.py --recordings 10000 --kills 200      the soak: about a quarter of an hour on a core
+
+The commands are forked from this process, which has imported what they need: so a kill costs no start of Python's.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from w2v_attn import app, features  # noqa: F401 - all that a command needs, imported before it is forked
+from w2v_attn.corpus import listing  # noqa: F401
+from w2v_attn.encoder import encoder  # noqa: F401
+
+
+def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
+    """Noise of a tenth of a second to one second; every 50th file is none that can be used."""
+    random_numbers = np.random.default_rng(seed)
+    for number in range(count):
+        path = folder / f"{number % 7}" / f"{number:05d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % 50 == 49:
+            path.write_text("no audio")
+        else:
+            noise = random_numbers.standard_normal(random_numbers.integers(1600, 16_000)) / 10
+            soundfile.write(path, noise.astype(np.float32), 16_000)
+
+
+def content(output: Path) -> dict[str, str]:
+    """Hash of every file of an output folder by its name; of run.json only what does not speak of time."""
+    found = {
+        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in output.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+    record = json.loads((output / "run.json").read_text())
+    return {**found, "run.json": json.dumps([record["status"], record["fingerprint"], record["batch_frames"]])}
+
+
+def start(audio: Path, output: Path, log: Path) -> int:
+    """The command in a process of its own -> its id."""
+    if (child := os.fork()) > 0:
+        return child
+    code = 99
+    try:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        app.main(["extract", f"audio={audio}", f"output={output}", "device=cpu"])
+    except SystemExit as done:
+        code = int(str(done.code))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def to_the_end(audio: Path, output: Path, log: Path) -> int:
+    """Its exit code."""
+    _, status = os.waitpid(start(audio, output, log), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, object]:
+    """What happened: whether both folders have the same files, and how far the run was at each kill."""
+    audio, once, killed, log = work / "audio", work / "once", work / "killed", work / "log"
+    make_recordings(audio, recordings)
+    began = time.monotonic()
+    code = to_the_end(audio, once, log)
+    needed = time.monotonic() - began
+    moments, progress = random.Random(seed), []
+    setup = 0.0  # seconds from the fork to the claim of the folder, as seen last
+    for _ in range(kills):
+        claims = _sessions(killed)
+        began = time.monotonic()
+        child = start(audio, killed, log)
+        # Now and then before it has claimed the folder, else somewhere in its work.
+        if moments.random() < 0.15:
+            time.sleep(moments.uniform(0, setup))
+        else:
+            while _sessions(killed) == claims and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+            setup = time.monotonic() - began
+            time.sleep(moments.uniform(0, 2 * max(0.1, needed - setup) / kills))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
+        progress.append(sum(1 for _ in killed.rglob("*.safetensors")))
+    torn = sum(1 for _ in killed.rglob(".tmp-*"))
+    last = to_the_end(audio, killed, log)
+    expected, found = content(once), content(killed)
+    return {
+        "seconds": round(needed, 1),
+        "codes": [code, last],
+        "same": expected == found,
+        "differ": sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))[:20],
+        "files": len(expected),
+        "progress": progress,
+        "left_by_the_last_kill": torn,
+        "sessions": _sessions(killed),
+    }
+
+
+def _sessions(output: Path) -> int:
+    try:
+        return json.loads((output / "run.json").read_text())["sessions"]
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recordings", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = soak(Path(temporary), recordings=options.recordings, kills=options.kills, seed=options.seed)
+        if found["codes"] != [1, 1]:
+            found["log"] = (Path(temporary) / "log").read_text()[-2000:]
+    print(json.dumps(found))
+    sys.exit(not found["same"])
