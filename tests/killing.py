@@ -6,7 +6,6 @@ The commands are forked from this process, which has imported what they need: so
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,26 +79,26 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, obj
     began = time.monotonic()
     code = to_the_end(audio, once, log)
     needed = time.monotonic() - began
-    moments, progress = random.Random(seed), []
+    moments, progress, cleaned = random.Random(seed), [], 0
     setup = 0.0  # seconds from the fork to the claim of the folder, as seen last
     for _ in range(kills):
-        claims = _sessions(killed)
-        began = time.monotonic()
+        before = _sessions(killed), _changes(killed)
         child = start(audio, killed, log)
-        # Now and then before it has claimed the folder, else somewhere in its work.
-        if moments.random() < 0.15:
+        # A fifth of them before the folder is claimed, a fifth before anything new is written, the others after that.
+        moment = moments.random()
+        began = time.monotonic()
+        if moment < 0.2:
             time.sleep(moments.uniform(0, setup))
         else:
-            while _sessions(killed) == claims and os.waitpid(child, os.WNOHANG) == (0, 0):
-                time.sleep(0.002)
+            _wait(child, lambda before=before: _sessions(killed) != before[0])
             setup = time.monotonic() - began
-            time.sleep(moments.uniform(0, 2 * max(0.1, needed - setup) / kills))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
+            if moment > 0.4:
+                _wait(child, lambda before=before: _changes(killed) != before[1])
+            time.sleep(moments.uniform(0, 2 * needed / kills))
+        os.kill(child, signal.SIGKILL)  # it is there, for nobody has waited for its end
+        os.waitpid(child, 0)
         progress.append(sum(1 for _ in killed.rglob("*.safetensors")))
-    torn = sum(1 for _ in killed.rglob(".tmp-*"))
+        cleaned += sum(1 for _ in killed.rglob(".tmp-*"))
     last = to_the_end(audio, killed, log)
     expected, found = content(once), content(killed)
     return {
@@ -108,9 +108,20 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, obj
         "differ": sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))[:20],
         "files": len(expected),
         "progress": progress,
-        "left_by_the_last_kill": torn,
+        "temporary_files_after_kills": cleaned,
         "sessions": _sessions(killed),
     }
+
+
+def _wait(child: int, come: Callable[[], bool]) -> None:
+    """Until something has come, or the child has ended."""
+    while not come() and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.002)
+
+
+def _changes(output: Path) -> list[int]:
+    """When the folders in it were written to."""
+    return [folder.stat().st_mtime_ns for folder in sorted(output.glob("[0-9]"))]
 
 
 def _sessions(output: Path) -> int:
