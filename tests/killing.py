@@ -6,6 +6,7 @@ The commands are forked from this process, which has imported what they need: so
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -19,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
-from w2v_attn import app, features  # noqa: F401 - all that a command needs, imported before it is forked
-from w2v_attn.corpus import listing  # noqa: F401
-from w2v_attn.encoder import encoder  # noqa: F401
+from w2v_attn import app, encoder, features  # noqa: F401 - the most that a command needs, imported before it is forked
 
 
 def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -74,6 +74,10 @@ def to_the_end(audio: Path, output: Path, log: Path) -> int:
 
 def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, object]:
     """What happened: whether both folders have the same files, and how far the run was at each kill."""
+    if torch.get_num_threads() == 1:  # threads of OpenMP's would not be in the child
+        make_recordings(work / "first", 1)
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
+            app.main(["extract", f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu"])
     audio, once, killed, log = work / "audio", work / "once", work / "killed", work / "log"
     make_recordings(audio, recordings)
     began = time.monotonic()

@@ -113,6 +113,9 @@ def _extract(
                     claim.count(outcome)
                     reached += 1
                     yield outcome
+        except ValueError:
+            claim.withdraw()
+            raise
         except BaseException as error:
             kind = "stopped" if isinstance(error, Exception) else "interrupted"
             claim.conclude(kind, f"{type(error).__name__}: {error}")

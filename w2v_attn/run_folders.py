@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ class RunFolder:
     left_over: whether a run before this one may have left files behind that are not whole: it did not end in order.
     """
 
-    def __init__(self, output: Path, record: dict[str, Any], *, left_over: bool):
+    def __init__(self, output: Path, record: dict[str, Any], before: dict[str, Any] | None, *, left_over: bool):
         self.left_over = left_over
-        self._output, self._record = output, record
+        self._output, self._record, self._before = output, record, before
         self._place = _place(output)
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
@@ -59,6 +59,14 @@ class RunFolder:
         failed = outcome.reason is not None
         self._counts["failed" if failed else "kept" if outcome.kept else "written"] += 1
         self._seconds += 0.0 if outcome.kept else outcome.seconds
+
+    def withdraw(self) -> None:
+        """The run was refused: `run.json` is what it was before it."""
+        with suppress(OSError):
+            if self._before is None:
+                (self._output / RUN).unlink(missing_ok=True)
+            else:
+                _write(self._output, self._before)
 
     def conclude(self, status: str, reason: str | None = None) -> None:
         """Writes down how the run ended; what cannot be written then (the disk is full) is said in the log."""
@@ -123,14 +131,12 @@ def claimed(
         try:
             _write(output, record)
             in_order = before["status"] != "running" if before else not was_there
-            folder = RunFolder(output, record, left_over=not in_order)
+            folder = RunFolder(output, record, before, left_over=not in_order)
         except OSError as error:
             raise _cannot_write(output, error) from error
         yield folder
     finally:
-        # Removed while it is held: whoever opened it and waits finds that it is no longer the one in the folder.
-        (output / LOCK).unlink(missing_ok=True)
-        os.close(lock)
+        _release(output, lock)
 
 
 def made_with() -> dict[str, object]:
@@ -177,9 +183,20 @@ def _locked(output: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # its holder has just ended, and removed it
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n".encode())
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {_now()}\n".encode())
+    except OSError:
+        _release(output, descriptor)
+        raise
     return descriptor
+
+
+def _release(output: Path, descriptor: int) -> None:
+    """Removed while it is held: whoever has opened it finds that it is no longer the one in the folder."""
+    with suppress(OSError):  # the disk is gone or read-only; the lock itself ends with the descriptor
+        (output / LOCK).unlink(missing_ok=True)
+    os.close(descriptor)
 
 
 def _check_same(
