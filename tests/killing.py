@@ -1,6 +1,7 @@
 """Kills an extraction at random moments until it has been killed often enough, and compares what comes out of it.
 
   python tests/killing.py --recordings 10000 --kills 200      the soak: about a quarter of an hour on a core
+  python tests/killing.py model=local model.checkpoint=…      with another checkpoint than the tiny one
 
 The commands are forked from this process, which has imported what they need: so a kill costs no start of Python's.
 """
@@ -15,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def content(output: Path) -> dict[str, str]:
     return {**found, "run.json": json.dumps([record["status"], record["fingerprint"], record["batch_frames"]])}
 
 
-def start(audio: Path, output: Path, log: Path) -> int:
+def start(audio: Path, output: Path, log: Path, options: Sequence[str]) -> int:
     """The command in a process of its own -> its id."""
     if (child := os.fork()) > 0:
         return child
@@ -58,7 +59,7 @@ def start(audio: Path, output: Path, log: Path) -> int:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        app.main(["extract", f"audio={audio}", f"output={output}", "device=cpu"])
+        app.main(["extract", f"audio={audio}", f"output={output}", "device=cpu", *options])
     except SystemExit as done:
         code = int(str(done.code))
     finally:
@@ -66,28 +67,28 @@ def start(audio: Path, output: Path, log: Path) -> int:
         os._exit(code)
 
 
-def to_the_end(audio: Path, output: Path, log: Path) -> int:
+def to_the_end(audio: Path, output: Path, log: Path, options: Sequence[str]) -> int:
     """Its exit code."""
-    _, status = os.waitpid(start(audio, output, log), 0)
+    _, status = os.waitpid(start(audio, output, log, options), 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, object]:
+def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequence[str]) -> dict[str, object]:
     """What happened: whether both folders have the same files, and how far the run was at each kill."""
     if torch.get_num_threads() == 1:  # threads of OpenMP's would not be in the child
         make_recordings(work / "first", 1)
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
-            app.main(["extract", f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu"])
+            app.main(["extract", f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu", *options])
     audio, once, killed, log = work / "audio", work / "once", work / "killed", work / "log"
     make_recordings(audio, recordings)
     began = time.monotonic()
-    code = to_the_end(audio, once, log)
+    code = to_the_end(audio, once, log, options)
     needed = time.monotonic() - began
     moments, progress, cleaned = random.Random(seed), [], 0
     setup = 0.0  # seconds from the fork to the claim of the folder, as seen last
     for _ in range(kills):
         before = _sessions(killed), _changes(killed)
-        child = start(audio, killed, log)
+        child = start(audio, killed, log, options)
         # A fifth of them before the folder is claimed, a fifth before anything new is written, the others after that.
         moment = moments.random()
         began = time.monotonic()
@@ -103,7 +104,7 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int) -> dict[str, obj
         os.waitpid(child, 0)
         progress.append(sum(1 for _ in killed.rglob("*.safetensors")))
         cleaned += sum(1 for _ in killed.rglob(".tmp-*"))
-    last = to_the_end(audio, killed, log)
+    last = to_the_end(audio, killed, log, options)
     expected, found = content(once), content(killed)
     return {
         "seconds": round(needed, 1),
@@ -140,9 +141,16 @@ if __name__ == "__main__":
     parser.add_argument("--recordings", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        found = soak(Path(temporary), recordings=options.recordings, kills=options.kills, seed=options.seed)
+        found = soak(
+            Path(temporary),
+            recordings=options.recordings,
+            kills=options.kills,
+            seed=options.seed,
+            options=options.overrides,
+        )
         if found["codes"] != [1, 1]:
             found["log"] = (Path(temporary) / "log").read_text()[-2000:]
     print(json.dumps(found))
