@@ -53,8 +53,9 @@ def random_model(size: str, head: str = "Model") -> Any:
     """A stock model of a size, float32, in evaluation mode; the same weights every time. head: Model or ForCTC."""
     import transformers
 
+    made = config(size)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{SIZES[size][0]}{head}")(config(size))
+    model = getattr(transformers, f"{SIZES[size][0]}{head}")(made)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases and norms start as zeros and ones, with which a forgotten one would hide
