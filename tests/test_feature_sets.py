@@ -4,12 +4,15 @@ import pickle
 
 import pytest
 import torch
+from conftest import SPEECH
 from torch.utils.data import DataLoader
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
 from w2v_attn.feature_sets.dataset import pad_batch
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError, UnknownNameError
+from w2v_attn.feature_sets.layouts import shards
+from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
 
 IDS = ["a.flac", "a.wav", "b c/é (1).wav", "b c/x", "b c/x/final.wav", "😀.ogg"]
 # Primes; one recording of one frame.
@@ -22,7 +25,6 @@ def made(number, frames, layers=LAYERS, dtype=torch.float32):
     features = {layer: torch.randn(frames, 5, generator=generator).to(dtype) for layer in layers}
     metadata = {
         "id": IDS[number],
-        "format": "w2v_attn.features/1",
         "frame_rate": "50",
         "samples": str(400 + 320 * (frames - 1)),
         "layers": ",".join(layers),
@@ -44,6 +46,17 @@ def mirrored(corpus, tmp_path):
     folder = tmp_path / "mirrored"
     for id, (features, metadata) in corpus.items():
         write_features(folder / f"{id}.safetensors", features, metadata)
+    return folder
+
+
+def written(name, corpus, folder, **options):
+    """The folder, with a corpus in a layout."""
+    layout = layout_of(name)
+    if layout.library is not None:
+        pytest.importorskip(layout.library)
+    with layout.writer(folder, **options) as writer:
+        for id, (features, metadata) in corpus.items():
+            writer.write(id, features, metadata)
     return folder
 
 
@@ -72,10 +85,9 @@ def test_what_is_read_is_what_was_written(mirrored, corpus):
 
 
 def test_what_extract_wrote_can_be_opened(call, tmp_path):
-    assert call("extract", "layers=[layer_02,final]")[0] == 0
+    assert call("extract", f"audio={SPEECH / 'en-us+m5'}", "layers=[layer_02,final]")[0] == 0
     found = open_features(tmp_path / "features")
-    assert len(found) == 36
-    recording = found["en-us+m5/00-three.flac"]
+    recording = found["00-three.flac"]
     assert recording.layers == ("layer_02", "final")
     times = recording.times("final")
     assert len(times) == len(recording["final"])
@@ -131,16 +143,120 @@ def test_frames_have_the_centres_of_their_windows(corpus, tmp_path):
         open_features(tmp_path).times("y", "final")
 
 
-def test_a_dataset_serves_the_workers_of_a_dataloader(mirrored, corpus):
-    found = open_features(mirrored)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dataset_serves_the_workers_of_a_dataloader(corpus, tmp_path, layout):
+    found = open_features(written(layout, corpus, tmp_path / layout))
     assert len(found["a.wav"]["final"]) == 1  # what is open here must not be shared with a worker
     dataset = found.as_dataset("layer_02", ids=IDS)
     id, tensor = pickle.loads(pickle.dumps(dataset))[2]  # as a worker that is spawned gets it
     assert torch.equal(tensor, corpus[id][0]["layer_02"])
     seen = []
-    for ids, batch, lengths in DataLoader(dataset, 4, num_workers=2, collate_fn=pad_batch):
+    for ids, batch, lengths in DataLoader(dataset, 2, num_workers=2, collate_fn=pad_batch):
         for id, tensor, length in zip(ids, batch, lengths, strict=True):
             assert torch.equal(tensor[:length], corpus[id][0]["layer_02"])
             assert not tensor[length:].any()
             seen.append(id)
     assert seen == IDS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_keeps_every_bit_and_every_name(corpus, tmp_path, layout):
+    odd = corpus["a.flac"][0]["final"]
+    odd[0, :3] = torch.tensor([-0.0, torch.inf, torch.nan])
+    corpus["a.wav"][1]["spans"] = "x" * 100_000
+    corpus["a.wav"][0]["embed"].zero_()
+    found = open_features(written(layout, corpus, tmp_path / layout))
+    assert found.layout == layout
+    check(found, corpus)
+
+
+HOLDS = {"mirrored": "float64 float32 float16 bfloat16", "shards": "float64 float32 float16 bfloat16"}
+HOLDS |= {"kaldi": "float64 float32"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_a_dtype_is_kept_or_refused(tmp_path, layout, dtype):
+    corpus = {"a.wav": made(1, 3, ("embed", "final"), getattr(torch, dtype))}
+    if dtype in HOLDS.get(layout, "float64 float32 float16").split():
+        check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
+    else:
+        with pytest.raises(FeatureSetError, match=f"holds no {dtype}: dtype=float32 keeps every value"):
+            written(layout, corpus, tmp_path / layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vectors_of_pooled_features_are_kept(tmp_path, layout):
+    corpus = {id: ({"final": torch.randn(6)}, {"pool": "mean"}) for id in IDS}
+    check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
+
+
+def test_shards_are_cut_by_size_and_are_ordinary_safetensors(corpus, tmp_path):
+    from safetensors import safe_open
+
+    folder = written("shards", corpus, tmp_path, size=7 * 5 * 4 * 4)  # the first recording fills one
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 2
+    check(open_features(folder), corpus)
+    assert list(open_features(folder)) == IDS  # in the order in which they came
+    with safe_open(folder / files[0], "pt") as file:
+        assert sorted(file.keys()) == sorted(f"a.flac/{layer}" for layer in LAYERS)
+
+
+def test_a_damaged_shard_loses_no_other(corpus, tmp_path):
+    folder = written("shards", corpus, tmp_path, size=1)
+    shard = folder / "features-00001.safetensors"
+    whole = shard.read_bytes()
+    for damaged, said in [
+        (whole[:-1], "expected"),
+        (whole.replace(b"layer_02", b"layer_03"), "not the shard"),
+        (b"", "0 bytes"),
+        (None, "No such file"),
+    ]:
+        shard.unlink() if damaged is None else shard.write_bytes(damaged)
+        found = open_features(folder)
+        with pytest.raises(DamagedError, match=f"features-00001.safetensors .*{said}"):
+            found["a.wav"]
+        assert torch.equal(found["a.flac"]["final"], corpus["a.flac"][0]["final"])
+
+
+def test_a_damaged_index_is_told(corpus, tmp_path):
+    index = written("shards", corpus, tmp_path) / shards.INDEX
+    index.write_bytes(b"hello" * 1000)
+    with pytest.raises(DamagedError, match=r"index\.sqlite cannot be read"):
+        open_features(tmp_path)
+
+
+def test_shards_that_were_interrupted_hold_what_is_whole(corpus, tmp_path):
+    def interrupted():
+        with layout_of("shards").writer(tmp_path) as writer:
+            writer._size = 1
+            writer.write("whole", *corpus["a.flac"])
+            writer._size = 1 << 30
+            writer.write("lost", *corpus["a.flac"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    check(open_features(tmp_path), {"whole": corpus["a.flac"]})
+    check(open_features(written("shards", corpus, tmp_path)), corpus)  # the same again starts anew
+
+
+def test_a_hundred_thousand_recordings_open_in_a_moment(corpus, tmp_path):
+    import sqlite3
+    import time
+
+    written("shards", corpus, tmp_path)
+    with sqlite3.connect(tmp_path / shards.INDEX) as index:
+        ((tensors, metadata),) = index.execute("SELECT tensors, metadata FROM recordings WHERE id = 'a.wav'")
+        rows = ((f"speaker-{n % 997}/utterance {n}.flac", tensors, metadata) for n in range(100_000))
+        index.executemany("INSERT INTO recordings (id, shard, tensors, metadata) VALUES (?, 0, ?, ?)", rows)
+    started = time.perf_counter()
+    found = open_features(tmp_path)
+    assert len(found) == 100_006
+    assert torch.equal(found["speaker-299/utterance 99999.flac"]["final"], corpus["a.wav"][0]["final"])
+    assert time.perf_counter() - started < 1
+    assert len(found.as_dataset("final")) == 100_006
+    with pytest.raises(UnknownNameError, match=r"did you mean speaker-\d+/utterance 9999\d\.flac"):
+        found["speaker-298/utterance 99999.flac"]
+    assert time.perf_counter() - started < 3

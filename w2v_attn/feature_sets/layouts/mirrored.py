@@ -33,11 +33,12 @@ class MirroredReader:
         try:
             # Its own handle for each recording: nothing is open that a fork could share.
             file = safe_open(path, "pt").__enter__()
-            names, metadata = list(file.keys()), file.metadata()
+            names, metadata = list(file.keys()), file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise DamagedError(f"{path} cannot be read as safetensors: {error}") from error
+        metadata.pop("format", None)  # of the file: what is written in another layout has another
         # A copy: what is mapped would be shared by all who read it, and goes with the file.
-        return Recording(id, names, metadata or {}, lambda layer: file.get_tensor(layer).clone())
+        return Recording(id, names, metadata, lambda layer: file.get_tensor(layer).clone())
 
 
 class MirroredWriter:
