@@ -1,5 +1,7 @@
 """Tensors as arrays and as bytes, bit for bit."""
 
+from collections.abc import Container
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,17 +15,19 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+# What NumPy has.
+ARRAYS = ("float64", "float32", "float16")
+
 
 def dtype_name(tensor: Tensor) -> str:
     """As on the command line: float32."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def as_array(tensor: Tensor, layout: str, holds: tuple[str, ...] = ("float64", "float32", "float16")) -> np.ndarray:
-    """The same bits for a layout that holds these dtypes. Raises FeatureSetError where the tensor's is another."""
-    if dtype_name(tensor) not in holds:
-        raise FeatureSetError(f"layout={layout} holds no {dtype_name(tensor)}: dtype=float32 keeps every value")
-    return tensor.numpy()
+def check_holds(dtype: str, layout: str, holds: Container[str]) -> None:
+    """Raises FeatureSetError where a layout does not hold a dtype. Every value of the halves is one of float32's."""
+    if dtype not in holds:
+        raise FeatureSetError(f"layout={layout} holds no {dtype}: dtype=float32 keeps every value")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

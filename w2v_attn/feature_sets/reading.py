@@ -1,6 +1,7 @@
 """`open_features`: a folder of features -> recordings by their ids, each read when it is asked for."""
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from w2v_attn.feature_sets.dataset import FeatureDataset
+from w2v_attn.feature_sets.destination import is_unfinished
 from w2v_attn.feature_sets.errors import UnknownNameError
 from w2v_attn.feature_sets.layouts.choice import find_layout
 from w2v_attn.feature_sets.layouts.layout import Reader
 from w2v_attn.feature_sets.recording import Recording
+
+logger = logging.getLogger(__name__)
 
 # Above so many ids a search for similar ones takes seconds.
 SEARCHED = 20_000
@@ -28,6 +32,8 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
     """
     path = Path(os.path.expanduser(folder))
     layout = find_layout(path)
+    if is_unfinished(path):
+        logger.warning("%s: its conversion has not come to its end; the same command starts it again", path)
     return FeatureSet(path, layout.name, layout.reader(path))
 
 

@@ -27,7 +27,7 @@ class Layout:
         return self._part("Reader")
 
     @property
-    def writer(self) -> Callable[[Path], Writer]:
+    def writer(self) -> type[Writer]:
         """Folder -> writer."""
         return self._part("Writer")
 
@@ -42,8 +42,13 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("shards", "shards", "Shards", "index.sqlite"),
-        Layout("npy", "npy", "Npy", "**/metadata.json"),
+        Layout("hdf5", "hdf5", "Hdf5", "features.h5", "h5py"),
+        Layout("parquet", "parquet", "Parquet", "features-*.parquet", "pyarrow"),
+        Layout("zarr", "zarr_folder", "Zarr", "features.zarr", "zarr"),
+        Layout("webdataset", "tar_samples", "Webdataset", "features-*.tar"),
+        Layout("kaldi", "kaldi", "Kaldi", "metadata.jsonl"),
         Layout("mirrored", "mirrored", "Mirrored", "**/*.safetensors"),
+        Layout("npy", "npy", "Npy", "**/metadata.json"),
     )
 }
 

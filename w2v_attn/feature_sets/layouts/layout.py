@@ -1,7 +1,8 @@
 """What every layout has: a reader, and a writer."""
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -28,7 +29,13 @@ class Writer(Protocol):
     """Takes recordings one after the other. A file of its own is whole under its name, or not there.
 
     As a context it writes what is left when it is left without an error; with one, it drops what is not whole.
+
+    holds: the dtypes that it can write.
     """
+
+    holds: ClassVar[Container[str]]
+
+    def __init__(self, folder: Path): ...
 
     def __enter__(self) -> "Writer": ...
 

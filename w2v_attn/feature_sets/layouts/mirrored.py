@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from w2v_attn.feature_files import EXTENSION, feature_path, write_features
+from w2v_attn.feature_sets.arrays import DTYPES
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.recording import Recording
 
@@ -43,6 +44,8 @@ class MirroredReader:
 
 class MirroredWriter:
     """Writes each recording to its own file, whole or not at all."""
+
+    holds = DTYPES
 
     def __init__(self, folder: Path):
         self._folder = folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import as_array, as_tensor
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.feature_sets.whole import written_whole
@@ -48,6 +48,8 @@ class NpyReader:
 class NpyWriter:
     """Writes each tensor to its own file."""
 
+    holds = ARRAYS
+
     def __init__(self, folder: Path):
         self._folder = folder
 
@@ -58,10 +60,10 @@ class NpyWriter:
         pass
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        arrays = {layer: as_array(tensor, "npy") for layer, tensor in features.items()}
-        for layer, array in arrays.items():
+        for layer, tensor in features.items():
+            check_holds(dtype_name(tensor), "npy", self.holds)
             with written_whole(self._folder / id / f"{layer}.npy") as temporary, temporary.open("xb") as file:
-                np.save(file, array)
+                np.save(file, tensor.numpy())
         with written_whole(self._folder / id / METADATA) as temporary:
             said = {"layers": list(features), "metadata": dict(metadata)}
             temporary.write_text(json.dumps(said, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import from_bytes
-from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
+from w2v_attn.feature_sets.arrays import DTYPES, from_bytes
+from w2v_attn.feature_sets.errors import DamagedError
+from w2v_attn.feature_sets.layouts.names import check_text, is_text
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.feature_sets.whole import written_whole
@@ -69,7 +70,7 @@ class ShardsReader:
         yield from (id for (id,) in self._ask("SELECT id FROM recordings ORDER BY number"))
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and _is_text(id) and bool(self._ask("SELECT 1 FROM recordings WHERE id = ?", id))
+        return isinstance(id, str) and is_text(id) and bool(self._ask("SELECT 1 FROM recordings WHERE id = ?", id))
 
     def open(self, id: str) -> Recording:
         query = (
@@ -117,6 +118,8 @@ class ShardsReader:
 class ShardsWriter:
     """Writes shards of about `size` bytes; the index knows a shard as soon as it is whole. Starts a set anew."""
 
+    holds = DTYPES
+
     def __init__(self, folder: Path, size: int = SIZE):
         self._folder, self._size = folder, size
         self._shard = 0
@@ -145,8 +148,7 @@ class ShardsWriter:
             self._index.close()
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        if not _is_text(id):
-            raise FeatureSetError("its name is not Unicode, which an index needs: rename it")
+        check_text(id)
         self._tensors |= {f"{id}/{layer}": tensor for layer, tensor in features.items()}
         self._recordings[id] = (tuple(features), json.dumps(dict(metadata), ensure_ascii=False))
         self._bytes += sum(tensor.nbytes for tensor in features.values())
@@ -208,12 +210,3 @@ def _fill(file: RawIOBase, content: bytearray) -> int:
     while filled < len(content) and (count := file.readinto(view[filled:])):
         filled += count
     return filled
-
-
-def _is_text(id: str) -> bool:
-    """Whether a name from the file system, which can be any bytes, is Unicode."""
-    try:
-        id.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
