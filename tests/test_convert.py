@@ -6,7 +6,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from test_feature_sets import IDS, check, corpus, mirrored  # noqa: F401 - fixtures
+from conftest import IDS
+from test_feature_sets import check
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
@@ -15,7 +16,7 @@ from w2v_attn.feature_sets.layouts.choice import LAYOUTS
 
 
 @pytest.fixture
-def convert(call, tmp_path, mirrored):  # noqa: F811
+def convert(call, tmp_path, mirrored):
     """Runs the command on the mirrored folder -> (exit code, output, error); the result is in tmp_path/output."""
 
     def run(*arguments, output="out"):
@@ -25,7 +26,7 @@ def convert(call, tmp_path, mirrored):  # noqa: F811
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_there_and_back_again_nothing_is_lost(call, convert, corpus, tmp_path, layout):  # noqa: F811
+def test_there_and_back_again_nothing_is_lost(call, convert, corpus, tmp_path, layout):
     if LAYOUTS[layout].library:
         pytest.importorskip(LAYOUTS[layout].library)
     code, out, err = convert(f"layout={layout}")
@@ -38,7 +39,7 @@ def test_there_and_back_again_nothing_is_lost(call, convert, corpus, tmp_path, l
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["whole"] is True
 
 
-def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corpus, tmp_path):  # noqa: F811
+def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corpus, tmp_path):
     features, metadata = corpus["a.wav"]
     features["layer_10"][0, 1:3] = torch.tensor([70_000.0, -65_520.0])  # 65,519 is still rounded down to 65,504
     features["layer_10"][0, 0] = torch.inf  # it was infinite before
@@ -58,7 +59,7 @@ def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corp
     assert convert("dtype=bfloat16", output="bfloat16")[0] == 0
 
 
-def test_a_damaged_file_is_named_and_the_others_are_converted(convert, mirrored, corpus, tmp_path):  # noqa: F811
+def test_a_damaged_file_is_named_and_the_others_are_converted(convert, mirrored, corpus, tmp_path):
     path = mirrored / f"{IDS[0]}.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     code, out, _ = convert()
@@ -93,7 +94,7 @@ def test_a_wrong_request_gives_code_2_and_leaves_nothing(convert, tmp_path, case
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_mixed_in_one_folder(call, convert, mirrored, corpus, tmp_path):  # noqa: F811
+def test_nothing_is_mixed_in_one_folder(call, convert, mirrored, corpus, tmp_path):
     assert call("convert", f"features={mirrored}", f"output={mirrored / 'inside'}")[0] == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
@@ -104,7 +105,16 @@ def test_nothing_is_mixed_in_one_folder(call, convert, mirrored, corpus, tmp_pat
     check(open_features(tmp_path / "out"), corpus)
 
 
-def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(convert, corpus, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
+    convert,
+    corpus,
+    tmp_path,
+    monkeypatch,
+    layout,
+):
+    if LAYOUTS[layout].library:
+        pytest.importorskip(LAYOUTS[layout].library)
     right = converting.cast
 
     def interrupted(tensor, dtype, layer):
@@ -113,18 +123,34 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(conve
         return right(tensor, dtype, layer)
 
     monkeypatch.setattr(converting, "cast", interrupted)
-    code, out, err = convert("layout=mirrored")
+    code, out, err = convert(f"layout={layout}")
     monkeypatch.undo()
     assert code == 143
     assert "not reached" in out
     assert "the same command starts again" in err
-    check(open_features(tmp_path / "out"), {id: corpus[id] for id in sorted(IDS)[:3]})
-    assert destination.is_unfinished(tmp_path / "out")
-    assert convert("layout=mirrored")[0] == 0
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+    if layout in ("mirrored", "npy"):  # a recording's files are its own
+        found = open_features(tmp_path / "out")
+        check(found, {id: corpus[id] for id in sorted(IDS)[:3]})
+        assert "has not come to its end" in destination.what_is_missing(tmp_path / "out", 3)
+    elif layout == "shards":
+        assert len(open_features(tmp_path / "out")) == 0
+    else:
+        with pytest.raises(ValueError, match="no features"):
+            open_features(tmp_path / "out")
+    assert convert(f"layout={layout}")[0] == 0
+    assert destination.what_is_missing(tmp_path / "out", 6) is None
     check(open_features(tmp_path / "out"), corpus)
 
 
-def test_a_full_disk_is_told_and_the_same_command_ends_it(convert, corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_a_recording_that_went_from_a_conversion_is_missed(convert, tmp_path, caplog):
+    assert convert("layout=mirrored")[0] == 0
+    (tmp_path / "out" / "a.wav.safetensors").unlink()
+    assert len(open_features(tmp_path / "out")) == 5
+    assert "there are 5 recordings, its conversion wrote 6" in caplog.text
+
+
+def test_a_full_disk_is_told_and_the_same_command_ends_it(convert, corpus, tmp_path, monkeypatch):
     import errno
 
     from w2v_attn.feature_sets.layouts import shards
@@ -142,7 +168,7 @@ def test_a_full_disk_is_told_and_the_same_command_ends_it(convert, corpus, tmp_p
     check(open_features(tmp_path / "out"), corpus)
 
 
-def test_layers_are_chosen_by_name_and_range(convert, corpus, tmp_path):  # noqa: F811
+def test_layers_are_chosen_by_name_and_range(convert, corpus, tmp_path):
     assert convert("layers=[final,layer_02-layer_10]")[0] == 0
     found = open_features(tmp_path / "out")
     for id, (features, _) in corpus.items():
@@ -151,7 +177,7 @@ def test_layers_are_chosen_by_name_and_range(convert, corpus, tmp_path):  # noqa
         assert torch.equal(found[id]["layer_10"], features["layer_10"])
 
 
-def test_layers_are_summed_by_fixed_weights(convert, corpus, tmp_path):  # noqa: F811
+def test_layers_are_summed_by_fixed_weights(convert, corpus, tmp_path):
     assert convert("layers=[layer_02,final]", "sum=[0.25,2]")[0] == 0
     assert convert("sum=mean", output="mean")[0] == 0
     found, mean = open_features(tmp_path / "out"), open_features(tmp_path / "mean")
@@ -189,7 +215,7 @@ def test_learned_weights_of_a_checkpoint_give_its_own_sum(call, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mean", "statistics"])
-def test_pooling_gives_a_vector_for_each_recording(convert, corpus, tmp_path, kind):  # noqa: F811
+def test_pooling_gives_a_vector_for_each_recording(convert, corpus, tmp_path, kind):
     assert convert(f"pool={kind}")[0] == 0
     found = open_features(tmp_path / "out")
     for id, (features, _) in corpus.items():
@@ -209,7 +235,7 @@ SEGMENTS = {
 
 
 @pytest.mark.parametrize("kind", SEGMENTS)
-def test_spans_are_pooled_over_the_frames_whose_centres_are_in_them(convert, corpus, tmp_path, kind):  # noqa: F811
+def test_spans_are_pooled_over_the_frames_whose_centres_are_in_them(convert, corpus, tmp_path, kind):
     (tmp_path / f"spans.{kind}").write_text(SEGMENTS[kind].format("b c/x/final" if kind != "rttm" else "😀"))
     other = "b c/x/final.wav" if kind != "rttm" else "😀.ogg"
     code, out, err = convert("pool=mean", f"segments={tmp_path / f'spans.{kind}'}", "layers=final")

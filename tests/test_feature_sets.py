@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import SPEECH
+from conftest import IDS, LAYERS, SPEECH, made
 from torch.utils.data import DataLoader
 
 from w2v_attn import open_features
@@ -13,40 +13,6 @@ from w2v_attn.feature_sets.dataset import pad_batch
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError, UnknownNameError
 from w2v_attn.feature_sets.layouts import shards
 from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
-
-IDS = ["a.flac", "a.wav", "b c/é (1).wav", "b c/x", "b c/x/final.wav", "😀.ogg"]
-# Primes; one recording of one frame.
-FRAMES = [7, 1, 13, 5, 3, 11]
-LAYERS = ("embed", "layer_02", "layer_10", "final")
-
-
-def made(number, frames, layers=LAYERS, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(number)
-    features = {layer: torch.randn(frames, 5, generator=generator).to(dtype) for layer in layers}
-    metadata = {
-        "id": IDS[number],
-        "frame_rate": "50",
-        "samples": str(400 + 320 * (frames - 1)),
-        "layers": ",".join(layers),
-        "flags": "",
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    return features, metadata
-
-
-@pytest.fixture
-def corpus():
-    """Id -> (features, metadata) of recordings with odd names and of different lengths."""
-    return {id: made(number, frames) for number, (id, frames) in enumerate(zip(IDS, FRAMES, strict=True))}
-
-
-@pytest.fixture
-def mirrored(corpus, tmp_path):
-    """A folder as extraction writes it."""
-    folder = tmp_path / "mirrored"
-    for id, (features, metadata) in corpus.items():
-        write_features(folder / f"{id}.safetensors", features, metadata)
-    return folder
 
 
 def written(name, corpus, folder, **options):
@@ -260,3 +226,46 @@ def test_a_hundred_thousand_recordings_open_in_a_moment(corpus, tmp_path):
     with pytest.raises(UnknownNameError, match=r"did you mean speaker-\d+/utterance 9999\d\.flac"):
         found["speaker-298/utterance 99999.flac"]
     assert time.perf_counter() - started < 3
+
+
+def test_kaldi_reads_the_archives(corpus, tmp_path):
+    kaldi = pytest.importorskip("kaldi_native_io")
+    folder = written("kaldi", corpus, tmp_path)
+    for kind, file in (("scp", "final.scp"), ("ark", "final.ark")):
+        with kaldi.SequentialFloatMatrixReader(f"{kind}:{folder / file}") as reader:
+            found = {key.replace("%20", " "): torch.from_numpy(array.copy()) for key, array in reader}
+        assert set(found) == set(corpus)
+        assert all(torch.equal(found[id], features["final"]) for id, (features, _) in corpus.items())
+
+
+def test_webdataset_reads_the_tar_files(corpus, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    folder = written("webdataset", corpus, tmp_path)
+    samples = webdataset.WebDataset(str(folder / "features-000000.tar"), shardshuffle=False).decode()
+    found = {sample["json"]["id"]: torch.from_numpy(sample["layer_02.npy"]) for sample in samples}
+    assert set(found) == set(corpus)
+    assert all(torch.equal(found[id], features["layer_02"]) for id, (features, _) in corpus.items())
+
+
+def test_hugging_face_datasets_knows_the_columns_of_the_parquet_files(corpus, tmp_path):
+    datasets, parquet = pytest.importorskip("datasets"), pytest.importorskip("pyarrow.parquet")
+    folder = written("parquet", corpus, tmp_path)
+    columns = datasets.Features.from_arrow_schema(parquet.read_schema(folder / "features-00000.parquet"))
+    assert set(columns) == {"id", "metadata", *LAYERS}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_damaged_file_of_any_layout_is_told_by_its_name(corpus, tmp_path, layout):
+    folder = written(layout, corpus, tmp_path)
+    path = next(
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".json", ".sqlite")
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+    def read_all():
+        for recording in open_features(folder).values():
+            for layer in recording:
+                recording[layer]
+
+    with pytest.raises(DamagedError, match="a.flac/embed" if layout == "zarr" else path.name):
+        read_all()

@@ -86,7 +86,7 @@ class Conversion:
         Raises:
             ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
         """
-        failed = 0
+        written = 0
         try:
             with destination(self._output, self._record) as finished:
                 with self._writer(self._output) as writer:
@@ -95,12 +95,12 @@ class Conversion:
                             made, metadata = self._make(self._features[id])
                             _write(writer, id, made, metadata)
                         except FeatureSetError as error:
-                            failed += 1
                             note_failure(self._output, id, str(error))
                             yield Converted(id, str(error))
                         else:
+                            written += 1
                             yield Converted(id, None, sum(tensor.nbytes for tensor in made.values()))
-                finished(failed)
+                finished(written)
         except OSError as error:
             raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
 

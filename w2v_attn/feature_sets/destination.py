@@ -31,7 +31,7 @@ def check_destination(output: Path, source: Path, request: dict[str, object]) ->
 
 @contextmanager
 def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[int], None]]:
-    """The folder, locked, and said to be unfinished; what this gives is called with the number of failures at the end.
+    """The folder, locked, and said to be unfinished; what this gives is called at its end with how many are written.
 
     Raises:
         FeatureSetError: another process writes to it. OSError: it cannot be written.
@@ -50,15 +50,20 @@ def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[
                 leftover.unlink()
         (output / FAILURES).unlink(missing_ok=True)
         _write(output, {"request": request, "whole": False})
-        yield lambda failed: _write(output, {"request": request, "whole": True, "failed": failed})
+        yield lambda written: _write(output, {"request": request, "whole": True, "written": written})
     finally:
         os.close(lock)
 
 
-def is_unfinished(folder: Path) -> bool:
-    """Whether a folder is what a conversion has written that has not come to its end."""
+def what_is_missing(folder: Path, recordings: int) -> str | None:
+    """What a conversion's folder that holds so many recordings lacks; None: nothing, or it is no conversion's."""
     said = _read(folder)
-    return said is not None and said.get("whole") is not True
+    if said is None:
+        return None
+    if said.get("whole") is not True:
+        return "its conversion has not come to its end; the same command starts it again"
+    written = said.get("written")
+    return None if written == recordings else f"there are {recordings} recordings, its conversion wrote {written}"
 
 
 def note_failure(output: Path, id: str, reason: str) -> None:

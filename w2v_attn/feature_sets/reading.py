@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from w2v_attn.feature_sets.dataset import FeatureDataset
-from w2v_attn.feature_sets.destination import is_unfinished
+from w2v_attn.feature_sets.destination import what_is_missing
 from w2v_attn.feature_sets.errors import UnknownNameError
 from w2v_attn.feature_sets.layouts.choice import find_layout
 from w2v_attn.feature_sets.layouts.layout import Reader
@@ -32,9 +32,10 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
     """
     path = Path(os.path.expanduser(folder))
     layout = find_layout(path)
-    if is_unfinished(path):
-        logger.warning("%s: its conversion has not come to its end; the same command starts it again", path)
-    return FeatureSet(path, layout.name, layout.reader(path))
+    reader = layout.reader(path)
+    if (missing := what_is_missing(path, len(reader))) is not None:
+        logger.warning("%s: %s", path, missing)
+    return FeatureSet(path, layout.name, reader)
 
 
 class FeatureSet(Mapping[str, Recording]):

@@ -1,8 +1,9 @@
-"""Parquet files: a row for each recording, with columns id, metadata, and one for each layer.
+"""Parquet files: a row for each recording, with columns id, metadata (JSON), and one for each layer.
 
 A layer is a list of frames, each a list of fixed length; of pooled features one such list.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -56,7 +57,7 @@ class ParquetReader:
         path, group, row = self._places[id]
         table = self._group(path, group).slice(row, 1)
         layers = [name for name in table.column_names if name not in (ID, METADATA) and table[name][0].is_valid]
-        metadata = dict(table[METADATA][0].as_py())
+        metadata = json.loads(table[METADATA][0].as_py())
         return Recording(id, layers, metadata, lambda layer: _as_tensor(table[layer].chunk(0)))
 
     def _group(self, path: Path, group: int) -> pa.Table:
@@ -100,8 +101,7 @@ class ParquetWriter:
         check_text(id)
         for tensor in features.values():
             check_holds(dtype_name(tensor), "parquet", self.holds)
-        text = pa.map_(pa.string(), pa.string())
-        columns = {ID: pa.array([id]), METADATA: pa.array([list(metadata.items())], text)}
+        columns = {ID: pa.array([id]), METADATA: pa.array([json.dumps(dict(metadata), ensure_ascii=False)])}
         columns |= {layer: _as_row(tensor) for layer, tensor in features.items()}
         row = pa.RecordBatch.from_pydict(columns)
         schema = self._schema = self._schema or row.schema

@@ -22,6 +22,7 @@ from w2v_attn.feature_sets.whole import written_whole
 
 FILES = "features-*.tar"
 SIZE = 512 << 20
+END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class WebdatasetReader:
@@ -118,6 +119,12 @@ def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, i
             said = json.loads(content.read())
             yield said["id"], (path, {layer: places[layer] for layer in said["layers"]}, said["metadata"])
             places = {}
+    # To tarfile one that is cut short is one of fewer members: what shows it is that the zeros at its end are missing.
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - len(END)))
+        if places or size % tarfile.RECORDSIZE or file.read() != END:
+            raise ValueError("it is cut short")
 
 
 def _read(path: Path, begin: int, size: int) -> Tensor:
