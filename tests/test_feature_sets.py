@@ -1,5 +1,6 @@
 """Features on disk: what is read is what was written, whatever the layout; what cannot be read is told by its name."""
 
+import os
 import pickle
 
 import pytest
@@ -13,6 +14,7 @@ from w2v_attn.feature_sets.dataset import pad_batch
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError, UnknownNameError
 from w2v_attn.feature_sets.layouts import shards
 from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
+from w2v_attn.feature_sets.processes import PerProcess
 
 
 def written(name, corpus, folder, **options):
@@ -125,12 +127,20 @@ def test_a_dataset_serves_the_workers_of_a_dataloader(corpus, tmp_path, layout):
     assert seen == IDS
 
 
+def test_what_is_open_in_one_process_is_opened_again_in_another(monkeypatch):
+    opened = PerProcess(object)
+    first = opened.get()
+    assert opened.get() is first
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert opened.get() is not first
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_keeps_every_bit_and_every_name(corpus, tmp_path, layout):
     odd = corpus["a.flac"][0]["final"]
     odd[0, :3] = torch.tensor([-0.0, torch.inf, torch.nan])
     corpus["a.wav"][1]["spans"] = "x" * 100_000
-    corpus["a.wav"][0]["embed"].zero_()
+    corpus["a.wav"][0]["embed"].zero_().neg_()  # nothing but −0
     found = open_features(written(layout, corpus, tmp_path / layout))
     assert found.layout == layout
     check(found, corpus)
@@ -191,6 +201,22 @@ def test_a_damaged_index_is_told(corpus, tmp_path):
     index.write_bytes(b"hello" * 1000)
     with pytest.raises(DamagedError, match=r"index\.sqlite cannot be read"):
         open_features(tmp_path)
+
+
+def test_shards_without_their_index_are_not_taken_for_recordings(corpus, tmp_path):
+    (written("shards", corpus, tmp_path) / shards.INDEX).unlink()
+    with pytest.raises(DamagedError, match=r"is a shard, whose index\.sqlite is not beside it"):
+        open_features(tmp_path)["features-00000"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_others_may_read_what_the_umask_lets_them(corpus, tmp_path, layout):
+    before = os.umask(0o027)
+    try:
+        folder = written(layout, corpus, tmp_path / layout)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o640}
 
 
 def test_shards_that_were_interrupted_hold_what_is_whole(corpus, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 from w2v_attn.feature_files import EXTENSION, feature_path, write_features
 from w2v_attn.feature_sets.arrays import DTYPES
 from w2v_attn.feature_sets.errors import DamagedError
+from w2v_attn.feature_sets.layouts import shards
 from w2v_attn.feature_sets.recording import Recording
 
 
@@ -37,7 +38,9 @@ class MirroredReader:
             names, metadata = list(file.keys()), file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise DamagedError(f"{path} cannot be read as safetensors: {error}") from error
-        metadata.pop("format", None)  # of the file: what is written in another layout has another
+        # Of the file: what is written in another layout has another.
+        if metadata.pop("format", None) == shards.FORMAT:
+            raise DamagedError(f"{path} is a shard, whose {shards.INDEX} is not beside it: convert again")
         # A copy: what is mapped would be shared by all who read it, and goes with the file.
         return Recording(id, names, metadata, lambda layer: file.get_tensor(layer).clone())
 

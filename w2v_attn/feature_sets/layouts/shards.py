@@ -163,6 +163,7 @@ class ShardsWriter:
         described = {f"recording:{id}": metadata for id, (_, metadata) in self._recordings.items()}
         with written_whole(path) as temporary:
             save_file(self._tensors, temporary, {"format": FORMAT, **described})
+            os.chmod(temporary, (self._folder / INDEX).stat().st_mode & 0o777)  # safetensors lets nobody else read it
         header = _read_header(path)
         first, places = 8 + len(header), json.loads(header)
         rows = [
