@@ -179,6 +179,15 @@ def test_shards_are_cut_by_size_and_are_ordinary_safetensors(corpus, tmp_path):
         assert sorted(file.keys()) == sorted(f"a.flac/{layer}" for layer in LAYERS)
 
 
+def test_shards_are_cut_before_their_headers_are_too_large(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "HEADER", 700)
+    folder = written("shards", corpus, tmp_path)
+    headers = [len(shards._read_header(path)) for path in folder.glob("*.safetensors")]
+    assert len(headers) > 2
+    assert max(headers) < 2 * 700
+    check(open_features(folder), corpus)
+
+
 def test_a_damaged_shard_loses_no_other(corpus, tmp_path):
     folder = written("shards", corpus, tmp_path, size=1)
     shard = folder / "features-00001.safetensors"

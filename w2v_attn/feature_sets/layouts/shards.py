@@ -31,6 +31,9 @@ FORMAT = "w2v_attn.shards/1"
 INDEX = "index.sqlite"
 # A shard is written when it has come to so many bytes; they are in memory until then.
 SIZE = 512 << 20
+# Or its header to so many: safetensors reads none above 100 MB, and small tensors have much of it.
+HEADER = 16 << 20
+ENTRY = 120  # bytes of a tensor's entry in it, besides its name
 
 # header: CRC-32 of the safetensors header, so that a shard of another set is not read in the place of this one's.
 # tensors: JSON, layer -> [dtype, shape, first byte in the file, byte after the last].
@@ -128,7 +131,7 @@ class ShardsWriter:
     def _empty(self) -> None:
         self._tensors: dict[str, Tensor] = {}
         self._recordings: dict[str, tuple[tuple[str, ...], str]] = {}
-        self._bytes = 0
+        self._bytes = self._header = 0
 
     def __enter__(self) -> "ShardsWriter":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -150,9 +153,11 @@ class ShardsWriter:
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         check_text(id)
         self._tensors |= {f"{id}/{layer}": tensor for layer, tensor in features.items()}
-        self._recordings[id] = (tuple(features), json.dumps(dict(metadata), ensure_ascii=False))
+        described = json.dumps(dict(metadata), ensure_ascii=False)
+        self._recordings[id] = (tuple(features), described)
         self._bytes += sum(tensor.nbytes for tensor in features.values())
-        if self._bytes >= self._size:
+        self._header += len(json.dumps(described)) + sum(len(f"{id}/{layer}") + ENTRY for layer in features)
+        if self._bytes >= self._size or self._header >= HEADER:
             self._flush()
 
     def _flush(self) -> None:

@@ -86,11 +86,9 @@ class ZarrWriter:
             check_holds(dtype_name(tensor), "zarr", self.holds)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
-            # One chunk, for a tensor is read whole; written even where it is zero, for −0 counts as that.
+            # One chunk, for a tensor is read whole.
             chunks = tuple(max(1, size) for size in tensor.shape)
-            array = group.create_array(
-                layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks, config={"write_empty_chunks": True}
-            )
+            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks)
             array[...] = tensor.numpy()
         group.attrs.update({"layers": list(features), "metadata": dict(metadata)})
         self._ids.append(id)
