@@ -11,7 +11,7 @@ from test_feature_sets import check
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.feature_sets import converting, destination
+from w2v_attn.feature_sets import converting, destination, segments
 from w2v_attn.feature_sets.layouts.choice import LAYOUTS
 
 
@@ -262,6 +262,7 @@ def test_spans_are_pooled_over_the_frames_whose_centres_are_in_them(convert, cor
         ("id,start,end\na.flac,0,nan\n", "line 2: start and end must be seconds"),
         ("id,start,end\na.flac,0,1\nb.flac,0,1\n", "line 3: b.flac, of which there are no features"),
         ("id,start,end\na,0,1\n", "line 2: a, which could be a.flac or a.wav"),
+        ("id,start,end\nfinal.flac,0,1\n", "line 2: final.flac, of which there are no features; an id is a.flac"),
     ],
 )
 def test_a_wrong_line_of_segments_is_named(convert, tmp_path, text, said):
@@ -269,6 +270,16 @@ def test_a_wrong_line_of_segments_is_named(convert, tmp_path, text, said):
     code, _, err = convert("pool=mean", f"segments={tmp_path / 'spans.csv'}")
     assert code == 2
     assert said in err
+
+
+def test_segments_name_recordings_as_briefly_as_is_clear():
+    ids = ["a/1.wav", "b/2.wav", "c/2.flac", "1", "b/3.wav", "d/3"]
+    names = segments._names(ids)
+    assert names["a/1.wav"] == names["a/1"] == names["1.wav"] == ("a/1.wav",)
+    assert names["1"] == ("1",)  # an id before another's name
+    assert names["2"] == ("b/2.wav", "c/2.flac")
+    assert names["2.flac"] == ("c/2.flac",)
+    assert names["d/3"] == ("d/3",)
 
 
 def test_a_span_beyond_the_end_is_named(convert, tmp_path):

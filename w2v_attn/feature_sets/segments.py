@@ -18,7 +18,8 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
     """Id -> its spans, in the order of the file.
 
     path: .csv or .tsv with the columns id, start, end (seconds) and, if there is one, label; or .rttm.
-    ids: of the recordings. A name in the file is an id, or one without its extension where only one recording has it.
+    ids: of the recordings. A name in the file is an id; or one without its extension, without its folders, or without
+        both, where it can mean one recording only.
 
     Raises:
         FeatureSetError: there is no such file, or a line is wrong or of no recording; it names the line.
@@ -27,6 +28,7 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
     if suffix not in (".csv", ".tsv", ".rttm"):
         raise FeatureSetError(f"segments={path} must be .csv or .tsv with the columns id,start,end[,label], or .rttm")
     by_name = _names(ids)
+    first = next(iter(by_name.values()), ("",))[0]
     found: dict[str, list[Span]] = defaultdict(list)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -37,7 +39,7 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
                     said = (
                         f"which could be {' or '.join(candidates[:3])}"
                         if candidates
-                        else "of which there are no features"
+                        else "of which there are no features; an id is " + first
                     )
                     raise FeatureSetError(f"{path}, line {line}: {name}, {said}")
                 found[candidates[0]].append(Span(*_seconds(start, end, f"{path}, line {line}"), label))
@@ -49,17 +51,19 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
 
 
 def _names(ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What a file may call a recording -> the ids that it can mean; an id is itself before it is another's stem."""
-    stems: dict[str, tuple[str, ...]] = {}
+    """What a file may call a recording -> the ids that it can mean; what says more comes before what says less."""
     whole: dict[str, tuple[str, ...]] = {}
+    stems: dict[str, tuple[str, ...]] = {}
+    names: dict[str, tuple[str, ...]] = {}
     for id in ids:
         whole[id] = (id,)
         folder, slash, name = id.rpartition("/")
-        stem, dot, _ = name.rpartition(".")
-        if dot and stem:
-            stem = f"{folder}{slash}{stem}"
-            stems[stem] = (*stems.get(stem, ()), id)
-    return stems | whole
+        stem = name.rpartition(".")[0] or name
+        key = f"{folder}{slash}{stem}"
+        stems[key] = (*stems.get(key, ()), id)
+        for key in {name, stem}:
+            names[key] = (*names.get(key, ()), id)
+    return names | stems | whole
 
 
 def _table(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[tuple[int, str, str, str, str]]:

@@ -13,6 +13,9 @@ from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts import shards
 from w2v_attn.feature_sets.recording import Recording
 
+# Metadata of a file, and not of its recording: what is written in another layout has its own.
+OF_THE_FILE = frozenset({"format"})
+
 
 class MirroredReader:
     """Ids are the files' paths in the folder, without their extension, sorted. The folder is walked once."""
@@ -38,9 +41,9 @@ class MirroredReader:
             names, metadata = list(file.keys()), file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise DamagedError(f"{path} cannot be read as safetensors: {error}") from error
-        # Of the file: what is written in another layout has another.
-        if metadata.pop("format", None) == shards.FORMAT:
+        if metadata.get("format") == shards.FORMAT:
             raise DamagedError(f"{path} is a shard, whose {shards.INDEX} is not beside it: convert again")
+        metadata = {name: value for name, value in metadata.items() if name not in OF_THE_FILE}
         # A copy: what is mapped would be shared by all who read it, and goes with the file.
         return Recording(id, names, metadata, lambda layer: file.get_tensor(layer).clone())
 
