@@ -13,8 +13,8 @@ from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts import shards
 from w2v_attn.feature_sets.recording import Recording
 
-# Metadata of a file, and not of its recording: what is written in another layout has its own.
-OF_THE_FILE = frozenset({"format"})
+# Metadata of a file, and not of its recording: its format, and a check of its header. Another layout has its own.
+OF_THE_FILE = frozenset({"format", "header_sha256"})
 
 
 class MirroredReader:
