@@ -168,3 +168,40 @@ def save(model, folder: Path, **options) -> Path:
     model.save_pretrained(folder, **options)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder
+
+
+# Recordings whose features are on disk: names that are odd or alike, and primes; one of a single frame.
+IDS = ["a.flac", "a.wav", "b c/é (1).wav", "b c/x", "b c/x/final.wav", "😀.ogg"]
+FRAMES = [7, 1, 13, 5, 3, 11]
+LAYERS = ("embed", "layer_02", "layer_10", "final")
+
+
+def made(number, frames, layers=LAYERS, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(number)
+    features = {layer: torch.randn(frames, 5, generator=generator).to(dtype) for layer in layers}
+    metadata = {
+        "id": IDS[number],
+        "frame_rate": "50",
+        "samples": str(400 + 320 * (frames - 1)),
+        "layers": ",".join(layers),
+        "flags": "",
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return features, metadata
+
+
+@pytest.fixture
+def corpus():
+    """Id -> (features, metadata) of recordings with odd names and of different lengths."""
+    return {id: made(number, frames) for number, (id, frames) in enumerate(zip(IDS, FRAMES, strict=True))}
+
+
+@pytest.fixture
+def mirrored(corpus, tmp_path):
+    """A folder as extraction writes it."""
+    from w2v_attn.feature_files import write_features
+
+    folder = tmp_path / "mirrored"
+    for id, (features, metadata) in corpus.items():
+        write_features(folder / f"{id}.safetensors", features, metadata)
+    return folder

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "w2v_attn"
 # What stands further left may import what stands further right, never the other way round.
-ORDER = ["app", "benchmarks", "features", "finetuning", "transcription", "parity", "encoder", "pretrained", "attention"]
+ORDER = "app benchmarks features feature_sets finetuning transcription parity encoder pretrained attention".split()
 ALONE = {
     "audio",
     "corpus",

@@ -216,6 +216,12 @@ def test_padding_does_not_differ_on_layer_norm_checkpoints():
     assert all(figure["agrees"] for figure in figures.values())
 
 
+def test_wavlm_is_timed_on_its_own_weights():
+    figures = by_name(time_encoders(["torchaudio"], "tiny_wavlm", rounds=1))
+    assert list(figures) == ["w2v_attn", "Hugging Face", "torchaudio"]
+    assert all(figure["agrees"] for figure in figures.values())
+
+
 def test_bfloat16_is_bounded_by_the_error_of_stock():
     figures = by_name(time_encoders(["one_by_one"], dtype="bfloat16", rounds=1))
     assert list(figures) == ["w2v_attn", "Hugging Face", "Hugging Face, float32"]

@@ -12,15 +12,24 @@ if TYPE_CHECKING:
     from w2v_attn.attention.layer import MultiHeadSelfAttention
     from w2v_attn.audio.reading import read_audio
     from w2v_attn.encoder.encoder import load_encoder
+    from w2v_attn.feature_sets.reading import open_features
     from w2v_attn.pretrained.replace import replace_attention, restore_attention
 
 __version__ = "0.1.0"
 
-__all__ = ["MultiHeadSelfAttention", "load_encoder", "read_audio", "replace_attention", "restore_attention"]
+__all__ = [
+    "MultiHeadSelfAttention",
+    "load_encoder",
+    "open_features",
+    "read_audio",
+    "replace_attention",
+    "restore_attention",
+]
 
 _HOMES = {
     "MultiHeadSelfAttention": "w2v_attn.attention.layer",
     "load_encoder": "w2v_attn.encoder.encoder",
+    "open_features": "w2v_attn.feature_sets.reading",
     "read_audio": "w2v_attn.audio.reading",
     "replace_attention": "w2v_attn.pretrained.replace",
     "restore_attention": "w2v_attn.pretrained.replace",

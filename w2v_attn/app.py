@@ -23,6 +23,7 @@ USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
 
   w2v-attn extract     features from audio, one safetensors file for each recording
+  w2v-attn convert     such features in another layout, selected, pooled, in half precision
   w2v-attn finetune    an encoder trained on your recordings, as a Hugging Face folder
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
   w2v-attn evaluate    how often such a checkpoint is wrong on labelled recordings, and where
@@ -83,6 +84,70 @@ def extract(config: Any) -> int:
     if encoder.why_not_ragged is not None:
         rows.append(("one by one", f"for {encoder.why_not_ragged}"))
     return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
+
+
+def convert(config: Any) -> int:
+    """`w2v-attn convert`, see conf/convert.yaml."""
+    from w2v_attn import console
+    from w2v_attn.feature_sets.converting import Conversion, ConversionError, Request
+    from w2v_attn.feature_sets.destination import FAILURES
+    from w2v_attn.feature_sets.reading import open_features
+
+    output = _folder(config, "output")
+    request = Request(
+        layout=_text(config, "layout"),
+        dtype=None if config.dtype is None else str(config.dtype),
+        layers=tuple(_list(config, "layers")),
+        sum=config.sum if config.sum is None or isinstance(config.sum, str) else tuple(_list(config, "sum", float)),
+        pool=_text(config, "pool"),
+        segments=None if config.segments is None else _path(config, "segments"),
+    )
+    features = open_features(_path(config, "features"))
+    conversion = Conversion(features, output, request)
+    done, failed, size, code = 0, [], 0, DONE
+    started = time.monotonic()
+    interruption = _Interruption()
+    try:
+        with (
+            interruption,
+            closing(conversion.run()) as run,
+            console.ProgressLine(len(conversion.ids), "recordings") as progress,
+        ):
+            for converted in run:
+                done += 1
+                size += converted.bytes
+                if converted.reason is not None:
+                    failed.append((converted.id, converted.reason))
+                progress.advance(1, failed=converted.reason is not None)
+                if interruption.code is not None and done < len(conversion.ids):
+                    code = interruption.code
+                    break
+    except ConversionError as error:
+        print(f"stopped: {error}. The same command starts again when that is mended", file=sys.stderr)
+        code = SOME_FAILED
+    except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
+        code = interruption.code or INTERRUPTED
+
+    seconds = time.monotonic() - started
+    rows = [
+        ("recordings", f"{done - len(failed)} of {len(conversion.ids)}"),
+        ("failed", f"{len(failed)}, see {FAILURES}" if failed else "0"),
+        ("layout", f"{features.layout} → {request.layout}"),
+        ("tensors", f"{size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):,.0f} MB/s"),
+        ("output", str(output)),
+    ]
+    if done < len(conversion.ids):
+        rows.append(("not reached", str(len(conversion.ids) - done)))
+    if len(features) > len(conversion.ids):
+        rows.append(("without segments", str(len(features) - len(conversion.ids))))
+    screen = console.console()
+    screen.print(console.table("Converted", rows))
+    if failed:
+        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
+        screen.print(console.table(f"Could not be converted{more}", failed[:SHOWN], header=("recording", "reason")))
+    if code in (INTERRUPTED, TERMINATED):
+        print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
+    return code or (SOME_FAILED if failed else DONE)
 
 
 def transcribe(config: Any) -> int:
@@ -432,6 +497,7 @@ BENCHMARKS: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]
 
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "extract": extract,
+    "convert": convert,
     "evaluate": evaluate,
     "finetune": finetune,
     "transcribe": transcribe,

@@ -21,12 +21,15 @@ _TINY: dict[str, Any] = {
     "intermediate_size": 64,
     "conv_dim": (32,) * 7,
 }
-# Name -> what differs from the defaults of Wav2Vec2Config, which are wav2vec2-base's.
-SIZES: dict[str, dict[str, Any]] = {
-    "base": _BASE,
-    "large": _LARGE,  # wav2vec2-large-lv60
-    "tiny": {**_BASE, **_TINY},
-    "tiny_large": {**_LARGE, **_TINY},
+# Name -> the family, and what differs from the defaults of its config, which are those of its base model.
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("Wav2Vec2", _BASE),
+    "large": ("Wav2Vec2", _LARGE),  # wav2vec2-large-lv60
+    "wavlm_base": ("WavLM", _BASE),
+    "wavlm_large": ("WavLM", {**_LARGE, "conv_bias": False}),
+    "tiny": ("Wav2Vec2", {**_BASE, **_TINY}),
+    "tiny_large": ("Wav2Vec2", {**_LARGE, **_TINY}),
+    "tiny_wavlm": ("WavLM", {**_BASE, **_TINY}),
 }
 
 
@@ -36,12 +39,13 @@ def config(size: str) -> Any:
     Raises:
         ValueError: an unknown name.
     """
-    from transformers import Wav2Vec2Config
+    import transformers
 
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size}")
-    made = Wav2Vec2Config(**SIZES[size])
-    made._attn_implementation = "sdpa"
+    family, changes = SIZES[size]
+    made = getattr(transformers, f"{family}Config")(**changes)
+    made._attn_implementation = "eager" if family == "WavLM" else "sdpa"  # it has no other
     return made
 
 
@@ -49,8 +53,9 @@ def random_model(size: str, head: str = "Model") -> Any:
     """A stock model of a size, float32, in evaluation mode; the same weights every time. head: Model or ForCTC."""
     import transformers
 
+    made = config(size)
     torch.manual_seed(0)
-    model = getattr(transformers, f"Wav2Vec2{head}")(config(size))
+    model = getattr(transformers, f"{SIZES[size][0]}{head}")(made)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases and norms start as zeros and ones, with which a forgotten one would hide

@@ -13,6 +13,7 @@ from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.pretrained import pooling
 from w2v_attn.pretrained.adapters import FORMS, save_adapter
+from w2v_attn.pretrained.checkpoints import quiet_transformers
 from w2v_attn.pretrained.replace import restore_attention
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
@@ -36,7 +37,8 @@ def save_model(
     if task.pooling != "mean":
         config.auto_map = {"AutoModelForAudioClassification": f"pooling.{type(restore_attention(model)).__name__}"}
         shutil.copyfile(pooling.__file__, beside / "pooling.py")
-    restore_attention(model).eval().save_pretrained(beside)
+    with quiet_transformers():
+        restore_attention(model).eval().save_pretrained(beside)
     if language is not None and task.head == "ForCTC":
         save_adapter(model, language, beside)
     extractor = Wav2Vec2FeatureExtractor(

@@ -11,7 +11,7 @@
 
 1e-4 and 1e-5 are absolute, and the frames of a real checkpoint can be in the thousands, where float32 itself has steps
 of 2e-4. So what stock's own float32 is from float64, e at most, bounds what can be asked: two results with errors of at
-most 3 e and e lie up to 4 e apart, and in a batch and alone, with errors of e each, 2 e. Where e is small the numbers hold.
+most 3 e and e lie up to 4 e apart; in a batch and alone, with errors of e each, 2 e. Where e is small the numbers hold.
 
 The factor 2 is asked of the relative L2 error, to which all numbers add. The largest error is that of one number among
 thousands: where the former was 1.0 and 1.5 times stock's, the latter was 1.1 and 1.9 times. It may be 3 times stock's.

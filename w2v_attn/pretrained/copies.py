@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from w2v_attn.pretrained.adapters import has_adapters, languages
-from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.checkpoints import Checkpoint, quiet_transformers
 from w2v_attn.pretrained.companions import copy_companions
 from w2v_attn.pretrained.errors import CheckpointError, first_line
 from w2v_attn.pretrained.forms import torchaudio
@@ -47,7 +47,8 @@ def save_copy(checkpoint: Checkpoint, folder: Path, *, form: str = "huggingface"
             if form == "torchaudio":
                 torchaudio.write(checkpoint.model, temporary)
             else:
-                checkpoint.model.save_pretrained(temporary)
+                with quiet_transformers():  # a bar for a moment's work
+                    checkpoint.model.save_pretrained(temporary)
             copy_companions(checkpoint.folder, temporary)
             if has_adapters(checkpoint.model.config):
                 _save_languages(checkpoint, temporary)

@@ -18,7 +18,8 @@ class CTranslate2:
 
     def prepare(self, subject: Subject) -> None:
         need_cpu(subject.device, "CTranslate2")
-        if subject.config.feat_extract_norm != "layer" or not subject.config.do_stable_layer_norm:
+        config = subject.config
+        if config.model_type != "wav2vec2" or config.feat_extract_norm != "layer" or not config.do_stable_layer_norm:
             raise Unavailable("its converter takes layer-norm checkpoints only (wav2vec2-large-lv60, XLS-R)")
         self._library = library("ctranslate2")
         compute = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[subject.dtype]

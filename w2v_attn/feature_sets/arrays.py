@@ -1,0 +1,42 @@
+"""Tensors as arrays and as bytes, bit for bit."""
+
+from collections.abc import Container
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2v_attn.feature_sets.errors import FeatureSetError
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+# What NumPy has.
+ARRAYS = ("float64", "float32", "float16")
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """As on the command line: float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_holds(dtype: str, layout: str, holds: Container[str]) -> None:
+    """Raises FeatureSetError where a layout does not hold a dtype. Every value of the halves is one of float32's."""
+    if dtype not in holds:
+        raise FeatureSetError(f"layout={layout} holds no {dtype}: dtype=float32 keeps every value")
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same bits in memory of their own."""
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def from_bytes(content: bytearray, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    """What the bytes are, without a copy."""
+    if not content:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).view(shape)

@@ -1,0 +1,136 @@
+"""WebDataset's tar files: `NUMBER.LAYER.npy` for each layer of a recording, and `NUMBER.json` with id and metadata.
+
+Numbers, for WebDataset ends a key at the first dot of a name: a.wav and a.flac would be one sample.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.errors import DamagedError
+from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.recording import Recording
+from w2v_attn.feature_sets.whole import written_whole
+
+FILES = "features-*.tar"
+SIZE = 512 << 20
+END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+class WebdatasetReader:
+    """Goes through the headers once; then it knows where each recording is."""
+
+    def __init__(self, folder: Path):
+        self._places: dict[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]] = {}
+        for path in sorted(folder.glob(FILES)):
+            try:
+                self._places |= dict(_index(path))
+            except (tarfile.TarError, OSError, ValueError, KeyError) as error:
+                raise DamagedError(f"{path} cannot be read: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._places
+
+    def open(self, id: str) -> Recording:
+        path, places, metadata = self._places[id]
+        return Recording(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
+
+
+class WebdatasetWriter:
+    """Tar files of about `size` bytes."""
+
+    holds = ARRAYS
+
+    def __init__(self, folder: Path, size: int = SIZE):
+        self._folder, self._size = folder, size
+        self._files = self._samples = self._bytes = 0
+        self._open = ExitStack()
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> "WebdatasetWriter":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for old in self._folder.glob(FILES):  # of the same request, which is made again
+            if re.fullmatch(r"features-\d{6}\.tar", old.name):
+                old.unlink()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._end_file()
+        else:
+            self._open.__exit__(*error)  # type: ignore[arg-type]
+
+    def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        check_text(id)
+        for tensor in features.values():
+            check_holds(dtype_name(tensor), "webdataset", self.holds)
+        if self._tar is None:
+            path = self._folder / f"features-{self._files:06d}.tar"
+            temporary = self._open.enter_context(written_whole(path))
+            self._tar = self._open.enter_context(tarfile.TarFile(temporary, "w", format=tarfile.PAX_FORMAT))
+        for layer, tensor in features.items():
+            content = io.BytesIO()
+            np.save(content, tensor.numpy())
+            self._add(f"{layer}.npy", content.getvalue())
+        said = {"id": id, "layers": list(features), "metadata": dict(metadata)}
+        self._add("json", json.dumps(said, ensure_ascii=False).encode())
+        self._samples += 1
+        if self._bytes >= self._size:
+            self._end_file()
+
+    def _add(self, name: str, content: bytes) -> None:
+        assert self._tar is not None
+        member = tarfile.TarInfo(f"{self._samples:09d}.{name}")
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+        self._bytes += len(content)
+
+    def _end_file(self) -> None:
+        self._open.close()  # the tar first, then the name
+        self._tar, self._bytes = None, 0
+        self._files += 1
+
+
+def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]]]:
+    """Id -> the file, layer -> (first byte, bytes), and the metadata. The json of a sample comes after its layers."""
+    places: dict[str, tuple[int, int]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            _, _, name = member.name.partition(".")
+            if name != "json":
+                places[name.removesuffix(".npy")] = member.offset_data, member.size
+                continue
+            content = tar.extractfile(member)
+            assert content is not None
+            said = json.loads(content.read())
+            yield said["id"], (path, {layer: places[layer] for layer in said["layers"]}, said["metadata"])
+            places = {}
+    # To tarfile one that is cut short is one of fewer members: what shows it is that the zeros at its end are missing.
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - len(END)))
+        if places or size % tarfile.RECORDSIZE or file.read() != END:
+            raise ValueError("it is cut short")
+
+
+def _read(path: Path, begin: int, size: int) -> Tensor:
+    try:
+        with path.open("rb") as file:
+            file.seek(begin)
+            return as_tensor(np.load(io.BytesIO(file.read(size)), allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from error
