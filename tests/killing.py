@@ -89,7 +89,8 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequenc
     for _ in range(kills):
         before = _sessions(killed), _changes(killed)
         child = start(audio, killed, log, options)
-        # A fifth of them before the folder is claimed, a fifth before anything new is written, the others after that.
+        # A fifth of them before the folder is claimed, a fifth then, a fifth after a file was written, and the others
+        # just after it, in the middle of the files of a batch.
         moment = moments.random()
         began = time.monotonic()
         if moment < 0.2:
@@ -99,7 +100,7 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequenc
             setup = time.monotonic() - began
             if moment > 0.4:
                 _wait(child, lambda before=before: _changes(killed) != before[1])
-            time.sleep(moments.uniform(0, 2 * needed / kills))
+            time.sleep(moments.uniform(0, 0.02 if moment > 0.6 else 2 * needed / kills))
         os.kill(child, signal.SIGKILL)  # it is there, for nobody has waited for its end
         os.waitpid(child, 0)
         progress.append(sum(1 for _ in killed.rglob("*.safetensors")))

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -127,6 +128,7 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_goes_o
             for name in ("fsync", "replace"):
                 patched.setattr(whole_files.os, name, fault.around(getattr(os, name)))
             patched.setattr(os, "write", fault.around(os.write))
+            patched.setattr(Path, "write_bytes", fault.around(Path.write_bytes, half=True))
             try:
                 extract("out")
             except (runs.RunError, ValueError) as error:
@@ -148,11 +150,15 @@ class _Fault:
     def __init__(self, step, code):
         self._left, self._code, self.happened = step, code, False
 
-    def around(self, function):
+    def around(self, function, *, half=False):
+        """half: of its last argument is written before that."""
+
         def call(*arguments):
             self._left -= 1
             if self._left == -1:
                 self.happened = True
+                if half:
+                    function(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2])
                 raise OSError(self._code, os.strerror(self._code))
             return function(*arguments)
 
@@ -347,20 +353,16 @@ def test_an_output_that_cannot_be_written_is_a_wrong_request(call):
 
 
 def test_a_full_disk_ends_with_the_command_that_goes_on(call, tmp_path, monkeypatch):
-    def full(temporary, path):
-        raise (
-            OSError(errno.ENOSPC, "No space left on device") if path.suffix == ".safetensors" else OSError(errno.ENOSPC)
-        )
+    right = os.replace
 
-    right = whole_files.os.replace
-    monkeypatch.setattr(
-        whole_files.os,
-        "replace",
-        lambda temporary, path: right(temporary, path) if path.name == run_folders.RUN else full(temporary, path),
-    )
+    def full(temporary, path):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        right(temporary, path)
+
+    monkeypatch.setattr(os, "replace", full)
     code, _, err = call("extract", f"audio={SPEECH}", "output=out put")
     assert code == 1
     assert "No space left" in err
     assert f"w2v-attn extract audio={SPEECH} 'output=out put'" in err
     assert record(tmp_path / "out put")["status"] == "stopped"
-    monkeypatch.undo()

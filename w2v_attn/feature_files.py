@@ -41,7 +41,6 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
     Raises:
         OSError: the folder or the file cannot be written; nothing is left behind then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _serialized(features, {"format": FORMAT, **metadata}))
 
 

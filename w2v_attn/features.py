@@ -171,7 +171,9 @@ class _Store:
                 raise failure from error
             return None  # it cannot be written either, which is then told of this row
         about = stored.metadata
-        if about.get("fingerprint") != self._identity["fingerprint"]:
+        shapes = [stored.shapes.get(layer, ()) for layer in self._wanted]
+        whole = len(stored.shapes) == len(shapes) and all(len(shape) == 2 for shape in shapes)
+        if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
             raise ValueError(
                 f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
                 f"{about.get('layers')}, {about.get('dtype')}: name another output"
@@ -185,7 +187,7 @@ class _Store:
                     f"{path} holds features of {about['source']}, and {row.path} has the same id: name another output"
                 )
             return self._remove(path, "of another state of their source")
-        frames, channels = stored.shapes[self._wanted[-1]]
+        frames, channels = shapes[-1]
         flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
         return Settled(Written(path, frames, channels), int(about["samples"]), int(about["sample_rate"]), flags)
 

@@ -3,30 +3,56 @@
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
+TEMPORARY = ".tmp-"
+_OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes the content under `path`, in a folder that exists; what stood there before stands there until then.
+def temporary_name(path: Path) -> Path:
+    """A name beside `path`, so that the last step is a rename; its own, so that two writers do not meet."""
+    return path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a name to write a file under; what is there at the end comes under `path`, after an error nothing does.
+
+    What stood there before stands there until then.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind then.
+        OSError: the folder or the file cannot be written; nothing is left behind then.
     """
-    # In the same folder, so that the last step is a rename; a name of its own, so that two writers do not meet.
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # it may be renamed already: the interruption came just after
         raise
-    _sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The same for content that is at hand."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Brings a file that is written under its own name, for good."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    try:
+        descriptor = os.open(path.parent, os.O_RDONLY)
+    except OSError:  # not every file system lets a folder be opened
+        return
+    try:
+        os.fsync(descriptor)  # the rename itself
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folders: Iterable[Path]) -> int:
@@ -38,7 +64,7 @@ def remove_leftovers(folders: Iterable[Path]) -> int:
     count = 0
     for folder in folders:
         try:
-            left = [entry.path for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+            left = [entry.path for entry in os.scandir(folder) if _OURS.fullmatch(entry.name)]
         except (FileNotFoundError, NotADirectoryError):
             continue
         for path in left:
@@ -47,12 +73,8 @@ def remove_leftovers(folders: Iterable[Path]) -> int:
     return count
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself last. Not every file system lets a folder be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,7 @@ from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
 from w2v_attn.feature_sets.layouts.names import check_text
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import publish, temporary_name
+from w2v_attn.whole_files import publish, temporary_name
 
 FILE, IDS, RECORDINGS = "features.h5", "ids", "recordings"
 

@@ -22,7 +22,7 @@ from w2v_attn.feature_sets.arrays import as_tensor, check_holds, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
 from w2v_attn.feature_sets.layouts.names import check_text
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import written_whole
+from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.jsonl"
 TYPES = {("float32", 2): b"FM ", ("float64", 2): b"DM ", ("float32", 1): b"FV ", ("float64", 1): b"DV "}

@@ -11,7 +11,7 @@ from torch import Tensor
 from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import written_whole
+from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.json"
 

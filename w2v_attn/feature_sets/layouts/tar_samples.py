@@ -18,7 +18,7 @@ from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_n
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import written_whole
+from w2v_attn.whole_files import written_whole
 
 FILES = "features-*.tar"
 SIZE = 512 << 20

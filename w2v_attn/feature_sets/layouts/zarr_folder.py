@@ -15,7 +15,7 @@ from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import temporary_name
+from w2v_attn.whole_files import temporary_name
 
 FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
 
