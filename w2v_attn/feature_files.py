@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save
@@ -9,6 +11,7 @@ from torch import Tensor
 
 FORMAT = "w2v_attn.features/1"
 EXTENSION = ".safetensors"
+TEMPORARY = ".tmp-"
 
 
 def feature_path(output: Path, row_id: str) -> Path:
@@ -24,28 +27,49 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
     Raises:
         OSError: the folder or the file cannot be written; nothing is left behind then.
     """
+    with written_whole(path) as temporary:
+        temporary.write_bytes(save(features, {"format": FORMAT, **metadata}))
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path`, so that the last step is a rename; its own, so that two writers do not meet."""
+    return path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a name to write a file under; what is there at the end comes under `path`, after an error nothing does.
+
+    What stood there before stands there until then.
+
+    Raises:
+        OSError: the folder or the file cannot be written; nothing is left behind then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = save(features, {"format": FORMAT, **metadata})
-    # In the same folder, so that the last step is a rename; a name of its own, so that two writers do not meet.
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    temporary = temporary_name(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        _publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # it may be renamed already: the interruption came just after
         raise
-    _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself last. Not every file system lets a folder be opened."""
+def _publish(temporary: Path, path: Path) -> None:
+    _sync(temporary)
+    os.replace(temporary, path)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:  # not every file system lets a folder be opened
         return
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

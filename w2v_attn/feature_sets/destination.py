@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from w2v_attn.feature_files import TEMPORARY, written_whole
 from w2v_attn.feature_sets.errors import FeatureSetError
-from w2v_attn.feature_sets.whole import TEMPORARY, written_whole
 
 CONVERSION = "conversion.json"
 FAILURES = "failures.jsonl"

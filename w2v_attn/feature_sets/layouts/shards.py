@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from w2v_attn.feature_files import written_whole
 from w2v_attn.feature_sets.arrays import DTYPES, from_bytes
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text, is_text
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.feature_sets.whole import written_whole
 
 FORMAT = "w2v_attn.shards/1"
 INDEX = "index.sqlite"
