@@ -81,9 +81,8 @@ class SelfAttention(torch.autograd.Function):
             db_o = mathematics.project_backward_bias(dy) if need_bo else None
             if needs_heads:
                 do = mathematics.split_heads(mathematics.project_backward_input((dy, w_o)), options.num_heads)
-                dq, dk, dv, dadded = _attend_backward(
-                    do, q, k, v, o, lse, ctx.parts, options, needs=needs
-                )  # (5) to (2)
+                # (5) to (2)
+                dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, ctx.parts, options, needs=needs)
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
                 if need_x:

@@ -18,7 +18,7 @@ from torch import nn
 
 from w2v_attn.pretrained.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
 from w2v_attn.pretrained.companions import copy_companions, write_companions
-from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.errors import CheckpointError, first_line, shown
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.forms.parts import Parts, make_config, make_model
 from w2v_attn.pretrained.forms.reading import read
@@ -248,9 +248,8 @@ def _check_keys(
             continue
         wrong.append(f"left over: {key}")
     if wrong:
-        shown = "\n  ".join(wrong[:20]) + (f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(
-            f"the weights of {source} are not those that its config.json describes:\n  {shown}\n"
+            f"the weights of {source} are not those that its config.json describes:\n  {shown(wrong)}\n"
             "Is config.json from another checkpoint, or were the weights saved in part?"
         )
     return tuple(missing), tuple(unexpected)
