@@ -439,7 +439,9 @@ def test_the_commands_take_a_language(call, mms, tmp_path, clips):
     assert call("transcribe", *model, f"audio={clip}", "output=text")[0] == 0
     said = json.loads((tmp_path / "text" / "transcripts.jsonl").read_text())["text"]
     assert said == load_recognizer(mms, language="deu").recognize(read_audio(clip)).text
-    for command in ("load", "extract", "transcribe", "evaluate"):
+    assert call("verify", *model, "dtypes=[float32]", "recordings=2", "seconds=1", "output=proof.json")[0] == 0
+    assert json.loads((tmp_path / "proof.json").read_text())["language"] == "deu"
+    for command in ("load", "extract", "transcribe", "evaluate", "verify"):
         code, _, err = call(command, *model[:2], "model.language=nan")
         assert code == 2
         assert "no adapter for the language “nan”" in err

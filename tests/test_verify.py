@@ -19,6 +19,7 @@ def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
     request = verifying.Request(
         checkpoint=str(folder),
         revision=None,
+        language=None,
         rows=list_recordings(SPEECH).rows,
         count=count,
         seconds=seconds,

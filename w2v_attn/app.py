@@ -142,9 +142,7 @@ def convert(config: Any) -> int:
         rows.append(("without segments", str(len(features) - len(conversion.ids))))
     screen = console.console()
     screen.print(console.table("Converted", rows))
-    if failed:
-        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
-        screen.print(console.table(f"Could not be converted{more}", failed[:SHOWN], header=("recording", "reason")))
+    _show_failed("Could not be converted", failed)
     if code in (INTERRUPTED, TERMINATED):
         print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
     return code or (SOME_FAILED if failed else DONE)
@@ -246,6 +244,15 @@ def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, in
     return outcomes, seconds, interruption.code or code
 
 
+def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
+    """A table of recordings with the reasons; of many the first."""
+    from w2v_attn import console
+
+    if failed:
+        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
+        console.console().print(console.table(f"{title}{more}", failed[:SHOWN], header=("recording", "reason")))
+
+
 def _conclude(
     title: str, corpus: Any, outcomes: list[Any], wall: float, code: int, output: Path, rows: list[tuple[str, str]]
 ) -> int:
@@ -274,10 +281,7 @@ def _conclude(
     summary += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
     screen = console.console()
     screen.print(console.table(title, summary))
-    if failed:
-        reasons = [(outcome.row.id, outcome.reason) for outcome in failed[:SHOWN]]
-        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
-        screen.print(console.table(f"Could not be used{more}", reasons, header=("recording", "reason")))
+    _show_failed("Could not be used", [(outcome.row.id, outcome.reason) for outcome in failed])
     if code in (INTERRUPTED, TERMINATED):
         print(f"interrupted: what is written is whole. To go on:\n  {_command()}", file=sys.stderr)
     return code or (SOME_FAILED if failed else DONE)
@@ -369,6 +373,7 @@ def verify(config: Any) -> int:
     request = verifying.Request(
         checkpoint=_text(config.model, "checkpoint"),
         revision=config.model.revision,
+        language=_language(config.model),
         rows=list_recordings(_text(config, "audio"), root=config.root).rows,
         count=int(_number(config, "recordings", least=1)),
         seconds=_number(config, "seconds"),

@@ -29,7 +29,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         yield temporary
-        publish(temporary, path)
+        _publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # it may be renamed already: the interruption came just after
         raise
@@ -41,7 +41,7 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def publish(temporary: Path, path: Path) -> None:
+def _publish(temporary: Path, path: Path) -> None:
     """Brings a file that is written under its own name, for good."""
     _sync(temporary)
     os.replace(temporary, path)

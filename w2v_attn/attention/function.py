@@ -6,7 +6,6 @@ and torch differentiates them.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +20,7 @@ TOGETHER_FROM = 512
 
 
 class Options(NamedTuple):
-    """What a call asks for besides its tensors.
-
-    dropout is the rate in force, 0 in evaluation. mask: without the tensors that autograd hands over.
-    """
+    """What a call asks for besides its tensors. dropout is the rate in force, 0 in evaluation."""
 
     num_heads: int
     scale: float
@@ -34,22 +30,15 @@ class Options(NamedTuple):
 
     def without_added(self) -> "Options":
         """The same, its mask without what is added to the scores: an autograd function takes that by itself."""
-        return self._replace(mask=self.mask.of_nothing())
+        return self.with_added(Added())
+
+    def with_added(self, added: Sequence[Tensor | None]) -> "Options":
+        """The same, its mask with these tensors for what is added to the scores."""
+        return self._replace(mask=self.mask.of(added))
 
 
-class _Recipe(NamedTuple):
-    """How the heads were attended, for their backward. parts: core and memory of each recording, or of all together."""
-
-    parts: tuple[tuple[cores.Core, Any], ...]
-    options: Options
-
-    @property
-    def frames(self) -> list[slice]:
-        """Where each part lies among the frames."""
-        lengths = self.options.mask.lengths
-        if lengths is None or len(self.parts) == 1:
-            return [slice(None)]
-        return _frames_of(lengths)
+# How the heads were attended, for their backward: core and memory of each recording, or of all together.
+Parts = tuple[tuple[cores.Core, Any], ...]
 
 
 class SelfAttention(torch.autograd.Function):
@@ -70,11 +59,9 @@ class SelfAttention(torch.autograd.Function):
         options: Options,
         *added: Tensor | None,
     ) -> Tensor:
-        mask = options.mask.of(added)
-        parameters = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o)
-        y, (q, k, v, o, lse), ctx.recipe = _block(
-            x, parameters, mask, options, needs_added=any(ctx.needs_input_grad[10:])
-        )
+        parameters, ctx.options = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o), options
+        needs_added = any(ctx.needs_input_grad[10:])
+        y, (q, k, v, o, lse), ctx.parts = _block(x, parameters, options.with_added(added), needs_added=needs_added)
         # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back tile by tile,
         # R from the seed. The weights are the parameters themselves.
         ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added)
@@ -84,8 +71,7 @@ class SelfAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added = ctx.saved_tensors
-        options = ctx.recipe.options
-        mask = options.mask.of(added)
+        options = ctx.options.with_added(added)
         need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, _, *needs = ctx.needs_input_grad
         dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = None
         dadded = Added()
@@ -95,7 +81,8 @@ class SelfAttention(torch.autograd.Function):
             db_o = mathematics.project_backward_bias(dy) if need_bo else None
             if needs_heads:
                 do = mathematics.split_heads(mathematics.project_backward_input((dy, w_o)), options.num_heads)
-                dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, mask, ctx.recipe, needs=needs)  # (5) to (2)
+                # (5) to (2)
+                dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, ctx.parts, options, needs=needs)
                 dq, dk, dv = (mathematics.merge_heads(d) for d in (dq, dk, dv))
                 # (1)
                 if need_x:
@@ -121,8 +108,8 @@ class AttentionCore(torch.autograd.Function):
         options: Options,
         *added: Tensor | None,
     ) -> Tensor:
-        mask = options.mask.of(added)
-        o, lse, ctx.recipe = _attend(q, k, v, mask, options, needs_added=any(ctx.needs_input_grad[4:]))
+        ctx.options, needs_added = options, any(ctx.needs_input_grad[4:])
+        o, lse, ctx.parts = _attend(q, k, v, options.with_added(added), needs_added=needs_added)
         ctx.save_for_backward(q, k, v, o, lse, *added)
         return o
 
@@ -130,9 +117,9 @@ class AttentionCore(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse, *added = ctx.saved_tensors
-        mask = ctx.recipe.options.mask.of(added)
+        options, needs = ctx.options.with_added(added), ctx.needs_input_grad[4:]
         with torch.autocast(q.device.type, enabled=False):
-            dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, mask, ctx.recipe, needs=ctx.needs_input_grad[4:])
+            dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, ctx.parts, options, needs=needs)
         return dq, dk, dv, None, *dadded
 
 
@@ -143,7 +130,7 @@ def self_attention(x: Tensor, parameters: tuple[Tensor | None, ...], options: Op
     """
     if torch.is_grad_enabled():
         return SelfAttention.apply(x, *parameters, options.without_added(), *options.mask.added)
-    return _block(x, parameters, options.mask, options, needs_added=False)[0]
+    return _block(x, parameters, options, needs_added=False)[0]
 
 
 def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
@@ -152,16 +139,16 @@ def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
 
 
 def _block(
-    x: Tensor, parameters: tuple[Any, ...], mask: AttentionMask, options: Options, *, needs_added: bool
-) -> tuple[Tensor, tuple[Any, ...], _Recipe]:
+    x: Tensor, parameters: tuple[Any, ...], options: Options, *, needs_added: bool
+) -> tuple[Tensor, tuple[Any, ...], Parts]:
     """Steps (1) to (6) -> y, (q, k, v, o, log-sum-exp), and how the heads were attended."""
     w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o = parameters
     q = _heads(mathematics.project(x, w_q, b_q), options.num_heads)  # (1)
     k = _heads(mathematics.project(x, w_k, b_k), options.num_heads)
     v = _heads(mathematics.project(x, w_v, b_v), options.num_heads)
-    o, lse, recipe = _attend(q, k, v, mask, options, needs_added=needs_added)  # (2) to (5)
+    o, lse, parts = _attend(q, k, v, options, needs_added=needs_added)  # (2) to (5)
     y = mathematics.project(mathematics.merge_heads(o), w_o, b_o)  # (6)
-    return y, (q, k, v, o, lse), recipe
+    return y, (q, k, v, o, lse), parts
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -175,9 +162,10 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Options, *, needs_added: bool
-) -> tuple[Tensor, Tensor | None, _Recipe]:
-    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, and the recipe of it."""
+    q: Tensor, k: Tensor, v: Tensor, options: Options, *, needs_added: bool
+) -> tuple[Tensor, Tensor | None, Parts]:
+    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, and the parts of it."""
+    mask = options.mask
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask
@@ -188,22 +176,17 @@ def _attend(
 
     if mask.lengths is None:
         o, lse, part = attend(q, k, v, mask)
-        return o, lse, _Recipe((part,), options)
+        return o, lse, (part,)
     together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
     if together is not None:
         o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
-        return o, lse, _Recipe(((together, memory),), options)
-    attended = (attend(q[:, :, n], k[:, :, n], v[:, :, n], mask.frames(n)) for n in _frames_of(mask.lengths))
+        return o, lse, ((together, memory),)
+    attended = (attend(q[:, :, n], k[:, :, n], v[:, :, n], mask.frames(n)) for n in mask.recordings)
     outputs, sums, parts = zip(*attended, strict=True)
     o = mathematics.split_heads(torch.cat([mathematics.merge_heads(o) for o in outputs], 1), options.num_heads)
     # Cores that need no log-sum-exp may stand beside others that do.
     lse = None if all(one is None for one in sums) else _side_by_side(sums, outputs)
-    return o, lse, _Recipe(parts, options)
-
-
-def _frames_of(lengths: tuple[int, ...]) -> list[slice]:
-    """Where each recording lies among the frames."""
-    return [slice(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)]
+    return o, lse, parts
 
 
 def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
@@ -220,23 +203,21 @@ def _attend_backward(
     v: Tensor,
     o: Tensor,
     lse: Tensor | None,
-    mask: AttentionMask,
-    recipe: _Recipe,
+    parts: Parts,
+    options: Options,
     *,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:
     """Undoes steps (5) to (2), from the gradient of what the heads return."""
-    options, frames = recipe.options, recipe.frames
-    found = []
-    for part, (core, memory) in zip(frames, recipe.parts, strict=True):
-        tensors = {"do": do, "q": q, "k": k, "v": v, "o": o, "lse": lse}
-        here = {name: None if tensor is None else tensor[:, :, part] for name, tensor in tensors.items()}
-        mask_here = mask if len(frames) == 1 else mask.frames(part)
-        options_of_core = {"scale": options.scale, "dropout": options.dropout, "needs": needs}
-        found.append(core.backward(**here, memory=memory, mask=mask_here, **options_of_core))
-    if len(found) == 1:
-        dq, dk, dv, dadded = found[0]
+    mask, asked = options.mask, {"scale": options.scale, "dropout": options.dropout, "needs": needs}
+    if len(parts) == 1:
+        ((core, memory),) = parts
+        dq, dk, dv, dadded = core.backward(do, q, k, v, o, lse, memory, mask, **asked)
     else:
+        found = []
+        for n, (core, memory) in zip(mask.recordings, parts, strict=True):
+            here = (None if x is None else x[:, :, n] for x in (do, q, k, v, o, lse))
+            found.append(core.backward(*here, memory, mask.frames(n), **asked))  # type: ignore[arg-type]
         dq, dk, dv = (
             mathematics.split_heads(torch.cat([mathematics.merge_heads(d[i]) for d in found], 1), options.num_heads)
             for i in range(3)

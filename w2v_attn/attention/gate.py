@@ -53,7 +53,12 @@ class Gate(torch.autograd.Function):
 
 def gate(x: Tensor, weight: Tensor, bias: Tensor, c: Tensor) -> Tensor:
     """Steps (1) to (3): g [B, H, T]. x: [B, T, C]; weight: [8, D], bias: [8], c: [H]. Not differentiable."""
-    (a_r, _) = _openings(x, weight, bias, len(c))
+    a_r, _ = _openings(x, weight, bias, len(c))
+    return from_openings(a_r, c)
+
+
+def from_openings(a_r: Tensor, c: Tensor) -> Tensor:
+    """Step (3): g [B, H, T] from a and r side by side, [B, T, H, 2]. Differentiable."""
     a, r = a_r.unbind(-1)
     return (a * (r * c - 1) + 2).transpose(1, 2)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +122,13 @@ class AttentionMask:
     def of_nothing(self) -> "AttentionMask":
         """The same without what is added to the scores: autograd functions take those tensors by themselves."""
         return self.of(Added())
+
+    @property
+    def recordings(self) -> list[slice]:
+        """Where each of the recordings that lie side by side is among the frames."""
+        assert self.lengths is not None
+        ends = accumulate(self.lengths)
+        return [slice(end - length, end) for length, end in zip(self.lengths, ends, strict=True)]
 
     def frames(self, part: slice) -> "AttentionMask":
         """The mask of one of the recordings that lie side by side, which has these frames."""

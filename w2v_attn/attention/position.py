@@ -71,9 +71,14 @@ class RelativePositions:
     @cached_property
     def num_distances(self) -> int:
         """R."""
+        return self._by_distance.shape[1]
+
+    @property
+    def _by_distance(self) -> Tensor:
+        """What has a place for each distance, [H or 1, R, …]."""
         tensor = self.table if self.vectors is None else self.vectors
         assert tensor is not None
-        return tensor.shape[1]
+        return tensor
 
     @property
     def is_symmetric_table(self) -> bool:
@@ -183,9 +188,7 @@ class RelativePositions:
         if nearest >= 0 and farthest <= last:
             return Columns(nearest, farthest, None)
         first, end = (min(max(place, 0), last) for place in (nearest, farthest))
-        tensor = self.table if self.vectors is None else self.vectors
-        assert tensor is not None
-        place = torch.arange(nearest, farthest + 1, device=tensor.device).clamp_(0, last).sub_(first)
+        place = torch.arange(nearest, farthest + 1, device=self._by_distance.device).clamp_(0, last).sub_(first)
         return Columns(first, end, place)
 
     def _table(self, columns: Columns, heads: slice, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -44,8 +43,7 @@ def attend(
     if together is not None:
         return merge_heads(together.forward(q, k, v, mask, scale=scale, dropout=0.0)[0])[0]
     outputs = []
-    for length, end in zip(lengths, accumulate(lengths), strict=True):
-        part = slice(end - length, end)
+    for part in mask.recordings:
         q_one, k_one, v_one = (x[:, :, part] for x in (q, k, v))
         mask_one = mask.frames(part)
         if backend == "auto" and _short(q_one, v_one):
@@ -112,7 +110,7 @@ def attend_window(
             row, last + 1, device=q.device
         ).unsqueeze(-1)
         near = (distance.abs() <= reach)[None]
-        added = _Added(positions, slice(begin, end), first_key + keys.start - first_row)
+        added = _RowPositions(positions, slice(begin, end), first_key + keys.start - first_row)
         outputs.append(_rows(q[begin:end], k[keys], v[keys], num_heads, scale, near, added))
     return torch.cat(outputs)
 
@@ -144,7 +142,7 @@ def attend_all(
             rows = slice(row, row + len(q_part))
             found = []
             for number, (k_part, v_part) in enumerate(zip(keys, values, strict=True)):
-                added = _Added(positions, rows, number * TILE_KEYS - first_row)
+                added = _RowPositions(positions, rows, number * TILE_KEYS - first_row)
                 found.append(_attend_keys(q_part[None], k_part, v_part, added.adder(head, k_part.shape[1])))
             weights = torch.cat([lse for _, lse in found]).softmax(0)
             tiles.append((weights * torch.cat([o for o, _ in found])).sum(0))
@@ -153,7 +151,7 @@ def attend_all(
 
 
 @dataclass(frozen=True)
-class _Added:
+class _RowPositions:
     """What positions add to the scores of some rows.
 
     rows: counted from where the positions begin. first_key: of the keys, counted from there too.
@@ -181,7 +179,9 @@ def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, add: Adder | None) -> t
     return products.times(p, v), lse
 
 
-def _rows(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed: Tensor, added: _Added) -> Tensor:
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, allowed: Tensor, added: _RowPositions
+) -> Tensor:
     """One tile, a head at a time: [I, H·E]."""
     dtype, heads = softmax_dtype(q), []
     for head, (q_ID, k_TD, v_TE) in enumerate(zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True)):

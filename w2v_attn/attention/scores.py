@@ -67,14 +67,13 @@ class WeightedSum(torch.autograd.Function):
 
 def _probabilities(q: Tensor, k: Tensor, scale: float, mask: AttentionMask) -> Tensor:
     B, H, T, _ = q.shape
-    wide = mathematics.softmax_dtype(q)
-    p = torch.empty(B, H, T, T, dtype=wide, device=q.device)
+    wide, heads, rows = mathematics.softmax_dtype(q), slice(0, H), slice(0, T)
+    p = torch.empty(B, H, T, T, dtype=q.dtype, device=q.device)
     for b in range(B):
-        bias, allowed = mask.tile(b, slice(0, H), slice(0, T), T, p.device)
-        add = mask.adder(b, slice(0, H), slice(0, T), T)
-        p[b] = mathematics.masked_scores(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add).softmax(-1)
-    empty = mask.rows_without_keys(T)
-    return (p if empty is None else p.masked_fill_(empty.unsqueeze(-1), 0.0)).to(q.dtype)
+        bias, allowed = mask.tile(b, heads, rows, T, q.device)
+        add = mask.adder(b, heads, rows, T)
+        p[b] = mathematics.probabilities(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add)
+    return p
 
 
 def _kept(x: Tensor, keep: Tensor | None, keep_rate: float) -> Tensor:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from w2v_attn.parity import bounds
+from w2v_attn.parity.figures import distance
 
 # bfloat16: the error of a peer over that of stock's own; peers that round elsewhere still count.
 PEERS_MOST_RATIO = 2.0
@@ -13,18 +13,7 @@ PEERS_MOST_RATIO = 2.0
 
 def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
     """(max abs difference, relative L2 error over all frames); infinite where shapes differ or numbers are none."""
-    if [rows.shape for rows in features] != [rows.shape for rows in reference]:
-        return float("inf"), float("inf")
-    most, squares, total = 0.0, 0.0, 0.0
-    for rows, wanted in zip(features, reference, strict=True):
-        wanted = wanted.double().cpu()
-        difference = rows.double().cpu() - wanted
-        if not bool(torch.isfinite(difference).all()):
-            return float("inf"), float("inf")
-        most = max(most, difference.abs().max().item())
-        squares += difference.square().sum().item()
-        total += wanted.square().sum().item()
-    return most, (squares / total) ** 0.5
+    return distance([rows.cpu() for rows in features], [wanted.cpu() for wanted in reference])
 
 
 def agrees(max_abs_error: float, relative_error: float, stock_error: float | None, *, ours: bool) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from w2v_attn.attention import products, ragged
 from w2v_attn.attention.feed_forward import is_gelu
-from w2v_attn.attention.position import RelativePositions
 from w2v_attn.encoder.frontend import layer_norm
 
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
@@ -52,8 +51,7 @@ class Block:
             return self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)
         h = self._input(x)
         k, v = self._kv(h).chunk(2, -1)
-        options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
-        o = ragged.attend(self._q(h), k, v, lengths, backend=self._backend, **options)
+        o = ragged.attend(self._q(h), k, v, lengths, backend=self._backend, **self._of_core(h))
         return self._finish(x, o)
 
     def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
@@ -68,8 +66,7 @@ class Block:
             k[rows], v[rows] = self._keys_values(x[rows])
         for rows in _rows_of(len(x)):
             h = self._input(x[rows])
-            options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
-            o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **options)
+            o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
             y[rows] = self._finish(x[rows], o)
         return y
 
@@ -87,14 +84,16 @@ class Block:
                 first_key += len(held.popleft()[0])
             k, v = (torch.cat(parts) for parts in zip(*held, strict=True))
             h = self._input(x[first:last])
-            options = {"num_heads": self._num_heads, "scale": self._scale, "positions": self._positions(h)}
-            o = ragged.attend_window(self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **options)
+            o = ragged.attend_window(
+                self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._of_core(h)
+            )
             y[first:last] = self._finish(x[first:last], o)
         return y
 
-    def _positions(self, h: Tensor) -> RelativePositions | None:
-        """What positions add to the scores of these rows, which enter the attention as [N, C]."""
-        return None if self._table is None else self._attention.positions(h[None], self._table)
+    def _of_core(self, h: Tensor) -> dict[str, Any]:
+        """What the core is told of these rows, which enter the attention as [N, C]."""
+        positions = None if self._table is None else self._attention.positions(h[None], self._table)
+        return {"num_heads": self._num_heads, "scale": self._scale, "positions": positions}
 
     def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self._kv(self._input(x)).chunk(2, -1)

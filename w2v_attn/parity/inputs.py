@@ -9,7 +9,7 @@ from torch import Tensor
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.waveforms import WaveformModel
-from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.pretrained.checkpoints import Checkpoint, has_preprocessor
 from w2v_attn.runs import read_row
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def stock_inputs(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[Tens
     """What the checkpoint's own preprocessor makes of each recording, without padding; None where there is none."""
     from transformers import AutoFeatureExtractor
 
-    if not any((checkpoint.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if not has_preprocessor(checkpoint.folder):
         return None
     extractor = AutoFeatureExtractor.from_pretrained(str(checkpoint.folder))
     name = checkpoint.model.main_input_name

@@ -79,6 +79,7 @@ class Report:
     """All of it. recordings: id -> seconds. notes: what could not be compared as it stands, and why."""
 
     checkpoint: str
+    language: str | None
     family: str
     architecture: str
     recordings: dict[str, float]

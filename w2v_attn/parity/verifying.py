@@ -35,7 +35,7 @@ WEIGHED = 2
 class Request:
     """What to compare.
 
-    checkpoint, revision, device, backend: as for `load_encoder`. dtypes: of DTYPES.
+    checkpoint, revision, language, device, backend: as for `load_encoder`. dtypes: of DTYPES.
     rows: recordings, of which `count` are taken, of each the first `seconds`.
 
     Raises:
@@ -44,6 +44,7 @@ class Request:
 
     checkpoint: str
     revision: str | None
+    language: str | None
     rows: Sequence[Row]
     count: int
     seconds: float
@@ -108,9 +109,11 @@ class _Proof:
 
     def swap(self, dtype: str) -> tuple[Stages, Any]:
         """Stock, then our attention in that model -> (stock's stages on each recording alone, its CTC head or None)."""
-        options = {"revision": self._request.revision, "dtype": dtype, "with_head": True}
-        loaded = load_checkpoint(self._request.checkpoint, **options)
-        subject = WaveformModel(loaded, device=self._request.device, backend=self._request.backend)
+        request = self._request
+        loaded = load_checkpoint(
+            request.checkpoint, revision=request.revision, language=request.language, dtype=dtype, with_head=True
+        )
+        subject = WaveformModel(loaded, device=request.device, backend=request.backend)
         sides.become_stock(subject.model)
         model = ladder.subject_of(subject.model)
         if not self._samples:
@@ -135,8 +138,15 @@ class _Proof:
     @torch.no_grad()
     def extract(self, dtype: str, theirs: Stages, head: Any) -> None:
         """The encoder as `load_encoder` gives it. theirs, head: what `swap` gave."""
-        options = {"revision": self._request.revision, "backend": self._request.backend}
-        encoder = load_encoder(self._request.checkpoint, dtype=dtype, device=str(self._request.device), **options)
+        request = self._request
+        encoder = load_encoder(
+            request.checkpoint,
+            revision=request.revision,
+            language=request.language,
+            dtype=dtype,
+            device=str(request.device),
+            backend=request.backend,
+        )
         if encoder.why_not_ragged is not None:
             self._note(f"extract takes these recordings one by one: {encoder.why_not_ragged}")
         exact, waveforms = self._exact.alone.stages, [sample.waveform for sample in self._samples]
@@ -161,6 +171,7 @@ class _Proof:
     def _describe(self, subject: WaveformModel, model: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
         return {
             "checkpoint": self._request.checkpoint,
+            "language": self._request.language,
             "family": model.config.model_type,
             "architecture": type(model).__name__,
             "recordings": {sample.id: len(sample.waveform) / subject.sample_rate for sample in self._samples},

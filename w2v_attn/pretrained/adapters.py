@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2v_attn.pretrained import hub
-from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.errors import CheckpointError, first_line, shown
 
 # In the order of preference: safetensors cannot hold code.
 FORMS = ("adapter.{}.safetensors", "adapter.{}.bin")
@@ -183,5 +183,6 @@ def _check(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, nn.Param
         if name not in wanted and not (head is None and name.startswith(f"{HEAD}."))
     ]
     if wrong:
-        shown = "\n  ".join(wrong[:20]) + (f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise CheckpointError(f"{path} is not an adapter of this checkpoint:\n  {shown}\nIs it from another one?")
+        raise CheckpointError(
+            f"{path} is not an adapter of this checkpoint:\n  {shown(wrong)}\nIs it from another one?"
+        )

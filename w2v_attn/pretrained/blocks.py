@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention.gate import Gate
+from w2v_attn.attention.gate import Gate, from_openings
 from w2v_attn.attention.layer import MultiHeadSelfAttention, is_plain
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import split_heads
@@ -129,8 +129,7 @@ class GatedAttention(HuggingFaceAttention):
                 gate = Gate.apply(x, linear.weight, linear.bias, self.gru_rel_pos_const.flatten())
         else:
             sums = linear(x.unflatten(-1, (self.num_heads, -1))).unflatten(-1, (2, -1)).sum(-1)
-            a, r = sums.sigmoid().unbind(-1)
-            gate = (a * (r * self.gru_rel_pos_const.flatten() - 1) + 2).transpose(1, 2)
+            gate = from_openings(sums.sigmoid(), self.gru_rel_pos_const.flatten())
         return RelativePositions(left=self.max_distance, table=table, gate=gate)
 
 

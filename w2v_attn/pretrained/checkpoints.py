@@ -18,7 +18,7 @@ from torch import nn
 
 from w2v_attn.pretrained.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
 from w2v_attn.pretrained.companions import copy_companions, write_companions
-from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.errors import CheckpointError, first_line, shown
 from w2v_attn.pretrained.families import FAMILIES, REFUSED, supported
 from w2v_attn.pretrained.forms.parts import Parts, make_config, make_model
 from w2v_attn.pretrained.forms.reading import read
@@ -35,7 +35,6 @@ HEADS = frozenset(
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
     "pooled_score pooled_classifier".split()
 )
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
@@ -249,19 +248,23 @@ def _check_keys(
             continue
         wrong.append(f"left over: {key}")
     if wrong:
-        shown = "\n  ".join(wrong[:20]) + (f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(
-            f"the weights of {source} are not those that its config.json describes:\n  {shown}\n"
+            f"the weights of {source} are not those that its config.json describes:\n  {shown(wrong)}\n"
             "Is config.json from another checkpoint, or were the weights saved in part?"
         )
     return tuple(missing), tuple(unexpected)
+
+
+def has_preprocessor(folder: Path) -> bool:
+    """Whether a checkpoint says how its input is prepared."""
+    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
 def _read_filter_banks(folder: Path) -> Any:
     """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
     from transformers import SeamlessM4TFeatureExtractor
 
-    if not any((folder / name).is_file() for name in PREPROCESSORS):
+    if not has_preprocessor(folder):
         return SeamlessM4TFeatureExtractor()
     try:
         extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
@@ -280,7 +283,7 @@ def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
     """(sample rate, do_normalize, where that is known from)."""
     from transformers import Wav2Vec2FeatureExtractor
 
-    if not any((folder / name).is_file() for name in PREPROCESSORS):
+    if not has_preprocessor(folder):
         return 16_000, True, "the family's default: there is no preprocessor config"
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))

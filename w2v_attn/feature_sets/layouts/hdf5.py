@@ -1,6 +1,7 @@
 """One HDF5 file: a group `recordings/ID` for each recording, its layers as datasets, its metadata as attributes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,35 +9,26 @@ from typing import Any
 import h5py  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
-from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.layouts.layout import ListingReader, check_arrays
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.whole_files import publish, temporary_name
+from w2v_attn.whole_files import written_whole
 
 FILE, IDS, RECORDINGS = "features.h5", "ids", "recordings"
 
 
-class Hdf5Reader:
+class Hdf5Reader(ListingReader):
     """Reads the dataset that is asked for. HDF5's library cannot cross a fork: each process opens the file itself."""
 
     def __init__(self, folder: Path):
         self._path = folder / FILE
         self._file: PerProcess[Any] = PerProcess(partial(_open, self._path))
         try:
-            self._ids = dict.fromkeys(self._file.get()[IDS].asstr()[()].tolist())
+            super().__init__(dict.fromkeys(self._file.get()[IDS].asstr()[()].tolist()))
         except (KeyError, OSError, AttributeError) as error:
             raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._ids
 
     def open(self, id: str) -> Recording:
         try:
@@ -61,30 +53,25 @@ class Hdf5Writer:
 
     def __init__(self, folder: Path):
         self._path = folder / FILE
+        self._open = ExitStack()
         self._ids: list[str] = []
 
     def __enter__(self) -> "Hdf5Writer":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_name(self._path)
+        temporary = self._open.enter_context(written_whole(self._path))
         # The first version whose attributes can be longer than 64 kB: spans are in one.
-        self._file = h5py.File(self._temporary, "x", libver=("v110", "v110"))
+        self._file = self._open.enter_context(h5py.File(temporary, "x", libver=("v110", "v110")))
         self._file.create_group(RECORDINGS)
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            if error[0] is None:
-                self._file.create_dataset(IDS, data=self._ids, dtype=h5py.string_dtype())
-            self._file.close()
-            if error[0] is None:
-                publish(self._temporary, self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        if error[0] is not None:
+            self._open.__exit__(*error)  # type: ignore[arg-type]
+            return
+        with self._open:  # the file is closed first, then it gets its name
+            self._file.create_dataset(IDS, data=self._ids, dtype=h5py.string_dtype())
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_text(id)
-        for tensor in features.values():
-            check_holds(dtype_name(tensor), "hdf5", self.holds)
+        check_arrays(id, features, "hdf5", self.holds)
         try:
             group = self._file.require_group(f"{RECORDINGS}/{id}")
             for layer, tensor in features.items():

@@ -18,9 +18,9 @@ from urllib.parse import quote
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.arrays import as_tensor, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
-from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.layouts.layout import ListingReader, check_arrays
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.whole_files import written_whole
 
@@ -30,7 +30,7 @@ DTYPES = {kind: np.dtype("<f4" if kind[:1] == b"F" else "<f8") for kind in TYPES
 BINARY = b"\0B"
 
 
-class KaldiReader:
+class KaldiReader(ListingReader):
     """Reads by the scp files, each archive beside its own, wherever the folder was moved to."""
 
     def __init__(self, folder: Path):
@@ -38,23 +38,14 @@ class KaldiReader:
         try:
             lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
             said = [json.loads(line) for line in lines]
-            self._recordings = {entry["id"]: entry for entry in said}
+            super().__init__({entry["id"]: entry for entry in said})
             layers = dict.fromkeys(layer for entry in said for layer in entry["layers"])
             self._offsets = {layer: dict(_offsets(folder / f"{layer}.scp")) for layer in layers}
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder} is not what w2v-attn convert writes: {error}") from error
 
-    def __len__(self) -> int:
-        return len(self._recordings)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._recordings)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._recordings
-
     def open(self, id: str) -> Recording:
-        entry = self._recordings[id]
+        entry = self._found[id]
         return Recording(id, entry["layers"], dict(entry["metadata"]), lambda layer: self._read(layer, entry["key"]))
 
     def _read(self, layer: str, key: str) -> Tensor:
@@ -78,7 +69,6 @@ class KaldiWriter:
         self._archives: dict[str, tuple[BinaryIO, TextIO]] = {}
 
     def __enter__(self) -> "KaldiWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._metadata = self._text(METADATA)
         return self
 
@@ -86,9 +76,8 @@ class KaldiWriter:
         self._open.__exit__(*error)  # type: ignore[arg-type]
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_text(id)
+        check_arrays(id, features, "kaldi", self.holds)
         for layer, tensor in features.items():
-            check_holds(dtype_name(tensor), "kaldi", self.holds)
             if tensor.dim() > 2:
                 raise FeatureSetError(f"{layer} has {tensor.dim()} dimensions; Kaldi has matrices and vectors")
         key = re.sub(r"[\s%]", lambda found: quote(found[0]), id)

@@ -2,10 +2,12 @@
 
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from w2v_attn.feature_sets.arrays import check_holds, dtype_name
+from w2v_attn.feature_sets.layouts.names import check_text
 from w2v_attn.feature_sets.recording import Recording
 
 
@@ -23,6 +25,25 @@ class Reader(Protocol):
     def open(self, id: str) -> Recording:
         """A recording that is there. Raises DamagedError."""
         ...
+
+
+class ListingReader:
+    """Of a reader all but `open`, where it knows every recording from the beginning.
+
+    found: id -> what is known of a recording, in the order of ids.
+    """
+
+    def __init__(self, found: Mapping[str, Any]):
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._found
 
 
 class Writer(Protocol):
@@ -48,3 +69,23 @@ class Writer(Protocol):
             FeatureSetError: this layout cannot hold it. OSError: it cannot be written.
         """
         ...
+
+
+class WriterOfSingles:
+    """Of a writer all but `write`, where each recording has files of its own: there is no beginning and no end."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def check_arrays(id: str, features: Mapping[str, Tensor], layout: str, holds: Container[str]) -> None:
+    """Raises FeatureSetError where a layout of texts and arrays cannot hold a recording: its name, or a dtype."""
+    check_text(id)
+    for tensor in features.values():
+        check_holds(dtype_name(tensor), layout, holds)

@@ -11,27 +11,19 @@ from w2v_attn.feature_files import EXTENSION, feature_path, write_features
 from w2v_attn.feature_sets.arrays import DTYPES
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts import shards
+from w2v_attn.feature_sets.layouts.layout import ListingReader, WriterOfSingles
 from w2v_attn.feature_sets.recording import Recording
 
 # Metadata of a file, and not of its recording: its format, and a check of its header. Another layout has its own.
 OF_THE_FILE = frozenset({"format", "header_sha256"})
 
 
-class MirroredReader:
+class MirroredReader(ListingReader):
     """Ids are the files' paths in the folder, without their extension, sorted. The folder is walked once."""
 
     def __init__(self, folder: Path):
+        super().__init__(dict.fromkeys(sorted(_walk(folder))))
         self._folder = folder
-        self._ids = dict.fromkeys(sorted(_walk(folder)))
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._ids
 
     def open(self, id: str) -> Recording:
         path = feature_path(self._folder, id)
@@ -48,19 +40,10 @@ class MirroredReader:
         return Recording(id, names, metadata, lambda layer: file.get_tensor(layer).clone())
 
 
-class MirroredWriter:
+class MirroredWriter(WriterOfSingles):
     """Writes each recording to its own file, whole or not at all."""
 
     holds = DTYPES
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self) -> "MirroredWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         write_features(feature_path(self._folder, id), dict(features), dict(metadata))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,31 +10,23 @@ from torch import Tensor
 
 from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError
+from w2v_attn.feature_sets.layouts.layout import ListingReader, WriterOfSingles
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.json"
 
 
-class NpyReader:
+class NpyReader(ListingReader):
     """Ids are the folders that have a metadata.json, sorted."""
 
     def __init__(self, folder: Path):
-        self._folder = folder
         top = os.fspath(folder)
         found = (
             os.path.relpath(where, top).replace(os.sep, "/") for where, _, names in os.walk(top) if METADATA in names
         )
-        self._ids = dict.fromkeys(sorted(found))
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._ids
+        super().__init__(dict.fromkeys(sorted(found)))
+        self._folder = folder
 
     def open(self, id: str) -> Recording:
         folder = self._folder / id
@@ -45,19 +37,10 @@ class NpyReader:
             raise DamagedError(f"{folder / METADATA} cannot be read: {error}") from error
 
 
-class NpyWriter:
+class NpyWriter(WriterOfSingles):
     """Writes each tensor to its own file."""
 
     holds = ARRAYS
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self) -> "NpyWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         for layer, tensor in features.items():

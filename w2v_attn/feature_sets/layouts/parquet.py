@@ -4,9 +4,7 @@ A layer is a list of frames, each a list of fixed length; of pooled features one
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
-from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.layouts.layout import ListingReader, check_arrays
+from w2v_attn.feature_sets.layouts.numbered import NumberedFiles
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.whole_files import written_whole
 
 FILES = "features-*.parquet"
 ID, METADATA = "id", "metadata"
@@ -26,35 +24,27 @@ ID, METADATA = "id", "metadata"
 GROUP, SIZE = 8 << 20, 512 << 20
 
 
-class ParquetReader:
+class ParquetReader(ListingReader):
     """Knows from the column of ids where each recording is; a row group is read whole, and the last one is kept."""
 
     def __init__(self, folder: Path):
-        self._places: dict[str, tuple[Path, int, int]] = {}
+        found: dict[str, tuple[Path, int, int]] = {}
         self._last: tuple[Path, int, pa.Table] | None = None
         for path in sorted(folder.glob(FILES)):
             try:
                 file = pq.ParquetFile(path)
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, [ID])[ID].to_pylist()
-                    self._places |= {id: (path, group, row) for row, id in enumerate(ids)}
+                    found |= {id: (path, group, row) for row, id in enumerate(ids)}
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise DamagedError(f"{path} cannot be read: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._places
+        super().__init__(found)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None}
 
     def open(self, id: str) -> Recording:
-        path, group, row = self._places[id]
+        path, group, row = self._found[id]
         table = self._group(path, group).slice(row, 1)
         layers = [name for name in table.column_names if name not in (ID, METADATA) and table[name][0].is_valid]
         metadata = json.loads(table[METADATA][0].as_py())
@@ -75,19 +65,14 @@ class ParquetWriter:
     holds = ARRAYS
 
     def __init__(self, folder: Path, size: int = SIZE):
-        self._folder, self._size = folder, size
+        self._files, self._size = NumberedFiles(folder, "parquet", digits=5), size
         self._schema: pa.Schema | None = None
-        self._files = 0
         self._rows: list[pa.RecordBatch] = []
         self._bytes = self._in_group = 0
-        self._open = ExitStack()
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "ParquetWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob(FILES):  # of the same request, which is made again
-            if re.fullmatch(r"features-\d{5}\.parquet", old.name):
-                old.unlink()
+        self._files.clear()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -95,12 +80,10 @@ class ParquetWriter:
             self._flush()
             self._end_file()
         else:
-            self._open.__exit__(*error)  # type: ignore[arg-type]
+            self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_text(id)
-        for tensor in features.values():
-            check_holds(dtype_name(tensor), "parquet", self.holds)
+        check_arrays(id, features, "parquet", self.holds)
         columns = {ID: pa.array([id]), METADATA: pa.array([json.dumps(dict(metadata), ensure_ascii=False)])}
         columns |= {layer: _as_row(tensor) for layer, tensor in features.items()}
         row = pa.RecordBatch.from_pydict(columns)
@@ -124,18 +107,15 @@ class ParquetWriter:
             return
         if self._writer is None:
             assert self._schema is not None
-            path = self._folder / f"features-{self._files:05d}.parquet"
-            temporary = self._open.enter_context(written_whole(path))
             # A dictionary pays for what repeats: numbers do not.
             options = {"use_dictionary": False, "compression": "zstd", "store_schema": True}
-            self._writer = self._open.enter_context(pq.ParquetWriter(temporary, self._schema, **options))
+            self._writer = self._files.enter(pq.ParquetWriter(self._files.begin(), self._schema, **options))
         self._writer.write_table(pa.Table.from_batches(self._rows).combine_chunks())
         self._rows, self._in_group = [], 0
 
     def _end_file(self) -> None:
-        self._open.close()  # the writer first, then the name
+        self._files.end()
         self._writer, self._bytes = None, 0
-        self._files += 1
 
 
 def _described(schema: pa.Schema) -> str:

@@ -5,48 +5,38 @@ Numbers, for WebDataset ends a key at the first dot of a name: a.wav and a.flac 
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor
 from w2v_attn.feature_sets.errors import DamagedError
-from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.layouts.layout import ListingReader, check_arrays
+from w2v_attn.feature_sets.layouts.numbered import NumberedFiles
 from w2v_attn.feature_sets.recording import Recording
-from w2v_attn.whole_files import written_whole
 
 FILES = "features-*.tar"
 SIZE = 512 << 20
 END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class WebdatasetReader:
+class WebdatasetReader(ListingReader):
     """Goes through the headers once; then it knows where each recording is."""
 
     def __init__(self, folder: Path):
-        self._places: dict[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]] = {}
+        found: dict[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]] = {}
         for path in sorted(folder.glob(FILES)):
             try:
-                self._places |= dict(_index(path))
+                found |= dict(_index(path))
             except (tarfile.TarError, OSError, ValueError, KeyError) as error:
                 raise DamagedError(f"{path} cannot be read: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._places
+        super().__init__(found)
 
     def open(self, id: str) -> Recording:
-        path, places, metadata = self._places[id]
+        path, places, metadata = self._found[id]
         return Recording(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
 
 
@@ -56,32 +46,24 @@ class WebdatasetWriter:
     holds = ARRAYS
 
     def __init__(self, folder: Path, size: int = SIZE):
-        self._folder, self._size = folder, size
-        self._files = self._samples = self._bytes = 0
-        self._open = ExitStack()
+        self._files, self._size = NumberedFiles(folder, "tar", digits=6), size
+        self._samples = self._bytes = 0
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> "WebdatasetWriter":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob(FILES):  # of the same request, which is made again
-            if re.fullmatch(r"features-\d{6}\.tar", old.name):
-                old.unlink()
+        self._files.clear()
         return self
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
             self._end_file()
         else:
-            self._open.__exit__(*error)  # type: ignore[arg-type]
+            self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_text(id)
-        for tensor in features.values():
-            check_holds(dtype_name(tensor), "webdataset", self.holds)
+        check_arrays(id, features, "webdataset", self.holds)
         if self._tar is None:
-            path = self._folder / f"features-{self._files:06d}.tar"
-            temporary = self._open.enter_context(written_whole(path))
-            self._tar = self._open.enter_context(tarfile.TarFile(temporary, "w", format=tarfile.PAX_FORMAT))
+            self._tar = self._files.enter(tarfile.TarFile(self._files.begin(), "w", format=tarfile.PAX_FORMAT))
         for layer, tensor in features.items():
             content = io.BytesIO()
             np.save(content, tensor.numpy())
@@ -100,9 +82,8 @@ class WebdatasetWriter:
         self._bytes += len(content)
 
     def _end_file(self) -> None:
-        self._open.close()  # the tar first, then the name
+        self._files.end()
         self._tar, self._bytes = None, 0
-        self._files += 1
 
 
 def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]]]:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import zarr  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, check_holds, dtype_name
+from w2v_attn.feature_sets.arrays import ARRAYS, as_tensor, dtype_name
 from w2v_attn.feature_sets.errors import DamagedError
-from w2v_attn.feature_sets.layouts.names import check_text
+from w2v_attn.feature_sets.layouts.layout import ListingReader, check_arrays
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.whole_files import temporary_name
@@ -20,25 +20,16 @@ from w2v_attn.whole_files import temporary_name
 FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
 
 
-class ZarrReader:
+class ZarrReader(ListingReader):
     """Ids are an attribute of the root, in the order in which they were written."""
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
         self._root = PerProcess(partial(_open, self._path))
         try:
-            self._ids = dict.fromkeys(self._root.get().attrs[IDS])
+            super().__init__(dict.fromkeys(self._root.get().attrs[IDS]))
         except (KeyError, OSError, ValueError, TypeError) as error:
             raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._ids
 
     def open(self, id: str) -> Recording:
         try:
@@ -81,9 +72,7 @@ class ZarrWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_text(id)
-        for tensor in features.values():
-            check_holds(dtype_name(tensor), "zarr", self.holds)
+        check_arrays(id, features, "zarr", self.holds)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
             # One chunk, for a tensor is read whole.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.pretrained.errors import CheckpointError, first_line
+from w2v_attn.pretrained.errors import CheckpointError, first_line, shown
 from w2v_attn.pretrained.forms.names import Names
 
 # The modules of every encoder here; all else is a head.
@@ -106,8 +106,9 @@ def make_model(
         if tensor.is_floating_point() != wanted[place].is_floating_point()
     ]
     if wrong:
-        shown = "\n  ".join(wrong[:20]) + (f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise CheckpointError(f"the weights of {parts.source} are not those that its config describes:\n  {shown}")
+        raise CheckpointError(
+            f"the weights of {parts.source} are not those that its config describes:\n  {shown(wrong)}"
+        )
     for place in missing:  # only training uses it; drawn as stock does, but the same every time
         placed[place] = torch.rand(wanted[place].shape, generator=torch.Generator().manual_seed(0))
     model.load_state_dict({place: _copy(tensor, dtype) for place, tensor in placed.items()}, strict=True, assign=True)
