@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 import torch
 
-from w2v_attn import app, encoder, features  # noqa: F401 - the most that a command needs, imported before it is forked
+from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
 
 
 def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:

@@ -10,9 +10,12 @@ from conftest import SPEECH
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from w2v_attn import feature_files, features, load_encoder, read_audio, run_folders, runs, whole_files
+from w2v_attn import feature_files, load_encoder, read_audio, whole_files
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction import extracting
+from w2v_attn.runs.folder import RUN
+from w2v_attn.runs.ledger import LEDGER
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def encoder(group_checkpoint):
 
 def run(encoder, rows, output, **options):
     """The outcomes in the order of the rows."""
-    made = features.extract_corpus(encoder, rows, output, **{"layers": ("final",), "max_duration": 60, **options})
+    made = extracting.extract_corpus(encoder, rows, output, **{"layers": ("final",), "max_duration": 60, **options})
     return sorted(made, key=lambda outcome: rows.index(outcome.row))
 
 
@@ -51,7 +54,7 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
         assert about["format"] == feature_files.FORMAT
         assert about["version"]
         assert about["layers"] == "layer_02,final"
-    assert not (tmp_path / runs.LEDGER).exists()
+    assert not (tmp_path / LEDGER).exists()
 
 
 def test_the_last_layer_and_final_may_be_one_tensor(encoder, tmp_path):
@@ -77,12 +80,12 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(encoder, tmp_path):
     soundfile.write(short, np.zeros(399, np.int16), 16_000)
     outcomes = run(encoder, rows_of(text, good, short, gone), tmp_path / "out")
     assert [outcome.reason is None for outcome in outcomes] == [False, True, False, False]
-    ledger = [json.loads(line) for line in (tmp_path / "out" / runs.LEDGER).read_text().splitlines()]
+    ledger = [json.loads(line) for line in (tmp_path / "out" / LEDGER).read_text().splitlines()]
     assert [entry["path"] for entry in ledger] == [str(text), str(short), str(gone)]
     assert "at least 400" in ledger[1]["reason"]
     assert "No such file" in ledger[2]["reason"]
     run(encoder, rows_of(good), tmp_path / "out")
-    assert not (tmp_path / "out" / runs.LEDGER).exists()  # the ledger is of the last run
+    assert not (tmp_path / "out" / LEDGER).exists()  # the ledger is of the last run
 
 
 def test_a_recording_beyond_the_limit_is_named(encoder, tmp_path):
@@ -156,7 +159,7 @@ def test_an_output_that_is_a_file_is_told(encoder, tmp_path):
 
 def test_an_interruption_leaves_whole_files_only(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "frame_budget", lambda: 1)
-    monkeypatch.setattr(features, "WRITERS", 1)
+    monkeypatch.setattr(extracting, "WRITERS", 1)
     rows = list_recordings(SPEECH).rows[:3]
     right, written = whole_files.os.replace, []
 
@@ -170,6 +173,6 @@ def test_an_interruption_leaves_whole_files_only(encoder, tmp_path, monkeypatch)
     monkeypatch.setattr(whole_files.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(encoder, rows, tmp_path / "out")
-    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != run_folders.RUN]
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != RUN]
     assert [p.name for p in files] == [f"{rows[0].path.name}.safetensors"]
     load_file(files[0])

@@ -242,14 +242,14 @@ def test_the_expected_time_grows_with_the_work(folder):
 
 
 def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog, tmp_path):
-    from w2v_attn import features
     from w2v_attn.corpus.listing import list_recordings
+    from w2v_attn.extraction import computing, extracting
 
-    monkeypatch.setattr(features, "LONG", 0.1)
-    monkeypatch.setattr(features, "PATIENCE", 0.0)
+    monkeypatch.setattr(computing, "LONG", 0.1)
+    monkeypatch.setattr(computing, "PATIENCE", 0.0)
     clip = sorted((SPEECH).rglob("*.flac"))[0]
     list(
-        features.extract_corpus(
+        extracting.extract_corpus(
             load_encoder(folder), list_recordings(str(clip)).rows, tmp_path, layers=("final",), max_duration=60
         )
     )

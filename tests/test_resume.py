@@ -14,11 +14,16 @@ import torch
 from conftest import GROUP_NORM, ROOT, SPEECH, save, tiny_model
 from safetensors.torch import load_file
 
-from w2v_attn import features, load_encoder, run_folders, runs, whole_files
+from w2v_attn import load_encoder, whole_files
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.long import Long
+from w2v_attn.extraction import extracting
 from w2v_attn.feature_files import read_header
+from w2v_attn.runs import reading, sources
+from w2v_attn.runs.folder import LOCK, RUN
+from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.outcomes import RunError
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def extract(encoder, rows, tmp_path):
     """Runs an extraction to its end -> its outcomes in the order of the rows."""
 
     def run(output, *, model=encoder, rows=rows, layers=("final",), **options):
-        made = features.extract_corpus(model, rows, tmp_path / output, layers=layers, max_duration=60, **options)
+        made = extracting.extract_corpus(model, rows, tmp_path / output, layers=layers, max_duration=60, **options)
         return sorted(made, key=lambda outcome: rows.index(outcome.row))
 
     return run
@@ -47,16 +52,16 @@ def extract(encoder, rows, tmp_path):
 
 def content(folder):
     """Bytes of all files by name, but for run.json, which speaks of time."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != run_folders.RUN)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RUN)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def record(folder):
-    return json.loads((folder / run_folders.RUN).read_text())
+    return json.loads((folder / RUN).read_text())
 
 
 def ledger(folder):
-    path = folder / runs.LEDGER
+    path = folder / LEDGER
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -81,7 +86,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     first = extract("out")
     before = content(tmp_path / "out")
     monkeypatch.setattr(encoder, "extract", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(runs, "read_row", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(reading, "read_row", lambda *_, **__: pytest.fail("read again"))
     second = extract("out")
     assert content(tmp_path / "out") == before
     assert [outcome.result for outcome in second] == [outcome.result for outcome in first]
@@ -93,7 +98,7 @@ def test_whatever_is_missing_comes_back_to_the_bit(extract, encoder, rows, tmp_p
     """For its batch is computed whole: features of the missing ones alone have other last bits."""
     extract("once")
     whole = content(tmp_path / "once")
-    waves = [runs.read_row(row, sample_rate=16_000).waveform for row in rows]
+    waves = [sources.read_row(row, sample_rate=16_000).waveform for row in rows]
     alone = [encoder.extract([wave])[0]["final"] for wave in waves]
     in_batch = [load_file(tmp_path / "once" / f"{row.id}.safetensors")["final"] for row in rows]
     assert not all(map(torch.equal, alone, in_batch))  # so this test can fail
@@ -131,7 +136,7 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_goes_o
             patched.setattr(Path, "write_bytes", fault.around(Path.write_bytes, half=True))
             try:
                 extract("out")
-            except (runs.RunError, ValueError) as error:
+            except (RunError, ValueError) as error:
                 ends += os.strerror(code) in str(error)
         left = content(tmp_path / "out")
         assert left.items() <= whole.items(), f"step {step}"
@@ -175,7 +180,7 @@ def test_a_folder_whose_disk_went_away_is_not_made_anew(extract, encoder, tmp_pa
         return right(*arguments)
 
     monkeypatch.setattr(encoder, "extract", unmounted)
-    with pytest.raises(runs.RunError, match="unmounted"):
+    with pytest.raises(RunError, match="unmounted"):
         extract("out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -252,7 +257,7 @@ def test_another_configuration_is_refused_with_the_difference(extract, group_che
         assert difference in str(caught.value)
         assert "name another output" in str(caught.value)
         assert (content(tmp_path / "out"), record(tmp_path / "out")) == (before, run)
-    (tmp_path / "out" / run_folders.RUN).unlink()  # the files say it themselves
+    (tmp_path / "out" / RUN).unlink()  # the files say it themselves
     with pytest.raises(ValueError, match="of another configuration"):
         extract("out", layers=("layer_01", "final"))
     assert content(tmp_path / "out") == before
@@ -269,26 +274,26 @@ def test_other_versions_are_told(extract, tmp_path, caplog):
     extract("out")
     run = record(tmp_path / "out")
     run["made_with"]["torch"] = "1.0"
-    (tmp_path / "out" / run_folders.RUN).write_text(json.dumps(run))
+    (tmp_path / "out" / RUN).write_text(json.dumps(run))
     assert all(outcome.kept for outcome in extract("out"))
     assert "torch: was 1.0" in caplog.text
 
 
 def test_two_runs_at_once_are_kept_apart_and_the_dead_keep_nobody_out(extract, encoder, rows, tmp_path):
-    first = features.extract_corpus(encoder, rows, tmp_path / "out", layers=("final",), max_duration=60)
+    first = extracting.extract_corpus(encoder, rows, tmp_path / "out", layers=("final",), max_duration=60)
     next(first)
     with pytest.raises(ValueError, match=f"in use by another run \\(process {os.getpid()} on "):
         extract("out")
     first.close()
-    (tmp_path / "out" / run_folders.LOCK).write_text("process 1 on nowhere")  # as a kill leaves it
+    (tmp_path / "out" / LOCK).write_text("process 1 on nowhere")  # as a kill leaves it
     assert len(extract("out")) == len(rows)
-    assert not (tmp_path / "out" / run_folders.LOCK).exists()
+    assert not (tmp_path / "out" / LOCK).exists()
 
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(extract, rows, tmp_path):
     extract("out")
     run = record(tmp_path / "out")
-    (tmp_path / "out" / run_folders.RUN).write_text(json.dumps({**run, "status": "running"}))
+    (tmp_path / "out" / RUN).write_text(json.dumps({**run, "status": "running"}))
     folder = (tmp_path / "out" / rows[0].id).parent
     for name in (".tmp-0123456789abcdef", ".tmp-mine", "0123456789abcdef"):
         (folder / name).write_text("x")
@@ -309,7 +314,7 @@ def test_the_ledger_says_what_is_so_now(extract, encoder, tmp_path, monkeypatch)
     rows = list_recordings(audio).rows
     extract("out", rows=rows)
     assert ledger(tmp_path / "out") == ["0.flac", "3.flac", "5.flac"]
-    with (tmp_path / "out" / runs.LEDGER).open("a") as file:
+    with (tmp_path / "out" / LEDGER).open("a") as file:
         file.write('{"id": "2.fl')  # a kill in the middle of a line
     (audio / "0.flac").write_bytes(good)
     right, stop = encoder.extract, []

@@ -14,11 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from w2v_attn import features, feeding, load_encoder, runs
+from w2v_attn import load_encoder
 from w2v_attn.audio.reading import AudioError, Recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.feeding import ReadAhead, batches
+from w2v_attn.extraction import extracting
+from w2v_attn.runs import feeding, pipeline, reading
+from w2v_attn.runs.feeding import ReadAhead, batches
+from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.outcomes import RunError, write_failed
+from w2v_attn.runs.pipeline import ONE_BY_ONE
+from w2v_attn.runs.running import run
 
 HOP = 320
 
@@ -55,7 +61,7 @@ def corpus(monkeypatch):
                 raise length
             return Recording(torch.zeros(length * HOP), 16_000, 16_000, 1, ())
 
-        monkeypatch.setattr(runs, "read_row", read_row)
+        monkeypatch.setattr(reading, "read_row", read_row)
         return [Row(str(number), Path(f"/{number}.wav")) for number in range(len(lengths))]
 
     return make
@@ -75,11 +81,11 @@ def number_of(batch):
 
 
 def start(rows, output, process=number_of, finish=lambda row, recording, found: found, **options):
-    return runs.run(rows, output, Ear(), process, finish, **{"max_duration": 60, "budget": 10, **options})
+    return run(rows, output, Ear(), process, finish, **{"max_duration": 60, "budget": 10, **options})
 
 
 def ledger(output):
-    path = output / runs.LEDGER
+    path = output / LEDGER
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -117,7 +123,7 @@ def test_nothing_waits_longer_than_a_window(lengths, budget):
 
 def test_one_by_one_keeps_the_order_of_the_rows():
     pieces = [Piece(number, number % 3) for number in range(50)]
-    assert list(batches(pieces, runs.ONE_BY_ONE)) == [[piece] for piece in pieces]
+    assert list(batches(pieces, ONE_BY_ONE)) == [[piece] for piece in pieces]
 
 
 def test_a_recording_that_cannot_be_read_changes_no_batch_beyond_its_block(monkeypatch):
@@ -152,7 +158,7 @@ def test_items_come_in_the_order_of_their_tasks_and_no_more_are_read_than_may_wa
         assert 5 <= settled(begun, 5) <= 5 + threads - 1
 
 
-@pytest.mark.parametrize("budget", [runs.ONE_BY_ONE, 7, 1000])
+@pytest.mark.parametrize("budget", [ONE_BY_ONE, 7, 1000])
 def test_every_row_has_one_outcome_and_the_ledger_is_in_their_order(corpus, tmp_path, budget):
     lengths = [3, None, 12, 0, 5, 5, None, 1, 30, 2, 0, 9] * 4
     rows = corpus(lengths)
@@ -170,7 +176,7 @@ def test_every_row_has_one_outcome_and_the_ledger_is_in_their_order(corpus, tmp_
     assert sorted((o.row.id for o in outcomes if o.reason is not None), key=int) == failed
     assert ledger(tmp_path) == failed
     assert all(o.result == int(o.row.id) for o in outcomes if o.reason is None)
-    if budget == runs.ONE_BY_ONE:
+    if budget == ONE_BY_ONE:
         assert [outcome.row for outcome in outcomes] == rows
     again = list(start(rows, tmp_path, finish=finish, budget=budget, writers=2))
     assert again == outcomes
@@ -180,7 +186,7 @@ def test_features_are_those_of_one_by_one(group_checkpoint, tmp_path, monkeypatc
     encoder, rows = load_encoder(group_checkpoint), list_recordings(SPEECH).rows[:6]
     for budget in (1, 150):
         monkeypatch.setattr(encoder, "frame_budget", lambda budget=budget: budget)
-        list(features.extract_corpus(encoder, rows, tmp_path / str(budget), layers=("all",), max_duration=60))
+        list(extracting.extract_corpus(encoder, rows, tmp_path / str(budget), layers=("all",), max_duration=60))
     for row in rows:
         one, two = (load_file(tmp_path / str(budget) / f"{row.id}.safetensors") for budget in (1, 150))
         assert one.keys() == two.keys()
@@ -240,18 +246,18 @@ def test_a_mistake_of_ours_ends_the_run_with_its_trace(corpus, tmp_path, place):
 def test_the_end_of_the_disk_in_a_writer_is_the_end_of_the_run(corpus, tmp_path):
     def finish(row, recording, found):
         if found == 7:
-            raise runs.write_failed(Path("x"), OSError(28, "No space left on device"))
+            raise write_failed(Path("x"), OSError(28, "No space left on device"))
         return found
 
-    with pytest.raises(runs.RunError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         list(start(corpus([2] * 40 + [None] * 2), tmp_path, finish=finish, writers=2))
 
 
 def test_reading_goes_on_while_the_model_is_busy_and_is_bounded(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "MOST_WAITING", 20)
+    monkeypatch.setattr(pipeline, "MOST_WAITING", 20)
     rows, read = corpus([1] * 200), []
-    right = runs.read_row
-    monkeypatch.setattr(runs, "read_row", lambda row, **options: read.append(row.id) or right(row, **options))
+    right = reading.read_row
+    monkeypatch.setattr(reading, "read_row", lambda row, **options: read.append(row.id) or right(row, **options))
     seen = []
 
     def process(batch):
@@ -297,8 +303,8 @@ def test_an_interruption_finishes_what_is_computed_and_no_more(corpus, tmp_path)
 
 def test_an_interruption_does_not_wait_for_a_recording_that_does_not_come(corpus, tmp_path, monkeypatch):
     rows, come, stop = corpus([2] * 3), threading.Event(), threading.Event()
-    right = runs.read_row
-    monkeypatch.setattr(runs, "read_row", lambda row, **options: come.wait(5) and right(row, **options))
+    right = reading.read_row
+    monkeypatch.setattr(reading, "read_row", lambda row, **options: come.wait(5) and right(row, **options))
     asked = []
 
     def interrupted():

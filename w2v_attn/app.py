@@ -61,7 +61,7 @@ def extract(config: Any) -> int:
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
     from w2v_attn.encoder.long import Long
-    from w2v_attn.features import extract_corpus
+    from w2v_attn.extraction.extracting import extract_corpus
     from w2v_attn.pretrained.replace import core_in_use
 
     max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
@@ -220,7 +220,7 @@ def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, in
     The outcomes come in the order of the corpus, whatever the order of the run.
     """
     from w2v_attn import console
-    from w2v_attn.runs import RunError
+    from w2v_attn.runs.outcomes import RunError
 
     outcomes: list[Any] = []
     sizes = {row.id: _size(row.path) for row in corpus.rows}
@@ -258,7 +258,7 @@ def _conclude(
 ) -> int:
     """The summary of a run, and its exit code."""
     from w2v_attn import console
-    from w2v_attn.runs import LEDGER
+    from w2v_attn.runs.ledger import LEDGER
 
     failed = [outcome for outcome in outcomes if outcome.reason is not None]
     kept = sum(outcome.kept for outcome in outcomes)

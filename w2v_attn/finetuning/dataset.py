@@ -13,7 +13,7 @@ from w2v_attn.encoder.inputs import standardize
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs import read_row
+from w2v_attn.runs.sources import read_row
 
 KEPT_SAMPLES = 16_000 * 3600 * 4  # a gigabyte of recordings stays in memory; what is beyond is read at every pass
 

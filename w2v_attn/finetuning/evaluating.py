@@ -15,7 +15,10 @@ from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.classification import Classification
 from w2v_attn.finetuning.tasks.ctc import Ctc
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs import ONE_BY_ONE, Batch, Outcome, RunError, run
+from w2v_attn.runs.outcomes import Outcome, RunError
+from w2v_attn.runs.pipeline import ONE_BY_ONE
+from w2v_attn.runs.processing import Batch
+from w2v_attn.runs.running import run
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
 
 METRICS = "metrics.json"

@@ -12,7 +12,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.finetuning.errors import TrainingError
 from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs import read_row
+from w2v_attn.runs.sources import read_row
 from w2v_attn.transcription.recognizer import Recognizer
 
 GatherObjects = Callable[[list[Any]], list[Any]]

@@ -14,7 +14,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
 from w2v_attn.finetuning.errors import DataError
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs import read_row
+from w2v_attn.runs.sources import read_row
 
 READERS = min(8, os.cpu_count() or 1)
 

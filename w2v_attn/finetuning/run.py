@@ -33,7 +33,7 @@ from w2v_attn.finetuning.watching import Silent, Watcher
 from w2v_attn.pretrained.adapters import EXAMPLE_ID, has_adapters
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint, quiet_transformers
 from w2v_attn.pretrained.errors import first_line
-from w2v_attn.runs import read_row
+from w2v_attn.runs.sources import read_row
 
 # Seconds that a recording may have which is only measured, or noise.
 MEASURED = 600.0

@@ -6,7 +6,10 @@ from typing import Any
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs import ONE_BY_ONE, Batch, Outcome, run, write_failed
+from w2v_attn.runs.outcomes import Outcome, write_failed
+from w2v_attn.runs.pipeline import ONE_BY_ONE
+from w2v_attn.runs.processing import Batch
+from w2v_attn.runs.running import run
 from w2v_attn.transcription.files import FORMATS, TranscriptWriter
 from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.runs import FATAL_ERRORS, Outcome, RunError
+from w2v_attn.runs.outcomes import FATAL_ERRORS, Outcome, RunError
 from w2v_attn.whole_files import write_whole
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,73 @@
+"""`failures.jsonl`: which rows could not be used, and why."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.outcomes import Outcome, RunError
+from w2v_attn.whole_files import write_whole
+
+LEDGER = "failures.jsonl"
+
+
+class Ledger:
+    """`failures.jsonl`: each failure as soon as it is known; when it is closed, in the order of the rows.
+
+    It begins with what a run before this one said of these rows. Where this run reaches a row, what it says counts:
+    until the end a line of each may stand there, and the later one is right.
+
+    Raises:
+        RunError: the output cannot be written.
+    """
+
+    def __init__(self, output: Path, rows: Sequence[Row]):
+        self._path = output / LEDGER
+        self._places = {row.id: place for place, row in enumerate(rows)}
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            self._lines = {row_id: line for row_id, line in self._read().items() if row_id in self._places}
+            self._rewrite()
+        except OSError as error:
+            raise RunError(f"cannot write to {output}: {error.strerror or error}") from error
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Where the disk is full, the lines stay as they came: none is missing.
+        with suppress(OSError):
+            self._rewrite()
+
+    def note(self, outcome: Outcome[Any]) -> None:
+        """What became of a row."""
+        row, reason = outcome.row, outcome.reason
+        if reason is None:
+            self._lines.pop(row.id, None)
+            return
+        line = json.dumps({"id": row.id, "path": os.fspath(row.path), "reason": reason}) + "\n"
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        self._lines[row.id] = line
+
+    def _read(self) -> dict[str, str]:
+        """The lines that are there, by the ids of their rows; one that a kill cut short is none."""
+        lines = {}
+        with suppress(FileNotFoundError):
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+                with suppress(ValueError, KeyError, TypeError):
+                    lines[json.loads(line)["id"]] = line
+        return lines
+
+    def _rewrite(self) -> None:
+        content = "".join(self._lines[row_id] for row_id in sorted(self._lines, key=self._places.__getitem__)).encode()
+        if not content:
+            self._path.unlink(missing_ok=True)
+        elif not self._path.is_file() or self._path.read_bytes() != content:
+            write_whole(self._path, content)

@@ -1,0 +1,116 @@
+"""Three things at once: threads decode the next recordings, the caller's thread runs the model on a batch, and threads
+write what came out of the batch before.
+
+A run that goes on where another one ended makes the same batches of the same list: features agree to the bit only
+where the blocking of the products does, and that depends on a batch as a whole. So a batch whose results are all there
+is passed over, and one of which something is missing is computed whole, and only what is missing is written.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.errors import failure
+from w2v_attn.runs.feeding import LEAST_AHEAD, MOST_WAITING, WINDOW, ReadAhead, batches, reader_threads
+from w2v_attn.runs.outcomes import Outcome, Settled
+from w2v_attn.runs.processing import Batch, Limit, process_batch
+from w2v_attn.runs.reading import Model, Read, Reader
+
+Found = TypeVar("Found")
+Result = TypeVar("Result")
+
+# The budget of a model that takes one recording at a time: none fits in, so each is a batch of its own.
+ONE_BY_ONE = 0
+
+
+def process_rows(
+    rows: Sequence[Row],
+    model: Model,
+    process: Callable[[Batch], Sequence[Found | ValueError]],
+    finish: Callable[[Row, Recording, Found], Result],
+    *,
+    max_duration: float,
+    budget: int,
+    writers: int = 1,
+    settled: Callable[[Row], Settled[Result] | None] = lambda row: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Generator[Outcome[Result], None, None]:
+    """Reads every row's recording, processes and finishes it; yields what became of it when it is finished.
+
+    process: what the model finds in each recording of a batch, in the caller's thread; a ValueError in its place where
+        the recording cannot be used, its text is the reason. Where it raises one, or is out of memory, the batch is
+        tried again in halves; memory that was short once lets later batches be taken in parts from the start.
+    finish: writes what was found, in a thread beside the model; what it gives is the outcome's result. Raises
+        ValueError where the recording cannot be used. It leaves computing to `process`: a product of torch's in a
+        second thread makes all of them on a CPU slower, for OpenMP then has more threads than cores.
+    max_duration: seconds; longer recordings are not used. budget: frames of a batch, or `ONE_BY_ONE`.
+    writers: threads that finish results; with one, they are finished in the order of the outcomes.
+    settled: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
+        ends the run.
+    interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
+
+    Outcomes come batch by batch: within a window of some batches the longer recordings first; ONE_BY_ONE in the order
+    of the rows. Closed before its end, it finishes the results that writers have in hand and drops the others.
+
+    Raises:
+        RunError: what `finish` writes cannot be written (disk full, gone, read-only).
+    """
+    limit, reader = Limit(), Reader(model, max_duration, settled)
+    reading = ReadAhead(
+        rows,
+        reader.read,
+        threads=reader_threads(model.device.type),
+        most_items=MOST_WAITING,
+        most_frames=max(WINDOW * budget, LEAST_AHEAD),
+        stopped=interrupted,
+    )
+    unfinished: deque[Future[Outcome[Result]]] = deque()
+
+    def finished(*, wait: bool) -> Iterator[Outcome[Result]]:
+        while unfinished and (wait or unfinished[0].done()):
+            yield unfinished.popleft().result()
+
+    with _writers(writers) as pool, reading:
+        for batch in batches(reading, budget):
+            if interrupted():
+                break
+            yield from finished(wait=False)
+            yield from (kept for read in batch if (kept := read.kept()) is not None)
+            if all(read.settled for read in batch):
+                continue
+            batch = [reader.complete(read) for read in batch]
+            results = process_batch(process, batch, limit)
+            # The results of two batches at most: of the one that is being written, and of the one that waits for it.
+            yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
+            for read, result in zip(batch, results, strict=True):
+                if read.settled is None:
+                    unfinished.append(pool.submit(_finish, finish, read, result))
+            del batch, results, read, result
+        yield from finished(wait=True)
+
+
+def _finish(
+    finish: Callable[[Row, Recording, Found], Result], read: Read, found: Found | ValueError
+) -> Outcome[Result]:
+    if isinstance(found, ValueError):
+        return Outcome(read.row, None, str(found))
+    assert isinstance(read.recording, Recording)
+    try:
+        result = finish(read.row, read.recording, found)
+    except Exception as error:
+        return Outcome(read.row, None, str(failure(error)))
+    return Outcome(read.row, result, None, read.recording.duration, read.recording.flags)
+
+
+@contextmanager
+def _writers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that finish results; when it is left, what none of them has begun is dropped."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
