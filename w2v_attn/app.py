@@ -58,32 +58,78 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
+    from dataclasses import replace
+
     from w2v_attn.corpus.listing import list_recordings
-    from w2v_attn.encoder.encoder import load_encoder
-    from w2v_attn.encoder.long import Long
-    from w2v_attn.extraction.extracting import extract_corpus
-    from w2v_attn.pretrained.replace import core_in_use
+    from w2v_attn.extraction.engines.choice import open_extractor
+    from w2v_attn.extraction.extracting import extract_with
+    from w2v_attn.extraction.extractor import Job
+    from w2v_attn.runs.outcomes import RunError
+    from w2v_attn.runs.shares import read_share
 
-    max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
+    output, layers = _folder(config, "output"), _list(config, "layers")
+    share = read_share(None if config.share is None else str(config.share))
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
-    encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
-    about = {"command": _command(), "config": _plain(config)}
-    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration, about=about)
-    outcomes, seconds, code = _watch(corpus, run)
+    job = Job(
+        checkpoint=_text(config.model, "checkpoint"),
+        model=_model_options(config) | {"long": _long(config.long)},
+        layers=tuple(layers),
+        max_duration=_number(config, "max_duration"),
+        output=output,
+    )
+    workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
+    try:
+        with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
+            about = {"command": _command(), "config": _plain(config)}
+            run = partial(extract_with, extractor, corpus.rows, output, share=share, about=about)
+            mine = replace(corpus, rows=tuple(share.of(corpus.rows)))
+            outcomes, seconds, code = _watch(mine, run)
+    except RunError as error:  # before it began
+        print(f"stopped: {error}", file=sys.stderr)
+        return SOME_FAILED
 
+    described = extractor.description
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
     channels = written[0].channels if written else 0
     rows = [
         ("layers", ", ".join(layers)),
-        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {encoder.dtype}"),
-        ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
+        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {described.dtype}"),
+        ("attention", f"{described.core} core on {described.device}"),
     ]
-    if encoder.long.kind != "exact":
-        rows.append(("long", f"{encoder.long.kind} of {encoder.long.seconds:g} s: not exact beyond that"))
-    if encoder.why_not_ragged is not None:
-        rows.append(("one by one", f"for {encoder.why_not_ragged}"))
-    return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
+    if described.long.kind != "exact":
+        rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))
+    if described.one_by_one is not None:
+        rows.append(("one by one", f"for {described.one_by_one}"))
+    if share.is_all:
+        return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
+    code = _conclude(f"Extracted, share {share}", mine, outcomes, seconds, code, output, rows)
+    return _conclude_shares(output, code)
+
+
+def _conclude_shares(output: Path, code: int) -> int:
+    """The summary of all shares, by the one that ends last; and the exit code of this one.
+
+    Recordings that failed are told by the last one alone: torchrun ends all the others where one does not end with 0.
+    """
+    from w2v_attn import console
+    from w2v_attn.runs.record import read_record
+
+    record = read_record(output)
+    if record is None or record["status"] == "running":
+        return DONE if code == SOME_FAILED else code
+    counts, session = record["counts"], record["session"]
+    speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
+    rows = [
+        ("recordings", f"{counts['written'] + counts['kept']} of {counts['recordings']}"),
+        *([("already there", counts["kept"])] if counts["kept"] else []),
+        ("failed", counts["failed"]),
+        ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
+        *([("not reached", counts["not_reached"])] if counts["not_reached"] else []),
+        ("shares", record["share"]),
+        ("output", output),
+    ]
+    console.console().print(console.table("Extracted by all shares", rows))
+    return code or (SOME_FAILED if counts["failed"] else DONE)
 
 
 def convert(config: Any) -> int:
@@ -756,6 +802,13 @@ def _model_options(config: Any) -> dict[str, Any]:
         "device": str(config.device),
         "backend": config.attention.backend,
     }
+
+
+def _long(long: Any) -> Any:
+    """How long recordings are taken."""
+    from w2v_attn.encoder.long import Long
+
+    return Long(kind=str(long.kind), seconds=float(long.seconds), overlap=float(long.overlap))
 
 
 def _language(model: Any) -> str | None:
