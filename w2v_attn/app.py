@@ -565,10 +565,9 @@ def _run(command: str, overrides: list[str]) -> int:
     """Composes the configuration of a command and runs it; a wrong request is told in a few lines, without a trace."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
+    _register_resolvers()
     # Hydra turns every error into exit code 1 unless it is told to let them through.
     asked = os.environ.get("HYDRA_FULL_ERROR")
     wants_trace = asked == "1"
@@ -590,6 +589,13 @@ def _run(command: str, overrides: list[str]) -> int:
         sys.argv = program
         os.environ["HYDRA_FULL_ERROR"] = asked or "0"
     return max(codes, default=DONE)  # --help and --cfg run no task
+
+
+def _register_resolvers() -> None:
+    """What configurations can say beside Hydra's own: `${embedded:speech}`, which comes with the package."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
 
 
 def _checked(command: str, config: Any, wants_trace: bool) -> int:

@@ -89,6 +89,8 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         lines = {**read_lines(output), **read_lines(desk)}
         write_lines(desk, [line for row_id, line in lines.items() if row_id in mine])
         record = begun_record(before, claim, recordings=len(mine)) | {"share": str(share)}
+        if not is_first and before is not None:
+            record["sessions"] = before["sessions"]  # the first one counted this one
         write_record(desk, record)
         if is_first:
             write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "share": None})

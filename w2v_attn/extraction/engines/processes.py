@@ -224,4 +224,8 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
 
 
 def _context() -> Any:
-    return multiprocessing.get_context("spawn")  # CUDA cannot be used in a fork
+    """Processes are forked from one that has imported what they need and done nothing else: CUDA survives no fork of a
+    process that has used it, nor do threads; and one that is replaced is there at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Worker.__module__])
+    return context

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,10 +31,14 @@ class RayActors:
     """
 
     def __init__(self, job: Job, *, workers: int | None):
-        import ray
-        import ray.data
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise ValueError(f"engine=ray needs it ({error}): pip install 'w2v_attn[ray]'") from error
 
         self._ray, self._job = ray, job
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every step
         ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR, include_dashboard=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
@@ -60,15 +65,17 @@ class RayActors:
         given = [{"rows": pickle.dumps(chunk)} for chunk in chunks(rows, self._workers)]
         if not given:
             return
-        outcomes = self._ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
-            _Actor,
-            fn_constructor_args=(self._job, batch_frames, os.getcwd()),
-            batch_size=1,
-            concurrency=min(self._workers, len(given)),
-            max_restarts=TRIES,
-            max_task_retries=TRIES,
-            **self._needs,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._ray.util.annotations.RayDeprecationWarning)  # of TRIES, until 2.64
+            outcomes = self._ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
+                _Actor,
+                fn_constructor_args=(self._job, batch_frames, os.getcwd()),
+                batch_size=1,
+                compute=self._ray.data.ActorPoolStrategy(size=min(self._workers, len(given))),
+                max_restarts=TRIES,
+                max_task_retries=TRIES,
+                **self._needs,
+            )
         try:
             for outcome in outcomes.iter_rows():
                 yield pickle.loads(outcome["outcome"])
