@@ -58,27 +58,49 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
+    from dataclasses import replace
+
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
     from w2v_attn.encoder.long import Long
     from w2v_attn.extraction.extracting import extract_corpus
+    from w2v_attn.extraction.store import store_of
     from w2v_attn.pretrained.replace import core_in_use
 
     max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
+    layout = _text(config, "layout")
+    store_of(layout)
     corpus = list_recordings(_text(config, "audio"), root=config.root)
+    listed = len(corpus.rows)
+    making = _making(config, corpus.rows)
+    if making.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
+    without = listed - len(corpus.rows)
     long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
     encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
-    about = {"command": _command(), "config": _plain(config)}
-    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration, about=about)
+    run = partial(
+        extract_corpus,
+        encoder,
+        corpus.rows,
+        output,
+        layers=layers,
+        max_duration=max_duration,
+        layout=layout,
+        making=making,
+        about={"command": _command(), "config": _plain(config)},
+    )
     outcomes, seconds, code = _watch(corpus, run)
 
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
     channels = written[0].channels if written else 0
+    unit = "frames" if making.pool == "none" else "vectors"
     rows = [
-        ("layers", ", ".join(layers)),
-        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {encoder.dtype}"),
+        ("layers", ", ".join(layers) if making.sum is None else f"sum of {', '.join(layers)}"),
+        (unit, f"{sum(result.frames for result in written):,} × {channels} channels, {making.dtype or encoder.dtype}"),
         ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
     ]
+    if without > 0:
+        rows.append(("without segments", str(without)))
     if encoder.long.kind != "exact":
         rows.append(("long", f"{encoder.long.kind} of {encoder.long.seconds:g} s: not exact beyond that"))
     if encoder.why_not_ragged is not None:
@@ -98,7 +120,7 @@ def convert(config: Any) -> int:
         layout=_text(config, "layout"),
         dtype=None if config.dtype is None else str(config.dtype),
         layers=tuple(_list(config, "layers")),
-        sum=config.sum if config.sum is None or isinstance(config.sum, str) else tuple(_list(config, "sum", float)),
+        sum=_sum(config),
         pool=_text(config, "pool"),
         segments=None if config.segments is None else _path(config, "segments"),
     )
@@ -762,6 +784,25 @@ def _language(model: Any) -> str | None:
     """`model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
     language = model["language"]
     return None if language is None else str(language)
+
+
+def _sum(config: Any) -> str | tuple[float, ...] | None:
+    """Weights, or what says which they are."""
+    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(_list(config, "sum", float))
+
+
+def _making(config: Any, rows: Sequence[Any]) -> Any:
+    """What extraction makes of the layers of these rows; a `Making`."""
+    from w2v_attn.feature_sets.making import Making
+    from w2v_attn.feature_sets.segments import read_segments
+
+    pool, segments = _text(config, "pool"), None
+    if config.segments is not None and pool != "none":
+        segments = read_segments(_path(config, "segments"), [row.id for row in rows])
+    elif config.segments is not None:
+        raise ValueError("segments are what is pooled over: give pool=mean or pool=statistics")
+    store = None if config.store is None else str(config.store)
+    return Making(dtype=store, key="store", sum=_sum(config), pool=pool, spans=segments)
 
 
 def _list(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
