@@ -52,7 +52,7 @@ class ShardsStore:
     """See `store.Store`. Several processes on one machine may write to one folder; several machines may not, for
     SQLite's locks do not hold between them on network file systems.
 
-    size: bytes of a shard. In memory are a shard that fills, one that is being written, and two batches.
+    In memory are a shard that fills, one that is being written, and two batches.
     """
 
     together = STRETCH
@@ -64,10 +64,8 @@ class ShardsStore:
         rows: Sequence[Row],
         check_there: Callable[[], None],
         parts: Sequence[int] | None = None,
-        *,
-        size: int = SIZE,
     ):
-        self._product, self._output, self._check_there, self._size = product, output, check_there, size
+        self._product, self._output, self._check_there = product, output, check_there
         self._places = {row.id: place for place, row in enumerate(rows)}
         self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
         self._index = _opened(output)
@@ -113,7 +111,7 @@ class ShardsStore:
         return self._product.written(self._output, {name: tensor.shape for name, tensor in features.items()})
 
     def through(self, outcomes: Iterator[Outcome[Written]]) -> Generator[Outcome[Written], None, None]:
-        filling, held, stretch = Filling(self._size), list[Outcome[Written]](), 0
+        filling, held, stretch = Filling(SIZE), list[Outcome[Written]](), 0
         left: dict[int, int] = {}
         writing: Future[list[Outcome[Written]]] | None = None
         # Beside the model: what is computed while a shard is written fills the next one.
@@ -135,7 +133,7 @@ class ShardsStore:
                     if writing is not None:
                         yield from writing.result()
                     writing = pool.submit(self._write_shard, self._parts[stretch], filling, held)
-                    filling, held = Filling(self._size), []
+                    filling, held = Filling(SIZE), []
             if writing is not None:
                 yield from writing.result()
         if held:
@@ -151,7 +149,7 @@ class ShardsStore:
     def _write_shard(
         self, stretch: int, filling: Filling, outcomes: Sequence[Outcome[Written]]
     ) -> list[Outcome[Written]]:
-        """Writes a shard and takes it into the index; the outcomes with its name."""
+        """Writes a shard and takes it into the index, or leaves that to the next run; the outcomes with its name."""
         first = stretch << _BITS
         after = (stretch + 1) << _BITS
         taken = set(self._ask("SELECT number FROM shards WHERE number >= ? AND number < ?", first, after))
@@ -159,12 +157,7 @@ class ShardsStore:
         path = self._output / f"features-{stretch:06d}-{number - first:04d}.safetensors"
         self._check_there()
         try:
-            shard = filling.write(path)
-            try:
-                _add(self._index, number, shard)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
+            _add(self._index, number, filling.write(path))
         except (OSError, DamagedError) as error:
             raise _ended(path, error) from error
         return [replace(outcome, result=replace(outcome.result, path=path)) for outcome in outcomes if outcome.result]
