@@ -28,7 +28,7 @@ import torch
 
 from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
 from w2v_attn.extraction import store_shards
-from w2v_attn.feature_sets.layouts.shard_files import INDEX, open_to_read
+from w2v_attn.feature_sets.layouts.shard_files import INDEX
 
 
 def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -146,7 +146,8 @@ def _there(output: Path) -> int:
     """Recordings whose features are there; as long as the index of shards cannot be read, none."""
     if not (output / INDEX).exists():
         return sum(1 for _ in output.rglob("*.safetensors"))
-    with closing(open_to_read(output / INDEX)) as index, contextlib.suppress(sqlite3.OperationalError):
+    name = f"file:{output / INDEX}?mode=ro"  # it is the command that is to undo what a kill left in the index
+    with closing(sqlite3.connect(name, uri=True)) as index, contextlib.suppress(sqlite3.OperationalError):
         return index.execute("SELECT COUNT(*) FROM recordings").fetchone()[0]
     return 0
 

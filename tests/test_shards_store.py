@@ -223,6 +223,28 @@ def test_a_shard_that_a_kill_kept_out_of_the_index_comes_in_and_a_lost_index_com
     assert content(tmp_path / "out") == whole
 
 
+def test_features_can_be_read_after_a_kill_in_the_middle_of_a_transaction(extract, tmp_path):
+    extract("out")
+    before = list(open_features(tmp_path / "out"))
+    process = multiprocessing.get_context("fork").Process(target=_die_writing, args=(tmp_path / "out",))
+    process.start()
+    process.join()
+    assert (tmp_path / "out" / f"{INDEX}-journal").stat().st_size > 0
+    with closing(sqlite3.connect(f"file:{tmp_path / 'out' / INDEX}?mode=ro", uri=True)) as index:
+        with pytest.raises(sqlite3.OperationalError):  # so this test can fail
+            index.execute("SELECT COUNT(*) FROM recordings").fetchall()
+    assert list(open_features(tmp_path / "out")) == before
+
+
+def _die_writing(folder):
+    index = Index(folder)
+    index.ask("PRAGMA cache_size = 1")  # so that what is written does not wait for the end of the transaction
+    with index.changing() as connection:
+        connection.execute("DELETE FROM recordings")
+        connection.executemany("INSERT INTO about VALUES (?, ?)", [(str(n), "x" * 1000) for n in range(1000)])
+        os._exit(1)
+
+
 def test_an_index_that_is_damaged_is_told_with_the_way_out(extract, tmp_path):
     extract("out")
     whole = content(tmp_path / "out")

@@ -228,6 +228,7 @@ class Index:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """An index that nothing is written to."""
-    # Python's SQLite takes turns among threads by itself; it is the connection that must not cross a fork.
-    return sqlite3.connect(f"file:{quote(os.fspath(path.absolute()))}?mode=ro", uri=True, check_same_thread=False)
+    """An index that nothing is written to, but where a kill left a transaction that is to be undone first."""
+    # Python's SQLite takes turns among threads by itself; it is the connection that must not cross a fork. Where the
+    # file may not be written, SQLite opens it to be read.
+    return sqlite3.connect(f"file:{quote(os.fspath(path.absolute()))}?mode=rw", uri=True, check_same_thread=False)
