@@ -135,7 +135,8 @@ def test_a_damaged_shard_is_computed_again(extract, tmp_path, damage, caplog):
     assert "in a damaged shard: computed again" in caplog.text
 
 
-def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encoder, rows, tmp_path, monkeypatch):
+def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encoder, rows, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store_shards, "SIZE", 1 << 30)  # a shard for each stretch, of two batches
     extract("once")
     whole = content(tmp_path / "once")
     right = encoder.extract
@@ -148,6 +149,7 @@ def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encode
         assert counts["written"] + counts["kept"] == len(told)
         left = content(tmp_path / "out")
         assert all(whole[name] == left[name] for name in left if name != INDEX)
+    assert "2 recordings are computed again: their shard was not full" in caplog.text
     assert len(told) == len(rows)
     assert content(tmp_path / "out") == whole
 
@@ -230,9 +232,9 @@ def test_features_can_be_read_after_a_kill_in_the_middle_of_a_transaction(extrac
     process.start()
     process.join()
     assert (tmp_path / "out" / f"{INDEX}-journal").stat().st_size > 0
-    with closing(sqlite3.connect(f"file:{tmp_path / 'out' / INDEX}?mode=ro", uri=True)) as index:
-        with pytest.raises(sqlite3.OperationalError):  # so this test can fail
-            index.execute("SELECT COUNT(*) FROM recordings").fetchall()
+    index = sqlite3.connect(f"file:{tmp_path / 'out' / INDEX}?mode=ro", uri=True)
+    with closing(index), pytest.raises(sqlite3.OperationalError):  # so this test can fail
+        index.execute("SELECT COUNT(*) FROM recordings").fetchall()
     assert list(open_features(tmp_path / "out")) == before
 
 
