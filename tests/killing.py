@@ -2,6 +2,7 @@
 
   python tests/killing.py --recordings 10000 --kills 200      the soak: about a quarter of an hour on a core
   python tests/killing.py model=local model.checkpoint=…      with another checkpoint than the tiny one
+  python tests/killing.py --shard 2000000 layout=shards       into shards of 2 MB, that there are many
 
 The commands are forked from this process, which has imported what they need: so a kill costs no start of Python's.
 """
@@ -13,10 +14,12 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ import soundfile
 import torch
 
 from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
+from w2v_attn.extraction import store_shards
+from w2v_attn.feature_sets.layouts.shard_files import INDEX
 
 
 def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -40,12 +45,18 @@ def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
 
 
 def content(output: Path) -> dict[str, str]:
-    """Hash of every file of an output folder by its name; of run.json only what does not speak of time."""
+    """Hash of every file of an output folder by its name; of run.json only what does not speak of time.
+
+    Of the index of shards what is in it: SQLite also counts how often it was opened to be written.
+    """
     found = {
         path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in output.rglob("*")
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", INDEX)
     }
+    if (output / INDEX).exists():
+        with closing(sqlite3.connect(output / INDEX)) as index:
+            found[INDEX] = hashlib.sha256("\n".join(index.iterdump()).encode()).hexdigest()
     record = json.loads((output / "run.json").read_text())
     return {**found, "run.json": json.dumps([record["status"], record["fingerprint"], record["batch_frames"]])}
 
@@ -103,7 +114,7 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequenc
             time.sleep(moments.uniform(0, 0.02 if moment > 0.6 else 2 * needed / kills))
         os.kill(child, signal.SIGKILL)  # it is there, for nobody has waited for its end
         os.waitpid(child, 0)
-        progress.append(sum(1 for _ in killed.rglob("*.safetensors")))
+        progress.append(_there(killed))
         cleaned += sum(1 for _ in killed.rglob(".tmp-*"))
     last = to_the_end(audio, killed, log, options)
     expected, found = content(once), content(killed)
@@ -125,9 +136,20 @@ def _wait(child: int, come: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def _changes(output: Path) -> list[int]:
-    """When the folders in it were written to."""
-    return [folder.stat().st_mtime_ns for folder in sorted(output.glob("[0-9]"))]
+def _changes(output: Path) -> list[tuple[int, ...]]:
+    """When the folders in it were written to; with shards, which there are."""
+    folders = [(folder.stat().st_mtime_ns,) for folder in sorted(output.glob("[0-9]"))]
+    return [*folders, (sum(1 for _ in output.glob("features-*.safetensors")),)]
+
+
+def _there(output: Path) -> int:
+    """Recordings whose features are there; as long as the index of shards cannot be read, none."""
+    if not (output / INDEX).exists():
+        return sum(1 for _ in output.rglob("*.safetensors"))
+    name = f"file:{output / INDEX}?mode=ro"  # it is the command that is to undo what a kill left in the index
+    with closing(sqlite3.connect(name, uri=True)) as index, contextlib.suppress(sqlite3.OperationalError):
+        return index.execute("SELECT COUNT(*) FROM recordings").fetchone()[0]
+    return 0
 
 
 def _sessions(output: Path) -> int:
@@ -142,8 +164,11 @@ if __name__ == "__main__":
     parser.add_argument("--recordings", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard", type=int, help="bytes of a shard")
     parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
     options = parser.parse_args()
+    if options.shard is not None:
+        store_shards.SIZE = options.shard
     with tempfile.TemporaryDirectory() as temporary:
         found = soak(
             Path(temporary),

@@ -11,7 +11,7 @@ from test_feature_sets import check
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.feature_sets import converting, destination, segments
+from w2v_attn.feature_sets import destination, making, segments
 from w2v_attn.feature_sets.layouts.choice import LAYOUTS
 
 
@@ -115,14 +115,14 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
 ):
     if LAYOUTS[layout].library:
         pytest.importorskip(LAYOUTS[layout].library)
-    right = converting.cast
+    right = making.cast
 
-    def interrupted(tensor, dtype, layer):
+    def interrupted(tensor, dtype, layer, key):
         if tensor.shape[0] == 5 and layer == "final":  # of the third recording
             signal.raise_signal(signal.SIGTERM)
-        return right(tensor, dtype, layer)
+        return right(tensor, dtype, layer, key)
 
-    monkeypatch.setattr(converting, "cast", interrupted)
+    monkeypatch.setattr(making, "cast", interrupted)
     code, out, err = convert(f"layout={layout}")
     monkeypatch.undo()
     assert code == 143
@@ -153,12 +153,12 @@ def test_a_recording_that_went_from_a_conversion_is_missed(convert, tmp_path, ca
 def test_a_full_disk_is_told_and_the_same_command_ends_it(convert, corpus, tmp_path, monkeypatch):
     import errno
 
-    from w2v_attn.feature_sets.layouts import shards
+    from w2v_attn.feature_sets.layouts import shard_files
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(shard_files, "written_whole", full)
     code, _, err = convert()
     monkeypatch.undo()
     assert code == 1

@@ -10,16 +10,18 @@ import pytest
 import torch
 from conftest import SPEECH, save, tiny_model
 
+from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.engines import processes
 from w2v_attn.extraction.engines.choice import open_extractor
-from w2v_attn.extraction.engines.chunks import MOST_BLOCKS, chunks
+from w2v_attn.extraction.engines.chunks import MOST_PARTS, chunks
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Job
+from w2v_attn.extraction.extractor import Job, Task
+from w2v_attn.feature_sets.making import Making
 from w2v_attn.runs import feeding
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.record import RUN
-from w2v_attn.runs.shares import ALL, Share
+from w2v_attn.runs.shares import ALL, Share, parts_of
 
 CLIPS = sorted(SPEECH.rglob("*.flac"))
 
@@ -55,8 +57,9 @@ def checkpoint(tmp_path_factory):
 def job(checkpoint, tmp_path):
     def make(output, **changes):
         model = {"dtype": "float32", "device": "cpu", "backend": "auto"}
-        asked = {"checkpoint": checkpoint, "layers": ("final",), "max_duration": 60.0, "output": tmp_path / output}
-        return Job(model=model, **(asked | changes))
+        asked = {"layers": ("final",), "max_duration": 60.0, "output": tmp_path / output}
+        where = changes.pop("checkpoint", checkpoint)
+        return Job(checkpoint=where, model=model, task=Task(**(asked | changes)))
 
     return make
 
@@ -72,7 +75,7 @@ def one_thread():
 
 def extract(job, rows, *, engine="local", workers=None):
     with open_extractor(job, engine=engine, workers=workers, share=ALL) as extractor:
-        return list(extract_with(extractor, rows, job.output))
+        return list(extract_with(extractor, job.task, rows))
 
 
 def content(folder):
@@ -80,14 +83,13 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_chunks_are_the_list_in_whole_blocks_and_the_last_ones_are_small():
+def test_chunks_are_the_list_in_order_and_the_last_ones_are_small():
     for count in (0, 1, 127, 128, 129, 100_000):
-        rows = list(range(count))
-        found = list(chunks(rows, 3))
-        assert [row for chunk in found for row in chunk] == rows
-        assert all(chunk[0] % feeding.BLOCK == 0 for chunk in found)
-        assert all(len(chunk) <= MOST_BLOCKS * feeding.BLOCK for chunk in found)
-        assert all(len(chunk) <= feeding.BLOCK for chunk in found[-3:])
+        parts = parts_of(rows_of(count))
+        found = list(chunks(parts, 3))
+        assert [part for chunk in found for part in chunk] == parts
+        assert all(len(chunk) <= MOST_PARTS for chunk in found)
+        assert all(len(chunk) == 1 for chunk in found[-3:])
 
 
 def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_them(job, one_thread, tmp_path):
@@ -125,7 +127,7 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
     rows, seen = rows_of(600), []
     with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
         assert isinstance(extractor, processes.LocalProcesses)
-        found = extract_with(extractor, rows, tmp_path / "out", interrupted=lambda: len(seen) > 0)
+        found = extract_with(extractor, job("out").task, rows, interrupted=lambda: len(seen) > 0)
         for outcome in found:
             seen.append(outcome.row.id)
         children = [member._process for member in extractor._members]
@@ -133,6 +135,20 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
     assert not any(child.is_alive() for child in children)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} >= {f"{name}.safetensors" for name in seen}
     assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)
+def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
+    rows = rows_of(1030)  # of two stretches
+    asked = {"layers": ("layer_01", "final"), "making": Making(**making)}
+    outcomes = extract(job("one", layout="shards", **asked), rows, workers=2)
+    assert [outcome.reason for outcome in outcomes] == [None] * len(rows)
+    extract(job("mirrored", **asked), rows[::50])
+    found, expected = open_features(tmp_path / "one"), open_features(tmp_path / "mirrored")
+    assert set(found) == {row.id for row in rows}
+    for row_id in expected:
+        for layer in expected[row_id].layers:
+            torch.testing.assert_close(found[row_id][layer], expected[row_id][layer], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
 from w2v_attn.feature_sets.dataset import pad_batch
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError, UnknownNameError
-from w2v_attn.feature_sets.layouts import shards
+from w2v_attn.feature_sets.layouts import shard_files, shards
 from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
 from w2v_attn.feature_sets.processes import PerProcess
 
@@ -180,9 +180,9 @@ def test_shards_are_cut_by_size_and_are_ordinary_safetensors(corpus, tmp_path):
 
 
 def test_shards_are_cut_before_their_headers_are_too_large(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "HEADER", 700)
+    monkeypatch.setattr(shard_files, "HEADER", 700)
     folder = written("shards", corpus, tmp_path)
-    headers = [len(shards._read_header(path)) for path in folder.glob("*.safetensors")]
+    headers = [len(shard_files.read_shard_header(path)) for path in folder.glob("*.safetensors")]
     assert len(headers) > 2
     assert max(headers) < 2 * 700
     check(open_features(folder), corpus)
@@ -231,9 +231,9 @@ def test_others_may_read_what_the_umask_lets_them(corpus, tmp_path, layout):
 def test_shards_that_were_interrupted_hold_what_is_whole(corpus, tmp_path):
     def interrupted():
         with layout_of("shards").writer(tmp_path) as writer:
-            writer._size = 1
+            writer._filling = shard_files.Filling(1)
             writer.write("whole", *corpus["a.flac"])
-            writer._size = 1 << 30
+            writer._filling = shard_files.Filling(1 << 30)
             writer.write("lost", *corpus["a.flac"])
             raise KeyboardInterrupt
 

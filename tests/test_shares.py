@@ -4,38 +4,43 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, SPEECH
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v_attn import load_encoder
+from w2v_attn import load_encoder, open_features
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction import store_shards
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Worker
-from w2v_attn.runs import feeding
+from w2v_attn.extraction.extractor import Task, Worker
+from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.runs import feeding, shares
 from w2v_attn.runs.desks import DESKS
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.record import RUN
-from w2v_attn.runs.shares import ALL, Share, read_share
+from w2v_attn.runs.shares import ALL, Share, parts_of, read_share
 
 
-@given(st.integers(0, 1000), st.integers(1, 9))
-def test_every_row_is_in_one_share_and_with_all_of_its_block(count, world):
+@given(st.integers(0, 3000), st.integers(1, 9), st.sampled_from([1, 1024]))
+def test_every_row_is_in_one_share_and_with_all_of_its_block(count, world, together):
     rows = [Row(str(number), SPEECH) for number in range(count)]
-    shares = [Share(rank, world).of(rows) for rank in range(world)]
-    assert sorted(row.id for share in shares for row in share) == sorted(row.id for row in rows)
-    for block in feeding.blocks(rows):
-        assert sum(set(block) <= set(share) for share in shares) == 1
-    for share in shares:  # so that a share has the batches of the whole
-        assert [list(block) for block in feeding.blocks(share)] == [
-            list(block) for block in feeding.blocks(rows) if set(block) <= set(share)
-        ]
+    parts = parts_of(rows, together)
+    assert [row for part in parts for row in part.rows] == rows
+    assert [part.number for part in parts] == list(range(len(parts)))
+    for part in parts[:-1]:  # so that batches end where parts do
+        assert len(part.rows) % feeding.BLOCK == 0
+        assert len(part.rows) % together == 0
+    shares = [Share(rank, world).of(parts) for rank in range(world)]
+    assert sorted((part for share in shares for part in share), key=lambda part: part.number) == parts
+    assert max(map(len, shares)) <= min(map(len, shares)) + 1
 
 
 def test_a_share_is_what_is_given_or_what_the_launcher_says():
@@ -55,6 +60,7 @@ def test_a_share_is_what_is_given_or_what_the_launcher_says():
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(feeding, "BLOCK", 4)
+    monkeypatch.setattr(shares, "BLOCK", 4)
 
 
 @pytest.fixture
@@ -73,9 +79,9 @@ def start(group_checkpoint, rows, tmp_path, monkeypatch):
     encoder = load_encoder(group_checkpoint)
     monkeypatch.setattr(encoder, "frame_budget", lambda: 150)
 
-    def begin(output, share, *, layers=("final",), rows=rows, **options):
-        worker = Worker(encoder, layers, tmp_path / output, 60)
-        return extract_with(worker, rows, tmp_path / output, share=share, **options)
+    def begin(output, share, *, layers=("final",), layout="mirrored", **options):
+        task = Task(output=tmp_path / output, layers=layers, max_duration=60, layout=layout)
+        return extract_with(Worker(encoder, task), task, rows, share=share, **options)
 
     return begin
 
@@ -88,6 +94,10 @@ def content(folder):
 
 def record(folder):
     return json.loads((folder / RUN).read_text())
+
+
+def ids(rows, share):
+    return {row.id for part in share.of(parts_of(rows)) for row in part.rows}
 
 
 def failed(folder):
@@ -163,7 +173,7 @@ def test_another_number_of_shares_goes_on_and_forgets_no_failure(start, rows, tm
     (tmp_path / "out" / LEDGER).unlink()  # as where it was killed before it could put it together
     list(start("out", Share(0, 3)))
     assert set(failed(tmp_path / "out")) == {"3.wav", "5.wav"} - {
-        row.id for row in rows if row not in [*Share(1, 2).of(rows), *Share(0, 3).of(rows)]
+        row.id for row in rows if row.id not in ids(rows, Share(1, 2)) | ids(rows, Share(0, 3))
     }
     list(start("out", Share(1, 3)))
     list(start("out", Share(2, 3)))
@@ -191,6 +201,25 @@ def test_a_share_refused_leaves_nothing(start, tmp_path):
     with pytest.raises(ValueError, match="another configuration"):
         next(start("out", Share(0, 2), layers=("layer_01",)))
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != DESKS) == before
+
+
+def test_shares_of_shards_make_what_one_process_makes_on_one_machine_only(start, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_shards, "STRETCH", 4)
+    monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
+    list(start("one", ALL, layout="shards"))
+    runs = [start("two", Share(rank, 2), layout="shards") for rank in range(2)]
+    next(runs[0])
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(ValueError, match="several machines cannot"):
+            next(start("two", Share(1, 2), layout="shards"))
+    while runs:
+        runs = [run for run in runs if next(run, None) is not None]
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert {name: one[name] for name in one if name != INDEX} == {name: two[name] for name in two if name != INDEX}
+    first, second = open_features(tmp_path / "one"), open_features(tmp_path / "two")
+    assert set(first) == set(second) == {row.id for row in rows} - {"3.wav", "5.wav"}
+    assert all(torch.equal(first[name]["final"], second[name]["final"]) for name in first)
 
 
 @pytest.mark.slow

@@ -63,27 +63,31 @@ def extract(config: Any) -> int:
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction.engines.choice import open_extractor
     from w2v_attn.extraction.extracting import extract_with
-    from w2v_attn.extraction.extractor import Job
+    from w2v_attn.extraction.extractor import Job, Task
+    from w2v_attn.extraction.store import store_of
     from w2v_attn.runs.outcomes import RunError
-    from w2v_attn.runs.shares import read_share
+    from w2v_attn.runs.shares import parts_of, read_share
 
-    output, layers = _folder(config, "output"), _list(config, "layers")
+    output, layers, layout = _folder(config, "output"), _list(config, "layers"), _text(config, "layout")
+    store = store_of(layout)
     share = read_share(None if config.share is None else str(config.share))
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    job = Job(
-        checkpoint=_text(config.model, "checkpoint"),
-        model=_model_options(config) | {"long": _long(config.long)},
-        layers=tuple(layers),
-        max_duration=_number(config, "max_duration"),
-        output=output,
-    )
+    listed = len(corpus.rows)
+    making = _making(config, corpus.rows)
+    if making.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
+    without = listed - len(corpus.rows)
+    max_duration = _number(config, "max_duration")
+    task = Task(output=output, layers=tuple(layers), max_duration=max_duration, layout=layout, making=making)
+    model = _model_options(config) | {"long": _long(config.long)}
+    job = Job(checkpoint=_text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
+    mine = tuple(row for part in share.of(parts_of(corpus.rows, store.together)) for row in part.rows)
     try:
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
             about = {"command": _command(), "config": _plain(config)}
-            run = partial(extract_with, extractor, corpus.rows, output, share=share, about=about)
-            mine = replace(corpus, rows=tuple(share.of(corpus.rows)))
-            outcomes, seconds, code = _watch(mine, run)
+            run = partial(extract_with, extractor, task, corpus.rows, share=share, about=about)
+            outcomes, seconds, code = _watch(replace(corpus, rows=mine), run)
     except RunError as error:  # before it began
         print(f"stopped: {error}", file=sys.stderr)
         return SOME_FAILED
@@ -91,19 +95,23 @@ def extract(config: Any) -> int:
     described = extractor.description
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
     channels = written[0].channels if written else 0
+    unit = "frames" if making.pool == "none" else "vectors"
+    frames = f"{sum(result.frames for result in written):,} × {channels} channels"
     rows = [
-        ("layers", ", ".join(layers)),
-        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {described.dtype}"),
+        ("layers", ", ".join(layers) if making.sum is None else f"sum of {', '.join(layers)}"),
+        (unit, f"{frames}, {making.dtype or described.dtype}"),
         ("attention", f"{described.core} core on {described.device}"),
     ]
+    if without > 0:
+        rows.append(("without segments", str(without)))
     if described.long.kind != "exact":
         rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))
     if described.one_by_one is not None:
         rows.append(("one by one", f"for {described.one_by_one}"))
     if share.is_all:
         return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
-    code = _conclude(f"Extracted, share {share}", mine, outcomes, seconds, code, output, rows)
-    return _conclude_shares(output, code)
+    title = f"Extracted, share {share}"
+    return _conclude_shares(output, _conclude(title, replace(corpus, rows=mine), outcomes, seconds, code, output, rows))
 
 
 def _conclude_shares(output: Path, code: int) -> int:
@@ -144,7 +152,7 @@ def convert(config: Any) -> int:
         layout=_text(config, "layout"),
         dtype=None if config.dtype is None else str(config.dtype),
         layers=tuple(_list(config, "layers")),
-        sum=config.sum if config.sum is None or isinstance(config.sum, str) else tuple(_list(config, "sum", float)),
+        sum=_sum(config),
         pool=_text(config, "pool"),
         segments=None if config.segments is None else _path(config, "segments"),
     )
@@ -821,6 +829,25 @@ def _language(model: Any) -> str | None:
     """`model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
     language = model["language"]
     return None if language is None else str(language)
+
+
+def _sum(config: Any) -> str | tuple[float, ...] | None:
+    """Weights, or what says which they are."""
+    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(_list(config, "sum", float))
+
+
+def _making(config: Any, rows: Sequence[Any]) -> Any:
+    """What extraction makes of the layers of these rows; a `Making`."""
+    from w2v_attn.feature_sets.making import Making
+    from w2v_attn.feature_sets.segments import read_segments
+
+    pool, segments = _text(config, "pool"), None
+    if config.segments is not None and pool != "none":
+        segments = read_segments(_path(config, "segments"), [row.id for row in rows])
+    elif config.segments is not None:
+        raise ValueError("segments are what is pooled over: give pool=mean or pool=statistics")
+    store = None if config.store is None else str(config.store)
+    return Making(dtype=store, key="store", sum=_sum(config), pool=pool, spans=segments)
 
 
 def _list(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:

@@ -18,7 +18,9 @@ def layer_names(num_layers: int) -> tuple[str, ...]:
 
 
 def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
-    """The layers asked for, each once, in the order of computation. `all` stands for all of them.
+    """The layers asked for, each once, in the order of computation.
+
+    layers: names; ranges with both ends, `layer_03-layer_09`; or `all`, which stands for all of them.
 
     Raises:
         ValueError: a name that this encoder does not have.
@@ -30,14 +32,19 @@ def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
         raise ValueError(f"layers must name at least one of {known[0]}, {known[1]} … {known[-2]}, {known[-1]}")
     if "all" in layers:
         return known
-    for name in layers:
+    ends = [tuple(str(name).split("-", 1)) for name in layers]
+    for name in (end for pair in ends for end in pair):
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, 1)
+            close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
                 f"there is no layer {name}: this encoder has {known[0]}, {known[1]} … {known[-2]}, {known[-1]}{hint}"
             )
-    return tuple(name for name in known if name in layers)
+    places = [(known.index(pair[0]), known.index(pair[-1])) for pair in ends]
+    for name, (first, last) in zip(layers, places, strict=True):
+        if first > last:
+            raise ValueError(f"layers={name} is empty: the lower layer comes first")
+    return tuple(name for place, name in enumerate(known) if any(first <= place <= last for first, last in places))
 
 
 def highest_block(layers: Sequence[str], num_layers: int) -> int:

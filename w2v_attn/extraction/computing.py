@@ -9,6 +9,7 @@ from torch import Tensor
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
+from w2v_attn.extraction.product import Product
 from w2v_attn.runs.processing import Batch
 
 logger = logging.getLogger(__name__)
@@ -17,15 +18,18 @@ logger = logging.getLogger(__name__)
 LONG, PATIENCE = 300.0, 120.0
 
 
-def compute(encoder: Encoder, wanted: tuple[str, ...], batch: Batch) -> list[dict[str, Tensor] | ValueError]:
-    """Features of each recording of a batch; a ValueError in the place of those that are not finite."""
+def compute(encoder: Encoder, product: Product, batch: Batch) -> list[dict[str, Tensor] | ValueError]:
+    """What is made of each recording of a batch; a ValueError in the place of those that cannot be used.
+
+    Such as features that are not finite, a value beyond the dtype that is asked for, a span beyond the end.
+    """
     for row, recording in batch:
-        _announce(encoder, row, recording, wanted)
-    found = encoder.extract([recording.waveform for _, recording in batch], wanted)
+        _announce(encoder, row, recording, product.layers)
+    found = encoder.extract([recording.waveform for _, recording in batch], product.layers)
     # Off the GPU at once, for its memory is the next batch's. Copies on a CPU too: `final` can be the very tensor
     # that the last layer is.
     on_cpu = ({name: tensor.to("cpu", copy=True) for name, tensor in features.items()} for features in found)
-    return [_checked_finite(features) for features in on_cpu]
+    return [_made(product, row, features) for (row, _), features in zip(batch, on_cpu, strict=True)]
 
 
 def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> None:
@@ -40,9 +44,12 @@ def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence
         )  # fmt: skip
 
 
-def _checked_finite(features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
+def _made(product: Product, row: Row, features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
     if all(bool(torch.isfinite(tensor).all()) for tensor in features.values()):
-        return features
+        try:
+            return product.make(row.id, features)
+        except ValueError as error:
+            return ValueError(str(error))
     dtype = str(next(iter(features.values())).dtype).removeprefix("torch.")
     way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
     return ValueError(f"its features are not finite in {dtype}{way_out}")

@@ -1,20 +1,20 @@
-"""`extract_corpus`: every row of a corpus into a file of features; and the same by whatever extracts."""
+"""`extract_corpus`: every row of a corpus into features on disk; and the same by whatever extracts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.extraction.extractor import Extractor, Worker
-from w2v_attn.extraction.store import Written
-from w2v_attn.feature_files import feature_path
+from w2v_attn.extraction.extractor import Extractor, Task, Worker
+from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.store import store_of
 from w2v_attn.runs.folder import Claim, claimed
 from w2v_attn.runs.ledger import Ledger
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.ranks import joined
-from w2v_attn.runs.shares import ALL, Share
-from w2v_attn.whole_files import remove_leftovers
+from w2v_attn.runs.shares import ALL, Share, parts_of
 
 
 def extract_corpus(
@@ -22,27 +22,25 @@ def extract_corpus(
     rows: Sequence[Row],
     output: Path,
     *,
-    layers: Sequence[str],
-    max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
+    **task: Any,
 ) -> Iterator[Outcome[Written]]:
-    """Extracts every row into a file of its own below `output`; see `extract_with`.
+    """Extracts every row into features below `output`; see `extract_with`.
 
-    layers: see `encoder.layers`. max_duration: seconds; longer recordings are not used.
+    task: what `Task` takes beside the output: layers, max_duration …
 
     Raises:
-        ValueError: an unknown layer, before anything is written; and what `extract_with` raises.
+        ValueError: an unknown layer or layout, before anything is written; and what `extract_with` raises.
     """
-    return extract_with(
-        Worker(encoder, layers, output, max_duration), rows, output, interrupted=interrupted, about=about
-    )
+    asked = Task(output=output, **task)
+    return extract_with(Worker(encoder, asked), asked, rows, interrupted=interrupted, about=about)
 
 
 def extract_with(
     extractor: Extractor,
+    task: Task,
     rows: Sequence[Row],
-    output: Path,
     *,
     share: Share = ALL,
     interrupted: Callable[[], bool] = lambda: False,
@@ -67,20 +65,22 @@ def extract_with(
             cannot be written.
         RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
     """
-    described = extractor.description
-    mine = share.of(rows)
+    described, output, store = extractor.description, task.output, store_of(task.layout)
+    parts = parts_of(rows, store.together)
+    mine = share.of(parts)
     claim = Claim(
-        rows=rows,
+        parts=parts,
         fingerprint=described.fingerprint,
         made_with=described.made_with,
         batch_frames=described.batch_frames,
         about=about or {},
-        clean=lambda: remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output}),
+        prepare=lambda killed: store.prepare(output, rows, left_over=killed),
+        one_machine=store.one_machine,
     )
     with claimed(output, claim) if share.is_all else joined(output, share, claim) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with Ledger(folder.ledger, mine) as ledger, closing(outcomes):
+            with Ledger(folder.ledger, [row for part in mine for row in part.rows]) as ledger, closing(outcomes):
                 for outcome in outcomes:
                     ledger.note(outcome)
                     folder.count(outcome)

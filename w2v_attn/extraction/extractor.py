@@ -6,17 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder, load_encoder
-from w2v_attn.encoder.layers import check_layers
 from w2v_attn.encoder.long import Long
 from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.fingerprint import fingerprint_of
-from w2v_attn.extraction.store import Store, Written
+from w2v_attn.extraction.product import Product, Written
+from w2v_attn.extraction.store import MIRRORED, store_of
+from w2v_attn.feature_sets.making import Making
 from w2v_attn.pretrained.replace import core_in_use
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
+from w2v_attn.runs.place import Place
 from w2v_attn.runs.record import made_with
+from w2v_attn.runs.shares import Part
 
 # Files do not wait for each other: most of the time a writer waits for the disk.
 WRITERS = 4
@@ -25,18 +26,30 @@ Outcomes = Generator[Outcome[Written], None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is extracted from every recording, and where to.
+
+    output: a folder. layers: see `encoder.layers.check_layers`. max_duration: seconds; longer recordings are not used.
+    layout: see `store.STORES`. making: what is made of the layers; None: nothing.
+    """
+
+    output: Path
+    layers: Sequence[str]
+    max_duration: float
+    layout: str = MIRRORED
+    making: Making | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be extracted with, as something that another process, or another machine, can be told.
+    """A task and what to do it with, as something that another process, or another machine, can be told.
 
     model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `Long`.
-    layers, max_duration: see `extract_corpus`. output: the folder, the same one for all.
     """
 
     checkpoint: str
     model: Mapping[str, Any]
-    layers: tuple[str, ...]
-    max_duration: float
-    output: Path
+    task: Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +71,15 @@ class Description:
 
 
 class Extractor(Protocol):
-    """Rows -> files of features."""
+    """Rows -> features on disk."""
 
     @property
     def description(self) -> Description: ...
 
     def extract(
-        self, rows: Sequence[Row], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """What became of each row, in any order; see `process_rows`. Its batches are those of `feeding.blocks(rows)`.
+        """What became of each row of some parts of the list, in any order; see `process_rows`.
 
         Raises:
             ValueError: what is there in the output is of another configuration.
@@ -78,39 +91,44 @@ class Extractor(Protocol):
 class Worker:
     """An extractor that has its encoder in this process."""
 
-    def __init__(self, encoder: Encoder, layers: Sequence[str], output: Path, max_duration: float):
-        self._encoder, self._output, self._max_duration = encoder, output, max_duration
-        self._layers = check_layers(layers, encoder.num_layers)
-        self.description = _describe(encoder, self._layers)
+    def __init__(self, encoder: Encoder, task: Task):
+        self._encoder, self._task = encoder, task
+        self._store = store_of(task.layout)
+        self._product = Product(encoder, task.layers, task.making)
+        self.description = _describe(encoder, self._product, task.layout)
 
     @classmethod
     def of(cls, job: Job, **model: Any) -> "Worker":
         """One that loads what a job says. model: what else the encoder is told, or differently."""
-        return cls(load_encoder(job.checkpoint, **{**job.model, **model}), job.layers, job.output, job.max_duration)
+        return cls(load_encoder(job.checkpoint, **{**job.model, **model}), job.task)
 
     def extract(
-        self, rows: Sequence[Row], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`."""
-        store = Store(self._encoder, self._output, self._layers, self.description.fingerprint)
-        yield from process_rows(
+        rows = [row for part in parts for row in part.rows]
+        output, numbers = self._task.output, [part.number for part in parts]
+        store = self._store(self._product, output, rows, Place(output).check, numbers)
+        outcomes = process_rows(
             rows,
             self._encoder,
-            partial(compute, self._encoder, self._layers),
+            partial(compute, self._encoder, self._product),
             store.write,
-            max_duration=self._max_duration,
+            max_duration=self._task.max_duration,
             budget=batch_frames,
             writers=WRITERS,
             settled=store.find,
             interrupted=interrupted,
         )
+        yield from store.through(outcomes)
         store.report()
 
 
-def _describe(encoder: Encoder, layers: tuple[str, ...]) -> Description:
+def _describe(encoder: Encoder, product: Product, layout: str) -> Description:
     device, core = str(encoder.device), core_in_use(encoder.model)
     return Description(
-        fingerprint=fingerprint_of(encoder, layers),
+        # The layout is not in the product's, for the features are the same in every one.
+        fingerprint=product.fingerprint | ({} if layout == MIRRORED else {"layout": layout}),
         made_with={**made_with(), "device": device, "attention": core},
         batch_frames=encoder.frame_budget(),
         device=device,

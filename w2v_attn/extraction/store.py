@@ -1,141 +1,91 @@
-"""The files of a run: found where they are there and count, written where not."""
+"""Where the features of a run are kept: one implementation for each layout that extraction writes."""
 
-import hashlib
-import json
-import logging
-import os
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
-from w2v_attn import __version__
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.feature_files import feature_path, read_header, write_features
-from w2v_attn.runs.folder import Place
-from w2v_attn.runs.outcomes import RunError, Settled, write_failed
-from w2v_attn.runs.sources import source_state
+from w2v_attn.extraction.product import Product, Written
+from w2v_attn.feature_sets.errors import FeatureSetError
+from w2v_attn.feature_sets.layouts.choice import layout_of
+from w2v_attn.runs.outcomes import Outcome, Settled
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Where the features of a recording are, and the size of the last of their tensors."""
-
-    path: Path
-    frames: int
-    channels: int
+# Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
+MIRRORED = "mirrored"
+STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shards", "ShardsStore")}
 
 
-class Store:
-    """The files of a run: found where they are there and count, written where not."""
+class Store(Protocol):
+    """The features of a run on disk: found where they are there and count, written where not.
+
+    Of one process; others have stores of their own on the same folder, each for rows of its own.
+
+    product: what is made of each recording. rows: those that this store is asked about, in the order of the list.
+    check_there: raises RunError where the output is not the folder that it was.
+    """
+
+    # Rows that go to one store together, from a multiple of it in the list on; 1: as anybody likes.
+    together: int
+    # Why only one machine may write to a folder at a time, and the way out; None: several may.
+    one_machine: str | None
 
     def __init__(
         self,
-        encoder: Encoder,
+        product: Product,
         output: Path,
-        wanted: tuple[str, ...],
-        fingerprint: Mapping[str, str],
+        rows: Sequence[Row],
+        check_there: Callable[[], None],
+        parts: Sequence[int] | None = None,
     ):
-        self._encoder, self._output, self._wanted, self._place = encoder, output, wanted, Place(output)
-        self._identity = {
-            "fingerprint": hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest(),
-            "checkpoint_sha256": fingerprint["checkpoint"],
-        }
-        self._removed: list[str] = []  # why; several threads append
+        """parts: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
+        ...
+
+    @staticmethod
+    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+        """Called once for all of the list, while nobody writes. left_over: a run before this one may have been killed.
+
+        Raises:
+            ValueError: the folder holds something else. RunError, OSError: it cannot be written.
+        """
+        ...
 
     def find(self, row: Row) -> Settled[Written] | None:
-        """What a run before this one left of a row, if it counts. One that is damaged or of another source is removed.
+        """What a run before this one left of a row, if it counts; what is damaged or of another source is removed.
 
         Raises:
             ValueError: it is of another configuration, or of another file than this row's.
-            RunError: the folder cannot be read any more.
+            RunError: the folder cannot be used any more.
         """
-        path = feature_path(self._output, row.id)
-        try:
-            stored = read_header(path)
-            if stored is None:
-                return self._remove(path, "damaged")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if isinstance(failure := write_failed(path, error), RunError):
-                raise failure from error
-            return None  # it cannot be written either, which is then told of this row
-        about = stored.metadata
-        shapes = [stored.shapes.get(layer, ()) for layer in self._wanted]
-        whole = len(stored.shapes) == len(shapes) and all(len(shape) == 2 for shape in shapes)
-        if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
-            raise ValueError(
-                f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
-                f"{about.get('layers')}, {about.get('dtype')}: name another output"
-            )
-        state = source_state(row)
-        if state is None:
-            return None  # it cannot be read, which is then told; what it was may stay
-        if about["source_state"] != state:
-            if about["source"] != _as_text(os.fspath(row.path)):
-                raise ValueError(
-                    f"{path} holds features of {about['source']}, and {row.path} has the same id: name another output"
-                )
-            return self._remove(path, "of another state of their source")
-        frames, channels = shapes[-1]
-        flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
-        return Settled(Written(path, frames, channels), int(about["samples"]), int(about["sample_rate"]), flags)
+        ...
 
     def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
-        """The features of a row, as a file."""
-        path = feature_path(self._output, row.id)
-        self._place.check()
-        try:
-            write_features(path, features, _metadata(self._encoder, row, recording, features) | self._identity)
-        except OSError as error:
-            raise write_failed(path, error) from error
-        frames, channels = features[self._wanted[-1]].shape
-        return Written(path, frames, channels)
+        """Takes what was made of a row, in any thread.
+
+        Raises:
+            ValueError: it concerns this row. RunError: the folder cannot be written any more.
+        """
+        ...
+
+    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
+        """The outcomes of the rows, each when what it speaks of is on the disk; it must be gone through."""
+        ...
 
     def report(self) -> None:
         """Says what was there and did not count."""
-        for why, count in Counter(self._removed).items():
-            logger.warning("%d files of features were %s: computed again", count, why)
-
-    def _remove(self, path: Path, why: str) -> None:
-        self._place.check()
-        path.unlink()
-        self._removed.append(why)
+        ...
 
 
-def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> dict[str, str]:
-    """What a reader of the file needs to know, as strings, for safetensors holds no other."""
-    rates = {name: encoder.frame_rate(name) for name in features}
-    return {
-        "id": _as_text(row.id),
-        "source": _as_text(os.fspath(row.path)),
-        "source_state": recording.source,
-        "layers": ",".join(features),
-        "frame_rate": f"{rates[next(reversed(rates))]:g}",
-        **({"frame_rates": json.dumps(rates)} if len(set(rates.values())) > 1 else {}),
-        "sample_rate": str(recording.sample_rate),
-        "samples": str(len(recording.waveform)),
-        "source_rate": str(recording.source_rate),
-        "checkpoint": encoder.checkpoint.source,
-        **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
-        "dtype": _dtype_name(features),
-        "normalized": str(encoder.checkpoint.do_normalize).lower(),
-        "flags": "; ".join(recording.flags),
-        "version": __version__,
-    }
-
-
-def _as_text(name: str) -> str:
-    """A name from the file system, which need not be Unicode, as one that can be written down."""
-    return name.encode(errors="replace").decode()
-
-
-def _dtype_name(features: dict[str, Tensor]) -> str:
-    return str(next(iter(features.values())).dtype).removeprefix("torch.")
+def store_of(layout: str) -> type[Store]:
+    """The store of a layout. Raises FeatureSetError where there is none."""
+    if layout not in STORES:
+        layout_of(layout)
+        raise FeatureSetError(
+            f"extract writes layout={' or layout='.join(STORES)}: for {layout} give "
+            f"`w2v-attn convert features=… layout={layout}` what it wrote"
+        )
+    module, name = STORES[layout]
+    return getattr(import_module(f"w2v_attn.extraction.{module}"), name)

@@ -159,11 +159,6 @@ def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:
     yield from _cut(window, budget)
 
 
-def blocks(rows: Sequence[Task]) -> Iterator[Sequence[Task]]:
-    """A list in the parts whose batches do not depend on each other."""
-    return (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK))
-
-
 def _cut(window: list[Item], budget: int) -> Iterator[list[Item]]:
     # The next one last: there it is quickly taken, and whoever has the batch is the only one who holds it.
     window.sort(key=lambda item: item.frames)

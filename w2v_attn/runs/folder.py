@@ -15,6 +15,7 @@ from w2v_attn.runs.locks import InUseError, take
 from w2v_attn.runs.outcomes import Outcome, RunError
 from w2v_attn.runs.place import Place, cannot_write
 from w2v_attn.runs.record import Tally, begun_record, check_same, now, read_record, restore_record, write_record
+from w2v_attn.runs.shares import Part
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +26,28 @@ LOCK = ".lock"
 class Claim:
     """What a run claims a folder for.
 
-    rows: all of the list. fingerprint: what decides what the results are; a folder holds those of one. made_with:
-    versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the first run in
-    the folder. about: more for `run.json`. clean: removes what a run left behind that was killed; called while nobody
-    writes.
+    parts: those of the whole list. fingerprint: what decides what the results are; a folder holds those of one.
+    made_with: versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the
+    first run in the folder. about: more for `run.json`. prepare: told whether a run before this one may have been
+    killed; called while nobody writes. one_machine: why those who have shares must be on one machine; None: they need
+    not be.
+
+    Raises:
+        ValueError, RunError, OSError: what `prepare` raises ends the claim.
     """
 
-    rows: Sequence[Row]
+    parts: Sequence[Part]
     fingerprint: Mapping[str, str]
     made_with: Mapping[str, object]
     batch_frames: int
     about: Mapping[str, object]
-    clean: Callable[[], object]
+    prepare: Callable[[bool], None]
+    one_machine: str | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of the list."""
+        return [row for part in self.parts for row in part.rows]
 
 
 class RunFolder:
@@ -103,13 +114,12 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
         record = begun_record(before, claim, recordings=len(claim.rows))
         try:
             lock.say(holder())
+            claim.prepare(before["status"] == "running" if before else was_there)
             write_record(output, record)
             clear_desks(desks_of_others(output, world=1), output, claim.rows)
             folder = RunFolder(output, record, before)
         except OSError as error:
             raise cannot_write(output, error) from error
-        if before["status"] == "running" if before else was_there:
-            claim.clean()
         yield folder
     finally:
         lock.release()

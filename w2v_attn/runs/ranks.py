@@ -6,29 +6,29 @@ begin and end, and whether or not some are killed and started again.
 """
 
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.desks import DESKS, clear_desks, desk_of, desks_of_others, in_order
 from w2v_attn.runs.folder import LOCK, Claim, RunFolder, holder, in_use
 from w2v_attn.runs.ledger import read_lines, write_lines
 from w2v_attn.runs.locks import InUseError, Lock, take
 from w2v_attn.runs.place import cannot_write
 from w2v_attn.runs.record import COUNTS, begun_record, check_same, read_record, write_record
-from w2v_attn.runs.shares import Share
+from w2v_attn.runs.shares import Part, Share
 
 
 class SharedFolder(RunFolder):
     """A folder that others write to as well. Made by `joined`."""
 
-    def __init__(self, output: Path, share: Share, rows: Sequence[Row], record: dict[str, Any]):
+    def __init__(self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any]):
         super().__init__(output, record, None)
         self.ledger = desk_of(output, share)
-        self._share, self._rows = share, rows
+        self._share, self._parts = share, parts
 
     def withdraw(self) -> None:
         """The run was refused: it leaves its desk."""
@@ -39,7 +39,7 @@ class SharedFolder(RunFolder):
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)
         with _one_at_a_time(self._output):
-            _put_together(self._output, self._share.world, self._rows)
+            _put_together(self._output, self._share.world, self._parts)
 
 
 @contextmanager
@@ -54,10 +54,14 @@ def joined(output: Path, share: Share, claim: Claim) -> Iterator[RunFolder]:
         (output / DESKS).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(output):
             locks, folder = _join(output, share, claim)
-    except InUseError as error:
-        raise in_use(output, error) from None
-    except OSError as error:
-        raise cannot_write(output, error) from error
+    except BaseException as error:
+        with suppress(OSError):
+            (output / DESKS).rmdir()  # not where others have theirs
+        if isinstance(error, InUseError):
+            raise in_use(output, error) from None
+        if isinstance(error, OSError):
+            raise cannot_write(output, error) from error
+        raise
     try:
         yield folder
     finally:
@@ -76,16 +80,17 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         locks.append(lock)
         if is_first:
             clear_desks(desks_of_others(output, share.world), output, claim.rows)
-            if before is None or before["status"] == "running":
-                claim.clean()
+            claim.prepare(before is None or before["status"] == "running")
             lock.share()
         elif others := desks_of_others(output, share.world):
             raise InUseError(f"the share {others[0].name}, while this one is {share.rank}-of-{share.world}")
+        elif claim.one_machine and (other := _on_another_machine(output, share.world)) is not None:
+            raise ValueError(f"{other} writes to {output}: {claim.one_machine}")
         desk = desk_of(output, share)
         desk.mkdir(exist_ok=True)
         locks.insert(0, take(desk / LOCK))
         locks[0].say(holder())
-        mine = {row.id for row in share.of(claim.rows)}
+        mine = _ids(share, claim.parts)
         lines = {**read_lines(output), **read_lines(desk)}
         write_lines(desk, [line for row_id, line in lines.items() if row_id in mine])
         record = begun_record(before, claim, recordings=len(mine)) | {"share": str(share)}
@@ -94,7 +99,7 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         write_record(desk, record)
         if is_first:
             write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "share": None})
-        return locks, SharedFolder(output, share, claim.rows, record)
+        return locks, SharedFolder(output, share, claim.parts, record)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -118,16 +123,30 @@ def _one_at_a_time(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def _put_together(output: Path, world: int, rows: Sequence[Row]) -> None:
+def _ids(share: Share, parts: Sequence[Part]) -> set[str]:
+    return {row.id for part in share.of(parts) for row in part.rows}
+
+
+def _on_another_machine(output: Path, world: int) -> str | None:
+    """Who has a share and is not on this machine."""
+    for rank in range(world):
+        record = read_record(desk_of(output, Share(rank, world)))
+        if record is not None and record["status"] == "running" and record["session"]["host"] != socket.gethostname():
+            return record["session"]["host"]
+    return None
+
+
+def _put_together(output: Path, world: int, parts: Sequence[Part]) -> None:
     """The ledger and the record of all, from those at the desks."""
     lines, records = read_lines(output), {}
     for rank in range(world):
         share = Share(rank, world)
         if (record := read_record(desk_of(output, share))) is not None:
             records[rank] = record
-            mine = {row.id for row in share.of(rows)}
+            mine = _ids(share, parts)
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
             lines |= {row_id: line for row_id, line in read_lines(desk_of(output, share)).items() if row_id in mine}
+    rows = [row for part in parts for row in part.rows]
     write_lines(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world, len(rows)))
 

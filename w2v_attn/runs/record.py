@@ -104,7 +104,9 @@ def check_same(
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     names = dict.fromkeys([*before, *now])
     return [
-        f"{name}: was {before.get(name)}, now {now.get(name)}" for name in names if before.get(name) != now.get(name)
+        f"{name}: was {before.get(name, 'not asked for')}, now {now.get(name, 'not asked for')}"
+        for name in names
+        if before.get(name) != now.get(name)
     ]
 
 

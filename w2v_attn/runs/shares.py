@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.feeding import blocks
+from w2v_attn.runs.feeding import BLOCK
 
 # Who a process is, and of how many: torchrun's variables; and those of a step of SLURM's (srun), not of a batch script.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -14,14 +14,30 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part of number `rank`, from 0, of `world` parts. local_rank: the number among those on this machine.
+class Part:
+    """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
 
-    A part has every `world`-th block of the list: it depends on the list alone, so nobody needs to speak to the others,
-    and batches are those of a process that has the whole list.
+    number: of the part in the list, from 0.
+    """
+
+    number: int
+    rows: Sequence[Row]
+
+
+def parts_of(rows: Sequence[Row], together: int = 1) -> list[Part]:
+    """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
+    size = -(-BLOCK // together) * together
+    return [Part(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The parts of number `rank`, from 0, of `world` shares. local_rank: the number among those on this machine.
+
+    It has every `world`-th part of the list: that depends on the list alone, so nobody needs to speak to the others.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: there is no such share.
     """
 
     rank: int = 0
@@ -40,11 +56,9 @@ class Share:
         """Whether there are no others."""
         return self.world == 1
 
-    def of(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """The rows of this part, in the order of the list."""
-        if self.is_all:
-            return rows
-        return [row for number, block in enumerate(blocks(rows)) if number % self.world == self.rank for row in block]
+    def of(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Those of this share, in the order of the list."""
+        return parts[self.rank :: self.world]
 
 
 ALL = Share()
@@ -54,7 +68,7 @@ def read_share(text: str | None, environment: Mapping[str, str] = os.environ) ->
     """`RANK/WORLD`, from 0; None: what torchrun or a step of SLURM's says; and where neither does, all of it.
 
     Raises:
-        ValueError: it is not of that form, or there is no such part.
+        ValueError: it is not of that form, or there is no such share.
     """
     if text is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)

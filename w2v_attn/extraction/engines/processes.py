@@ -11,12 +11,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.engines.chunks import chunks
 from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
-from w2v_attn.extraction.store import Written
-from w2v_attn.runs.feeding import BLOCK
+from w2v_attn.extraction.product import Written
 from w2v_attn.runs.outcomes import Outcome, RunError
+from w2v_attn.runs.shares import Part
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +62,10 @@ class LocalProcesses:
             member.end()
 
     def extract(
-        self, rows: Sequence[Row], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`."""
-        work = _Work(chunks(rows, len(self._members)))
+        work = _Work(chunks(parts, len(self._members)))
         while True:
             if interrupted():
                 self._stop.set()
@@ -101,11 +100,11 @@ class LocalProcesses:
 
 
 class _Chunk:
-    """Rows that a process has in hand. left: those of which nothing was heard, by their ids. tries: so far."""
+    """Parts that a process has in hand. left: rows of which nothing was heard, by their ids. tries: so far."""
 
-    def __init__(self, rows: Sequence[Row], *, tries: int = 0):
-        self.rows, self.tries = rows, tries
-        self.left = {row.id: row for row in rows}
+    def __init__(self, parts: Sequence[Part], *, tries: int = 0):
+        self.parts, self.tries = parts, tries
+        self.left = {row.id: row for part in parts for row in part.rows}
 
     def settle(self, outcome: Outcome[Written]) -> bool:
         """Whether it is news; a chunk that is tried again has outcomes that are known."""
@@ -115,31 +114,34 @@ class _Chunk:
 class _Work:
     """Chunks that wait for a process; those that are to be tried again first."""
 
-    def __init__(self, chunks: Iterator[Sequence[Row]]):
+    def __init__(self, chunks: Iterator[Sequence[Part]]):
         self._new, self._again = chunks, deque[_Chunk]()
 
     def next(self) -> _Chunk | None:
         """None: there is none now."""
         if self._again:
             return self._again.popleft()
-        rows = next(self._new, None)
-        return None if rows is None else _Chunk(rows)
+        parts = next(self._new, None)
+        return None if parts is None else _Chunk(parts)
 
     def again(self, chunk: _Chunk, why: str) -> Iterator[Outcome[Written]]:
         """A chunk whose process died: it waits again; a recording that was alone in it has failed."""
-        left = list(chunk.left.values())
-        if chunk.tries + 1 < TRIES:
-            # Block by block, and whole ones: what is there of them is found, and the batches stay the same.
-            parts = [chunk.rows[first : first + BLOCK] for first in range(0, len(chunk.rows), BLOCK)]
-            retried = [_Chunk(part, tries=chunk.tries + 1) for part in parts]
-            for part in retried:
-                part.left = {row_id: row for row_id, row in part.left.items() if row_id in chunk.left}
-            self._again.extend(part for part in retried if part.left)
-        elif len(left) > 1:
+        tries = chunk.tries + 1
+        if tries < TRIES:
+            # Part by part, and whole: what is there of them is found, and the batches stay the same.
+            for retried in (_Chunk([part], tries=tries) for part in chunk.parts):
+                retried.left = {row_id: row for row_id, row in retried.left.items() if row_id in chunk.left}
+                if retried.left:
+                    self._again.append(retried)
+            return
+        for part in chunk.parts:  # it is one
+            left = [row for row in part.rows if row.id in chunk.left]
             half = len(left) // 2
-            self._again.extend(_Chunk(part, tries=chunk.tries + 1) for part in (left[:half], left[half:]))
-        elif left:
-            yield Outcome(left[0], None, f"the process that worked on it died ({why})")
+            if half:
+                for rows in (left[:half], left[half:]):
+                    self._again.append(_Chunk([Part(part.number, rows)], tries=tries))
+            elif left:
+                yield Outcome(left[0], None, f"the process that worked on it died ({why})")
 
 
 class _Member:
@@ -173,7 +175,7 @@ class _Member:
         """Begins a chunk."""
         self.chunk = chunk
         with suppress(ConnectionError):  # it is dead, which is heard when it is listened to
-            self.connection.send((chunk.rows, batch_frames))
+            self.connection.send((chunk.parts, batch_frames))
 
     def bury(self) -> str:
         """Takes leave of a process that died -> of what."""
@@ -208,8 +210,8 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
             worker = Worker.of(job, device=device)
             connection.send((READY, worker.description))
             while True:
-                rows, batch_frames = connection.recv()
-                for outcome in worker.extract(rows, batch_frames=batch_frames, interrupted=stop.is_set):
+                parts, batch_frames = connection.recv()
+                for outcome in worker.extract(parts, batch_frames=batch_frames, interrupted=stop.is_set):
                     connection.send((None, outcome))
                 connection.send((DONE, None))
         except (EOFError, ConnectionError):

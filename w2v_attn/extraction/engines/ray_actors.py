@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.engines.chunks import chunks
 from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
+from w2v_attn.extraction.store import store_of
 from w2v_attn.runs.outcomes import RunError
+from w2v_attn.runs.shares import Part
 
 # Times that an actor which died is replaced, and that its chunk is tried again: a recording that kills whoever works on
 # it must not do so for ever.
@@ -42,6 +43,8 @@ class RayActors:
         ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR, include_dashboard=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
+            if len(ray.nodes()) > 1 and (why := store_of(job.task.layout).one_machine):
+                raise ValueError(f"{why}; the cluster has {len(ray.nodes())} machines")
             self._workers, self._needs = _divide(ray.cluster_resources(), len(ray.nodes()), workers)
             self.description = self._ask_one()
         except BaseException:
@@ -59,10 +62,10 @@ class RayActors:
         self._ray.shutdown()
 
     def extract(
-        self, rows: Sequence[Row], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`."""
-        given = [{"rows": pickle.dumps(chunk)} for chunk in chunks(rows, self._workers)]
+        given = [{"parts": pickle.dumps(chunk)} for chunk in chunks(parts, self._workers)]
         if not given:
             return
         with warnings.catch_warnings():
@@ -107,8 +110,8 @@ class _Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         found = [
             pickle.dumps(outcome)
-            for rows in batch["rows"]
-            for outcome in self._worker.extract(pickle.loads(rows), batch_frames=self._batch_frames)
+            for parts in batch["parts"]
+            for outcome in self._worker.extract(pickle.loads(parts), batch_frames=self._batch_frames)
         ]
         return {"outcome": found}
 

@@ -1,0 +1,191 @@
+"""What extraction makes of layers before they are written is what convert makes of them afterwards."""
+
+import json
+
+import pytest
+import torch
+from conftest import SPEECH, save, tiny_model
+from test_feature_sets import same_bits
+
+from w2v_attn import load_encoder, open_features
+from w2v_attn.encoder.layers import check_layers
+from w2v_attn.extraction.product import Product
+from w2v_attn.feature_sets.making import Making
+
+CLIPS = SPEECH / "en-us+m5"
+
+
+@pytest.fixture
+def extract(call, tmp_path):
+    """Runs the command on two clips -> (exit code, output, error); the result is in tmp_path/OUTPUT."""
+
+    def run(*arguments, output="out"):
+        return call("extract", f"audio={CLIPS}", f"output={tmp_path / output}", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def phones(tmp_path):
+    """A file of segments for both clips."""
+    (tmp_path / "phones.csv").write_text(
+        "id,start,end,label\n00-three.flac,0.1,0.3,ə\n00-three.flac,0.3,0.31,k\n21-down,0,0.4,\n"
+    )
+    return tmp_path / "phones.csv"
+
+
+CASES = {
+    "a range": (["layers=[layer_01-layer_03]"], []),
+    "half": (["layers=all"], ["float16"]),
+    "bfloat16": (["layers=all"], ["bfloat16"]),
+    "mean": (["layers=[layer_02,final]"], ["pool=mean"]),
+    "statistics": (["layers=[layer_02,final]"], ["pool=statistics", "float16"]),
+    "spans": (["layers=[layer_02,final]"], ["pool=mean", "segments=phones.csv"]),
+    "a sum": (["layers=[layer_02,final]"], ["sum=[0.25,2]", "bfloat16"]),
+    "a mean of layers": (["layers=[embed-layer_04]"], ["sum=mean"]),
+    "all at once": (["layers=all"], ["sum=mean", "pool=statistics", "segments=phones.csv", "float16"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, call, phones, tmp_path, case):
+    layers, asked = CASES[case]
+    ours = [f"store={option}" if "=" not in option else option for option in asked]
+    theirs = [f"dtype={option}" if "=" not in option else option for option in asked]
+    layout = "layout=shards" if len(case) % 2 else "layout=mirrored"
+    assert extract(*layers, *ours, layout)[::2] == (0, "")
+    assert extract("layers=all", output="whole")[0] == 0
+    made = call("convert", f"features={tmp_path / 'whole'}", f"output={tmp_path / 'converted'}", *layers, *theirs)
+    assert made[::2] == (0, "")
+    found, expected = open_features(tmp_path / "out"), open_features(tmp_path / "converted")
+    assert sorted(found) == sorted(expected)
+    assert len(found) == 2
+    for id in expected:
+        assert found[id].layers == expected[id].layers
+        assert all(same_bits(found[id][layer], expected[id][layer]) for layer in expected[id])
+        said = [features.metadata(id) | {"fingerprint": ""} for features in (found, expected)]
+        assert said[0] == said[1]
+    code, out, _ = extract(*layers, *ours, layout)
+    assert code == 0
+    assert f"already there │ {len(found)}" in " ".join(out.split())
+
+
+def test_rows_without_segments_are_told(extract, phones, tmp_path):
+    phones.write_text(phones.read_text().replace("21-down", "00-three"))
+    code, out, _ = extract("pool=mean", f"segments={phones}")
+    assert code == 0
+    assert "1 of 1" in out
+    assert "without segments" in out
+    spans = json.loads(open_features(tmp_path / "out").metadata("00-three.flac")["spans"])
+    assert spans == [[0.1, 0.3, "ə"], [0.3, 0.31, "k"], [0.0, 0.4, ""]]
+
+
+def test_learned_weights_are_taken(extract, tmp_path):
+    model = tiny_model("wav2vec2-layer", "ForSequenceClassification", use_weighted_layer_sum=True)
+    with torch.no_grad():
+        model.layer_weights.copy_(torch.randn(4))
+    folder = save(model, tmp_path / "model")
+    checkpoint = ["model=local", f"model.checkpoint={folder}"]
+    code, _, err = extract(*checkpoint, f"sum={folder}", output="refused")
+    assert code == 2
+    assert "it lacks embed, layer_01, layer_02, layer_03: extract layers=all" in err
+    assert not (tmp_path / "refused").exists()
+    assert extract(*checkpoint, f"sum={folder}", "layers=all")[0] == 0
+    assert extract(*checkpoint, "layers=[embed-layer_03]", output="whole")[0] == 0
+    found, whole = open_features(tmp_path / "out"), open_features(tmp_path / "whole")
+    weights = model.layer_weights.double().softmax(-1)
+    for id, recording in whole.items():
+        expected = sum(weight.item() * x for weight, x in zip(weights, recording.values(), strict=True))
+        torch.testing.assert_close(found[id]["sum"], expected)
+        assert len(found.times(id, "sum")) == len(expected)
+
+
+@pytest.mark.parametrize("layout", ["mirrored", "shards"])
+def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, monkeypatch, layout):
+    from w2v_attn.corpus.listing import list_recordings
+    from w2v_attn.extraction.extracting import extract_corpus
+
+    encoder = load_encoder(layer_checkpoint)
+    right = encoder.extract
+
+    def loud(*arguments):
+        found = right(*arguments)
+        found[0]["final"][0, 0] = 70_000.0
+        return found
+
+    monkeypatch.setattr(encoder, "extract", loud)
+    made = extract_corpus(
+        encoder, list_recordings(CLIPS).rows, tmp_path / "out", layers=["final"], max_duration=60, layout=layout,
+        making=Making(dtype="float16", key="store"),
+    )  # fmt: skip
+    (reason,) = [outcome.reason for outcome in made if outcome.reason is not None]
+    assert "final: 1 of" in reason
+    assert "beyond float16, which ends at 65504; the largest is 70000: store=bfloat16 or store=float32" in reason
+    (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] not in open_features(tmp_path / "out")
+
+
+WRONG = {
+    "no such layout": (["layout=tar"], "layout must be one of"),
+    "no such dtype": (["store=float8"], "store must be one of"),
+    "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
+    "segments without pooling": (["segments=x.csv"], "give pool=mean"),
+    "no such segments": (["pool=mean", "segments=absent.csv"], "cannot be read"),
+    "too few weights": (["layers=all", "sum=[0.5,0.5]"], "2 weights for 6 layers"),
+    "one layer to sum": (["sum=mean"], "there is only final: give layers=all, or a range"),
+    "no such end of a range": (["layers=layer_02-layer_09"], "no layer layer_09"),
+    "a range that is empty": (["layers=layer_03-layer_01"], "the lower layer comes first"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_gives_code_2_and_leaves_nothing(extract, tmp_path, case):
+    arguments, said = WRONG[case]
+    code, _, err = extract(*arguments)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_product_is_refused_with_the_difference(extract, phones):
+    assert extract("pool=mean", f"segments={phones}")[0] == 0
+    phones.write_text(phones.read_text().replace("0.4", "0.5"))
+    code, _, err = extract("pool=mean", f"segments={phones}")
+    assert code == 2
+    assert "segments: was sha256" in err
+    code, _, err = extract("pool=statistics", f"segments={phones}", "store=float16")
+    assert code == 2
+    assert "pool: was mean, now statistics" in err
+    assert "store: was not asked for, now float16" in err
+
+
+def test_a_dtype_that_features_have_anyway_is_no_other_product(layer_checkpoint):
+    encoder = load_encoder(layer_checkpoint)
+    plain = Product(encoder, ("final",)).fingerprint
+    assert Product(encoder, ("final",), Making(dtype="float32", key="store")).fingerprint == plain
+    assert Product(encoder, ("final",), Making(dtype="float16", key="store")).fingerprint != plain
+
+
+def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):
+    """SEW's `final` has twice the frames of its blocks."""
+    folder = save(tiny_model("sew"), tmp_path / "sew")
+    base = [f"audio={CLIPS}", "model=local", f"model.checkpoint={folder}"]
+    assert call("extract", *base, "layers=[layer_01-layer_03]", "sum=mean", f"output={tmp_path / 'out'}")[0] == 0
+    assert call("extract", *base, "layers=all", f"output={tmp_path / 'whole'}")[0] == 0
+    convert = [f"features={tmp_path / 'whole'}", "layers=[layer_01-layer_03]", "sum=mean"]
+    assert call("convert", *convert, f"output={tmp_path / 'converted'}")[0] == 0
+    id = "00-three.flac"
+    whole = open_features(tmp_path / "whole")
+    for name in ("out", "converted"):
+        times = open_features(tmp_path / name).times(id, "sum")
+        assert torch.equal(times, whole.times(id, "layer_01"))
+        assert not torch.equal(times, whole.times(id, "final")[: len(times)])
+    code, _, err = call("extract", *base, "layers=all", "sum=mean", f"output={tmp_path / 'refused'}")
+    assert code == 2
+    assert "of other frame rates cannot be summed" in err
+
+
+def test_ranges_of_layers():
+    assert check_layers(["layer_02-final", "embed"], 3) == ("embed", "layer_02", "layer_03", "final")
+    assert check_layers("layer_01-layer_02", 3) == ("layer_01", "layer_02")

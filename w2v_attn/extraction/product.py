@@ -1,0 +1,141 @@
+"""What a run makes of each recording: the layers it takes, what is made of them, what is said, and what counts."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from w2v_attn import __version__
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.encoder.encoder import Encoder
+from w2v_attn.encoder.layers import check_layers
+from w2v_attn.extraction.fingerprint import fingerprint_of
+from w2v_attn.feature_sets.making import Making
+from w2v_attn.runs.outcomes import Settled
+from w2v_attn.runs.sources import source_state
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where the features of a recording are, and the size of the last of their tensors: of a vector, one frame."""
+
+    path: Path
+    frames: int
+    channels: int
+
+
+class Product:
+    """What a run makes of each recording.
+
+    layers: those that the encoder computes. fingerprint: what decides what is made.
+
+    Raises:
+        ValueError: an unknown layer, or layers that cannot be summed as asked for.
+    """
+
+    def __init__(self, encoder: Encoder, layers: Sequence[str], making: Making | None = None):
+        self._encoder, self._making = encoder, Making() if making is None else making
+        self.layers = self._making.chosen(check_layers(layers, encoder.num_layers))
+        self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
+        self._check_sum()
+        made = self._making.fingerprint(self.layers)
+        if self._making.dtype == _name(encoder.dtype):
+            made = {name: said for name, said in made.items() if said != self._making.dtype}
+        self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
+        self._names = self._making.made(self.layers)
+        self._identity = {
+            "fingerprint": hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest(),
+            "checkpoint_sha256": self.fingerprint["checkpoint"],
+        }
+
+    def make(self, row_id: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is made of the layers of a row, on the CPU. Raises ValueError: see `Making.make`."""
+        return self._making.make(row_id, features, self._rates.__getitem__)
+
+    def metadata(self, row: Row, recording: Recording) -> dict[str, str]:
+        """What a reader of the features needs to know, as strings, for safetensors holds no other."""
+        about = metadata_of(self._encoder, row, recording, self.layers)
+        return self._making.describe(row.id, about | self._identity, self.layers)
+
+    def written(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> Written:
+        """Where features of these shapes are."""
+        frames, channels = (1, *shapes[self._names[-1]])[-2:]
+        return Written(path, frames, channels)
+
+    def judge(
+        self, row: Row, path: Path, about: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+    ) -> Settled[Written] | str | None:
+        """What is stored of a row, where it counts; where not, why; None where its source cannot be had now.
+
+        path, about, shapes: where it is, what is said of it, and its tensors.
+
+        Raises:
+            ValueError: it is of another configuration, or of another file than this row's.
+        """
+        whole = shapes.keys() == set(self._names) and all(
+            len(shape) == self._making.dimensions for shape in shapes.values()
+        )
+        if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
+            raise ValueError(
+                f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
+                f"{about.get('layers')}, {about.get('dtype')}: name another output"
+            )
+        state = source_state(row)
+        if state is None:
+            return None  # it cannot be read, which is then told; what it was may stay
+        if about["source_state"] != state:
+            if about["source"] != _as_text(os.fspath(row.path)):
+                raise ValueError(
+                    f"{path} holds features of {about['source']}, and {row.path} has the same id: name another output"
+                )
+            return "of another state of their source"
+        flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
+        return Settled(self.written(path, shapes), int(about["samples"]), int(about["sample_rate"]), flags)
+
+    def _check_sum(self) -> None:
+        """Raises ValueError where the layers cannot be summed, whatever the recording."""
+        if self._making.sum is None:
+            return
+        self._making.sum({layer: torch.zeros(1, 1) for layer in self.layers})
+        if len(self.layers) == 1:
+            raise ValueError(f"sum is over layers, and there is only {self.layers[0]}: give layers=all, or a range")
+        if len(set(self._rates.values())) > 1:
+            rates = ", ".join(f"{layer} {rate:g}" for layer, rate in self._rates.items())
+            raise ValueError(f"layers of other frame rates cannot be summed ({rates} Hz): choose others with layers=")
+
+
+def metadata_of(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> dict[str, str]:
+    """What is said of layers of a row as they come from the encoder."""
+    rates = {layer: encoder.frame_rate(layer) for layer in layers}
+    return {
+        "id": _as_text(row.id),
+        "source": _as_text(os.fspath(row.path)),
+        "source_state": recording.source,
+        "layers": ",".join(layers),
+        "frame_rate": f"{rates[layers[-1]]:g}",
+        **({"frame_rates": json.dumps(rates)} if len(set(rates.values())) > 1 else {}),
+        "sample_rate": str(recording.sample_rate),
+        "samples": str(len(recording.waveform)),
+        "source_rate": str(recording.source_rate),
+        "checkpoint": encoder.checkpoint.source,
+        **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
+        "dtype": _name(encoder.dtype),
+        "normalized": str(encoder.checkpoint.do_normalize).lower(),
+        "flags": "; ".join(recording.flags),
+        "version": __version__,
+    }
+
+
+def _as_text(name: str) -> str:
+    """A name from the file system, which need not be Unicode, as one that can be written down."""
+    return name.encode(errors="replace").decode()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,78 @@
+"""A safetensors file for each recording, in a tree like that of the audio."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.product import Product, Written
+from w2v_attn.feature_files import feature_path, read_header, write_features
+from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
+from w2v_attn.whole_files import remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+
+class MirroredStore:
+    """See `store.Store`. Every recording has a file of its own, so rows go to stores as anybody likes."""
+
+    together = 1
+    one_machine = None
+
+    def __init__(
+        self,
+        product: Product,
+        output: Path,
+        rows: Sequence[Row],
+        check_there: Callable[[], None],
+        parts: Sequence[int] | None = None,
+    ):
+        del rows, parts  # the name of a file says whose it is
+        self._product, self._output, self._check_there = product, output, check_there
+        self._removed: list[str] = []  # why; several threads append
+
+    @staticmethod
+    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+        if (output / INDEX).exists():
+            raise ValueError(f"{output} holds features in layout=shards: name another output")
+        if left_over:
+            remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
+
+    def find(self, row: Row) -> Settled[Written] | None:
+        path = feature_path(self._output, row.id)
+        try:
+            stored = read_header(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if isinstance(failure := write_failed(path, error), RunError):
+                raise failure from error
+            return None  # it cannot be written either, which is then told of this row
+        found = "damaged" if stored is None else self._product.judge(row, path, stored.metadata, stored.shapes)
+        if not isinstance(found, str):
+            return found
+        self._check_there()
+        path.unlink()
+        self._removed.append(found)
+        return None
+
+    def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
+        path = feature_path(self._output, row.id)
+        self._check_there()
+        try:
+            write_features(path, features, self._product.metadata(row, recording))
+        except OSError as error:
+            raise write_failed(path, error) from error
+        return self._product.written(path, {name: tensor.shape for name, tensor in features.items()})
+
+    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
+        return outcomes
+
+    def report(self) -> None:
+        for why, count in Counter(self._removed).items():
+            logger.warning("%d files of features were %s: computed again", count, why)

@@ -1,0 +1,251 @@
+"""Few large files with an index: shards that fill up while the run goes on.
+
+A stretch of so many rows of the list has shards of its own, in the order in which they are computed. So what is in a
+shard depends on the list alone, not on threads, nor on who has the other stretches. What a kill leaves of a stretch are
+its first shards; those recordings count, and the others come into the shards that they would have come into.
+
+The index says what counts. A recording whose source was changed leaves it, comes into another shard of the stretch, and
+its old tensors stay in the old one: `w2v-attn convert` makes a set without them.
+"""
+
+import json
+import logging
+import re
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.product import Product, Written
+from w2v_attn.feature_sets.destination import CONVERSION
+from w2v_attn.feature_sets.errors import DamagedError
+from w2v_attn.feature_sets.layouts.names import check_text, is_text
+from w2v_attn.feature_sets.layouts.shard_files import INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
+from w2v_attn.runs.outcomes import Outcome, RunError, Settled
+from w2v_attn.whole_files import remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+# Rows of a stretch: a multiple of `feeding.BLOCK`, where batches end. What a kill costs is at most this, or a shard;
+# fewer would make shards of pooled features small.
+STRETCH = 1024
+
+# The number of a shard is that of its stretch and its own there, that of a recording is its shard's and its place.
+_BITS = 16
+_NAME = re.compile(r"features-(\d{6,})-(\d{4,})\.safetensors")
+_FIND = (
+    "SELECT s.number, s.name, s.bytes, s.header, r.tensors, r.metadata "
+    "FROM recordings r JOIN shards s ON s.number = r.shard WHERE r.id = ?"
+)
+Made = tuple[dict[str, Tensor], dict[str, str]]
+
+
+class ShardsStore:
+    """See `store.Store`. Several processes on one machine may write to one folder; several machines may not, for
+    SQLite's locks do not hold between them on network file systems.
+
+    In memory are a shard that fills, one that is being written, and two batches.
+    """
+
+    together = STRETCH
+    one_machine = "several machines cannot write shards to one folder: give each another output, or layout=mirrored"
+
+    def __init__(
+        self,
+        product: Product,
+        output: Path,
+        rows: Sequence[Row],
+        check_there: Callable[[], None],
+        parts: Sequence[int] | None = None,
+    ):
+        self._product, self._output, self._check_there = product, output, check_there
+        self._places = {row.id: place for place, row in enumerate(rows)}
+        self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
+        self._index = _opened(output)
+        self._made: dict[str, Made] = {}  # by the ids of rows, until their outcomes come
+        self._looked = threading.Lock()
+        self._checked: dict[int, bool] = {}  # by the numbers of shards: whether they are whole
+        self._removed: Counter[str] = Counter()
+
+    @staticmethod
+    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+        del rows
+        _check_own(output)
+        if left_over:
+            remove_leftovers([output])
+        index = _opened(output)
+        try:
+            _take_in(index, output)
+        except (OSError, DamagedError) as error:
+            raise _ended(index.path, error) from error
+        finally:
+            index.close()
+
+    def find(self, row: Row) -> Settled[Written] | None:
+        if not is_text(row.id) or not (found := self._ask(_FIND, row.id)):
+            return None
+        ((number, name, size, header, tensors, metadata),) = found
+        path = self._output / name
+        if not self._is_whole(number, path, size, header):
+            return None
+        shapes = {layer: place[1] for layer, place in json.loads(tensors).items()}
+        judged = self._product.judge(row, path, json.loads(metadata), shapes)
+        if not isinstance(judged, str):
+            return judged
+        self._check_there()
+        with self._changing() as connection:
+            connection.execute("DELETE FROM recordings WHERE id = ? AND shard = ?", (row.id, number))
+        self._removed[judged] += 1
+        return None
+
+    def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
+        check_text(row.id)
+        self._made[row.id] = (features, self._product.metadata(row, recording))
+        return self._product.written(self._output, {name: tensor.shape for name, tensor in features.items()})
+
+    def through(self, outcomes: Iterator[Outcome[Written]]) -> Generator[Outcome[Written], None, None]:
+        filling, held, stretch = Filling(SIZE), list[Outcome[Written]](), 0
+        left: dict[int, int] = {}
+        writing: Future[list[Outcome[Written]]] | None = None
+        # Beside the model: what is computed while a shard is written fills the next one.
+        with ThreadPoolExecutor(1, thread_name_prefix="shard") as pool:
+            for outcome in outcomes:
+                here = self._places[outcome.row.id] // STRETCH
+                left[here] = left.get(here, self._rows_of(here)) - 1
+                if outcome.reason is not None or outcome.kept:
+                    yield outcome
+                else:
+                    assert not held or here == stretch, "outcomes of the stretch before this one are missing"
+                    stretch = here
+                    filling.add(outcome.row.id, *self._made.pop(outcome.row.id))
+                    held.append(outcome)
+                if writing is not None and writing.done():
+                    yield from writing.result()
+                    writing = None
+                if held and (filling.is_full or left[stretch] == 0):
+                    if writing is not None:
+                        yield from writing.result()
+                    writing = pool.submit(self._write_shard, self._parts[stretch], filling, held)
+                    filling, held = Filling(SIZE), []
+            if writing is not None:
+                yield from writing.result()
+        if held:
+            logger.warning("%d recordings are computed again: their shard was not full when the run ended", len(held))
+
+    def report(self) -> None:
+        for why, count in self._removed.items():
+            logger.warning("features of %d recordings were %s: computed again", count, why)
+
+    def _rows_of(self, stretch: int) -> int:
+        return min(STRETCH, len(self._places) - stretch * STRETCH)
+
+    def _write_shard(
+        self, stretch: int, filling: Filling, outcomes: Sequence[Outcome[Written]]
+    ) -> list[Outcome[Written]]:
+        """Writes a shard and takes it into the index, or leaves that to the next run; the outcomes with its name."""
+        first = stretch << _BITS
+        after = (stretch + 1) << _BITS
+        taken = set(self._ask("SELECT number FROM shards WHERE number >= ? AND number < ?", first, after))
+        number = next(number for number in range(first, after) if (number,) not in taken)
+        path = self._output / f"features-{stretch:06d}-{number - first:04d}.safetensors"
+        self._check_there()
+        try:
+            _add(self._index, number, filling.write(path))
+        except (OSError, DamagedError) as error:
+            raise _ended(path, error) from error
+        return [replace(outcome, result=replace(outcome.result, path=path)) for outcome in outcomes if outcome.result]
+
+    def _is_whole(self, number: int, path: Path, size: int, header: int) -> bool:
+        """Looks once whether a shard is the one that the index means; what is damaged goes."""
+        with self._looked:
+            if number not in self._checked:
+                self._checked[number] = _is_the_one(path, size, header) or self._drop(number, path)
+            return self._checked[number]
+
+    def _drop(self, number: int, path: Path) -> bool:
+        """Removes a shard that is damaged; False. True: another process has written it anew in the meantime."""
+        self._check_there()
+        with self._changing() as connection:
+            said = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
+            if said is not None and _is_the_one(path, *said):
+                return True
+            gone = connection.execute("DELETE FROM recordings WHERE shard = ?", (number,)).rowcount
+            connection.execute("DELETE FROM shards WHERE number = ?", (number,))
+            path.unlink(missing_ok=True)
+        self._removed["in a damaged shard"] += gone
+        return False
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._index.changing() as connection:
+                yield connection
+        except (OSError, DamagedError) as error:
+            raise _ended(self._index.path, error) from error
+
+    def _ask(self, query: str, *values: object) -> list[tuple]:
+        try:
+            return self._index.ask(query, *values)
+        except (OSError, DamagedError) as error:
+            raise _ended(self._index.path, error) from error
+
+
+def _check_own(output: Path) -> None:
+    """Raises ValueError where a folder holds features that are no shards of an extraction."""
+    if (output / CONVERSION).exists():
+        raise ValueError(f"{output} holds a conversion: name another output")
+    if (output / INDEX).exists():
+        return
+    for path in output.rglob("*.safetensors"):
+        if _NAME.fullmatch(path.name) is None:
+            raise ValueError(f"{output} holds features that are no shards, such as {path.name}: name another output")
+
+
+def _opened(output: Path) -> Index:
+    try:
+        return Index(output)
+    except (OSError, DamagedError) as error:
+        raise _ended(output, error) from error
+
+
+def _take_in(index: Index, output: Path) -> None:
+    """Shards that the index does not know come into it: a kill came between them, or somebody removed the index."""
+    known = {name for (name,) in index.ask("SELECT name FROM shards")}
+    for path in sorted(output.glob("features-*.safetensors")):
+        if path.name in known or (found := _NAME.fullmatch(path.name)) is None:
+            continue
+        try:
+            _add(index, int(found[1]) << _BITS | int(found[2]), read_shard(path))
+        except DamagedError:
+            path.unlink()  # its recordings are nowhere, and are computed again
+
+
+def _add(index: Index, number: int, shard: Shard) -> None:
+    index.add(number, shard, range(number << _BITS, (number + 1) << _BITS))
+
+
+def _is_the_one(path: Path, size: int, header: int) -> bool:
+    """Whether a file is the shard that the index means. Raises RunError where the file system cannot say."""
+    try:
+        check_shard(path, size, header)
+    except DamagedError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise RunError(str(error)) from error
+        return False
+    return True
+
+
+def _ended(path: Path, error: OSError | DamagedError) -> RunError:
+    """A shard or the index concerns many recordings: where one cannot be had, the run ends."""
+    if isinstance(error, DamagedError):
+        return RunError(f"{error}. Remove it, and the same command makes it anew from the shards")
+    return RunError(f"cannot write {path}: {error.strerror}")
