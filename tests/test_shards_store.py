@@ -109,18 +109,10 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not():
-    command = [
-        sys.executable,
-        ROOT / "tests" / "killing.py",
-        "--recordings",
-        "150",
-        "--kills",
-        "5",
-        "--shard",
-        "300000",
-    ]
+    options = ["--recordings=120", "--kills=4", "--shard=200000", "layout=shards"]
+    command = [sys.executable, ROOT / "tests" / "killing.py", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "layout=shards"], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["codes"] == [1, 1]  # some of the recordings are none

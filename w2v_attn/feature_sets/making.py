@@ -68,7 +68,7 @@ class Making:
         rate: layer -> frames a second; asked where there are spans.
 
         Raises:
-            FeatureSetError: layers cannot be summed, there are no spans, one is beyond the end, or a value beyond the dtype.
+            FeatureSetError: layers cannot be summed, there are no spans, or one or a value is beyond the end.
         """
         targets = {layer: DTYPES[self.dtype] if self.dtype else tensor.dtype for layer, tensor in features.items()}
         if self.spans is not None and id not in self.spans:
