@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import SPEECH
+from conftest import ROOT, SPEECH
 
 from w2v_attn import load_encoder, open_features, whole_files
 from w2v_attn.corpus.listing import list_recordings
@@ -108,6 +110,18 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     assert all(outcome.kept for outcome in second)
 
 
+def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not():
+    options = ["--recordings=120", "--kills=4", "--shard=200000", "layout=shards"]
+    command = [sys.executable, ROOT / "tests" / "killing.py", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["codes"] == [1, 1]  # some of the recordings are none
+    assert found["files"] > 6 + 3
+    assert found["sessions"] > 2
+
+
 def test_whatever_shards_are_left_the_others_come_back_to_the_bit(extract, tmp_path):
     extract("once")
     whole = content(tmp_path / "once")
@@ -122,7 +136,7 @@ def test_whatever_shards_are_left_the_others_come_back_to_the_bit(extract, tmp_p
         assert content(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("damage", ["cut short", "empty", "longer", *range(0, 700, 97)])
+@pytest.mark.parametrize("damage", ["cut short", "empty", "longer", *range(0, 700, 233)])
 def test_a_damaged_shard_is_computed_again(extract, tmp_path, damage, caplog):
     extract("out")
     whole = content(tmp_path / "out")

@@ -22,7 +22,7 @@ SHOWN = 20  # rows of a table; files have all of them
 USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
 
-  w2v-attn extract     features from audio, one safetensors file for each recording
+  w2v-attn extract     features from audio, a file for each recording or shards of many
   w2v-attn convert     such features in another layout, selected, pooled, in half precision
   w2v-attn finetune    an encoder trained on your recordings, as a Hugging Face folder
   w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint

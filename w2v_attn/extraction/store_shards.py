@@ -67,7 +67,8 @@ class ShardsStore:
         parts: Sequence[int] | None = None,
     ):
         self._product, self._output, self._check_there = product, output, check_there
-        self._places = {row.id: place for place, row in enumerate(rows)}
+        self._rows, self._begun = rows, 0
+        self._stretches: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
         self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
         self._index = _opened(output)
         self._made: dict[str, Made] = {}  # by the ids of rows, until their outcomes come
@@ -118,8 +119,8 @@ class ShardsStore:
         # Beside the model: what is computed while a shard is written fills the next one.
         with ThreadPoolExecutor(1, thread_name_prefix="shard") as pool:
             for outcome in outcomes:
-                here = self._places[outcome.row.id] // STRETCH
-                left[here] = left.get(here, self._rows_of(here)) - 1
+                here = self._stretch_of(outcome.row)
+                left[here] = left.get(here, len(self._rows_of(here))) - 1
                 if outcome.reason is not None or outcome.kept:
                     yield outcome
                 else:
@@ -144,8 +145,17 @@ class ShardsStore:
         for why, count in self._removed.items():
             logger.warning("features of %d recordings were %s: computed again", count, why)
 
-    def _rows_of(self, stretch: int) -> int:
-        return min(STRETCH, len(self._places) - stretch * STRETCH)
+    def _stretch_of(self, row: Row) -> int:
+        """Outcomes come in the order of stretches, or a little ahead of it: so few of them are known at once."""
+        while row.id not in self._stretches:
+            begun = self._rows_of(self._begun)
+            assert len(begun) > 0, f"{row.id} is none of the rows of this store"
+            self._stretches |= {other.id: self._begun for other in begun}
+            self._begun += 1
+        return self._stretches.pop(row.id)
+
+    def _rows_of(self, stretch: int) -> Sequence[Row]:
+        return self._rows[stretch * STRETCH : (stretch + 1) * STRETCH]
 
     def _write_shard(
         self, stretch: int, filling: Filling, outcomes: Sequence[Outcome[Written]]

@@ -68,9 +68,11 @@ class Making:
         rate: layer -> frames a second; asked where there are spans.
 
         Raises:
-            FeatureSetError: layers cannot be summed, a span is beyond the end, or a value is beyond the dtype.
+            FeatureSetError: layers cannot be summed, there are no spans, or one or a value is beyond the end.
         """
         targets = {layer: DTYPES[self.dtype] if self.dtype else tensor.dtype for layer, tensor in features.items()}
+        if self.spans is not None and id not in self.spans:
+            raise FeatureSetError("has no segments")
         rates = {} if self.spans is None else {layer: rate(layer) for layer in features}
         if self.sum is not None:
             summed, last = self.sum(features), next(reversed(targets))  # which raises where there are none

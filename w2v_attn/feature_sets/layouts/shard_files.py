@@ -223,6 +223,8 @@ class Index:
         except sqlite3.OperationalError as error:
             code = _ERRNO.get(error.sqlite_errorcode & 0xFF, errno.EIO)
             raise OSError(code, f"{self.path.name}: {error}") from error
+        except sqlite3.IntegrityError:  # not the file is wrong, but what we do
+            raise
         except sqlite3.DatabaseError as error:
             raise DamagedError(f"{self.path} cannot be read: {error}") from error
 
