@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,7 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
     # Ctrl-C reaches the whole group of processes: it is for the first one to say what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with suppress(EOFError, ConnectionError):
         try:
@@ -223,6 +225,14 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
         except Exception:
             connection.send((STOPPED, f"the process for {device} failed:\n{traceback.format_exc()}"))
     os._exit(0)  # threads that hang on a file system must not keep it
+
+
+def _end_with_parent() -> None:
+    """Nobody writes to a folder whose run is gone: the next one may have begun there."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _context() -> Any:
