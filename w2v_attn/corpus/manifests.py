@@ -119,11 +119,22 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
         path,
         offset,
         duration if "offset" in record else None,
-        text=_field(record, TEXT_COLUMNS),
-        label=_field(record, LABEL_COLUMNS) or None,
-        speaker=_field(record, SPEAKER_COLUMNS) or None,
-        split=split_of(record, where),
+        **fields_of(record, where),
     )
+
+
+def fields_of(record: Mapping[str, object], where: str) -> dict[str, Any]:
+    """text, label, speaker and split of a row, strings or None, as a record says them. where: what errors begin with.
+
+    Raises:
+        CorpusError: the split is none.
+    """
+    return {
+        "text": _field(record, TEXT_COLUMNS),
+        "label": _field(record, LABEL_COLUMNS) or None,
+        "speaker": _field(record, SPEAKER_COLUMNS) or None,
+        "split": split_of(record, where),
+    }
 
 
 def _checked_id(given: object, where: str) -> str:
@@ -135,7 +146,7 @@ def _checked_id(given: object, where: str) -> str:
     return name.as_posix()
 
 
-def _field(record: dict[str, object], columns: tuple[str, ...]) -> str | None:
+def _field(record: Mapping[str, object], columns: tuple[str, ...]) -> str | None:
     value = next((record[name] for name in columns if name in record), None)
     return None if value is None else str(value)
 
