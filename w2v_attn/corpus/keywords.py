@@ -46,7 +46,7 @@ def _seconds(row: Row) -> list[Row]:
         duration = soundfile.info(str(row.path)).duration if row.path.is_file() else 0.0
     except soundfile.LibsndfileError:
         duration = 0.0
-    if duration < 1:  # whoever reads it says why
+    if duration < 1:  # too short to be cut; or it cannot be read, and where it is read, why is said
         return [Row(row.id, row.path, label=SILENCE, split="train")]
     held_out = {8: "valid", 9: "test"}
     return [
