@@ -74,7 +74,7 @@ def forms(folder):
 
 
 def test_every_form_is_extracted(call, tmp_path):
-    """Each from a file with the same speech, so all give the same frames; and what is in data sets is not done twice."""
+    """Each from a file with the same speech, so all give the same frames; data sets are not done twice."""
     whole = frames(soundfile.info(CLIP).frames)
     for number, (audio, ids) in enumerate(forms(tmp_path / "in")):
         again = [f"already there │ {len(ids)}"] if audio.name in ("set", "hub") else []

@@ -55,8 +55,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
     if suffix in (".csv", ".tsv", ".rttm"):
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _rttm(file) if suffix == ".rttm" else _table(file, "\t" if suffix == ".tsv" else ",", path)
-            for line, *row in rows:
-                yield f"{path}, line {line}", *row
+            for line, name, start, end, label in rows:
+                yield f"{path}, line {line}", name, start, end, label
         return
     folder, _, tier = os.fspath(path).rpartition(":") if not path.exists() else (path, "", "")
     folder = Path(folder)
