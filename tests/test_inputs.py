@@ -127,6 +127,25 @@ def test_odd_names_and_what_is_no_file_cost_nobody_else_anything(call, tmp_path)
     assert f"already there │ {len(names) + 4}" in out
 
 
+def test_names_that_are_one_on_the_disk_of_the_output_are_refused(call, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    copy(tmp_path / "in", "x/a.flac", "X/A.flac", "b.flac")
+    right = Path.exists
+
+    def exists(path, **options):
+        return right(path, **options) or any(p.name.lower() == path.name.lower() for p in path.parent.glob("*"))
+
+    monkeypatch.setattr(Path, "exists", exists)
+    code, _, err = call("extract", "audio=in", "output=out")
+    assert code == 2
+    assert "X/A.flac and x/a.flac would be one file" in err
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert call("extract", "audio=in", "output=out")[0] == 0
+
+
 @pytest.mark.parametrize("inside", ["in", "in/features"])
 def test_an_output_inside_the_audio_is_not_taken_for_audio(call, tmp_path, inside):
     copy(tmp_path / "in", "a.flac", "b/c.flac")

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -258,6 +259,32 @@ def test_a_changed_shard_is_another_state_and_one_that_is_gone_has_none(tmp_path
     assert source_state(first) is None
     with pytest.raises(ValueError, match=r"the shard .*c\.tar: No such file"):
         read_row(first, sample_rate=16_000)
+
+
+def test_data_sets_that_changed_hold_other_recordings(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    states, rows = {}, {}
+    for clip in CLIPS[:2]:
+        part = datasets.Dataset.from_dict({"audio": [{"bytes": clip.read_bytes(), "path": None}] * 2})
+        part = part.cast_column("audio", datasets.Audio(decode=False))
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        part.save_to_disk(str(tmp_path / "set"))
+        part.to_parquet(str(tmp_path / "train.parquet"))
+        for name in ("set", "train.parquet"):
+            rows.setdefault(name, []).append(list_recordings(tmp_path / name).rows)
+            states.setdefault(name, []).append([source_state(row) for row in rows[name][-1]])
+    for name in rows:
+        now = rows[name][1][0]
+        assert len({*states[name][0], *states[name][1]}) == 4, name
+        assert [source_state(row) for row in list_recordings(tmp_path / name).rows] == states[name][1]
+        assert now.content() == CLIPS[1].read_bytes()
+    with pytest.raises(CorpusError, match="is another one than when it was listed"):
+        rows["set"][0][0].content()
+    (tmp_path / "train.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=r"train\.parquet cannot be read as Parquet"):
+        list_recordings(tmp_path / "train.parquet")
+    with pytest.raises(CorpusError, match=r"cannot be read: .*train\.parquet"):
+        rows["train.parquet"][1][0].content()
 
 
 def test_a_run_over_shards_skips_what_is_there_names_what_is_broken_and_sees_a_change(call, tmp_path):

@@ -14,6 +14,7 @@ from w2v_attn.extraction.store import Store, Written
 from w2v_attn.feature_files import feature_path
 from w2v_attn.pretrained.replace import core_in_use
 from w2v_attn.runs.folder import claimed, made_with
+from w2v_attn.runs.names import check_names
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.running import run
 from w2v_attn.whole_files import remove_leftovers
@@ -71,6 +72,7 @@ def _extract(
     with folder as claim:
         reached = 0
         try:
+            check_names(output, (row.id for row in rows))
             if claim.left_over:
                 remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
             store = Store(encoder, output, wanted, fingerprint, claim)
