@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -278,6 +279,8 @@ def test_data_sets_that_changed_hold_other_recordings(tmp_path):
         assert len({*states[name][0], *states[name][1]}) == 4, name
         assert [source_state(row) for row in list_recordings(tmp_path / name).rows] == states[name][1]
         assert now.content() == CLIPS[1].read_bytes()
+    os.utime(tmp_path / "train.parquet", (1, 1))  # written again, with as many bytes
+    assert source_state(rows["train.parquet"][1][0]) not in states["train.parquet"][1]
     with pytest.raises(CorpusError, match="is another one than when it was listed"):
         rows["set"][0][0].content()
     (tmp_path / "train.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:-100])

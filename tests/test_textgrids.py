@@ -29,7 +29,7 @@ def long(tiers):
         "xmax = 0.4 ",
         "tiers? <exists> ",
     ]
-    lines += [f"size = {len(tiers)} ", "item []: "]
+    lines += [f"size = {len(tiers)} ", '! 7 and "this" are a comment', "item []: "]
     for number, (name, intervals) in enumerate(tiers.items(), 1):
         kind, part = ("TextTier", "points") if name == "points" else ("IntervalTier", "intervals")
         lines += [f"    item [{number}]:", f'        class = "{kind}" ', f"        name = {quoted(name)} "]
