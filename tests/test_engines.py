@@ -2,8 +2,7 @@
 
 import os
 import signal
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,22 +29,28 @@ def rows_of(count):
     return [Row(f"{number}.flac", CLIPS[number % len(CLIPS)]) for number in range(count)]
 
 
-def die(path):
-    """The content of a recording that kills whoever reads it."""
-    os.kill(os.getpid(), signal.SIGKILL)
+@dataclass(frozen=True)
+class Deadly:
+    """The content of a recording that kills whoever reads it; with a mark, the first one only."""
 
+    path: Path
+    mark: Path | None = None
+    size: int = 0
 
-def die_once(mark, path):
-    """The content of a recording that kills the first who reads it."""
-    if not mark.exists():
-        mark.touch()
-        die(path)
-    return path.read_bytes()
+    def __call__(self):
+        if self.mark is None or not self.mark.exists():
+            if self.mark is not None:
+                self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.path.read_bytes()
+
+    def state(self):
+        return "deadly"
 
 
 def fatal_once(row, mark):
     """A row that is what it was, after it has killed somebody."""
-    return replace(row, content=partial(die_once, mark, row.path))
+    return replace(row, content=Deadly(row.path, mark))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,7 @@ def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_the
     expected = {outcome.row.id for outcome in extract(job("one"), rows)}
     mark = tmp_path / "mark"
     rows[50] = fatal_once(rows[50], mark)
-    rows[129] = replace(rows[129], content=partial(die, CLIPS[0]))
+    rows[129] = replace(rows[129], content=Deadly(CLIPS[0]))
     outcomes = extract(job("two"), rows, workers=2)
     assert {outcome.row.id for outcome in outcomes} == expected
     assert len(outcomes) == len(rows)

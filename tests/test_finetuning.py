@@ -208,6 +208,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
     assert "is torn (optimizer.pt is damaged)" in said.read_text()
     code, _, err = call(*command(out))
     assert code == 0, err
+    assert "goes on after update" in err
     ours, theirs = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not (out / "checkpoints").exists()

@@ -18,6 +18,7 @@ from w2v_attn import __version__, folders
 
 DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 SHOWN = 20  # rows of a table; files have all of them
+INPUTS = ("audio", "data.train", "data.valid", "data.test")  # keys that name recordings
 
 USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
@@ -275,9 +276,10 @@ def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, in
     """
     from w2v_attn import console
     from w2v_attn.runs.outcomes import RunError
+    from w2v_attn.runs.sources import source_size
 
     outcomes: list[Any] = []
-    sizes = {row.id: _size(row.path) for row in corpus.rows}
+    sizes = {row.id: source_size(row) for row in corpus.rows}
     started = time.monotonic()
     code = DONE
     interruption = _Interruption()
@@ -577,6 +579,9 @@ def _run(command: str, overrides: list[str]) -> int:
 
     _register_resolvers()
     # Hydra turns every error into exit code 1 unless it is told to let them through.
+    if (repeated := _repeated(command, overrides)) is not None:
+        print(repeated, file=sys.stderr)
+        return WRONG_REQUEST
     asked = os.environ.get("HYDRA_FULL_ERROR")
     wants_trace = asked == "1"
     codes: list[int] = []
@@ -625,6 +630,19 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
             raise
         print(error, file=sys.stderr)
         return WRONG_REQUEST
+
+
+def _repeated(command: str, overrides: list[str]) -> str | None:
+    """What to say where recordings are named more than once, of which Hydra would take the last without a word."""
+    for key in INPUTS:
+        given = [override for override in overrides if override.startswith(f"{key}=")]
+        if len(given) > 1:
+            return (
+                f"{key} is given {len(given)} times: {given[0]} … {given[-1]}. One is expected: a folder, a manifest "
+                f"that lists them, or, where the shell took braces for its own, shards in quotes:\n\n"
+                f"  w2v-attn {command} '{key}=\"corpus-{{000..123}}.tar\"'\n"
+            )
+    return None
 
 
 def _explain(command: str, overrides: list[str], error: Exception) -> str:
@@ -872,13 +890,6 @@ def _number(config: Any, key: str, *, least: float | None = None) -> float:
     elif not value > 0:
         raise ValueError(f"{key} must be above 0, got {config[key]}")
     return value
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # gone since it was listed; its outcome will say so
 
 
 def _log_to_stderr() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ def open_source(path: Path) -> Iterator[Source]:
         AudioError: it cannot be opened, or is nothing that the decoders know.
     """
     try:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            # A pipe that nobody writes to would be waited for, and a device may have no end.
+            raise AudioError("is a pipe, a socket or a device: expected a file")
         # Unbuffered: libsndfile reads through the same descriptor, and a buffer would not know where it is then.
         file = path.open("rb", buffering=0)
     except OSError as error:

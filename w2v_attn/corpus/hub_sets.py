@@ -1,7 +1,10 @@
 """Hugging Face data sets -> rows. Recordings stay encoded: they are decoded here like all others, without FFmpeg."""
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 PREFIX = "hub:"
 # What the names of splits begin with; others (Common Voice's "invalidated") are left out.
 SPLITS = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
+_opening = threading.Lock()
 
 
 def is_one(folder: Path) -> bool:
@@ -20,34 +24,62 @@ def is_one(folder: Path) -> bool:
     )
 
 
-def read(folder: Path) -> Corpus:
-    """The rows of a data set that was saved with `save_to_disk`."""
-    datasets = _library()
-    try:
-        found = datasets.load_from_disk(str(folder))
-    except Exception as error:  # Arrow, JSON and file errors of many kinds
-        raise CorpusError(f"{folder} cannot be read as a data set: {error}") from error
-    return _corpus(found, str(folder))
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The recording in a row of a data set, which each process opens once. part: None where there is one only."""
+
+    source: str
+    part: str | None
+    column: str
+    row: int
+    size: int
+    fingerprint: str
+
+    def __call__(self) -> bytes:
+        with _opening:  # who comes second finds it opened
+            cells = _opened(self.source, self.part, self.column, self.fingerprint)
+        return cells[self.row]["bytes"].as_py()
+
+    def state(self) -> str | None:
+        return f"row {self.row} of the data set {self.fingerprint}"
 
 
-def read_hub_set(name: str) -> Corpus:
-    """The rows of `hub:OWNER/NAME[/CONFIG][/SPLIT]`, from the hub or its cache.
+@lru_cache(64)
+def _opened(source: str, part: str | None, column: str, fingerprint: str) -> Any:
+    """The column of a data set in this process: recordings stay in files, which are mapped into memory."""
+    found = _load(source)
+    found = found if part is None else found[part]
+    if found._fingerprint != fingerprint:
+        raise CorpusError(f"cannot be read: the data set {source} is another one than when it was listed")
+    return _column(found, column)
+
+
+def read(source: str) -> Corpus:
+    """The rows of a data set: of a folder that `save_to_disk` wrote, or of `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
 
     Raises:
-        CorpusError: there is no such data set, or no network.
+        CorpusError: there is no such data set, or no network; or it has no recordings.
     """
+    return _corpus(_load(source), source)
+
+
+def _load(source: str) -> Any:
     datasets = _library()
-    parts = name.removeprefix(PREFIX).split("/")
+    if not source.startswith(PREFIX):
+        try:
+            return datasets.load_from_disk(source)
+        except Exception as error:  # Arrow, JSON and file errors of many kinds
+            raise CorpusError(f"{source} cannot be read as a data set: {error}") from error
+    parts = source.removeprefix(PREFIX).split("/")
     config, split = [*parts[2:4], None, None][:2]
     try:
-        found = datasets.load_dataset("/".join(parts[:2]), config, split=split)
+        return datasets.load_dataset("/".join(parts[:2]), config, split=split)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorpusError(
-            f"{name} cannot be had: {reason}. Expected hub:OWNER/NAME[/CONFIG][/SPLIT]; without network name the "
+            f"{source} cannot be had: {reason}. Expected hub:OWNER/NAME[/CONFIG][/SPLIT]; without network name the "
             "folder of a data set that was saved with save_to_disk"
         ) from error
-    return _corpus(found, name)
 
 
 def _library() -> Any:
@@ -80,42 +112,43 @@ def _rows(part: Any, name: str | None, split: str | None, source: str) -> Iterat
     audio = audio or next((name for name in PATH_COLUMNS if name in part.features), None)
     if audio is None:
         raise CorpusError(f"{source} has no column of audio; it has {', '.join(part.features)}")
-    if isinstance(part.features[audio], datasets.Audio):
-        part = part.cast_column(audio, datasets.Audio(decode=False))
     columns = {
         field: next((name for name in names if name in part.features), None)
         for field, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS), ("speaker", SPEAKER_COLUMNS))
     }
-    known = part.select_columns([name for name in columns.values() if name is not None])
+    known = {name: _values(part, name) for name in columns.values() if name is not None}
     before = f"{name}/" if name else ""
-    for number in range(len(part)):
-        fields = {field: _value(known, name, number) for field, name in columns.items() if name is not None}
-        path, content = _recording(part, audio, number, f"{source}/{before}{number:07d}")
-        yield Row(
-            f"{before}{number:07d}",
-            path,
-            text=fields.get("text"),
-            label=fields.get("label"),
-            speaker=fields.get("speaker"),
-            split=split,
-            content=content,
-        )
+    for number, (path, size) in enumerate(_recordings(part, audio)):
+        fields: dict[str, Any] = {field: known[name][number] for field, name in columns.items() if name is not None}
+        content = None
+        if size is not None:
+            content = Cell(source, name, audio, number, size, part._fingerprint)
+            path = f"{source}/{before}{number:07d}{Path(path or '').suffix}"
+        elif not path:
+            raise CorpusError(f"{source}/{before}{number:07d} has no recording in its column {audio}")
+        yield Row(f"{before}{number:07d}", Path(path), **fields, split=split, content=content)
 
 
-def _value(part: Any, column: str, number: int) -> str | None:
-    value, kind = part[number][column], part.features[column]
-    if value is None:
-        return None
-    return kind.int2str(value) if hasattr(kind, "int2str") and isinstance(value, int) else str(value)
+def _values(part: Any, column: str) -> list[str | None]:
+    kind = part.features[column]
+    named = kind.int2str if hasattr(kind, "int2str") else str
+    return [None if value is None else named(value) for value in _column(part, column).to_pylist()]
 
 
-def _recording(part: Any, column: str, number: int, where: str) -> tuple[Path, Callable[[], bytes] | None]:
-    """The file, or a name for it and what gives its bytes, when they stand in the data set itself."""
-    cell = part[number][column]
-    if isinstance(cell, str):
-        return Path(cell), None
-    if not isinstance(cell, dict) or (cell.get("bytes") is None and not cell.get("path")):
-        raise CorpusError(f"{where} has no recording in its column {column}")
-    if cell.get("bytes") is None:
-        return Path(cell["path"]), None
-    return Path(where + Path(cell.get("path") or "").suffix), lambda: part[number][column]["bytes"]
+def _recordings(part: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
+    """The path of each, and its bytes where they stand in the data set itself; without reading them."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    cells = _column(part, column)
+    if not pyarrow.types.is_struct(cells.type):
+        yield from ((path, None) for path in cells.to_pylist())
+        return
+    compute: Any = pyarrow.compute  # its functions are made when it is imported
+    sizes = compute.binary_length(compute.struct_field(cells, "bytes"))
+    yield from zip(compute.struct_field(cells, "path").to_pylist(), sizes.to_pylist(), strict=True)
+
+
+def _column(part: Any, column: str) -> Any:
+    """A column as it lies in the files, which are mapped into memory."""
+    return part.select_columns([column]).with_format("arrow")[:].column(column)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from w2v_attn.corpus import fairseq, folder, hub_sets, keywords, librispeech
+from w2v_attn.corpus import fairseq, folder, hub_sets, keywords, librispeech, parquet, shards
 from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
@@ -23,13 +23,15 @@ def list_recordings(
 ) -> Corpus:
     """The recordings that `audio` names, with what is known about them.
 
-    audio: one recording; a manifest; a folder; or a data set.
+    audio: one recording; a manifest; a folder; tar shards; or a data set.
         A manifest is .csv or .tsv with a column `path`, .jsonl with such a key, or .txt or .lst with a path a line;
         other columns are `id`, `text`, `label`, `speaker`, `split`, `offset`, `duration`. NeMo's, Common Voice's and
         fairseq's (.tsv beside .ltr or .wrd) are known.
         A folder is searched with all that is in it; the label of a recording is the sub-folder that it is in.
         LibriSpeech's tree (with its *.trans.txt) and Speech Commands' (with its testing_list.txt) are known.
-        A data set is Hugging Face's: a folder that `save_to_disk` wrote, or `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
+        Tar shards are a .tar, several as `corpus-{000..123}.tar`, or a folder of them; see `shards.read`.
+        A data set is Hugging Face's: a folder that `save_to_disk` wrote, one with the hub's .parquet files, or
+        `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
     root: the folder from which a manifest's paths are taken, and which they may not leave. Default: the manifest's.
     pattern: a regular expression that is searched in each row's id; its groups named text, label, speaker and split
         give these fields: `(?P<label>\\d)_(?P<speaker>[a-z]+)_`.
@@ -49,14 +51,19 @@ def list_recordings(
 
 def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
     if audio.startswith(hub_sets.PREFIX):
-        return hub_sets.read_hub_set(audio)
+        return hub_sets.read(audio)
     path = Path(os.path.expanduser(audio))
     try:
         path.stat()
     except OSError as error:
+        if "{" in audio and shards.names_shards(audio):
+            named = shards.expand(os.fspath(path))
+            return shards.read(named, Path(os.path.commonpath([os.path.dirname(path) for path in named])))
         raise CorpusError(f"there is no file or folder {path} ({error.strerror})") from error
     if path.is_dir():
-        for layout in (hub_sets, keywords, librispeech):
+        if hub_sets.is_one(path):
+            return hub_sets.read(os.fspath(path))
+        for layout in (keywords, librispeech):
             if layout.is_one(path):
                 return layout.read(path)
         return folder.walk(path)
@@ -64,6 +71,10 @@ def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
         if fairseq.is_one(path):
             return fairseq.read(path, Path(os.path.expanduser(root)) if root is not None else None)
         return read_manifest(path, Path(os.path.expanduser(root)) if root is not None else None)
+    if shards.names_shards(path.name):
+        return shards.read([path], path.parent)
+    if path.suffix.lower() == parquet.EXTENSION:
+        return parquet.read([path], path.parent)
     return Corpus((Row(path.name, path),))
 
 

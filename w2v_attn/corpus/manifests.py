@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,6 +63,7 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
         form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
         reader = csv.DictReader(read_lines(manifest), **form)
         try:
+            reader.fieldnames = _columns(manifest, reader.fieldnames or ())
             for record in reader:
                 if None in record or None in record.values():
                     raise CorpusError(
@@ -86,6 +87,14 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
         if not isinstance(record, dict):
             raise CorpusError(f"{manifest}, line {number}: expected an object with a path, got {line.strip()[:60]}")
         yield number, record
+
+
+def _columns(manifest: Path, header: Sequence[str]) -> list[str]:
+    """The names of the columns, without spaces around them."""
+    names = [name.strip() for name in header]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CorpusError(f"{manifest}, line 1: the column {twice} is there twice")
+    return names
 
 
 def row_of(record: dict[str, object], root: Path, where: str) -> Row:
@@ -119,11 +128,22 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
         path,
         offset,
         duration if "offset" in record else None,
-        text=_field(record, TEXT_COLUMNS),
-        label=_field(record, LABEL_COLUMNS) or None,
-        speaker=_field(record, SPEAKER_COLUMNS) or None,
-        split=split_of(record, where),
+        **fields_of(record, where),
     )
+
+
+def fields_of(record: Mapping[str, object], where: str) -> dict[str, Any]:
+    """text, label, speaker and split of a row, strings or None, as a record says them. where: what errors begin with.
+
+    Raises:
+        CorpusError: the split is none.
+    """
+    return {
+        "text": _field(record, TEXT_COLUMNS),
+        "label": _field(record, LABEL_COLUMNS) or None,
+        "speaker": _field(record, SPEAKER_COLUMNS) or None,
+        "split": split_of(record, where),
+    }
 
 
 def _checked_id(given: object, where: str) -> str:
@@ -135,7 +155,7 @@ def _checked_id(given: object, where: str) -> str:
     return name.as_posix()
 
 
-def _field(record: dict[str, object], columns: tuple[str, ...]) -> str | None:
+def _field(record: Mapping[str, object], columns: tuple[str, ...]) -> str | None:
     value = next((record[name] for name in columns if name in record), None)
     return None if value is None else str(value)
 

@@ -12,6 +12,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.feature_files import feature_path, read_header, write_features
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.runs.names import check_names
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
 from w2v_attn.whole_files import remove_leftovers
 
@@ -40,6 +41,7 @@ class MirroredStore:
     def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
         if (output / INDEX).exists():
             raise ValueError(f"{output} holds features in layout=shards: name another output")
+        check_names(output, (row.id for row in rows))
         if left_over:
             remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
 

@@ -14,7 +14,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
 from w2v_attn.finetuning.errors import DataError
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.sources import read_row, source_state
 
 READERS = min(8, os.cpu_count() or 1)
 
@@ -40,7 +40,7 @@ class Survey:
 class Lengths:
     """How long recordings are, in samples, or why they cannot be read; kept in a file, so a run that goes on knows.
 
-    A recording that changed since (by size or time) is read again.
+    A recording that changed since (by size or time, see `source_state`) is read again.
     """
 
     def __init__(self, path: Path, sample_rate: int):
@@ -76,13 +76,9 @@ class Lengths:
     def _one(self, row_and_limit: tuple[Row, float]) -> tuple[str, str, int | str]:
         row, longest = row_and_limit
         key = f"{row.id} {row.path} {row.offset} {row.duration} {self._rate} {longest}"
-        try:
-            status = row.path.stat() if row.content is None else None
-        except OSError as error:
-            return key, "", f"cannot be read: {error.strerror or error}"
-        stamp = f"{status.st_size} {status.st_mtime_ns}" if status else ""
+        stamp = source_state(row) or ""  # where there is none, reading it says why
         known = self._known.get(key)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == stamp != "":
             return key, stamp, known[1]  # type: ignore[return-value]
         try:
             recording = read_row(row, sample_rate=self._rate, max_duration=longest)
