@@ -69,7 +69,8 @@ def extract(config: Any) -> int:
     long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
     encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
     about = {"command": _command(), "config": _plain(config)}
-    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration, about=about)
+    limits = {"max_duration": max_duration, "decoding": _decoding(config)}
+    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, about=about, **limits)
     outcomes, seconds, code = _watch(corpus, run)
 
     written = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -161,7 +162,8 @@ def transcribe(config: Any) -> int:
     formats = _list(config, "formats")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
-    run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
+    limits = {"max_duration": max_duration, "decoding": _decoding(config)}
+    run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
     outcomes, seconds, code = _watch(corpus, run)
 
     heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
@@ -199,7 +201,8 @@ def evaluate(config: Any) -> int:
         corpus = replace(corpus, rows=chosen)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
-    run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, max_duration=max_duration)
+    limits = {"max_duration": max_duration, "decoding": _decoding(config)}
+    run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
     outcomes, seconds, code = _watch(corpus, run)
 
     predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -713,6 +716,16 @@ def _beam(config: Any) -> Any:
         weight=float(beam.weight),
         word_score=float(beam.word_score),
     )
+
+
+def _decoding(config: Any) -> Any:
+    """Where and within which limits recordings are decoded."""
+    from w2v_attn.runs.decoding import Decoding
+
+    decoding = config.decoding
+    apart = {name: _number(decoding, name) for name in ("seconds", "gigabytes") if name in decoding}
+    rates, channels = _list(decoding, "rates", int), int(_number(decoding, "max_channels"))
+    return Decoding(kind=str(decoding.kind), rates=tuple(rates), max_channels=channels, **apart)
 
 
 def _need(extra: str, *modules: str) -> None:

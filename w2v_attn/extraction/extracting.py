@@ -13,6 +13,7 @@ from w2v_attn.extraction.fingerprint import fingerprint_of
 from w2v_attn.extraction.store import Store, Written
 from w2v_attn.feature_files import feature_path
 from w2v_attn.pretrained.replace import core_in_use
+from w2v_attn.runs.decoding import HERE, Decoding
 from w2v_attn.runs.folder import claimed, made_with
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.running import run
@@ -31,6 +32,7 @@ def extract_corpus(
     max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
+    decoding: Decoding = HERE,
 ) -> Iterator[Outcome[Written]]:
     """Extracts every row into a file of its own below `output`; see `runs.running` for outcomes and failures.
 
@@ -39,7 +41,7 @@ def extract_corpus(
     bit as if it had never been: on the same machine, with the same versions, threads, rows and sources, and memory
     enough for its batches.
 
-    about: what `run.json` in the output folder says beside what it says anyway.
+    about: what `run.json` in the output folder says beside what it says anyway. decoding: where, and what is accepted.
 
     Raises:
         ValueError: an unknown layer, before anything is written. When it is begun: the output is in use by another run,
@@ -47,7 +49,7 @@ def extract_corpus(
         RunError: the output cannot be written any more (disk full, gone, read-only).
     """
     wanted = check_layers(layers, encoder.num_layers)
-    return _extract(encoder, rows, output, wanted, max_duration, interrupted, about or {})
+    return _extract(encoder, rows, output, wanted, max_duration, interrupted, about or {}, decoding)
 
 
 def _extract(
@@ -58,6 +60,7 @@ def _extract(
     max_duration: float,
     interrupted: Callable[[], bool],
     about: Mapping[str, object],
+    decoding: Decoding,
 ) -> Iterator[Outcome[Written]]:
     fingerprint = fingerprint_of(encoder, wanted)
     folder = claimed(
@@ -85,6 +88,7 @@ def _extract(
                 writers=WRITERS,
                 settled=store.find,
                 interrupted=interrupted,
+                decoding=decoding,
             )
             with closing(outcomes):
                 for outcome in outcomes:
