@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from w2v_attn.audio.promises import broken_promise, flac_checksum
+from w2v_attn.audio import flac, ogg, wav
+from w2v_attn.audio.promises import broken_promise
 
 BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
@@ -66,11 +67,13 @@ def open_source(path: Path) -> Iterator[Source]:
         if not start:
             raise AudioError("is empty (0 bytes)")
         try:
-            broken = broken_promise(file)
+            broken, contradiction = broken_promise(file), flac.contradiction(file)
         except (OSError, OverflowError) as error:  # lengths that lead nowhere
             raise AudioError("is damaged: its header does not hold together") from error
         if broken is not None:
             raise AudioError(f"is cut short: {broken}")
+        if contradiction is not None:
+            raise AudioError(f"is damaged: {contradiction}")
         try:
             yield from _opened_by_soundfile(file)
         except soundfile.LibsndfileError as error:
@@ -131,12 +134,13 @@ class _SoundFileSource(Source):
         slack = max(MP3_SLACK_FRAMES, MP3_SLACK * promised) if self._sound.format == "MP3" else 0
         if found < promised - slack:
             raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
-        return []
+        return _oddities_of_content(self._name, found / self.rate)
 
     def _check_flac(self, digest: bytes) -> list[str]:
         found = self._frames
         with open(self._name, "rb") as file:
-            checksum, claimed = flac_checksum(file)
+            header = flac.stated(file)
+        checksum, claimed = (header.checksum, header.samples) if header is not None else (None, 0)
         if checksum is not None and checksum != digest:
             raise AudioError("is damaged: its samples do not have the checksum that its header states")
         if claimed and claimed != found:
@@ -146,7 +150,21 @@ class _SoundFileSource(Source):
         return [] if claimed else ["header does not state the length"]
 
 
+def _oddities_of_content(name: str, seconds: float) -> list[str]:
+    """What decoders do not say of containers that they pass over damage in. Raises AudioError where there is some.
+
+    seconds: that were decoded.
+    """
+    with open(name, "rb", buffering=0) as file:
+        if (damage := ogg.damaged_page(file)) is not None:
+            raise AudioError(f"is damaged: {damage}")
+        return wav.oddities(file, seconds)
+
+
 def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
+    # It reads damaged ones of these, as good as it can, and says nothing.
+    if flac.stated(file) is not None or wav.is_uncompressed(file):
+        raise AudioError(f"is damaged: {_sentence(refusal)}") from refusal
     file.seek(0)
     start = file.read(32)
     known = any(start[at:].startswith(magic) for at, magics in MAGIC_OF_FFMPEG.items() for magic in magics)
@@ -164,7 +182,7 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
         with av.open(file, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError("has no audio track")
-            yield _FFmpegSource(container)
+            yield _FFmpegSource(container, file.name)
     except (av.error.FFmpegError, OSError) as error:
         if known:
             raise AudioError(f"is damaged: FFmpeg says {error.strerror}") from error
@@ -172,13 +190,14 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
 
 
 class _FFmpegSource(Source):
-    def __init__(self, container: Any):
+    def __init__(self, container: Any, name: str):
         stream = container.streams.audio[0]
         codec = stream.codec_context
         if codec is None or not codec.sample_rate or not codec.channels:
             raise AudioError("has an audio track that FFmpeg has no decoder for")
         self.rate, self.channels = codec.sample_rate, codec.channels
-        self._container, self._stream = container, stream
+        codec.thread_count = 1  # files are decoded side by side
+        self._container, self._stream, self._name = container, stream, name
         self._frames = 0
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -195,13 +214,16 @@ class _FFmpegSource(Source):
                 yield block.astype(np.float32, copy=False)
 
     def check_complete(self) -> list[str]:
-        if self._stream.duration is None:
-            return []
-        promised = float(self._stream.duration * self._stream.time_base)
         found = self._frames / self.rate
+        odd = _oddities_of_content(self._name, found)
+        if self._stream.duration is None:
+            return odd
+        promised = float(self._stream.duration * self._stream.time_base)
         if found < 0.98 * promised - 0.2:
             raise AudioError(f"is cut short: its header promises {promised:.2f} seconds, it holds {found:.2f}")
-        return []
+        if found > 1.02 * promised + 0.2:
+            odd.append(f"longer than its header says ({found:.2f} seconds, not {promised:.2f})")
+        return odd
 
 
 def _sentence(error: Exception) -> str:

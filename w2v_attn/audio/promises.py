@@ -44,25 +44,6 @@ def broken_promise(file: BinaryIO) -> str | None:
     return None
 
 
-def flac_checksum(file: BinaryIO) -> tuple[bytes | None, int]:
-    """(MD5 of all samples or None where it is not stated, number of samples or 0 where it is not stated)."""
-    file.seek(0)
-    start = file.read(10)
-    if start[:3] == b"ID3":  # some writers put MP3's tag in front
-        size = 0
-        for byte in start[6:10]:
-            size = size << 7 | byte & 0x7F
-        file.seek(10 + size)
-        start = file.read(10)
-    if start[:4] != b"fLaC":
-        return None, 0
-    file.seek(file.tell() - len(start) + 8)
-    streaminfo = file.read(34)  # RFC 9639, section 8.2: 20 + 3 + 5 + 36 bits from byte 10, then 128 bits of MD5
-    samples = int.from_bytes(streaminfo[10:18], "big") & ((1 << 36) - 1)
-    md5 = streaminfo[18:34]
-    return (md5 if any(md5) else None), samples
-
-
 def _riff_end(file: BinaryIO, order: str) -> int | None:
     file.seek(12)
     long_length = None
