@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from w2v_attn.audio import flac, ogg, wav
-from w2v_attn.audio.promises import broken_promise
+from w2v_attn.audio import flac, mp3, ogg, wav
+from w2v_attn.audio.promises import broken_promise, surplus
 
 BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
@@ -134,7 +134,7 @@ class _SoundFileSource(Source):
         slack = max(MP3_SLACK_FRAMES, MP3_SLACK * promised) if self._sound.format == "MP3" else 0
         if found < promised - slack:
             raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
-        return _oddities_of_content(self._name, found / self.rate)
+        return _oddities_of_content(self._name, found, self.rate, is_mp3=self._sound.format == "MP3")
 
     def _check_flac(self, digest: bytes) -> list[str]:
         found = self._frames
@@ -150,15 +150,17 @@ class _SoundFileSource(Source):
         return [] if claimed else ["header does not state the length"]
 
 
-def _oddities_of_content(name: str, seconds: float) -> list[str]:
+def _oddities_of_content(name: str, frames: int, rate: int, *, is_mp3: bool) -> list[str]:
     """What decoders do not say of containers that they pass over damage in. Raises AudioError where there is some.
 
-    seconds: that were decoded.
+    frames: that were decoded.
     """
     with open(name, "rb", buffering=0) as file:
         if (damage := ogg.damaged_page(file)) is not None:
             raise AudioError(f"is damaged: {damage}")
-        return wav.oddities(file, seconds)
+        if is_mp3:
+            return mp3.oddities(file, frames)
+        return wav.oddities(file, frames, rate) + surplus(file)
 
 
 def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
@@ -215,7 +217,8 @@ class _FFmpegSource(Source):
 
     def check_complete(self) -> list[str]:
         found = self._frames / self.rate
-        odd = _oddities_of_content(self._name, found)
+        is_mp3 = self._stream.codec_context.name.startswith("mp3")
+        odd = _oddities_of_content(self._name, self._frames, self.rate, is_mp3=is_mp3)
         if self._stream.duration is None:
             return odd
         promised = float(self._stream.duration * self._stream.time_base)

@@ -44,6 +44,15 @@ def broken_promise(file: BinaryIO) -> str | None:
     return None
 
 
+def surplus(file: BinaryIO) -> list[str]:
+    """What an open file has beyond its promise, in words, where its decoder takes that for samples: in SPHERE."""
+    file.seek(0)
+    promised, size = _sphere_end(file) if file.read(7) == b"NIST_1A" else None, os.fstat(file.fileno()).st_size
+    return (
+        [] if promised is None or promised >= size else [f"bytes behind its samples ({size - promised}, read as such)"]
+    )
+
+
 def _riff_end(file: BinaryIO, order: str) -> int | None:
     file.seek(12)
     long_length = None

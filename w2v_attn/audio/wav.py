@@ -11,24 +11,24 @@ from w2v_attn.audio.promises import UNKNOWN_FROM
 
 # PCM, float, A-law, µ-law, and the form in which the code of one of them stands further behind.
 FIXED_SIZES = {0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE}
-# Bytes a second are a mean where samples are compressed.
+# Bytes a second are a mean where samples are compressed. A share, and seconds.
 TOLERANCE, LEAST_TOLERANCE = 0.05, 0.2
 
 
-def oddities(file: BinaryIO, seconds: float) -> list[str]:
-    """What is odd about an open file, in words; nothing where it is no WAV. seconds: that were decoded."""
-    found, speed = [], 0
+def oddities(file: BinaryIO, frames: int, rate: int) -> list[str]:
+    """What is odd about an open file, in words; nothing where it is no WAV. frames, rate: that were decoded, in Hz."""
+    found, code, speed = [], 0, 0
     for name, length, order in _chunks(file):
         if name == b"fmt ":
             form = file.read(16)
-            speed = int.from_bytes(form[8:12], order)
+            code, speed = int.from_bytes(form[:2], order), int.from_bytes(form[8:12], order)
             found += _form_oddities(form, order)
         if name == b"data" and length < UNKNOWN_FROM:
             found += _oddities_behind(file, length, order)
-            if not found and abs(seconds - length / max(1, speed)) > TOLERANCE * seconds + LEAST_TOLERANCE:
-                found.append(
-                    f"header contradicts itself ({length} bytes at {speed} a second are not {seconds:.2f} seconds)"
-                )
+            expected = length * rate // max(1, speed)
+            slack = 1 if code in FIXED_SIZES else TOLERANCE * frames + LEAST_TOLERANCE * rate
+            if not found and abs(frames - expected) > slack:
+                found.append(f"header contradicts itself ({length} bytes at {speed} a second are not {frames} samples)")
     return found
 
 
