@@ -1,4 +1,4 @@
-"""A second reader of WAV, to hold the first one against: PCM, float and µ-law, in samples of whole bytes."""
+"""A second reader of WAV, to hold the first one against: PCM, float, A-law and µ-law, in samples of whole bytes."""
 
 import struct
 
@@ -36,6 +36,11 @@ def _samples(body: bytes, form: list[int], order: str) -> tuple[int, np.ndarray]
         inverse = ~np.frombuffer(body, np.uint8)
         size = (((inverse & 15).astype(int) << 3) + 132 << ((inverse >> 4) & 7)) - 132
         flat = np.where(inverse & 128, -size, size) / 32768
+    elif code == 6 and bits == 8:
+        coded = np.frombuffer(body, np.uint8).astype(int) ^ 0x55
+        step, segment = coded & 15, coded >> 4 & 7
+        size = np.where(segment == 0, (step << 4) + 8, (step << 4) + 264 << np.maximum(segment, 1) - 1)
+        flat = np.where(coded & 128, size, -size) / 32768
     elif code == 1 and bits == 8:
         flat = (np.frombuffer(body, np.uint8).astype(float) - 128) / 128
     elif code == 1 and bits in (16, 24, 32):
