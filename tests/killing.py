@@ -100,6 +100,7 @@ def all_fails(place: Disk, chance: random.Random, once: Path) -> Callable[[], No
     """What makes the next run go wrong in more ways than the last one will: decoders, and half the time the disk."""
     place.mend()
     kind = chance.random()
+    place.failing = kind < 0.5
     if kind < 0.25:
         place.full_soon(chance)
     code, after = chance.choice(CODES), chance.randrange(60)
@@ -149,6 +150,8 @@ def _soak(
         before = _sessions(killed), _changes(killed)
         prepare = all_fails(place, chance, marks) if place else nothing
         child = start(audio, killed, log, options, prepare)
+        if place and place.failing and moments.random() < 0.7:  # it ends by itself, if there is anything left to write
+            _wait(child, lambda until=time.monotonic() + 30: time.monotonic() > until)
         # A fifth of them before the folder is claimed, a fifth then, a fifth after a file was written, and the others
         # just after it, in the middle of the files of a batch.
         moment = moments.random()

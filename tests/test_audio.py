@@ -1,6 +1,8 @@
 """Every row of what audio files can be: read, read with a remark, or refused with a reason."""
 
+import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -366,6 +368,59 @@ def test_what_an_mp3_lacks_or_has_beside_its_frames_is_told(wave, tmp_path):
     assert remarks(tags[0] + bytes(100) + content + tags[1], path) == ""
 
 
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_other(wave, tmp_path, call):
+    """The table of what audio files can be, in one run; None: features come of it."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+
+    def path(name):
+        return folder / name
+
+    path("empty.wav").touch()
+    path("text.wav").write_text("no audio")
+    write(path("header.wav"), wave[:0], "wav")
+    reasons = {"empty.wav": "is empty", "text.wav": "is not audio", "header.wav": "samples"}
+    for name in ("wav", "flac", "ogg", "opus", "mp3"):
+        content = write(path(f"good.{name}"), wave, name).read_bytes()
+        path(f"cut.{name}").write_bytes(content[: len(content) * 2 // 3])
+        reasons |= {f"good.{name}": None, f"cut.{name}": "cut short|damaged"}
+    path("flipped.flac").write_bytes(flipped(path("good.flac").read_bytes(), 20_000))
+    flac_with_length(write(path("claims.flac"), wave, "flac"), 2**36 - 1)
+    flac_with_length(write(path("unknown.flac"), wave, "flac"), 0)
+    write(path("hour.flac"), np.zeros(3600 * RATE, np.int16), "flac")
+    write(path("1hz.wav"), wave, "wav", 1)
+    reasons |= {"flipped.flac": "damaged", "claims.flac": None, "unknown.flac": None, "hour.flac": "max_duration=60"}
+    reasons |= {"1hz.wav": "sample rate of 1 Hz"}
+    for name, (rate, channels) in {"44101": (44_101, 1), "8000": (8000, 1), "8 channels": (48_000, 8)}.items():
+        write(path(f"{name}.WAV"), np.repeat(wave[:, None], channels, 1), "wav", rate)
+        reasons[f"{name}.WAV"] = None
+    for samples in (1, 399, 400):
+        write(path(f"{samples}.wav"), wave[:samples], "wav")
+        reasons[f"{samples}.wav"] = None if samples == 400 else "at least 400 are needed"
+    for name, value in {"zeros": 0.0, "constant": 0.5, "nan": np.nan, "infinite": np.inf}.items():
+        write(path(f"{name}.wav"), np.full(RATE, value, np.float32), "float.wav")
+        reasons[f"{name}.wav"] = None if value < 1 else "NaN or infinite"
+    write(path("loud.wav"), 1000 * wave, "float.wav")
+    reasons["loud.wav"] = None
+    write(path("not listed.txt"), wave, "wav")
+
+    code, shown, _ = call("extract", f"audio={folder}", "output=out", "max_duration=60")
+    assert code == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    found = {line["id"]: line["reason"] for line in lines}
+    assert found.keys() == {name for name, reason in reasons.items() if reason is not None}
+    for name, reason in found.items():
+        assert re.search(reasons[name], reason), (name, reason)
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert written == {f"{name}.safetensors" for name, reason in reasons.items() if reason is None}
+    for remark in ("1 × .txt", "1 × all zeros", "1 × constant", "1 × louder than full scale"):
+        assert remark in shown
+
+
 def test_no_damage_goes_by_in_silence():
     """A sample of what `python tests/fuzzing.py` does by ten thousands."""
     import fuzzing
@@ -497,6 +552,21 @@ def test_ffmpeg_reads_many_channels_side_by_side(wave, tmp_path):
     found = read_recording(path)
     assert found.source_channels == channels
     np.testing.assert_allclose(found.waveform, wave, atol=1e-4)
+
+
+def test_webm_is_read_with_the_extra(wave, tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((wave * 32767).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = read_recording(path)
+    assert found.flags == ()
+    assert abs(len(found.waveform) - len(wave)) < 1600
+    assert np.corrcoef(found.waveform[: len(wave) - 1600], wave[: len(found.waveform)][: len(wave) - 1600])[0, 1] > 0.8
 
 
 def test_m4a_without_the_extra_names_it(m4a, monkeypatch):

@@ -15,7 +15,7 @@ class Disk:
     """A file system in memory of any size; where that may not be mounted, a folder on which writing is made to fail."""
 
     def __init__(self, folder: Path, *, mounted: bool):
-        self.folder, self.mounted = folder, mounted
+        self.folder, self.mounted, self.failing = folder, mounted, False
 
     def full_soon(self, chance: random.Random) -> None:
         """Leaves so little room that it does not last."""

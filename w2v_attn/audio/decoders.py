@@ -155,7 +155,7 @@ def _oddities_of_content(name: str, frames: int, rate: int, *, is_mp3: bool) -> 
 
     frames: that were decoded.
     """
-    with open(name, "rb", buffering=0) as file:
+    with open(name, "rb") as file:
         if (damage := ogg.damaged_page(file)) is not None:
             raise AudioError(f"is damaged: {damage}")
         if is_mp3:

@@ -6,7 +6,7 @@ chain of frames is broken: each says how long it is, and the next one begins at 
 Source: ISO 11172-3, section 2.4.2; ISO 13818-3; the frame of numbers that Xing and LAME put first.
 """
 
-import mmap
+import os
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -31,12 +31,8 @@ MOST_TRIMMED = 5
 
 def oddities(file: BinaryIO, samples: int) -> list[str]:
     """What is odd about the frames of an open file, in words. samples: of each channel, that were decoded."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _oddities(content, samples)
-
-
-def _oddities(content: mmap.mmap, samples: int) -> list[str]:
-    size, start = len(content), _behind_tags(content, 0)
+    content = _Content(file)
+    size, start = content.size, _behind_tags(content, 0)
     at = first = _next_frame(content, start, None)
     if at is None or first is None:
         return []  # of free length, or something that only its decoder knows
@@ -69,7 +65,27 @@ def _oddities(content: mmap.mmap, samples: int) -> list[str]:
     return odd
 
 
-def _behind_tags(content: mmap.mmap, at: int) -> int:
+class _Content:
+    """Bytes of a file. Not mapped into memory: what is cut meanwhile would be a crash."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def __getitem__(self, part: slice) -> bytes:
+        self._file.seek(part.start)
+        return self._file.read(part.stop - part.start)
+
+    def find(self, byte: bytes, at: int) -> int:
+        """Where a byte is from there on, or -1."""
+        while content := self[at : at + CHUNK]:
+            if (found := content.find(byte)) >= 0:
+                return at + found
+            at += CHUNK
+        return -1
+
+
+def _behind_tags(content: _Content, at: int) -> int:
     while content[at : at + 3] == b"ID3":
         size = 0
         for byte in content[at + 6 : at + 10]:
@@ -78,13 +94,13 @@ def _behind_tags(content: mmap.mmap, at: int) -> int:
     return at
 
 
-def _next_frame(content: mmap.mmap, at: int, form: tuple[int, int, int] | None) -> int | None:
+def _next_frame(content: _Content, at: int, form: tuple[int, int, int] | None) -> int | None:
     """Where the next frame begins: of this form, and with another one behind it or the end."""
     while (at := content.find(b"\xff", at)) >= 0:
         found = _form(content[at : at + 4])
         if found is not None and form in (None, found):
             behind = at + _length(content[at + 1 : at + 3])
-            if behind > at and (behind >= len(content) or _form(content[behind : behind + 4]) == found):
+            if behind > at and (behind >= content.size or _form(content[behind : behind + 4]) == found):
                 return at
         at += 1
     return None
@@ -121,14 +137,15 @@ def _length(head: bytes) -> int:
     return (72 if layer == 3 and version != 3 else 144) * bits // rate + padding
 
 
-def _stated_frames(content: mmap.mmap, at: int) -> int | None:
+def _stated_frames(content: _Content, at: int) -> int | None:
     """How many frames of sound there are, if the first frame says so."""
     head = content[at : at + 4]
     numbers = at + NUMBERS_AT[head[1] >> 3 & 3 == 3, head[3] >> 6 == 3]
-    if content[numbers : numbers + 4] not in (b"Xing", b"Info") or not content[numbers + 7] & 1:
+    found = content[numbers : numbers + 12]  # a name, what follows it, the frames
+    if found[:4] not in (b"Xing", b"Info") or len(found) < 12 or not found[7] & 1:
         return None
-    return int.from_bytes(content[numbers + 8 : numbers + 12], "big")
+    return int.from_bytes(found[8:], "big")
 
 
-def _only_zeros(content: mmap.mmap, start: int, end: int) -> bool:
+def _only_zeros(content: _Content, start: int, end: int) -> bool:
     return all(not any(content[at : min(at + CHUNK, end)]) for at in range(start, end, CHUNK))
