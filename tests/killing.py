@@ -151,7 +151,8 @@ def _soak(
         prepare = all_fails(place, chance, marks) if place else nothing
         child = start(audio, killed, log, options, prepare)
         if place and place.failing and moments.random() < 0.7:  # it ends by itself, if there is anything left to write
-            _wait(child, lambda until=time.monotonic() + 30: time.monotonic() > until)
+            until = time.monotonic() + 30
+            _wait(child, lambda until=until: time.monotonic() > until)
         # A fifth of them before the folder is claimed, a fifth then, a fifth after a file was written, and the others
         # just after it, in the middle of the files of a batch.
         moment = moments.random()

@@ -44,7 +44,7 @@ def main() -> None:
         try:
             _decode(json.loads(line), replies, seconds)
         except AudioError as refusal:
-            _send(replies, REFUSED, str(refusal).encode())
+            _send(replies, REFUSED, str(refusal).encode(errors="replace"))
         except MemoryError:
             _send(replies, NO_MEMORY)
         _alarm(0)

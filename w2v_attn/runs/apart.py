@@ -141,9 +141,11 @@ class Apart:
 
     def _give_back(self, process: "_Process") -> None:
         with self._lock:
-            self._busy.discard(process)
             if not self._closed:
+                self._busy.discard(process)
                 self._idle.append(process)
+                return
+        self._drop(process)
 
     def _drop(self, process: "_Process") -> None:
         with self._lock:
@@ -160,14 +162,17 @@ class _Process:
     def __init__(self, seconds: float, gigabytes: float):
         # One thread: of many cores, each would take address space of its own.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START_UP, HOME, str(seconds), str(int(gigabytes * 1e9))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, **threads},
-            start_new_session=True,  # Ctrl-C is for the run, and the run ends its processes
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START_UP, HOME, str(seconds), str(int(gigabytes * 1e9))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**os.environ, **threads},
+                start_new_session=True,  # Ctrl-C is for the run, and the run ends its processes
+            )
+        except OSError as error:  # no more processes, or no memory for one
+            raise _cannot_start(error.strerror or str(error)) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._replies = self._process.stdin, self._process.stdout
@@ -184,9 +189,7 @@ class _Process:
             self._ready = next(self.messages(START), None) == (READY, b"")
         if not self._ready:
             self.kill()
-            raise RunError(
-                f"the processes that decode recordings do not start ({self.end()}); decoding=here does without them"
-            )
+            raise _cannot_start(self.end())
 
     def send(self, request: dict[str, Any]) -> bool:
         """Asks for a recording -> whether there is somebody to ask."""
@@ -236,6 +239,10 @@ class _Process:
         if code is None:
             return "it cannot be ended"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _cannot_start(why: str) -> RunError:
+    return RunError(f"the processes that decode recordings do not start ({why}): decoding=here does without them")
 
 
 def _widen(pipe: int) -> None:
