@@ -263,8 +263,16 @@ def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_pa
     assert torch.equal(read_audio(tmp_path / "b"), read_audio(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_read(name, wave, tmp_path):
+    content = write(tmp_path / "a", wave, name).read_bytes() + write(tmp_path / "b", wave[:30_000], name).read_bytes()
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError, match="several recordings one behind the other"):
+        read_audio(tmp_path / "a")
+
+
 def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
-    from w2v_attn.audio.ogg import _checksum, damaged_page
+    from w2v_attn.audio.ogg import _checksum, fault
 
     content = write(tmp_path / "a", np.tile(wave, 4), "ogg").read_bytes()
     starts = ogg_pages(content)
@@ -273,10 +281,10 @@ def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
     header = sum(not any(page[6:14]) for page in pages)
     (tmp_path / "b").write_bytes(b"".join(pages[:header] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert damaged_page(file) is None
+        assert fault(file) is None
     (tmp_path / "b").write_bytes(b"".join(pages[: header + 1] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert "missing" in damaged_page(file)
+        assert "missing" in fault(file)
 
 
 @pytest.mark.parametrize(("byte", "bit", "what"), [(19, 6, "Hz"), (20, 1, "channels"), (21, 6, "bits")])

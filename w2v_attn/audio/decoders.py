@@ -156,8 +156,8 @@ def _oddities_of_content(name: str, frames: int, rate: int, *, is_mp3: bool) -> 
     frames: that were decoded.
     """
     with open(name, "rb") as file:
-        if (damage := ogg.damaged_page(file)) is not None:
-            raise AudioError(f"is damaged: {damage}")
+        if (fault := ogg.fault(file)) is not None:
+            raise AudioError(fault)
         if is_mp3:
             return mp3.oddities(file, frames)
         return wav.oddities(file, frames, rate) + surplus(file)

@@ -11,14 +11,14 @@ import zlib
 from typing import BinaryIO
 
 CAPTURE = b"OggS"
-HEAD, MOST_SEGMENTS = 27, 255
+HEAD, MOST_SEGMENTS, BEGINS = 27, 255, 0x02
 SEARCHED = 1 << 16
 # The checksum takes bits of a byte from the highest on, zlib's from the lowest, with the same polynomial.
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def damaged_page(file: BinaryIO) -> str | None:
-    """What is wrong with the pages of an open file, in words; None: nothing, or it is no Ogg.
+def fault(file: BinaryIO) -> str | None:
+    """What is wrong with the pages of an open file, as the end of a sentence; None: nothing, or it is no Ogg.
 
     What stands between pages is passed over, as long as no page is missing.
     """
@@ -34,12 +34,18 @@ def damaged_page(file: BinaryIO) -> str | None:
             at, junk = _next_capture(file, at + 1, size), True
             continue
         if _checksum(page) != page[22:26]:
-            return f"the page at byte {at} does not have its checksum"
+            return f"is damaged: the page at byte {at} does not have its checksum"
         stream, number = page[14:18], int.from_bytes(page[18:22], "little")
+        if page[5] & BEGINS:
+            if begun:
+                return (
+                    "holds several recordings one behind the other, and decoders read the first: make one file of each"
+                )
+            following[stream] = number
         # What was recorded from a running broadcast has the pages of its header, and then those from there on.
         joined = stream in following and stream not in begun and not junk
         if number != following.get(stream, 0) and not joined:
-            return f"page {following.get(stream, 0)} is missing, page {number} is at byte {at}"
+            return f"is damaged: page {following.get(stream, 0)} is missing, page {number} is at byte {at}"
         following[stream] = number + 1
         if any(page[6:14]):
             begun.add(stream)
