@@ -221,7 +221,7 @@ def verdict(whole: Seed, done: str, content: bytes, found: Recording) -> str:
         return "wrong: not finite"
     if not 0 < found.duration <= MAX_DURATION:
         return "wrong: length"
-    if content.count(b"OggS\0\x02") > 1:
+    if content[:4] == b"OggS" and content.count(b"OggS\0\x02") > 1:
         return "wrong: the first of several recordings"
     same_form = (found.source_rate, found.source_channels) == (
         whole.recording.source_rate,

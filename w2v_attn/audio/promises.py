@@ -44,13 +44,15 @@ def broken_promise(file: BinaryIO) -> str | None:
     return None
 
 
-def surplus(file: BinaryIO) -> list[str]:
-    """What an open file has beyond its promise, in words, where its decoder takes that for samples: in SPHERE."""
-    file.seek(0)
-    promised, size = _sphere_end(file) if file.read(7) == b"NIST_1A" else None, os.fstat(file.fileno()).st_size
-    return (
-        [] if promised is None or promised >= size else [f"bytes behind its samples ({size - promised}, read as such)"]
-    )
+def sphere_oddities(file: BinaryIO, frames: int) -> list[str]:
+    """What is odd about an open file, in words, if it is a SPHERE: its decoder takes all that follows for samples.
+
+    frames: that were decoded.
+    """
+    stated = _sphere_fields(file).get("sample_count", "")
+    if stated.isdecimal() and int(stated) != frames:
+        return [f"header claims {stated} samples, the file holds {frames}"]
+    return []
 
 
 def _riff_end(file: BinaryIO, order: str) -> int | None:
@@ -101,20 +103,29 @@ def _caf_end(file: BinaryIO) -> int | None:
     return None
 
 
-def _sphere_end(file: BinaryIO) -> int | None:
+def _sphere_fields(file: BinaryIO) -> dict[str, str]:
+    """What a SPHERE's header states; its own length has no name."""
     file.seek(0)
     lines = file.read(1024).decode("latin-1").splitlines()
     fields = {}
+    if lines[:1] != ["NIST_1A"]:
+        return fields
+    fields[""] = lines[1] if len(lines) > 1 else ""
     for line in lines[2:]:
         if line.strip() == "end_head":
             break
         parts = line.split(None, 2)
         if len(parts) == 3:
             fields[parts[0]] = parts[2]
+    return fields
+
+
+def _sphere_end(file: BinaryIO) -> int | None:
+    fields = _sphere_fields(file)
     try:
-        header = int(lines[1])
+        header = int(fields[""])
         frames, channels, width = (int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes"))
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError):
         return None
     coding = fields.get("sample_coding", "pcm")
     return None if "embedded" in coding else header + frames * channels * width
