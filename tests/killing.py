@@ -1,6 +1,7 @@
 """Kills an extraction at random moments until it has been killed often enough, and compares what comes out of it.
 
   python tests/killing.py --recordings 10000 --kills 200      the soak: about a quarter of an hour on a core
+  python tests/killing.py --faults --kills 60                 and disks that are full or fail, decoders that hang
   python tests/killing.py model=local model.checkpoint=…      with another checkpoint than the tiny one
   python tests/killing.py --shard 2000000 layout=shards       into shards of 2 MB, that there are many
 
@@ -18,17 +19,26 @@ import sqlite3
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from faults.disk import CODES, Disk, disk, make_fail
 
 from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
 from w2v_attn.extraction import store_shards
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.runs.ledger import LEDGER
+
+FAULTS = Path(__file__).resolve().parent / "faults"
+# Recordings whose decoders go wrong each time, and those where they do so once in a run and then no more.
+ALWAYS = {"hold": r"/00701\.wav", "crash": r"/00353\.wav", "greedy": r"/00151\.wav"}
+ONCE = {"once hang": r"403\.wav", "once crash": r"[27]5\.wav", "once abort": r"23\.wav"}
 
 
 def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -61,12 +71,17 @@ def content(output: Path) -> dict[str, str]:
     return {**found, "run.json": json.dumps([record["status"], record["fingerprint"], record["batch_frames"]])}
 
 
-def start(audio: Path, output: Path, log: Path, options: Sequence[str]) -> int:
-    """The command in a process of its own -> its id."""
+def nothing() -> None:
+    """A run that is left alone."""
+
+
+def start(audio: Path, output: Path, log: Path, options: Sequence[str], prepare: Callable[[], None] = nothing) -> int:
+    """The command in a process of its own -> its id. prepare: what is done there first."""
     if (child := os.fork()) > 0:
         return child
     code = 99
     try:
+        prepare()
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -78,28 +93,77 @@ def start(audio: Path, output: Path, log: Path, options: Sequence[str]) -> int:
         os._exit(code)
 
 
-def to_the_end(audio: Path, output: Path, log: Path, options: Sequence[str]) -> int:
+def to_the_end(
+    audio: Path, output: Path, log: Path, options: Sequence[str], prepare: Callable[[], None] = nothing
+) -> int:
     """Its exit code."""
-    _, status = os.waitpid(start(audio, output, log, options), 0)
+    _, status = os.waitpid(start(audio, output, log, options, prepare), 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequence[str]) -> dict[str, object]:
-    """What happened: whether both folders have the same files, and how far the run was at each kill."""
+def decoders_fail(kinds: dict[str, str], once: Path) -> None:
+    """The processes that decode find their faults; see faults/sitecustomize.py."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")])
+    os.environ |= {"FAULTS": json.dumps(kinds), "ONCE": str(once)}
+
+
+def all_fails(place: Disk, chance: random.Random, once: Path) -> Callable[[], None]:
+    """What makes the next run go wrong in more ways than the last one will: decoders, and half the time the disk."""
+    place.mend()
+    kind = chance.random()
+    place.failing = kind < 0.5
+    if kind < 0.25:
+        place.full_soon(chance)
+    code, after = chance.choice(CODES), chance.randrange(60)
+
+    def prepare() -> None:
+        decoders_fail(ALWAYS | ONCE, once)
+        if 0.25 < kind < 0.5:
+            make_fail(code, after)
+
+    return prepare
+
+
+def soak(
+    work: Path, *, recordings: int, kills: int, seed: int, options: Sequence[str], faults: bool
+) -> dict[str, object]:
+    """What happened: whether both folders have the same files, and how far the run was at each kill.
+
+    faults: beside the kills. Decoders that always go wrong do so in both folders; what went wrong once, or a disk that
+    failed, must not be seen in the end.
+    """
+    with disk(work / "disk") if faults else contextlib.nullcontext() as place:
+        return _soak(work, place, recordings=recordings, kills=kills, seed=seed, options=options)
+
+
+def _soak(
+    work: Path, place: Disk | None, *, recordings: int, kills: int, seed: int, options: Sequence[str]
+) -> dict[str, object]:
     if torch.get_num_threads() == 1:  # threads of OpenMP's would not be in the child
         make_recordings(work / "first", 1)
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
             app.main(["extract", f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu", *options])
-    audio, once, killed, log = work / "audio", work / "once", work / "killed", work / "log"
+    audio, once, log = work / "audio", work / "once", work / "log"
+    killed = (place.folder if place else work) / "killed"
     make_recordings(audio, recordings)
+    chance, codes, marks, limit = random.Random(f"faults {seed}"), Counter(), work / "marks", f"1.5{os.getpid():07d}"
+    marks.mkdir()
+
+    always = partial(decoders_fail, ALWAYS, marks) if place else nothing
+    if place:
+        options = [*options, f"decoding.seconds={limit}", "decoding.gigabytes=0.2"]
     began = time.monotonic()
-    code = to_the_end(audio, once, log, options)
+    code = to_the_end(audio, once, log, options, always)
     needed = time.monotonic() - began
     moments, progress, cleaned = random.Random(seed), [], 0
     setup = 0.0  # seconds from the fork to the claim of the folder, as seen last
     for _ in range(kills):
         before = _sessions(killed), _changes(killed)
-        child = start(audio, killed, log, options)
+        prepare = all_fails(place, chance, marks) if place else nothing
+        child = start(audio, killed, log, options, prepare)
+        if place and place.failing and moments.random() < 0.7:  # it ends by itself, if there is anything left to write
+            until = time.monotonic() + 30
+            _wait(child, lambda until=until: time.monotonic() > until)
         # A fifth of them before the folder is claimed, a fifth then, a fifth after a file was written, and the others
         # just after it, in the middle of the files of a batch.
         moment = moments.random()
@@ -113,11 +177,15 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequenc
                 _wait(child, lambda before=before: _changes(killed) != before[1])
             time.sleep(moments.uniform(0, 0.02 if moment > 0.6 else 2 * needed / kills))
         os.kill(child, signal.SIGKILL)  # it is there, for nobody has waited for its end
-        os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        codes["killed" if ended == -signal.SIGKILL else f"exit code {ended}"] += 1
         progress.append(_there(killed))
         cleaned += sum(1 for _ in killed.rglob(".tmp-*"))
-    last = to_the_end(audio, killed, log, options)
+    if place:
+        place.mend()
+    last = to_the_end(audio, killed, log, options, always)
     expected, found = content(once), content(killed)
+    time.sleep(1)
     return {
         "seconds": round(needed, 1),
         "codes": [code, last],
@@ -127,7 +195,21 @@ def soak(work: Path, *, recordings: int, kills: int, seed: int, options: Sequenc
         "progress": progress,
         "temporary_files_after_kills": cleaned,
         "sessions": _sessions(killed),
+        "ends": dict(codes),
+        "faults_of_decoders": sum(1 for _ in marks.iterdir()),
+        "failed": dict(Counter(json.loads(line)["reason"] for line in (killed / LEDGER).read_text().splitlines())),
+        "disk": place and ("mounted" if place.mounted else "a folder"),
+        "left_behind": _decoders(limit),
     }
+
+
+def _decoders(limit: str) -> int:
+    """How many processes decode within this limit."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += limit.encode() in path.read_bytes()
+    return found
 
 
 def _wait(child: int, come: Callable[[], bool]) -> None:
@@ -165,6 +247,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", type=int, help="bytes of a shard")
+    parser.add_argument("--faults", action="store_true", help="disks and decoders go wrong as well")
     parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
     options = parser.parse_args()
     if options.shard is not None:
@@ -176,8 +259,9 @@ if __name__ == "__main__":
             kills=options.kills,
             seed=options.seed,
             options=options.overrides,
+            faults=options.faults,
         )
         if found["codes"] != [1, 1]:
             found["log"] = (Path(temporary) / "log").read_text()[-2000:]
     print(json.dumps(found))
-    sys.exit(not found["same"])
+    sys.exit(not found["same"] or bool(found["left_behind"]))

@@ -1,9 +1,12 @@
 """Every row of what audio files can be: read, read with a remark, or refused with a reason."""
 
+import json
 import os
+import re
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -218,6 +221,223 @@ def test_lengths_in_a_header_that_lead_nowhere_are_refused_or_passed_over(name, 
             continue
 
 
+# -------------------------------------------------------- damage that decoders pass over, all found by fuzzing.py
+
+
+def ogg_pages(content):
+    """Where its pages begin, and its end."""
+    starts, at = [], 0
+    while at < len(content):
+        starts.append(at)
+        segments = content[at + 26]
+        at += 27 + segments + sum(content[at + 27 : at + 27 + segments])
+    return [*starts, len(content)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rate", [8000, 16_000, 48_000])
+def test_a_healthy_file_has_no_remarks(name, rate, wave, tmp_path):
+    assert read_recording(write(tmp_path / "a", wave[:47_999], name, rate)).flags == ()
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_an_ogg_with_a_flipped_bit_anywhere_is_refused(name, wave, tmp_path):
+    content = write(tmp_path / "a", wave, name).read_bytes()
+    for at in range(0, len(content), len(content) // 60):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "b").write_bytes(damaged)
+        with pytest.raises(AudioError):
+            read_audio(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_passed_over(name, wave, tmp_path):
+    content = write(tmp_path / "a", wave, name).read_bytes()
+    starts = ogg_pages(content)
+    assert len(starts) > 5
+    (tmp_path / "b").write_bytes(content[: starts[3]] + content[starts[4] :])
+    with pytest.raises(AudioError, match=r"page 3 is missing|cut short"):
+        read_audio(tmp_path / "b")
+    (tmp_path / "b").write_bytes(content[: starts[3]] + b"between" + content[starts[3] :])
+    assert torch.equal(read_audio(tmp_path / "b"), read_audio(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_read(name, wave, tmp_path):
+    content = write(tmp_path / "a", wave, name).read_bytes() + write(tmp_path / "b", wave[:30_000], name).read_bytes()
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError, match="several recordings one behind the other"):
+        read_audio(tmp_path / "a")
+
+
+def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
+    from w2v_attn.audio.ogg import _checksum, fault
+
+    content = write(tmp_path / "a", np.tile(wave, 4), "ogg").read_bytes()
+    starts = ogg_pages(content)
+    pages = [content[start:end] for start, end in pairwise(starts)]
+    assert all(_checksum(page) == page[22:26] for page in pages)  # as the library that wrote it computes it
+    header = sum(not any(page[6:14]) for page in pages)
+    (tmp_path / "b").write_bytes(b"".join(pages[:header] + pages[header + 2 :]))
+    with (tmp_path / "b").open("rb") as file:
+        assert fault(file) is None
+    (tmp_path / "b").write_bytes(b"".join(pages[: header + 1] + pages[header + 2 :]))
+    with (tmp_path / "b").open("rb") as file:
+        assert "missing" in fault(file)
+
+
+@pytest.mark.parametrize(("byte", "bit", "what"), [(19, 6, "Hz"), (20, 1, "channels"), (21, 6, "bits")])
+def test_a_flac_whose_header_and_first_frame_disagree_is_refused(byte, bit, what, wave, tmp_path):
+    content = bytearray(write(tmp_path / "a", np.stack([wave, wave], 1), "flac").read_bytes())
+    content[byte] ^= 1 << bit
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError, match=rf"is damaged: its header states \d+ {what}, its first frame \d+"):
+        read_audio(tmp_path / "a")
+
+
+@pytest.mark.parametrize("rate", [4000, 8000, 11_025, 44_100, 44_101, 96_000, 123_450, 384_000])
+def test_the_first_frame_of_a_healthy_flac_says_what_its_header_says(rate, tmp_path):
+    from w2v_attn.audio import flac
+
+    for channels, subtype in ((1, "PCM_S8"), (2, "PCM_16"), (8, "PCM_24")):
+        noise = np.random.default_rng(0).standard_normal((5000, channels)) / 10
+        soundfile.write(tmp_path / "a", noise, rate, format="FLAC", subtype=subtype)
+        with (tmp_path / "a").open("rb") as file:
+            header = flac.stated(file)
+            file.seek(header.frames_at)
+            assert flac._frame_form(file.read(16)) == header.form
+
+
+@pytest.mark.parametrize("name", ["flac", "wav"])
+def test_ffmpeg_is_no_way_around_a_refusal(name, wave, tmp_path):
+    """It reads what is left of them, and says nothing."""
+    av = pytest.importorskip("av")
+    if name == "flac":
+        content = bytearray(write(tmp_path / "a", wave, name).read_bytes())
+        content[46] ^= 1  # the length of a comment
+        content[20_000] ^= 0x10
+    else:
+        soundfile.write(tmp_path / "a", np.stack([wave, wave], 1), RATE, format="WAVEX", subtype="PCM_16")
+        content = bytearray((tmp_path / "a").read_bytes())
+        content[32:36] = b"\xff\x7f\0\0"  # bytes of a frame, bits of a sample
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError, match="is damaged"):
+        read_audio(tmp_path / "a")
+    with av.open(str(tmp_path / "a")) as container:
+        assert len(list(container.decode(audio=0))) > 1
+
+
+def test_a_wav_that_contradicts_itself_is_told(wave, tmp_path):
+    content = write(tmp_path / "a", wave, "wav").read_bytes()
+    for at, field in ((24, struct.pack("<I", RATE + 1)), (28, bytes(4))):
+        (tmp_path / "b").write_bytes(content[:at] + field + content[at + len(field) :])
+        assert read_recording(tmp_path / "b").flags[0].startswith("header contradicts itself (")
+
+
+def test_samples_behind_those_that_a_wav_counts_are_told_and_chunks_are_not(wave, tmp_path):
+    content = write(tmp_path / "a", wave, "wav").read_bytes()
+    at = content.index(b"data") + 4
+    stale = content[:at] + struct.pack("<I", 40_000) + content[at + 4 :]
+    (tmp_path / "b").write_bytes(stale)
+    assert read_recording(tmp_path / "b").flags == (
+        f"bytes behind its samples ({len(content) - at - 4 - 40_000}, which are no chunk: samples that its header does "
+        "not count?)",
+    )
+    chunk = b"LIST" + struct.pack("<I", 5) + b"INFO!\0"
+    (tmp_path / "b").write_bytes(content + chunk + chunk)
+    assert read_recording(tmp_path / "b").flags == ()
+
+
+def test_sound_behind_that_of_a_sphere_is_told(wave, tmp_path):
+    path = write(tmp_path / "a", wave, "sph")
+    path.write_bytes(path.read_bytes() + bytes(1000))
+    assert read_recording(path).flags == (f"header claims {len(wave)} samples, the file holds {len(wave) + 500}",)
+
+
+def remarks(content, path):
+    path.write_bytes(content)
+    return " ".join(read_recording(path).flags)
+
+
+def test_what_an_mp3_lacks_or_has_beside_its_frames_is_told(wave, tmp_path):
+    content, path = write(tmp_path / "a", wave, "mp3").read_bytes(), tmp_path / "b"
+    frame = content[:2]
+    middle = content.index(frame, len(content) // 2)
+    assert "bytes between its frames that are no sound (300)" in remarks(
+        content[:middle] + bytes([9] * 300) + content[middle:], path
+    )
+    assert "cut short in its last frame (9 bytes are missing)" in remarks(content[:-9], path)
+    assert "more frames than its header counts" in remarks(content + content, path)
+    broken = bytearray(content)
+    broken[7] ^= 4  # then mpg123 takes the frame of numbers for sound, and leaves out a second
+    assert "fewer samples than its frames have" in remarks(bytes(broken), path)
+    tags = b"ID3\4\0\0\0\0\0\x0a" + bytes(10), b"TAG" + bytes(125)
+    assert remarks(tags[0] + bytes(100) + content + tags[1], path) == ""
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_other(wave, tmp_path, call):
+    """The table of what audio files can be, in one run; None: features come of it."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+
+    def path(name):
+        return folder / name
+
+    path("empty.wav").touch()
+    path("text.wav").write_text("no audio")
+    write(path("header.wav"), wave[:0], "wav")
+    reasons = {"empty.wav": "is empty", "text.wav": "is not audio", "header.wav": "samples"}
+    for name in ("wav", "flac", "ogg", "opus", "mp3"):
+        content = write(path(f"good.{name}"), wave, name).read_bytes()
+        path(f"cut.{name}").write_bytes(content[: len(content) * 2 // 3])
+        reasons |= {f"good.{name}": None, f"cut.{name}": "cut short|damaged"}
+    path("flipped.flac").write_bytes(flipped(path("good.flac").read_bytes(), 20_000))
+    flac_with_length(write(path("claims.flac"), wave, "flac"), 2**36 - 1)
+    flac_with_length(write(path("unknown.flac"), wave, "flac"), 0)
+    write(path("hour.flac"), np.zeros(3600 * RATE, np.int16), "flac")
+    write(path("1hz.wav"), wave, "wav", 1)
+    reasons |= {"flipped.flac": "damaged", "claims.flac": None, "unknown.flac": None, "hour.flac": "max_duration=60"}
+    reasons |= {"1hz.wav": "sample rate of 1 Hz"}
+    for name, (rate, channels) in {"44101": (44_101, 1), "8000": (8000, 1), "8 channels": (48_000, 8)}.items():
+        write(path(f"{name}.WAV"), np.repeat(wave[:, None], channels, 1), "wav", rate)
+        reasons[f"{name}.WAV"] = None
+    for samples in (1, 399, 400):
+        write(path(f"{samples}.wav"), wave[:samples], "wav")
+        reasons[f"{samples}.wav"] = None if samples == 400 else "at least 400 are needed"
+    for name, value in {"zeros": 0.0, "constant": 0.5, "nan": np.nan, "infinite": np.inf}.items():
+        write(path(f"{name}.wav"), np.full(RATE, value, np.float32), "float.wav")
+        reasons[f"{name}.wav"] = None if value < 1 else "NaN or infinite"
+    write(path("loud.wav"), 1000 * wave, "float.wav")
+    reasons["loud.wav"] = None
+    write(path("not listed.txt"), wave, "wav")
+
+    code, shown, _ = call("extract", f"audio={folder}", "output=out", "max_duration=60")
+    assert code == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    found = {line["id"]: line["reason"] for line in lines}
+    assert found.keys() == {name for name, reason in reasons.items() if reason is not None}
+    for name, reason in found.items():
+        assert re.search(reasons[name], reason), (name, reason)
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert written == {f"{name}.safetensors" for name, reason in reasons.items() if reason is None}
+    for remark in ("1 × .txt", "1 × all zeros", "1 × constant", "1 × louder than full scale"):
+        assert remark in shown
+
+
+def test_no_damage_goes_by_in_silence():
+    """A sample of what `python tests/fuzzing.py` does by ten thousands."""
+    import fuzzing
+
+    found = fuzzing.fuzz(fuzzing.seeds(None), seed=0, count=700)
+    assert found["wrong"] == []
+    assert all(len(outcomes) > 2 for outcomes in found["found"].values())
+
+
 # ------------------------------------------------------------------------------------------------- contents
 
 
@@ -295,6 +515,17 @@ def test_what_cannot_be_opened_has_a_reason(broken, tmp_path):
         read_audio(tmp_path / broken)
 
 
+@pytest.mark.parametrize("name", ["flac", "wav", "ogg", "mp3"])
+def test_a_file_that_is_removed_while_it_is_read_is_read(name, wave, tmp_path):
+    from w2v_attn.audio.samples import read_samples
+
+    path = write(tmp_path / "a", wave, name)
+    reading = read_samples(path, sample_rate=RATE)
+    block = next(reading)
+    path.unlink()
+    assert len(block) + sum(map(len, reading)) == len(wave)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read_has_a_reason(wave, tmp_path):
     path = write(tmp_path / "a.wav", wave, "wav")
@@ -340,6 +571,21 @@ def test_ffmpeg_reads_many_channels_side_by_side(wave, tmp_path):
     found = read_recording(path)
     assert found.source_channels == channels
     np.testing.assert_allclose(found.waveform, wave, atol=1e-4)
+
+
+def test_webm_is_read_with_the_extra(wave, tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((wave * 32767).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = read_recording(path)
+    assert found.flags == ()
+    assert abs(len(found.waveform) - len(wave)) < 1600
+    assert np.corrcoef(found.waveform[: len(wave) - 1600], wave[: len(found.waveform)][: len(wave) - 1600])[0, 1] > 0.8
 
 
 def test_m4a_without_the_extra_names_it(m4a, monkeypatch):

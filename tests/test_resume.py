@@ -83,6 +83,18 @@ def test_killed_thirty_times_a_run_ends_with_the_files_of_one_that_was_not():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_killed_while_disks_and_decoders_fail_a_run_ends_with_the_files_of_one_where_they_did_not():
+    command = [sys.executable, ROOT / "tests" / "killing.py", "--faults", "--recordings", "400", "--kills", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["codes"] == [1, 1]
+    assert found["left_behind"] == 0
+    for always in ("SIGSEGV", "0.2 GB of memory"):
+        assert any(always in reason for reason in found["failed"])
+
+
 def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp_path, monkeypatch):
     first = extract("out")
     before = content(tmp_path / "out")

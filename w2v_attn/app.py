@@ -78,8 +78,8 @@ def extract(config: Any) -> int:
     if making.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
     without = listed - len(corpus.rows)
-    max_duration = _number(config, "max_duration")
-    task = Task(output=output, layers=tuple(layers), max_duration=max_duration, layout=layout, making=making)
+    limits = {"max_duration": _number(config, "max_duration"), "decoding": _decoding(config)}
+    task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **limits)
     model = _model_options(config) | {"long": _long(config.long)}
     job = Job(checkpoint=_text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
@@ -216,7 +216,8 @@ def transcribe(config: Any) -> int:
     formats = _list(config, "formats")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
-    run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
+    limits = {"max_duration": max_duration, "decoding": _decoding(config)}
+    run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
     outcomes, seconds, code = _watch(corpus, run)
 
     heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
@@ -254,7 +255,8 @@ def evaluate(config: Any) -> int:
         corpus = replace(corpus, rows=chosen)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
-    run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, max_duration=max_duration)
+    limits = {"max_duration": max_duration, "decoding": _decoding(config)}
+    run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
     outcomes, seconds, code = _watch(corpus, run)
 
     predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -791,6 +793,16 @@ def _beam(config: Any) -> Any:
         weight=float(beam.weight),
         word_score=float(beam.word_score),
     )
+
+
+def _decoding(config: Any) -> Any:
+    """Where and within which limits recordings are decoded."""
+    from w2v_attn.runs.decoding import Decoding
+
+    decoding = config.decoding
+    apart = {name: _number(decoding, name) for name in ("seconds", "gigabytes") if name in decoding}
+    rates, channels = _list(decoding, "rates", int), int(_number(decoding, "max_channels"))
+    return Decoding(kind=str(decoding.kind), rates=tuple(rates), max_channels=channels, **apart)
 
 
 def _need(extra: str, *modules: str) -> None:

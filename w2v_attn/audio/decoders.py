@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 
-from w2v_attn.audio.promises import broken_promise, flac_checksum
+from w2v_attn.audio import flac, mp3, ogg, wav
+from w2v_attn.audio.promises import broken_promise, sphere_oddities
 
 BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
@@ -71,11 +72,13 @@ def open_source(path: Path) -> Iterator[Source]:
         if not start:
             raise AudioError("is empty (0 bytes)")
         try:
-            broken = broken_promise(file)
+            broken, contradiction = broken_promise(file), flac.contradiction(file)
         except (OSError, OverflowError) as error:  # lengths that lead nowhere
             raise AudioError("is damaged: its header does not hold together") from error
         if broken is not None:
             raise AudioError(f"is cut short: {broken}")
+        if contradiction is not None:
+            raise AudioError(f"is damaged: {contradiction}")
         try:
             yield from _opened_by_soundfile(file)
         except soundfile.LibsndfileError as error:
@@ -91,13 +94,13 @@ def _opened_by_soundfile(file: Any) -> Iterator[Source]:
         yield from _opened_by_ffmpeg(file, error)
         return
     with sound:
-        yield _SoundFileSource(sound, file.name)
+        yield _SoundFileSource(sound, file)
 
 
 class _SoundFileSource(Source):
-    def __init__(self, sound: soundfile.SoundFile, name: str):
+    def __init__(self, sound: soundfile.SoundFile, file: Any):
         self.rate, self.channels = sound.samplerate, sound.channels
-        self._sound, self._name = sound, name
+        self._sound, self._file = sound, file
         self._frames = 0
         self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
 
@@ -136,12 +139,13 @@ class _SoundFileSource(Source):
         slack = max(MP3_SLACK_FRAMES, MP3_SLACK * promised) if self._sound.format == "MP3" else 0
         if found < promised - slack:
             raise AudioError(f"is cut short: its header promises {promised} samples, it holds {found}")
-        return []
+        return _oddities_of_content(self._file, found, self.rate, is_mp3=self._sound.format == "MP3")
 
     def _check_flac(self, digest: bytes) -> list[str]:
         found = self._frames
-        with open(self._name, "rb") as file:
-            checksum, claimed = flac_checksum(file)
+        with _again(self._file) as file:
+            header = flac.stated(file)
+        checksum, claimed = (header.checksum, header.samples) if header is not None else (None, 0)
         if checksum is not None and checksum != digest:
             raise AudioError("is damaged: its samples do not have the checksum that its header states")
         if claimed and claimed != found:
@@ -151,7 +155,28 @@ class _SoundFileSource(Source):
         return [] if claimed else ["header does not state the length"]
 
 
+def _again(file: Any) -> BinaryIO:
+    """The same file, wherever its name leads now, to be read anew."""
+    return open(os.dup(file.fileno()), "rb")
+
+
+def _oddities_of_content(opened: Any, frames: int, rate: int, *, is_mp3: bool) -> list[str]:
+    """What decoders do not say of containers that they pass over damage in. Raises AudioError where there is some.
+
+    frames: that were decoded.
+    """
+    with _again(opened) as file:
+        if (fault := ogg.fault(file)) is not None:
+            raise AudioError(fault)
+        if is_mp3:
+            return mp3.oddities(file, frames)
+        return wav.oddities(file, frames, rate) + sphere_oddities(file, frames)
+
+
 def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
+    # It reads damaged ones of these, as good as it can, and says nothing.
+    if flac.stated(file) is not None or wav.is_uncompressed(file):
+        raise AudioError(f"is damaged: {_sentence(refusal)}") from refusal
     file.seek(0)
     start = file.read(32)
     known = any(start[at:].startswith(magic) for at, magics in MAGIC_OF_FFMPEG.items() for magic in magics)
@@ -169,7 +194,7 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
         with av.open(file, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError("has no audio track")
-            yield _FFmpegSource(container)
+            yield _FFmpegSource(container, file)
     except (av.error.FFmpegError, OSError) as error:
         if known:
             raise AudioError(f"is damaged: FFmpeg says {error.strerror}") from error
@@ -177,13 +202,14 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
 
 
 class _FFmpegSource(Source):
-    def __init__(self, container: Any):
+    def __init__(self, container: Any, file: Any):
         stream = container.streams.audio[0]
         codec = stream.codec_context
         if codec is None or not codec.sample_rate or not codec.channels:
             raise AudioError("has an audio track that FFmpeg has no decoder for")
         self.rate, self.channels = codec.sample_rate, codec.channels
-        self._container, self._stream = container, stream
+        codec.thread_count = 1  # files are decoded side by side
+        self._container, self._stream, self._file = container, stream, file
         self._frames = 0
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -200,13 +226,17 @@ class _FFmpegSource(Source):
                 yield block.astype(np.float32, copy=False)
 
     def check_complete(self) -> list[str]:
-        if self._stream.duration is None:
-            return []
-        promised = float(self._stream.duration * self._stream.time_base)
         found = self._frames / self.rate
+        is_mp3 = self._stream.codec_context.name.startswith("mp3")
+        odd = _oddities_of_content(self._file, self._frames, self.rate, is_mp3=is_mp3)
+        if self._stream.duration is None:
+            return odd
+        promised = float(self._stream.duration * self._stream.time_base)
         if found < 0.98 * promised - 0.2:
             raise AudioError(f"is cut short: its header promises {promised:.2f} seconds, it holds {found:.2f}")
-        return []
+        if found > 1.02 * promised + 0.2 and not is_mp3:  # of which it is a guess
+            odd.append(f"longer than its header says ({found:.2f} seconds, not {promised:.2f})")
+        return odd
 
 
 def _sentence(error: Exception) -> str:

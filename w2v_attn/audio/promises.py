@@ -44,23 +44,15 @@ def broken_promise(file: BinaryIO) -> str | None:
     return None
 
 
-def flac_checksum(file: BinaryIO) -> tuple[bytes | None, int]:
-    """(MD5 of all samples or None where it is not stated, number of samples or 0 where it is not stated)."""
-    file.seek(0)
-    start = file.read(10)
-    if start[:3] == b"ID3":  # some writers put MP3's tag in front
-        size = 0
-        for byte in start[6:10]:
-            size = size << 7 | byte & 0x7F
-        file.seek(10 + size)
-        start = file.read(10)
-    if start[:4] != b"fLaC":
-        return None, 0
-    file.seek(file.tell() - len(start) + 8)
-    streaminfo = file.read(34)  # RFC 9639, section 8.2: 20 + 3 + 5 + 36 bits from byte 10, then 128 bits of MD5
-    samples = int.from_bytes(streaminfo[10:18], "big") & ((1 << 36) - 1)
-    md5 = streaminfo[18:34]
-    return (md5 if any(md5) else None), samples
+def sphere_oddities(file: BinaryIO, frames: int) -> list[str]:
+    """What is odd about an open file, in words, if it is a SPHERE: its decoder takes all that follows for samples.
+
+    frames: that were decoded.
+    """
+    stated = _sphere_fields(file).get("sample_count", "")
+    if stated.isdecimal() and int(stated) != frames:
+        return [f"header claims {stated} samples, the file holds {frames}"]
+    return []
 
 
 def _riff_end(file: BinaryIO, order: str) -> int | None:
@@ -111,20 +103,29 @@ def _caf_end(file: BinaryIO) -> int | None:
     return None
 
 
-def _sphere_end(file: BinaryIO) -> int | None:
+def _sphere_fields(file: BinaryIO) -> dict[str, str]:
+    """What a SPHERE's header states; its own length has no name."""
     file.seek(0)
     lines = file.read(1024).decode("latin-1").splitlines()
     fields = {}
+    if lines[:1] != ["NIST_1A"]:
+        return fields
+    fields[""] = lines[1] if len(lines) > 1 else ""
     for line in lines[2:]:
         if line.strip() == "end_head":
             break
         parts = line.split(None, 2)
         if len(parts) == 3:
             fields[parts[0]] = parts[2]
+    return fields
+
+
+def _sphere_end(file: BinaryIO) -> int | None:
+    fields = _sphere_fields(file)
     try:
-        header = int(lines[1])
+        header = int(fields[""])
         frames, channels, width = (int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes"))
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError):
         return None
     coding = fields.get("sample_coding", "pcm")
     return None if "embedded" in coding else header + frames * channels * width

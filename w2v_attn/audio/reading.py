@@ -1,24 +1,17 @@
 """`read_audio`: one file as mono float32 at the rate of the model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
-from w2v_attn.audio.decoders import AudioError, Source, open_source
+from w2v_attn.audio.decoders import AudioError as AudioError
+from w2v_attn.audio.samples import MOST_CHANNELS, RATES, Findings, read_samples
 
 SAMPLE_RATE = 16_000
-LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
-MOST_CHANNELS = 64
-# Ordinary decoders and resamplers overshoot full scale a little; beyond this it is another scale altogether.
-LOUD = 2.0
-# Seconds that a part may be shorter than stated: manifests round.
-PART_SLACK = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,110 +62,35 @@ def read_recording(
     max_duration: float = float("inf"),
     offset: float = 0.0,
     duration: float | None = None,
+    rates: tuple[int, int] = RATES,
+    max_channels: int = MOST_CHANNELS,
 ) -> Recording:
     """Like `read_audio`, with what is known about the file.
 
     offset, duration: seconds, of the part to read; None: to the end. What is not read of a file is not checked either.
+    rates: Hz, the lowest and the highest that a file may declare. max_channels: that it may declare.
 
     Raises:
         AudioError: as `read_audio`; or the part does not lie inside the file.
     """
-    with open_source(Path(path)) as source:
-        if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
-            raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {LOWEST_RATE} to {HIGHEST_RATE} Hz")
-        if source.channels > MOST_CHANNELS:
-            raise AudioError(f"declares {source.channels} channels: expected {MOST_CHANNELS} at most")
-        extent = Extent()
-        part = _Part(source, offset, duration)
-        waveform = _join(_resampled(_mono(part, max_duration, extent), source.rate, sample_rate))
-        flags = [*part.check_complete(), *extent.oddities()]
-        if not np.isfinite(waveform).all():
-            raise AudioError(f"overflows when it is resampled: its samples reach {extent.high:.3g} × full scale")
-        return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
+    reading = read_samples(
+        path,
+        sample_rate=sample_rate,
+        max_duration=max_duration,
+        offset=offset,
+        duration=duration,
+        rates=rates,
+        max_channels=max_channels,
+    )
+    blocks = []
+    while True:
+        try:
+            blocks.append(next(reading))
+        except StopIteration as end:
+            return recording_of(blocks, sample_rate, end.value)
 
 
-class _Part:
-    """The frames of a source from `offset` on, `duration` long, both in seconds."""
-
-    def __init__(self, source: Source, offset: float, duration: float | None):
-        self.rate = source.rate
-        self._source, self._offset, self._duration = source, offset, duration
-        self._first = round(offset * source.rate)
-        self._left = float("inf") if duration is None else max(1, round(duration * source.rate))
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """float32 [frames, channels], one after the other."""
-        skipped = self._source.skip(self._first)
-        for block in self._source.blocks():
-            inside = block[max(0, self._first - skipped) :]
-            skipped += len(block) - len(inside)
-            if len(inside) > 0:
-                taken = inside[: int(min(self._left, len(inside)))]
-                self._left -= len(taken)
-                yield taken
-            if self._left == 0:
-                return
-
-    def nothing(self) -> str:
-        """Why there are no samples."""
-        return f"ends before {self._offset:g} s, where the part begins" if self._first else "holds no samples"
-
-    def check_complete(self) -> list[str]:
-        """As of the source, where all of it was read."""
-        if self._duration is None:
-            return self._source.check_complete() if self._first == 0 else []
-        if self._left > PART_SLACK * self.rate:
-            raise AudioError(f"ends before the part from {self._offset:g} s, {self._duration:g} s long, does")
-        return []
-
-
-@dataclass
-class Extent:
-    """The least and the greatest sample of a file, before resampling rounds its corners."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def include(self, block: np.ndarray) -> None:
-        self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
-
-    def oddities(self) -> Iterator[str]:
-        """What is odd about these samples, in words."""
-        if self.low == self.high:
-            yield "all zeros" if self.low == 0 else "constant"
-        peak = max(-self.low, self.high)
-        if peak > LOUD:
-            yield f"louder than full scale ({peak:.3g} ×)"
-
-
-def _mono(source: "_Part", max_duration: float, extent: Extent) -> Iterator[np.ndarray]:
-    """float32 [frames] blocks: the mean of the channels."""
-    frames = 0
-    for block in source.blocks():
-        frames += len(block)
-        if frames > max_duration * source.rate:
-            raise AudioError(
-                f"is longer than max_duration={max_duration:g} seconds: raise it if there is memory, or cut the file"
-            )
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        if not np.isfinite(mono).all():
-            raise AudioError(f"has NaN or infinite samples within its first {frames / source.rate:.1f} seconds")
-        extent.include(mono)
-        yield mono
-    if frames == 0:
-        raise AudioError(source.nothing())
-
-
-def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
-    """Block by block, in constant memory for any pair of rates (a polyphase kernel for 44101 Hz would be gigabytes)."""
-    if source_rate == rate:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _join(blocks: Iterator[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.float32), *blocks])
+def recording_of(blocks: Sequence[np.ndarray], sample_rate: int, findings: Findings) -> Recording:
+    """The recording that was read in these blocks."""
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])
+    return Recording(torch.from_numpy(waveform), sample_rate, **vars(findings))

@@ -9,11 +9,12 @@ is passed over, and one of which something is missing is computed whole, and onl
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.decoding import HERE, Decoding
 from w2v_attn.runs.errors import failure
 from w2v_attn.runs.feeding import LEAST_AHEAD, MOST_WAITING, WINDOW, ReadAhead, batches, reader_threads
 from w2v_attn.runs.outcomes import Outcome, Settled
@@ -38,6 +39,7 @@ def process_rows(
     writers: int = 1,
     settled: Callable[[Row], Settled[Result] | None] = lambda row: None,
     interrupted: Callable[[], bool] = lambda: False,
+    decoding: Decoding = HERE,
 ) -> Generator[Outcome[Result], None, None]:
     """Reads every row's recording, processes and finishes it; yields what became of it when it is finished.
 
@@ -52,6 +54,7 @@ def process_rows(
     settled: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
         ends the run.
     interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
+    decoding: where and within which limits recordings are decoded.
 
     Outcomes come batch by batch: within a window of some batches the longer recordings first; ONE_BY_ONE in the order
     of the rows. Closed before its end, it finishes the results that writers have in hand and drops the others.
@@ -59,7 +62,8 @@ def process_rows(
     Raises:
         RunError: what `finish` writes cannot be written (disk full, gone, read-only).
     """
-    limit, reader = Limit(), Reader(model, max_duration, settled)
+    limit, decoder = Limit(), decoding.start()
+    reader = Reader(model, max_duration, settled, decoder.read_recording)
     reading = ReadAhead(
         rows,
         reader.read,
@@ -74,7 +78,8 @@ def process_rows(
         while unfinished and (wait or unfinished[0].done()):
             yield unfinished.popleft().result()
 
-    with _writers(writers) as pool, reading:
+    # The decoder is closed first: so threads that wait for one that hangs wait no more.
+    with _writers(writers) as pool, reading, closing(decoder):
         for batch in batches(reading, budget):
             if interrupted():
                 break

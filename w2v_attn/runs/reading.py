@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -49,8 +50,15 @@ class Read:
 class Reader:
     """Reads rows for a model, in any thread. See `pipeline.process_rows` for its arguments."""
 
-    def __init__(self, model: Model, max_duration: float, settled: Callable[[Row], Settled[Any] | None]):
-        self._model, self._max_duration, self._settled = model, max_duration, settled
+    def __init__(
+        self,
+        model: Model,
+        max_duration: float,
+        settled: Callable[[Row], Settled[Any] | None],
+        decode: Callable[..., Recording],
+    ):
+        self._model, self._settled = model, settled
+        self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
 
     def read(self, row: Row) -> Read:
         """The recording, where it is not settled."""
@@ -64,7 +72,7 @@ class Reader:
 
     def _decode(self, row: Row) -> Read:
         try:
-            recording = read_row(row, sample_rate=self._model.sample_rate, max_duration=self._max_duration)
+            recording = self._read_row(row)
             self._model.check_waveform(recording.waveform)
         except Exception as error:
             return Read(row, failure(error), frames=0)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,15 +12,23 @@ from w2v_attn.audio.reading import Recording, read_recording
 from w2v_attn.corpus.rows import Row
 
 
-def read_row(row: Row, *, sample_rate: int, max_duration: float = float("inf")) -> Recording:
+def read_row(
+    row: Row,
+    *,
+    sample_rate: int,
+    max_duration: float = float("inf"),
+    decode: Callable[..., Recording] = read_recording,
+) -> Recording:
     """The recording that a row means, or that part of it.
+
+    decode: `read_recording`, or who does the same elsewhere.
 
     Raises:
         AudioError: see `read_recording`; or the file was changed while it was read.
     """
     part = {"sample_rate": sample_rate, "max_duration": max_duration, "offset": row.offset, "duration": row.duration}
     before = source_state(row)
-    recording = replace(_read_part(row, part), source=before or "")
+    recording = replace(_read_part(row, part, decode), source=before or "")
     if before is not None and source_state(row) != before:
         raise AudioError("was changed while it was read: wait for the end of what writes it")
     return recording
@@ -54,11 +62,11 @@ def source_size(row: Row) -> int:
         return 0  # gone since it was listed; its outcome will say so
 
 
-def _read_part(row: Row, part: dict[str, Any]) -> Recording:
+def _read_part(row: Row, part: dict[str, Any], decode: Callable[..., Recording]) -> Recording:
     if row.content is None:
-        return read_recording(row.path, **part)
+        return decode(row.path, **part)
     with _as_file(row.content()) as name:
-        return read_recording(name, **part)
+        return decode(name, **part)
 
 
 @contextmanager

@@ -1,0 +1,253 @@
+"""Decoding apart: in processes that may hang, crash or want all memory, and cost the recording at hand only.
+
+Each thread that reads has a process of its own, started when it is first needed and asked for one recording after the
+other. It is a plain program with pipes to it: it imports neither torch nor the program that is running, and what is
+forked holds no locks of other threads.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import w2v_attn
+from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.reading import Recording, recording_of
+from w2v_attn.audio.samples import Findings
+from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
+from w2v_attn.runs.outcomes import RunError
+
+# Seconds that the start of a process may take: on a busy cluster Python comes over the network.
+START = 120.0
+# Seconds to wait for the end of a process that was killed: one that waits for a dead disk has none.
+LAST_WORDS = 1.0
+# Bytes that a pipe holds: a quarter of a minute of samples. As much as everybody may ask of Linux.
+PIPE = 1 << 20
+
+
+# This package and not another one of its name; and nothing from the folder that the command was given in (`-P`), where
+# audio lies.
+HOME = str(Path(w2v_attn.__file__).resolve().parent.parent)
+START_UP = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import w2v_attn
+del sys.path[0]
+from w2v_attn.audio.worker import main
+main()
+"""
+
+
+class Apart:
+    """`read_recording`, in processes of their own.
+
+    seconds: that a decoder may be without samples. gigabytes: of memory beyond what its libraries take.
+    limits: what is accepted of every recording; see there.
+    """
+
+    def __init__(self, *, seconds: float, gigabytes: float, **limits: Any):
+        self._seconds, self._gigabytes, self._limits = seconds, gigabytes, limits
+        self._lock = threading.Lock()
+        self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
+        self._closed = False
+
+    def read_recording(self, path: str | os.PathLike[str], *, sample_rate: int, **part: Any) -> Recording:
+        """As `audio.reading.read_recording`; and hanging, crashing and memory are reasons too. From any thread.
+
+        Raises:
+            AudioError: it cannot be used, or `close` came before its end.
+            RunError: the processes do not start.
+        """
+        request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
+        try:
+            return self._ask(request)
+        except _LostError:
+            # Once more: a process that was ended by others, a disk that took a break. Were it a failure at once, its
+            # neighbours would be in other batches than without it, and have other last bits.
+            return self._ask(request)
+
+    def _ask(self, request: dict[str, Any]) -> Recording:
+        while not (process := self._take()).send(request):
+            self._drop(process)  # it ended while it had nothing to do
+        try:
+            reply = self._reply(process, request["sample_rate"])
+        except BaseException:
+            self._drop(process)
+            raise
+        self._give_back(process)
+        if isinstance(reply, AudioError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """Ends the processes, also those that are at work: whoever waits for them gets an AudioError."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for process in [*idle, *self._busy]:
+                process.kill()
+        for process in idle:  # the others are let go by whoever waits for them
+            process.end()
+
+    def _reply(self, process: "_Process", sample_rate: int) -> Recording | AudioError:
+        """What it says. Raises _LostError where it says nothing, and is no more to be asked."""
+        blocks = []
+        try:
+            for kind, content in process.messages(self._seconds):
+                if kind == BLOCK:
+                    blocks.append(np.frombuffer(content, np.float32))
+                elif kind == FOUND:
+                    found = json.loads(content)
+                    return recording_of(blocks, sample_rate, Findings(**{**found, "flags": tuple(found["flags"])}))
+                elif kind == REFUSED:
+                    return AudioError(content.decode())
+                elif kind == NO_MEMORY:
+                    return AudioError(
+                        f"takes more than {self._gigabytes:g} GB of memory to decode: if it should, raise "
+                        "decoding.gigabytes"
+                    )
+        except TimeoutError:
+            raise _LostError(
+                f"took longer than {self._seconds:g} seconds to decode without giving a sample: if it should, raise "
+                "decoding.seconds"
+            ) from None
+        if self._closed:
+            raise AudioError("was interrupted")
+        raise _LostError(f"crashes its decoder ({process.end()})")
+
+    def _take(self) -> "_Process":
+        with self._lock:
+            if self._closed:
+                raise AudioError("was interrupted")
+            process = self._idle.pop() if self._idle else _Process(self._seconds, self._gigabytes)
+            self._busy.add(process)
+        try:
+            process.wait_ready()
+        except BaseException:
+            self._drop(process)
+            raise
+        return process
+
+    def _give_back(self, process: "_Process") -> None:
+        with self._lock:
+            if not self._closed:
+                self._busy.discard(process)
+                self._idle.append(process)
+                return
+        self._drop(process)
+
+    def _drop(self, process: "_Process") -> None:
+        with self._lock:
+            self._busy.discard(process)
+        process.kill()
+        process.end()
+
+
+class _LostError(AudioError):
+    """A process was lost over a recording."""
+
+
+class _Process:
+    def __init__(self, seconds: float, gigabytes: float):
+        # One thread: of many cores, each would take address space of its own.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START_UP, HOME, str(seconds), str(int(gigabytes * 1e9))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**os.environ, **threads},
+                start_new_session=True,  # Ctrl-C is for the run, and the run ends its processes
+            )
+        except OSError as error:  # no more processes, or no memory for one
+            raise _cannot_start(error.strerror or str(error)) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        _widen(self._replies.fileno())
+        self._come = select.poll()
+        self._come.register(self._replies, select.POLLIN)
+        self._ready = False
+
+    def wait_ready(self) -> None:
+        """Until it is started. Raises RunError where it cannot be."""
+        if self._ready:
+            return
+        with suppress(TimeoutError):
+            self._ready = next(self.messages(START), None) == (READY, b"")
+        if not self._ready:
+            self.kill()
+            raise _cannot_start(self.end())
+
+    def send(self, request: dict[str, Any]) -> bool:
+        """Asks for a recording -> whether there is somebody to ask."""
+        try:
+            self._requests.write(json.dumps(request).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def messages(self, seconds: float) -> Iterator[tuple[bytes, bytearray]]:
+        """(kind, content), until the process ends. Raises TimeoutError where one takes longer than `seconds`."""
+        while True:
+            deadline = time.monotonic() + seconds
+            head = self._read(HEAD.size, deadline)
+            if head is None:
+                return
+            kind, length = HEAD.unpack(head)
+            content = self._read(length, deadline)
+            if content is None:
+                return
+            yield kind, content
+
+    def _read(self, length: int, deadline: float) -> bytearray | None:
+        """So many bytes; None: it ended before."""
+        content = bytearray(length)
+        left = memoryview(content)
+        while len(left) > 0:
+            if not self._come.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            count = os.readv(self._replies.fileno(), [left])
+            if count == 0:
+                return None
+            left = left[count:]
+        return content
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """Waits for its end, but not for ever -> how it ended, in words. The pipes are closed: for its owner alone."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_WORDS)
+        with suppress(OSError):
+            self._requests.close()
+        self._replies.close()
+        code = self._process.returncode
+        if code is None:
+            return "it cannot be ended"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _cannot_start(why: str) -> RunError:
+    return RunError(f"the processes that decode recordings do not start ({why}): decoding=here does without them")
+
+
+def _widen(pipe: int) -> None:
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # beyond what its user may have: it works as it is
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
