@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -61,29 +60,44 @@ def extract(config: Any) -> int:
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.encoder.encoder import load_encoder
     from w2v_attn.encoder.long import Long
-    from w2v_attn.extraction.extracting import extract_corpus
+    from w2v_attn.extraction.estimate import estimate
+    from w2v_attn.extraction.extracting import check_output, extract_corpus
     from w2v_attn.pretrained.replace import core_in_use
 
     max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
     encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
-    about = {"command": _command(), "config": _plain(config)}
-    run = partial(extract_corpus, encoder, corpus.rows, output, layers=layers, max_duration=max_duration, about=about)
-    outcomes, seconds, code = _watch(corpus, run)
+    options: dict[str, Any] = {"layers": layers, "max_duration": max_duration}
+    ahead = estimate(encoder, corpus.rows, output, **options)
+    _show_estimate(ahead, f"{', '.join(layers)} in {str(encoder.dtype).removeprefix('torch.')}")
+    if config.dry_run:
+        check_output(encoder, output, layers)
+        return DONE
+    about = {
+        "command": _command(),
+        "folder": os.getcwd(),
+        "estimate": ahead.as_record(),
+        "config": _plain(config),
+    }
+    run = partial(extract_corpus, encoder, corpus.rows, output, **options, about=about)
+    frames = channels = 0
 
-    written = [outcome.result for outcome in outcomes if outcome.result is not None]
-    channels = written[0].channels if written else 0
+    def take(outcome: Any) -> None:
+        nonlocal frames, channels
+        frames, channels = frames + outcome.result.frames, outcome.result.channels
+
+    tally, seconds, code = _watch(corpus, run, take, total=ahead.weight)
     rows = [
         ("layers", ", ".join(layers)),
-        ("frames", f"{sum(result.frames for result in written):,} × {channels} channels, {encoder.dtype}"),
+        ("frames", f"{frames:,} × {channels} channels, {encoder.dtype}"),
         ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
     ]
     if encoder.long.kind != "exact":
         rows.append(("long", f"{encoder.long.kind} of {encoder.long.seconds:g} s: not exact beyond that"))
     if encoder.why_not_ragged is not None:
         rows.append(("one by one", f"for {encoder.why_not_ragged}"))
-    return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
+    return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
 
 
 def convert(config: Any) -> int:
@@ -162,17 +176,19 @@ def transcribe(config: Any) -> int:
     corpus = list_recordings(_text(config, "audio"), root=config.root)
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, max_duration=max_duration)
-    outcomes, seconds, code = _watch(corpus, run)
+    shown: list[tuple[str, str, str]] = []
 
-    heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
-    shown = [
-        (row_id, found.text if isinstance(found, Transcript) else found.label, f"{found.score:.2f}")
-        for row_id, found in heard[:SHOWN]
-    ]
-    more = f" (the first {SHOWN} of {len(heard)})" if len(heard) > SHOWN else ""
+    def take(outcome: Any) -> None:
+        if len(shown) < SHOWN:
+            found = outcome.result
+            text = found.text if isinstance(found, Transcript) else found.label
+            shown.append((outcome.row.id, text, f"{found.score:.2f}"))
+
+    tally, seconds, code = _watch(corpus, run, take)
+    more = f" (the first {SHOWN} of {tally.written})" if tally.written > SHOWN else ""
     console.console().print(console.table(f"Heard{more}", shown, header=("recording", "text", "score")))
     rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
-    return _conclude("Transcribed", corpus, outcomes, seconds, code, output / TRANSCRIPTS, rows)
+    return _conclude("Transcribed", corpus, tally, seconds, code, output / TRANSCRIPTS, rows)
 
 
 def evaluate(config: Any) -> int:
@@ -200,9 +216,8 @@ def evaluate(config: Any) -> int:
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
     run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, max_duration=max_duration)
-    outcomes, seconds, code = _watch(corpus, run)
-
-    predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
+    predictions: list[Any] = []
+    tally, seconds, code = _watch(corpus, run, lambda outcome: predictions.append(outcome.result))
     rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
@@ -211,37 +226,66 @@ def evaluate(config: Any) -> int:
         if shown:
             console.console().print(console.table(f"Wrong{more}", shown, header=("recording", "is", "heard")))
         rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
-    return _conclude("Evaluated", corpus, outcomes, seconds, code, output, rows)
+    return _conclude("Evaluated", corpus, tally, seconds, code, output, rows)
 
 
-def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, int]:
-    """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code.
+def _watch(
+    corpus: Any, start: Callable[..., Any], take: Callable[[Any], None], total: float | None = None
+) -> tuple[Any, float, int]:
+    """Goes through a run with progress, until its end or an interruption -> its tally, seconds it took, exit code.
 
-    The outcomes come in the order of the corpus, whatever the order of the run.
+    take: is given the outcomes that have a result, as they come. total: the weight of what is not there yet, where that
+    is known; see `runs.sources.row_weight`.
     """
     from w2v_attn import console
     from w2v_attn.runs.outcomes import RunError
+    from w2v_attn.runs.pace import Pace
+    from w2v_attn.runs.sources import row_weight
+    from w2v_attn.runs.tally import Tally
 
-    outcomes: list[Any] = []
-    sizes = {row.id: _size(row.path) for row in corpus.rows}
+    tally, pace = Tally(), Pace(sum(map(row_weight, corpus.rows)) if total is None else total)
     started = time.monotonic()
     code = DONE
     interruption = _Interruption()
     run = start(interrupted=lambda: interruption.code is not None)
     try:
-        with interruption, closing(run), console.ProgressLine(sum(sizes.values()), "recordings") as progress:
+        with interruption, closing(run), console.RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
-                outcomes.append(outcome)
-                progress.advance(sizes[outcome.row.id], failed=outcome.reason is not None)
+                tally.take(outcome)
+                pace.take(outcome, 0.0 if outcome.kept else row_weight(outcome.row))
+                progress.update()
+                if outcome.result is not None:
+                    take(outcome)
     except RunError as error:
         print(f"stopped: {error}. When that is mended, this goes on:\n  {_command()}", file=sys.stderr)
         code = SOME_FAILED
     except KeyboardInterrupt:  # the second signal did not wait for the batch at hand
         pass
-    seconds = time.monotonic() - started
-    places = {row_id: place for place, row_id in enumerate(sizes)}
-    outcomes.sort(key=lambda outcome: places[outcome.row.id])
-    return outcomes, seconds, interruption.code or code
+    return tally, time.monotonic() - started, interruption.code or code
+
+
+def _show_estimate(ahead: Any, what: str) -> None:
+    """What a run will take, and a warning where the disk has no room for that."""
+    from w2v_attn import console
+
+    known = f"of {ahead.looked_at:,} headers" if ahead.looked_at < ahead.recordings else "of all headers"
+    spread = f" ± {ahead.spread:.1%}" if ahead.spread >= 5e-4 else ""
+    rows = [
+        ("recordings", f"{ahead.recordings:,}"),
+        ("audio", f"{console.span(ahead.audio)}{spread}, {known}"),
+        ("to write", f"{ahead.files:,} files, {console.size(ahead.bytes)}: {what}"),
+        ("time", f"about {console.span(ahead.seconds)}"),
+    ]
+    if ahead.there:
+        rows.insert(1, ("already there", f"about {ahead.there:,}"))
+        rows.insert(3, ("to compute", console.span(ahead.missing)))
+    if ahead.unusable:
+        rows.insert(1, ("cannot be used", f"about {ahead.unusable:,}"))
+    if ahead.free is not None:
+        rows.append(("free on the disk", console.size(ahead.free)))
+    console.console().print(console.table("Estimated", rows))
+    for warning in ahead.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
@@ -253,38 +297,53 @@ def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
         console.console().print(console.table(f"{title}{more}", failed[:SHOWN], header=("recording", "reason")))
 
 
+def _show_kinds(title: str, tally: Any) -> None:
+    """A table of what failed: every recording with its reason, or of many the kinds of reasons with one of each."""
+    from w2v_attn import console
+
+    if tally.failed <= len(tally.few):
+        _show_failed(title, tally.few)
+        return
+    kinds = tally.kinds.most_common(SHOWN)
+    more = f" (the {SHOWN} most frequent of {len(tally.kinds):,} reasons)" if len(tally.kinds) > SHOWN else ""
+    rows = []
+    for kind, count in kinds:
+        row_id, reason = tally.examples[kind]
+        rows.append((f"{count:,} ×", reason if count == 1 else kind, row_id))
+    header = ("recordings", "reason", "one of them")
+    console.console().print(console.table(f"{title}: {tally.failed:,}{more}", rows, header=header))
+
+
 def _conclude(
-    title: str, corpus: Any, outcomes: list[Any], wall: float, code: int, output: Path, rows: list[tuple[str, str]]
+    title: str, corpus: Any, tally: Any, wall: float, code: int, output: Path, rows: list[tuple[str, str]]
 ) -> int:
     """The summary of a run, and its exit code."""
     from w2v_attn import console
     from w2v_attn.runs.ledger import LEDGER
 
-    failed = [outcome for outcome in outcomes if outcome.reason is not None]
-    kept = sum(outcome.kept for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes if not outcome.kept)
-    flags = Counter(flag.split(" (")[0] for outcome in outcomes for flag in outcome.flags)
-    missing = len(corpus.rows) - len(outcomes)
+    missing = len(corpus.rows) - tally.reached
+    wall = max(wall, 1e-9)
     summary = [
-        ("recordings", f"{len(outcomes) - len(failed)} of {len(corpus.rows)}"),
-        ("failed", f"{len(failed)}, see {LEDGER}" if failed else "0"),
-        ("audio", f"{seconds:.1f} s, {seconds / max(wall, 1e-9):.1f} × real time"),
+        ("recordings", f"{tally.written + tally.kept:,} of {len(corpus.rows):,}"),
+        ("failed", f"{tally.failed:,}, see {LEDGER}" if tally.failed else "0"),
+        ("audio", f"{tally.seconds:,.1f} s, {tally.seconds / wall:.1f} × real time"),
+        ("time", f"{console.span(wall)}, {tally.written / wall:,.1f} recordings/s"),
         *rows,
         ("output", str(output)),
     ]
-    if kept:
-        summary.insert(1, ("already there", str(kept)))
+    if tally.kept:
+        summary.insert(1, ("already there", f"{tally.kept:,}"))
     if missing:
-        summary.append(("not reached", str(missing)))
+        summary.append(("not reached", f"{missing:,}"))
     if corpus.skipped:
         summary.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
-    summary += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
+    summary += [("flagged", f"{count:,} × {flag}") for flag, count in tally.flags.most_common(5)]
     screen = console.console()
     screen.print(console.table(title, summary))
-    _show_failed("Could not be used", [(outcome.row.id, outcome.reason) for outcome in failed])
+    _show_kinds("Could not be used", tally)
     if code in (INTERRUPTED, TERMINATED):
         print(f"interrupted: what is written is whole. To go on:\n  {_command()}", file=sys.stderr)
-    return code or (SOME_FAILED if failed else DONE)
+    return code or (SOME_FAILED if tally.failed else DONE)
 
 
 def finetune(config: Any) -> int:
@@ -788,18 +847,13 @@ def _number(config: Any, key: str, *, least: float | None = None) -> float:
     return value
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # gone since it was listed; its outcome will say so
-
-
 def _log_to_stderr() -> None:
-    """Warnings of ours and of the libraries, each a line."""
+    """Warnings of ours and of the libraries, each a line; with its time where it may go into a file."""
     import logging
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    at = "" if sys.stderr.isatty() else "%(asctime)s "
+    form = f"{at}%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
 MP3_SLACK_FRAMES, MP3_SLACK = 1152 + 529, 0.002
 
+# What libsndfile says of a FLAC that does not state its length is beyond these.
+UNKNOWN_FRAMES = 1 << 40
+
 # Uncompressed: where a frame is can be computed.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"})
 
@@ -40,6 +43,11 @@ class Source(ABC):
     def skip(self, frames: int) -> int:
         """Before the first block: goes past as many of the first `frames` as it can at once -> how many that were."""
         return 0
+
+    @property
+    @abstractmethod
+    def promised(self) -> float | None:
+        """Seconds that the header promises; None where it does not say."""
 
     @abstractmethod
     def check_complete(self) -> list[str]:
@@ -95,6 +103,11 @@ class _SoundFileSource(Source):
         self._sound, self._name = sound, name
         self._frames = 0
         self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
+
+    @property
+    def promised(self) -> float | None:
+        frames = self._sound.frames
+        return frames / self.rate if 0 < frames < UNKNOWN_FRAMES else None
 
     def skip(self, frames: int) -> int:
         if self._sound.format not in SEEKABLE or not 0 < frames < self._sound.frames:
@@ -181,6 +194,11 @@ class _FFmpegSource(Source):
         self._container, self._stream = container, stream
         self._frames = 0
 
+    @property
+    def promised(self) -> float | None:
+        duration = self._stream.duration
+        return None if duration is None else float(duration * self._stream.time_base)
+
     def blocks(self) -> Iterator[np.ndarray]:
         import av
 
@@ -195,10 +213,9 @@ class _FFmpegSource(Source):
                 yield block.astype(np.float32, copy=False)
 
     def check_complete(self) -> list[str]:
-        if self._stream.duration is None:
+        promised, found = self.promised, self._frames / self.rate
+        if promised is None:
             return []
-        promised = float(self._stream.duration * self._stream.time_base)
-        found = self._frames / self.rate
         if found < 0.98 * promised - 0.2:
             raise AudioError(f"is cut short: its header promises {promised:.2f} seconds, it holds {found:.2f}")
         return []

@@ -91,6 +91,16 @@ def read_recording(
         return Recording(torch.from_numpy(waveform), sample_rate, source.rate, source.channels, tuple(flags))
 
 
+def read_duration(path: str | os.PathLike[str]) -> float | None:
+    """Seconds that a file's header promises, without decoding it; None where it does not say.
+
+    Raises:
+        AudioError: the file cannot be opened, or is no audio.
+    """
+    with open_source(Path(path)) as source:
+        return source.promised
+
+
 class _Part:
     """The frames of a source from `offset` on, `duration` long, both in seconds."""
 

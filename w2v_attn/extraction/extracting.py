@@ -13,7 +13,7 @@ from w2v_attn.extraction.fingerprint import fingerprint_of
 from w2v_attn.extraction.store import Store, Written
 from w2v_attn.feature_files import feature_path
 from w2v_attn.pretrained.replace import core_in_use
-from w2v_attn.runs.folder import claimed, made_with
+from w2v_attn.runs.folder import check_same, claimed, made_with
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.running import run
 from w2v_attn.whole_files import remove_leftovers
@@ -48,6 +48,11 @@ def extract_corpus(
     """
     wanted = check_layers(layers, encoder.num_layers)
     return _extract(encoder, rows, output, wanted, max_duration, interrupted, about or {})
+
+
+def check_output(encoder: Encoder, output: Path, layers: Sequence[str]) -> None:
+    """Raises ValueError where a run of another configuration has begun this output; writes nothing."""
+    check_same(output, fingerprint_of(encoder, check_layers(layers, encoder.num_layers)))
 
 
 def _extract(

@@ -15,7 +15,7 @@ from w2v_attn import __version__
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.feature_files import feature_path, read_header, write_features
+from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
 from w2v_attn.runs.folder import RunFolder
 from w2v_attn.runs.outcomes import RunError, Settled, write_failed
 from w2v_attn.runs.sources import source_state
@@ -109,6 +109,12 @@ class Store:
         self._claim.check_there()
         path.unlink()
         self._removed.append(why)
+
+
+def file_size(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> int:
+    """Bytes of the file of a row, before there is a run: with hashes that are as long as those that there will be."""
+    identity = dict.fromkeys(("fingerprint", "checkpoint_sha256"), "0" * 64)
+    return written_size(features, _metadata(encoder, row, recording, features) | identity)
 
 
 def _metadata(encoder: Encoder, row: Row, recording: Recording, features: dict[str, Tensor]) -> dict[str, str]:

@@ -8,7 +8,6 @@ import os
 import platform
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.runs.outcomes import FATAL_ERRORS, Outcome, RunError
+from w2v_attn.runs.tally import Tally
 from w2v_attn.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
 RUN, LOCK = "run.json", ".lock"
 FORMAT = "w2v_attn.run/1"
+# Seconds after which `run.json` says anew how far it is.
+FRESH = 60.0
 # File systems that have no locks: some FUSE and cluster file systems, NFS whose lock service does not run.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 
@@ -36,9 +38,8 @@ class RunFolder:
         self.left_over = left_over
         self._output, self._record, self._before = output, record, before
         self._place = _place(output)
-        self._counts: Counter[str] = Counter()
-        self._seconds = 0.0
-        self._started = time.monotonic()
+        self._tally = Tally()
+        self._started = self._told = time.monotonic()
 
     @property
     def batch_frames(self) -> int:
@@ -55,10 +56,10 @@ class RunFolder:
             raise RunError(f"{self._output} is another folder than at the start: was its disk unmounted?")
 
     def count(self, outcome: Outcome[Any]) -> None:
-        """Takes an outcome into the counts."""
-        failed = outcome.reason is not None
-        self._counts["failed" if failed else "kept" if outcome.kept else "written"] += 1
-        self._seconds += 0.0 if outcome.kept else outcome.seconds
+        """Takes an outcome into the counts; `run.json` has them after a minute at most."""
+        self._tally.take(outcome)
+        if time.monotonic() - self._told > FRESH:
+            self._tell()
 
     def withdraw(self) -> None:
         """The run was refused: `run.json` is what it was before it."""
@@ -70,12 +71,23 @@ class RunFolder:
 
     def conclude(self, status: str, reason: str | None = None) -> None:
         """Writes down how the run ended; what cannot be written then (the disk is full) is said in the log."""
-        counts = {"recordings": self._record["counts"]["recordings"]}
-        counts |= {name: self._counts[name] for name in ("written", "kept", "failed")}
-        counts["not_reached"] = counts["recordings"] - self._counts.total()
-        ended = {"ended": _now(), "seconds": round(time.monotonic() - self._started, 3)}
-        self._record |= {"status": status, "reason": reason, "counts": counts}
-        self._record["session"] |= {**ended, "audio_seconds": round(self._seconds, 3)}
+        self._record |= {"status": status, "reason": reason}
+        self._record["session"]["ended"] = _now()
+        self._tell()
+
+    def _tell(self) -> None:
+        tally, total = self._tally, self._record["counts"]["recordings"]
+        seconds = round(time.monotonic() - self._started, 3)
+        self._record["counts"] = {
+            "recordings": total,
+            "written": tally.written,
+            "kept": tally.kept,
+            "failed": tally.failed,
+            "not_reached": total - tally.reached,
+        }
+        self._record["failures"] = dict(tally.kinds.most_common())
+        self._record["session"] |= {"seconds": seconds, "audio_seconds": round(tally.seconds, 3)}
+        self._told = time.monotonic()
         try:
             self.check_there()
             _write(self._output, self._record)
@@ -114,7 +126,8 @@ def claimed(
     try:
         before = _read(output)
         if before is not None:
-            _check_same(output, before, fingerprint, made_with)
+            _check_fingerprint(output, before, fingerprint)
+            _tell_other_machine(output, before, made_with)
         record = {
             "format": FORMAT,
             "status": "running",
@@ -199,9 +212,14 @@ def _release(output: Path, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _check_same(
-    output: Path, before: Mapping[str, Any], fingerprint: Mapping[str, str], made_with: Mapping[str, object]
-) -> None:
+def check_same(output: Path, fingerprint: Mapping[str, str]) -> None:
+    """Raises ValueError where the folder is of another fingerprint, or its record is damaged. Writes nothing."""
+    before = _read(output)
+    if before is not None:
+        _check_fingerprint(output, before, fingerprint)
+
+
+def _check_fingerprint(output: Path, before: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
     changed = _differences(before["fingerprint"], fingerprint)
     if changed:
         listed = "\n  ".join(changed)
@@ -209,6 +227,9 @@ def _check_same(
             f"{output} holds features of another configuration:\n  {listed}\n"
             "Give the same again to go on, or name another output"
         )
+
+
+def _tell_other_machine(output: Path, before: Mapping[str, Any], made_with: Mapping[str, object]) -> None:
     changed = _differences(before["made_with"], made_with)
     if changed:
         logger.warning(

@@ -1,12 +1,16 @@
 """From a row to its recording; and what tells this state of it from others."""
 
 import hashlib
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from w2v_attn.audio.decoders import AudioError
-from w2v_attn.audio.reading import Recording, read_recording
+from w2v_attn.audio.reading import Recording, read_duration, read_recording
 from w2v_attn.corpus.rows import Row
 
 
@@ -41,11 +45,46 @@ def source_state(row: Row) -> str | None:
     return f"{found.st_size} bytes, changed {found.st_mtime_ns}{part}"
 
 
+def row_duration(row: Row) -> float | None:
+    """Seconds of the recording that a row means, as the row or a header says; None where neither does.
+
+    Raises:
+        AudioError: see `read_duration`.
+    """
+    if row.duration is not None:
+        return row.duration
+    with _file_of(row) as path:
+        whole = read_duration(path)
+    return None if whole is None else max(0.0, whole - row.offset)
+
+
+def row_weight(row: Row) -> float:
+    """About how much of a corpus a row is, without opening it: the bytes of its file; 0 where there is none.
+
+    A part that says how long it is has the bytes of 16-bit samples at 16 kHz; rows with content of their own are alike.
+    """
+    if row.duration is not None:
+        return 32_000 * row.duration
+    if row.content is not None:
+        return 1.0
+    try:
+        return os.stat(row.path).st_size
+    except OSError:
+        return 0.0
+
+
 def _read_part(row: Row, part: dict[str, Any]) -> Recording:
+    with _file_of(row) as path:
+        return read_recording(path, **part)
+
+
+@contextmanager
+def _file_of(row: Row) -> Iterator[Path]:
+    """The file of a row, while open; the decoders read by descriptor."""
     if row.content is None:
-        return read_recording(row.path, **part)
-    # The decoders read by descriptor.
+        yield row.path
+        return
     with tempfile.NamedTemporaryFile(suffix=row.path.suffix) as file:
         file.write(row.content())
         file.flush()
-        return read_recording(file.name, **part)
+        yield Path(file.name)

@@ -1,0 +1,184 @@
+"""Size and time of a run before it starts: from headers of some of the recordings, and what the model does here."""
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from w2v_attn.audio.reading import Recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.encoder.encoder import Encoder
+from w2v_attn.encoder.layers import check_layers
+from w2v_attn.extraction.computing import compute
+from w2v_attn.extraction.extracting import WRITERS
+from w2v_attn.extraction.store import file_size
+from w2v_attn.extraction.survey import Looked, Survey, look
+from w2v_attn.runs.pipeline import process_rows
+from w2v_attn.runs.sources import source_state
+
+# Seconds that a file takes until it is on the disk for good, by several writers on a local one.
+FILE = 0.5e-3
+# Where a run would take so many seconds by its operations, this part of it is rehearsed, or so many seconds of it.
+WORTH_REHEARSING, PART, REHEARSAL = 1.0, 0.1, 1.0
+# Seconds of the recording whose file is weighed.
+WEIGHED = 10.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is before it starts.
+
+    recordings: of the list. looked_at: those whose headers were read. unusable: those that give no features, about.
+    there: those whose features an earlier run left, where these count. audio: seconds, of all; spread: how far off that
+    may be, as a share of it, 19 times in 20. missing: seconds that are to be computed. files: to be written; bytes: in
+    them; disk: what they take of it. seconds: the time that it takes. free, free_files: of the disk of the output;
+    None where that is not known. weight: of what is to be computed; see `runs.sources.row_weight`.
+    """
+
+    recordings: int
+    looked_at: int
+    unusable: int
+    there: int
+    audio: float
+    spread: float
+    missing: float
+    files: int
+    bytes: int
+    disk: int
+    seconds: float
+    free: int | None
+    free_files: int | None
+    weight: float
+
+    def warnings(self) -> list[str]:
+        """Why the run may not come to its end, in sentences."""
+        said = []
+        if self.free is not None and self.disk > self.free:
+            said.append(
+                f"the features will take about {self.disk / 1e9:,.1f} GB, and the disk of the output has "
+                f"{self.free / 1e9:,.1f} GB free: fewer layers or dtype=float16 take less; a run that ends with a full "
+                "disk goes on when there is room again"
+            )
+        if self.free_files is not None and self.files > self.free_files:
+            said.append(
+                f"about {self.files:,} files will be written, and the disk of the output has room for "
+                f"{self.free_files:,} more"
+            )
+        return said
+
+    def as_record(self) -> dict[str, float | int | None]:
+        """For `run.json`."""
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def estimate(
+    encoder: Encoder, rows: Sequence[Row], output: Path, *, layers: Sequence[str], max_duration: float
+) -> Estimate:
+    """What `extract_corpus` will take with the same arguments. Takes a second or two; writes nothing.
+
+    Raises:
+        ValueError: an unknown layer.
+    """
+    wanted = check_layers(layers, encoder.num_layers)
+    survey = look(rows, output)
+
+    def samples(looked: Looked) -> int:
+        usable = looked.duration is not None and looked.duration <= max_duration
+        found = round((looked.duration or 0) * encoder.sample_rate) if usable else 0
+        return found if encoder.count_frames(found) > 0 else 0
+
+    def predicted(looked: Looked) -> float:
+        return encoder.expected_seconds(found, wanted) if (found := samples(looked)) else 0.0
+
+    usable = survey.share(lambda looked: samples(looked) > 0)
+    files = round((survey.rows - survey.there) * usable)
+    lengths = [found for looked in survey.sample if (found := samples(looked))]
+    header, frame = _file(encoder, wanted, survey, lengths)
+    size = files * header + survey.total(lambda looked: encoder.count_frames(samples(looked)), missing=True) * frame
+    seconds = survey.total(predicted, missing=True)
+    if (known := seconds + files * FILE) > WORTH_REHEARSING:
+        usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
+        seconds *= _rehearsed(encoder, wanted, usable_rows, min(PART * known, REHEARSAL))
+    block, free, free_files = _disk(output)
+    return Estimate(
+        recordings=survey.rows,
+        looked_at=len(survey.sample),
+        unusable=round(survey.rows * (1 - usable)),
+        there=survey.there,
+        audio=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=False),
+        spread=survey.spread(lambda looked: samples(looked) / encoder.sample_rate),
+        missing=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=True),
+        files=files,
+        bytes=round(size),
+        disk=round(size + files * block / 2),
+        seconds=seconds + files * FILE,
+        free=free,
+        free_files=free_files,
+        weight=survey.total(lambda looked: looked.weight, missing=True),
+    )
+
+
+def _file(encoder: Encoder, wanted: tuple[str, ...], survey: Survey, lengths: Sequence[int]) -> tuple[float, float]:
+    """Bytes of a file beside its tensors, and of these for each frame of the model: of one file as it would be."""
+    if not lengths:
+        return 0.0, 0.0
+    row = survey.sample[len(survey.sample) // 2].row
+    recording = _noise(encoder, min(round(statistics.median(lengths)), round(WEIGHED * encoder.sample_rate)))
+    found = encoder.extract([recording.waveform], wanted)[0]
+    features = {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+    tensors = sum(tensor.numel() * tensor.element_size() for tensor in features.values())
+    size = file_size(encoder, row, replace(recording, source=source_state(row) or ""), features)
+    return size - tensors, tensors / encoder.count_frames(len(recording.waveform))
+
+
+def _rehearsed(encoder: Encoder, wanted: tuple[str, ...], rows: Sequence[tuple[Row, int]], amount: float) -> float:
+    """How many times longer some of the recordings take here than their operations let expect: read, computed, and all
+    but written. rows: with the samples of their recordings. amount: seconds to be expected.
+    """
+    longest = max(samples for _, samples in rows)
+    while encoder.expected_seconds(longest, wanted) > amount and encoder.count_frames(longest // 2) > 0:
+        longest //= 2
+    chosen: dict[str, float] = {}
+    parts: list[Row] = []
+    for row, samples in rows:
+        if samples > longest:  # its beginning
+            row, samples = replace(row, duration=longest / encoder.sample_rate), longest
+        chosen[row.id] = encoder.expected_seconds(samples, wanted)
+        parts.append(row)
+        if sum(chosen.values()) > amount:
+            break
+
+    def finish(row: Row, recording: Recording, features: dict[str, Tensor]) -> int:
+        return file_size(encoder, row, recording, features)
+
+    options = {"max_duration": float("inf"), "budget": encoder.frame_budget(), "writers": WRITERS}
+    began = time.perf_counter()
+    outcomes = list(process_rows(parts, encoder, partial(compute, encoder, wanted), finish, **options))
+    taken = time.perf_counter() - began
+    expected = sum(chosen[outcome.row.id] for outcome in outcomes if outcome.reason is None)
+    return taken / expected if expected else 1.0
+
+
+def _noise(encoder: Encoder, samples: int) -> Recording:
+    waveform = torch.randn(samples, generator=torch.Generator().manual_seed(0)) / 10
+    return Recording(waveform, encoder.sample_rate, encoder.sample_rate, 1, ())
+
+
+def _disk(output: Path) -> tuple[int, int | None, int | None]:
+    """Bytes of a block of the disk that the output is or will be on; bytes and files that are free there."""
+    there = output.absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        found = os.statvfs(there)
+        # Some file systems count no files.
+        return found.f_frsize, shutil.disk_usage(there).free, found.f_favail if found.f_files > 0 else None
+    except OSError:
+        return 0, None, None
