@@ -15,6 +15,8 @@ from w2v_attn.runs.tally import Tally
 PLAIN_WIDTH = 120
 # Seconds between two lines where there is no terminal, and of the time so far: a run of two days writes some hundred.
 LEAST_PLAIN, MOST_PLAIN, PLAIN_SHARE = 10.0, 600.0, 0.1
+# Seconds between two states of a bar: thousands of recordings that are there already go by in one.
+DRAWN = 0.1
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -89,7 +91,7 @@ class RunProgress:
 
     def __init__(self, rows: int, pace: Pace, tally: Tally):
         self._rows, self._pace, self._tally = rows, pace, tally
-        self._lines = PlainLines()
+        self._lines, self._drawn = PlainLines(), 0.0
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -114,7 +116,9 @@ class RunProgress:
     def update(self) -> None:
         """There are news in the pace and in the tally."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._pace.done, description=self._said())
+            if time.monotonic() - self._drawn >= DRAWN:
+                self._drawn = time.monotonic()
+                self._bar.update(self._task, completed=self._pace.done, description=self._said())
         elif self._lines.due():
             self._lines.write(f"{self._pace.done:.0%} {self._said()}")
 
