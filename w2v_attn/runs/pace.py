@@ -10,6 +10,8 @@ from w2v_attn.runs.outcomes import Outcome
 # Outcomes come in bursts, one for each batch. What follows the one before it within this time, in seconds, is of the
 # same burst; and a row that went past the model takes no more than this.
 BURST = 0.05
+# Small models have no end of them: so many seconds are taken for one.
+LONG_BURST = 1.0
 # Seconds of computing whose speed counts: a machine that others use is not always as fast.
 RECENT = 300.0
 
@@ -36,6 +38,7 @@ class Pace:
         self._total, self._now = total, now
         self._before = now()
         self._spent = self._gone = self._computed = self._seconds = 0.0
+        self._begun = 0.0  # the burst at hand, in seconds spent
         self._rows = 0
         self._marks = deque([_Mark(0.0, 0.0, 0, 0.0)])
 
@@ -43,8 +46,12 @@ class Pace:
         """One outcome more, and its share of the total."""
         now = self._now()
         waited, self._before = now - self._before, now
-        if waited > BURST or self._spent - self._marks[-1].spent > 1:
+        if waited > BURST:
             self._mark()
+            self._begun = self._spent + waited
+        elif self._spent - self._begun > LONG_BURST:
+            self._mark()
+            self._begun = self._spent
         passed_by = outcome.kept or outcome.reason is not None
         self._spent += max(0.0, waited - BURST) if passed_by else waited
         if not outcome.kept:

@@ -1,0 +1,181 @@
+"""What a run will take, said before it starts: right, from a few headers, and without a trace."""
+
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SPEECH, TINY, save, tiny_bert, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2v_attn import load_encoder
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction import estimate as estimating
+from w2v_attn.extraction import survey
+from w2v_attn.extraction.estimate import estimate
+from w2v_attn.extraction.extracting import extract_corpus
+from w2v_attn.runs import sources
+
+CLIPS = list_recordings(SPEECH).rows
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder(TINY, device="cpu")
+
+
+def ahead(encoder, rows, output, *, layers=("final",), max_duration=60):
+    return estimate(encoder, rows, output, layers=layers, max_duration=max_duration)
+
+
+def extract(encoder, rows, output, *, layers=("final",)):
+    return list(extract_corpus(encoder, rows, output, layers=layers, max_duration=60))
+
+
+def sizes(output):
+    return [path.stat().st_size for path in output.rglob("*.safetensors")]
+
+
+def noise(path, seconds, rate=16_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(0).standard_normal(int(seconds * rate)) / 10, rate)
+    return path
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-group", "sew", "conformer-relative", "bert"])
+@pytest.mark.parametrize(("layers", "dtype"), [(("final",), "float32"), (("embed", "layer_01", "final"), "bfloat16")])
+def test_bytes_and_files_are_those_that_come_out(family, layers, dtype, tmp_path):
+    if family == "bert":
+        model = tiny_bert()
+        model.save_pretrained(tmp_path / "model")
+        from transformers import SeamlessM4TFeatureExtractor
+
+        SeamlessM4TFeatureExtractor().save_pretrained(tmp_path / "model")
+    else:
+        save(tiny_model(family), tmp_path / "model")
+    encoder = load_encoder(tmp_path / "model", dtype=dtype, device="cpu")
+    rows = CLIPS[:6]
+    found = ahead(encoder, rows, tmp_path / "out", layers=layers)
+    assert not (tmp_path / "out").exists()
+    outcomes = extract(encoder, rows, tmp_path / "out", layers=layers)
+    assert found.files == len(sizes(tmp_path / "out")) == len(rows)
+    assert found.bytes == pytest.approx(sum(sizes(tmp_path / "out")), rel=0.02)
+    assert found.audio == found.missing == pytest.approx(sum(outcome.seconds for outcome in outcomes), rel=1e-3)
+    assert found.spread == 0  # every header was read
+
+
+def test_some_headers_speak_for_all_whatever_the_order_the_lengths_and_the_formats(encoder, tmp_path, monkeypatch):
+    """What is long comes last, as WAV at two rates, and what is short is compressed: a mean would be further off."""
+    monkeypatch.setattr(survey, "SAMPLE", 40)
+    originals = [noise(tmp_path / "a" / f"{n}.wav", 1 + n % 7, rate=(16_000, 44_100)[n % 2]) for n in range(14)]
+    originals += [noise(tmp_path / "b" / f"{n}.flac", 0.3 + n % 3 / 10) for n in range(9)]
+    rows = []
+    for number in range(400):
+        source = originals[number % 14] if number >= 300 else originals[14 + number % 9]
+        path = tmp_path / "in" / f"{number:03d}{source.suffix}"
+        path.parent.mkdir(exist_ok=True)
+        os.link(source, path)
+        rows.append(Row(path.name, path))
+    true = sum(sources.row_duration(row) or 0 for row in rows)
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert found.looked_at == 40
+    assert 0 < found.spread < 0.3
+    assert abs(found.audio / true - 1) < found.spread
+    by_mean = 400 * np.mean([looked.duration for looked in survey.look(rows, tmp_path / "out").sample])
+    assert abs(found.audio / true - 1) < abs(by_mean / true - 1)
+
+
+def test_parts_of_a_recording_need_no_header(encoder, tmp_path):
+    rows = [Row(f"{n}", tmp_path / "absent.wav", offset=float(n), duration=0.5 + n % 2) for n in range(7)]
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert found.audio == pytest.approx(sum(row.duration for row in rows))
+    assert found.files == 7
+
+
+def test_what_is_there_and_counts_is_not_computed_again(encoder, tmp_path):
+    audio = tmp_path / "in"
+    for number, row in enumerate(CLIPS[:8]):
+        audio.mkdir(exist_ok=True)
+        shutil.copy(row.path, audio / f"{number}.flac")
+    rows = list_recordings(audio).rows
+    extract(encoder, rows[:5], tmp_path / "out")
+    seconds = [sources.row_duration(row) for row in rows]
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert (found.there, found.files) == (5, 3)
+    assert found.missing == pytest.approx(sum(seconds[5:]), rel=0.1)
+    for row in rows[:5]:
+        os.utime(row.path, (1, 1))  # another date is another recording
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert (found.there, found.files) == (0, 8)
+    assert found.missing == pytest.approx(found.audio)
+
+
+def test_what_cannot_be_used_is_not_counted(encoder, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio" * 1000)
+    paths = [tmp_path / "text.wav", noise(tmp_path / "short.wav", 0.02), noise(tmp_path / "long.wav", 9)]
+    rows = [*(Row(path.name, path) for path in paths), *CLIPS[:3], Row("gone", Path("/absent.wav"))]
+    found = ahead(encoder, rows, tmp_path / "out", max_duration=8)
+    assert (found.unusable, found.files) == (4, 3)
+    assert found.audio == pytest.approx(sum(sources.row_duration(row) for row in CLIPS[:3]))
+    assert ahead(encoder, rows[:2], tmp_path / "out").files == 0
+
+
+def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
+    """Operations that are expected to take ten times longer change nothing, where there is enough of them to try."""
+    monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)
+    asked = []
+    monkeypatch.setattr(estimating, "file_size", lambda *_: asked.append(1) or 1000)
+    right = encoder.expected_seconds
+    for factor in (1, 10):
+        asked.clear()
+        monkeypatch.setattr(encoder, "expected_seconds", lambda *a, f=factor: f * right(*a))
+        found = ahead(encoder, CLIPS, tmp_path / "out")
+        assert asked
+        assert found.seconds < 5  # it is a second's work
+    assert not (tmp_path / "out").exists()
+
+
+@given(st.integers(1, 300), st.integers(1, 30))
+def test_a_sample_is_spread_over_the_whole_list(count, first):
+    rows = list(survey.evenly(range(count)))
+    assert sorted(rows) == list(range(count))
+    seen = sorted(rows[: min(first, count)])
+    gaps = np.diff([-1, *seen, count])
+    assert max(gaps) <= 4 * count / len(seen) + 1
+
+
+def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
+    code, out, err = call("extract", "dry_run=true", "output=out")
+    assert (code, err) == (0, "")
+    assert "Estimated" in out
+    assert "36 files, 1.1 MB: final in float32" in out
+    assert "Extracted" not in out
+    assert not list(tmp_path.iterdir())
+    assert call("extract", "output=out")[0] == 0
+    code, out, _ = call("extract", "dry_run=true", "output=out")
+    assert "about 36" in out
+    code, _, err = call("extract", "dry_run=true", "output=out", "layers=[layer_01]")
+    assert code == 2
+    assert "layers: was final, now layer_01" in err
+
+
+def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    right = os.statvfs
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1_000_000))
+    monkeypatch.setattr(os, "statvfs", lambda path: _few_files(right(path)))
+    code, _, err = call("extract", "output=out")
+    assert code == 0
+    assert "0.0 GB, and the disk of the output has 0.0 GB free" in err
+    assert "about 36 files will be written, and the disk of the output has room for 3 more" in err
+
+
+def _few_files(found):
+    values = list(found)
+    values[7] = 3  # f_favail
+    return os.statvfs_result(values)
