@@ -10,6 +10,7 @@ the number and at the number: what its memory grows by between them is what a ro
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def make_manifests(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def in_a_process(step: Callable[[], object]) -> dict[str, float]:
-    """Seconds that a step takes, and MB at its peak, in a process that is forked from this one."""
+    """What a step takes, in a process that is forked from this one: seconds, those of its cores, and MB at its peak."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         code = 1
@@ -67,7 +68,7 @@ def in_a_process(step: Callable[[], object]) -> dict[str, float]:
     with os.fdopen(reading) as pipe:
         seconds = json.loads(pipe.read())
     _, _, used = os.wait4(child, 0)
-    return {"seconds": seconds, "peak_mb": round(used.ru_maxrss / 1024, 1)}
+    return _figures(seconds, used)
 
 
 def command(name: str, *options: object) -> dict[str, float]:
@@ -87,7 +88,12 @@ def command(name: str, *options: object) -> dict[str, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}")
-    return {"seconds": round(time.monotonic() - began, 2), "peak_mb": round(used.ru_maxrss / 1024, 1)}
+    return _figures(time.monotonic() - began, used)
+
+
+def _figures(seconds: float, used: resource.struct_rusage) -> dict[str, float]:
+    cores = used.ru_utime + used.ru_stime
+    return {"seconds": round(seconds, 2), "core_seconds": round(cores, 2), "peak_mb": round(used.ru_maxrss / 1024, 1)}
 
 
 def measure(work: Path, count: int, options: Sequence[str]) -> dict[str, dict[str, float]]:
