@@ -171,8 +171,8 @@ def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path,
     monkeypatch.setattr(os, "statvfs", lambda path: _few_files(right(path)))
     code, _, err = call("extract", "output=out")
     assert code == 0
-    assert "0.0 GB, and the disk of the output has 0.0 GB free" in err
-    assert "about 36 files will be written, and the disk of the output has room for 3 more" in err
+    assert "the features will take about 1.2 MB, and the disk of the output has 1.0 MB free" in err
+    assert "about 36 files will be written, and the disk of the output has room for 3." in err
 
 
 def _few_files(found):

@@ -284,8 +284,19 @@ def _show_estimate(ahead: Any, what: str) -> None:
     if ahead.free is not None:
         rows.append(("free on the disk", console.size(ahead.free)))
     console.console().print(console.table("Estimated", rows))
-    for warning in ahead.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
+    if ahead.free is not None and ahead.disk > ahead.free:
+        print(
+            f"warning: the features will take about {console.size(ahead.disk)}, and the disk of the output has "
+            f"{console.size(ahead.free)} free. Fewer layers or half precision take less; a run that a full disk ends "
+            "goes on when there is room again",
+            file=sys.stderr,
+        )
+    if ahead.free_files is not None and ahead.files > ahead.free_files:
+        print(
+            f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
+            f"{ahead.free_files:,}. A part of the list at a time, made into shards by w2v-attn convert, needs fewer",
+            file=sys.stderr,
+        )
 
 
 def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:

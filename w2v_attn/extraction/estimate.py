@@ -57,22 +57,6 @@ class Estimate:
     free_files: int | None
     weight: float
 
-    def warnings(self) -> list[str]:
-        """Why the run may not come to its end, in sentences."""
-        said = []
-        if self.free is not None and self.disk > self.free:
-            said.append(
-                f"the features will take about {self.disk / 1e9:,.1f} GB, and the disk of the output has "
-                f"{self.free / 1e9:,.1f} GB free: fewer layers or dtype=float16 take less; a run that ends with a full "
-                "disk goes on when there is room again"
-            )
-        if self.free_files is not None and self.files > self.free_files:
-            said.append(
-                f"about {self.files:,} files will be written, and the disk of the output has room for "
-                f"{self.free_files:,} more"
-            )
-        return said
-
     def as_record(self) -> dict[str, float | int | None]:
         """For `run.json`."""
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
