@@ -254,6 +254,7 @@ EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_is_complete_and_of_the_right_types(experiment):
+    app._register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("finetune", [f"experiment={experiment}", "data.train=x"])
     recipe = app._recipe(config)

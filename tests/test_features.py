@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from w2v_attn import feature_files, load_encoder, read_audio, whole_files
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction import extracting
-from w2v_attn.runs.folder import RUN
+from w2v_attn.extraction import extracting, extractor
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.record import RUN
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_an_output_that_is_a_file_is_told(encoder, tmp_path):
 
 def test_an_interruption_leaves_whole_files_only(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "frame_budget", lambda: 1)
-    monkeypatch.setattr(extracting, "WRITERS", 1)
+    monkeypatch.setattr(extractor, "WRITERS", 1)
     rows = list_recordings(SPEECH).rows[:3]
     right, written = whole_files.os.replace, []
 

@@ -16,6 +16,7 @@ from w2v_attn.corpus.rows import Corpus, Row
 from w2v_attn.runs import folder, pipeline
 from w2v_attn.runs.outcomes import Outcome, Settled, kind_of
 from w2v_attn.runs.pace import Pace
+from w2v_attn.runs.record import RUN
 from w2v_attn.runs.running import run
 from w2v_attn.runs.tally import FEW, Tally
 
@@ -192,11 +193,12 @@ def test_spans_are_told_in_two_units_at_most(seconds, said):
 
 def test_run_json_says_how_far_a_run_is_while_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "FRESH", 0.0)
-    options = {"fingerprint": {}, "made_with": {}, "batch_frames": 1, "recordings": 3, "about": {}}
-    with folder.claimed(tmp_path, **options) as claim:
+    rows = [ROW, Row("b", Path("/b")), Row("c", Path("/c"))]
+    claim = folder.Claim(rows=rows, fingerprint={}, made_with={}, batch_frames=1, about={}, clean=list)
+    with folder.claimed(tmp_path, claim) as held:
         for outcome in (computed(), failed("is cut short: 3 bytes")):
-            claim.count(outcome)
-        found = json.loads((tmp_path / folder.RUN).read_text())
+            held.count(outcome)
+        found = json.loads((tmp_path / RUN).read_text())
     assert found["status"] == "running"
     assert found["counts"] == {"recordings": 3, "written": 1, "kept": 0, "failed": 1, "not_reached": 1}
     assert found["failures"] == {"is cut short: … bytes": 1}

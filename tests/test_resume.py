@@ -21,9 +21,10 @@ from w2v_attn.encoder.long import Long
 from w2v_attn.extraction import extracting
 from w2v_attn.feature_files import read_header
 from w2v_attn.runs import reading, sources
-from w2v_attn.runs.folder import LOCK, RUN
+from w2v_attn.runs.folder import LOCK
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.outcomes import RunError
+from w2v_attn.runs.record import RUN
 
 
 @pytest.fixture

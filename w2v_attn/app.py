@@ -57,47 +57,93 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
-    from w2v_attn.corpus.listing import list_recordings
-    from w2v_attn.encoder.encoder import load_encoder
-    from w2v_attn.encoder.long import Long
-    from w2v_attn.extraction.estimate import estimate
-    from w2v_attn.extraction.extracting import check_output, extract_corpus
-    from w2v_attn.pretrained.replace import core_in_use
+    from dataclasses import replace
 
-    max_duration, output, layers = _number(config, "max_duration"), _folder(config, "output"), _list(config, "layers")
+    from w2v_attn.corpus.listing import list_recordings
+    from w2v_attn.extraction.engines.choice import open_extractor
+    from w2v_attn.extraction.extracting import extract_with
+    from w2v_attn.extraction.extractor import Job, Worker
+    from w2v_attn.runs.outcomes import RunError
+    from w2v_attn.runs.shares import read_share
+
+    output, layers = _folder(config, "output"), _list(config, "layers")
+    share = read_share(None if config.share is None else str(config.share))
     corpus = list_recordings(_text(config, "audio"), root=config.root)
-    long = Long(kind=str(config.long.kind), seconds=float(config.long.seconds), overlap=float(config.long.overlap))
-    encoder = load_encoder(_text(config.model, "checkpoint"), **_model_options(config), long=long)
-    options: dict[str, Any] = {"layers": layers, "max_duration": max_duration}
-    ahead = estimate(encoder, corpus.rows, output, **options)
-    _show_estimate(ahead, f"{', '.join(layers)} in {str(encoder.dtype).removeprefix('torch.')}")
+    mine = replace(corpus, rows=tuple(share.of(corpus.rows)))
+    job = Job(
+        checkpoint=_text(config.model, "checkpoint"),
+        model=_model_options(config) | {"long": _long(config.long)},
+        layers=tuple(layers),
+        max_duration=_number(config, "max_duration"),
+        output=output,
+    )
+    workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
     if config.dry_run:
-        check_output(encoder, output, layers)
+        worker = Worker.of(job)
+        worker.check_output()
+        _show_estimate(worker.estimate(mine.rows), layers)
         return DONE
-    about = {
-        "command": _command(),
-        "folder": os.getcwd(),
-        "estimate": ahead.as_record(),
-        "config": _plain(config),
-    }
-    run = partial(extract_corpus, encoder, corpus.rows, output, **options, about=about)
+
     frames = channels = 0
 
     def take(outcome: Any) -> None:
         nonlocal frames, channels
         frames, channels = frames + outcome.result.frames, outcome.result.channels
 
-    tally, seconds, code = _watch(corpus, run, take, total=ahead.weight)
+    try:
+        with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
+            # Where others extract, nobody here has an encoder to ask.
+            ahead = extractor.estimate(mine.rows) if isinstance(extractor, Worker) else None
+            about = {"command": _command(), "folder": os.getcwd(), "config": _plain(config)}
+            if ahead is not None:
+                _show_estimate(ahead, layers)
+                about["estimate"] = ahead.as_record()
+            run = partial(extract_with, extractor, corpus.rows, output, share=share, about=about)
+            tally, seconds, code = _watch(mine, run, take, total=None if ahead is None else ahead.weight)
+    except RunError as error:  # before it began
+        print(f"stopped: {error}", file=sys.stderr)
+        return SOME_FAILED
+
+    described = extractor.description
     rows = [
         ("layers", ", ".join(layers)),
-        ("frames", f"{frames:,} × {channels} channels, {encoder.dtype}"),
-        ("attention", f"{core_in_use(encoder.model)} core on {encoder.device}"),
+        ("frames", f"{frames:,} × {channels} channels, {described.dtype}"),
+        ("attention", f"{described.core} core on {described.device}"),
     ]
-    if encoder.long.kind != "exact":
-        rows.append(("long", f"{encoder.long.kind} of {encoder.long.seconds:g} s: not exact beyond that"))
-    if encoder.why_not_ragged is not None:
-        rows.append(("one by one", f"for {encoder.why_not_ragged}"))
-    return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
+    if described.long.kind != "exact":
+        rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))
+    if described.one_by_one is not None:
+        rows.append(("one by one", f"for {described.one_by_one}"))
+    if share.is_all:
+        return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
+    code = _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
+    return _conclude_shares(output, code)
+
+
+def _conclude_shares(output: Path, code: int) -> int:
+    """The summary of all shares, by the one that ends last; and the exit code of this one.
+
+    Recordings that failed are told by the last one alone: torchrun ends all the others where one does not end with 0.
+    """
+    from w2v_attn import console
+    from w2v_attn.runs.record import read_record
+
+    record = read_record(output)
+    if record is None or record["status"] == "running":
+        return DONE if code == SOME_FAILED else code
+    counts, session = record["counts"], record["session"]
+    speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
+    rows = [
+        ("recordings", f"{counts['written'] + counts['kept']:,} of {counts['recordings']:,}"),
+        *([("already there", counts["kept"])] if counts["kept"] else []),
+        ("failed", counts["failed"]),
+        ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
+        *([("not reached", counts["not_reached"])] if counts["not_reached"] else []),
+        ("shares", record["share"]),
+        ("output", output),
+    ]
+    console.console().print(console.table("Extracted by all shares", rows))
+    return code or (SOME_FAILED if counts["failed"] else DONE)
 
 
 def convert(config: Any) -> int:
@@ -264,7 +310,7 @@ def _watch(
     return tally, time.monotonic() - started, interruption.code or code
 
 
-def _show_estimate(ahead: Any, what: str) -> None:
+def _show_estimate(ahead: Any, layers: Sequence[str]) -> None:
     """What a run will take, and a warning where the disk has no room for that."""
     from w2v_attn import console
 
@@ -273,7 +319,7 @@ def _show_estimate(ahead: Any, what: str) -> None:
     rows = [
         ("recordings", f"{ahead.recordings:,}"),
         ("audio", f"{console.span(ahead.audio)}{spread}, {known}"),
-        ("to write", f"{ahead.files:,} files, {console.size(ahead.bytes)}: {what}"),
+        ("to write", f"{ahead.files:,} files, {console.size(ahead.bytes)}: {', '.join(layers)} in {ahead.dtype}"),
         ("time", f"about {console.span(ahead.seconds)}"),
     ]
     if ahead.there:
@@ -589,10 +635,9 @@ def _run(command: str, overrides: list[str]) -> int:
     """Composes the configuration of a command and runs it; a wrong request is told in a few lines, without a trace."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
+    _register_resolvers()
     # Hydra turns every error into exit code 1 unless it is told to let them through.
     asked = os.environ.get("HYDRA_FULL_ERROR")
     wants_trace = asked == "1"
@@ -614,6 +659,13 @@ def _run(command: str, overrides: list[str]) -> int:
         sys.argv = program
         os.environ["HYDRA_FULL_ERROR"] = asked or "0"
     return max(codes, default=DONE)  # --help and --cfg run no task
+
+
+def _register_resolvers() -> None:
+    """What configurations can say beside Hydra's own: `${embedded:speech}`, which comes with the package."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
 
 
 def _checked(command: str, config: Any, wants_trace: bool) -> int:
@@ -826,6 +878,13 @@ def _model_options(config: Any) -> dict[str, Any]:
         "device": str(config.device),
         "backend": config.attention.backend,
     }
+
+
+def _long(long: Any) -> Any:
+    """How long recordings are taken."""
+    from w2v_attn.encoder.long import Long
+
+    return Long(kind=str(long.kind), seconds=float(long.seconds), overlap=float(long.overlap))
 
 
 def _language(model: Any) -> str | None:

@@ -17,12 +17,13 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.extracting import WRITERS
 from w2v_attn.extraction.store import file_size
 from w2v_attn.extraction.survey import Looked, Survey, look
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.sources import source_state
 
+# Files do not wait for each other: most of the time a writer waits for the disk.
+WRITERS = 4
 # Seconds that a file takes until it is on the disk for good, by several writers on a local one.
 FILE = 0.5e-3
 # Where a run would take so many seconds by its operations, this part of it is rehearsed, or so many seconds of it.
@@ -39,7 +40,7 @@ class Estimate:
     there: those whose features an earlier run left, where these count. audio: seconds, of all; spread: how far off that
     may be, as a share of it, 19 times in 20. missing: seconds that are to be computed. files: to be written; bytes: in
     them; disk: what they take of it. seconds: the time that it takes. free, free_files: of the disk of the output;
-    None where that is not known. weight: of what is to be computed; see `runs.sources.row_weight`.
+    None where that is not known. weight: of what is to be computed; see `runs.sources.row_weight`. dtype: of features.
     """
 
     recordings: int
@@ -56,8 +57,9 @@ class Estimate:
     free: int | None
     free_files: int | None
     weight: float
+    dtype: str
 
-    def as_record(self) -> dict[str, float | int | None]:
+    def as_record(self) -> dict[str, float | int | str | None]:
         """For `run.json`."""
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
@@ -106,6 +108,7 @@ def estimate(
         free=free,
         free_files=free_files,
         weight=survey.total(lambda looked: looked.weight, missing=True),
+        dtype=str(encoder.dtype).removeprefix("torch."),
     )
 
 

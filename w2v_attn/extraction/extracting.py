@@ -1,25 +1,20 @@
-"""`extract_corpus`: every row of a corpus into a file of features."""
+"""`extract_corpus`: every row of a corpus into a file of features; and the same by whatever extracts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.encoder.layers import check_layers
-from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.fingerprint import fingerprint_of
-from w2v_attn.extraction.store import Store, Written
+from w2v_attn.extraction.extractor import Extractor, Worker
+from w2v_attn.extraction.store import Written
 from w2v_attn.feature_files import feature_path
-from w2v_attn.pretrained.replace import core_in_use
-from w2v_attn.runs.folder import check_same, claimed, made_with
+from w2v_attn.runs.folder import Claim, claimed
+from w2v_attn.runs.ledger import Ledger
 from w2v_attn.runs.outcomes import Outcome
-from w2v_attn.runs.running import run
+from w2v_attn.runs.ranks import joined
+from w2v_attn.runs.shares import ALL, Share
 from w2v_attn.whole_files import remove_leftovers
-
-# Files do not wait for each other: most of the time a writer waits for the disk.
-WRITERS = 4
 
 
 def extract_corpus(
@@ -32,76 +27,69 @@ def extract_corpus(
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
 ) -> Iterator[Outcome[Written]]:
-    """Extracts every row into a file of its own below `output`; see `runs.running` for outcomes and failures.
+    """Extracts every row into a file of its own below `output`; see `extract_with`.
+
+    layers: see `encoder.layers`. max_duration: seconds; longer recordings are not used.
+
+    Raises:
+        ValueError: an unknown layer, before anything is written; and what `extract_with` raises.
+    """
+    return extract_with(
+        Worker(encoder, layers, output, max_duration), rows, output, interrupted=interrupted, about=about
+    )
+
+
+def extract_with(
+    extractor: Extractor,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    share: Share = ALL,
+    interrupted: Callable[[], bool] = lambda: False,
+    about: Mapping[str, object] | None = None,
+) -> Iterator[Outcome[Written]]:
+    """Extracts the share's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
 
     What a run before this one wrote stays and is not computed again, where the file is whole, of this configuration,
     and of the source as it is now. Killed and started again any number of times, it ends with the same files to the
-    bit as if it had never been: on the same machine, with the same versions, threads, rows and sources, and memory
-    enough for its batches.
+    bit as if it had never been, whoever extracts which rows: with the same machine, versions, threads, rows and
+    sources, and memory enough for its batches.
 
-    about: what `run.json` in the output folder says beside what it says anyway.
+    A row that cannot be used is written to `failures.jsonl`, with its reason, and the run goes on; at the end that file
+    is in the order of the rows. Rows that failed in a run before this one are tried again, and those that this one does
+    not reach stay in the file.
+
+    interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
+    about: what `run.json` says beside what it says anyway.
 
     Raises:
-        ValueError: an unknown layer, before anything is written. When it is begun: the output is in use by another run,
-            was begun with another configuration, or cannot be written.
-        RunError: the output cannot be written any more (disk full, gone, read-only).
+        ValueError: when it is begun: the output is in use by another run, was begun with another configuration, or
+            cannot be written.
+        RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
     """
-    wanted = check_layers(layers, encoder.num_layers)
-    return _extract(encoder, rows, output, wanted, max_duration, interrupted, about or {})
-
-
-def check_output(encoder: Encoder, output: Path, layers: Sequence[str]) -> None:
-    """Raises ValueError where a run of another configuration has begun this output; writes nothing."""
-    check_same(output, fingerprint_of(encoder, check_layers(layers, encoder.num_layers)))
-
-
-def _extract(
-    encoder: Encoder,
-    rows: Sequence[Row],
-    output: Path,
-    wanted: tuple[str, ...],
-    max_duration: float,
-    interrupted: Callable[[], bool],
-    about: Mapping[str, object],
-) -> Iterator[Outcome[Written]]:
-    fingerprint = fingerprint_of(encoder, wanted)
-    folder = claimed(
-        output,
-        fingerprint=fingerprint,
-        made_with={**made_with(), "device": str(encoder.device), "attention": core_in_use(encoder.model)},
-        batch_frames=encoder.frame_budget(),
-        recordings=len(rows),
-        about=about,
+    described = extractor.description
+    mine = share.of(rows)
+    claim = Claim(
+        rows=rows,
+        fingerprint=described.fingerprint,
+        made_with=described.made_with,
+        batch_frames=described.batch_frames,
+        about=about or {},
+        clean=lambda: remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output}),
     )
-    with folder as claim:
-        reached = 0
+    with claimed(output, claim) if share.is_all else joined(output, share, claim) as folder:
         try:
-            if claim.left_over:
-                remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
-            store = Store(encoder, output, wanted, fingerprint, claim)
-            outcomes = run(
-                rows,
-                output,
-                encoder,
-                partial(compute, encoder, wanted),
-                store.write,
-                max_duration=max_duration,
-                budget=claim.batch_frames,
-                writers=WRITERS,
-                settled=store.find,
-                interrupted=interrupted,
-            )
-            with closing(outcomes):
+            outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
+            with Ledger(folder.ledger, mine) as ledger, closing(outcomes):
                 for outcome in outcomes:
-                    claim.count(outcome)
-                    reached += 1
+                    ledger.note(outcome)
+                    folder.count(outcome)
                     yield outcome
         except ValueError:
-            claim.withdraw()
+            folder.withdraw()
             raise
         except BaseException as error:
             kind = "stopped" if isinstance(error, Exception) else "interrupted"
-            claim.conclude(kind, f"{type(error).__name__}: {error}")
+            folder.conclude(kind, f"{type(error).__name__}: {error}")
             raise
-        store.report()
-        claim.conclude("done" if reached == len(rows) else "interrupted")
+        folder.conclude()

@@ -16,7 +16,7 @@ from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
-from w2v_attn.runs.folder import RunFolder
+from w2v_attn.runs.folder import Place
 from w2v_attn.runs.outcomes import RunError, Settled, write_failed
 from w2v_attn.runs.sources import source_state
 
@@ -41,9 +41,8 @@ class Store:
         output: Path,
         wanted: tuple[str, ...],
         fingerprint: Mapping[str, str],
-        claim: RunFolder,
     ):
-        self._encoder, self._output, self._wanted, self._claim = encoder, output, wanted, claim
+        self._encoder, self._output, self._wanted, self._place = encoder, output, wanted, Place(output)
         self._identity = {
             "fingerprint": hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest(),
             "checkpoint_sha256": fingerprint["checkpoint"],
@@ -92,7 +91,7 @@ class Store:
     def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
         """The features of a row, as a file."""
         path = feature_path(self._output, row.id)
-        self._claim.check_there()
+        self._place.check()
         try:
             write_features(path, features, _metadata(self._encoder, row, recording, features) | self._identity)
         except OSError as error:
@@ -106,7 +105,7 @@ class Store:
             logger.warning("%d files of features were %s: computed again", count, why)
 
     def _remove(self, path: Path, why: str) -> None:
-        self._claim.check_there()
+        self._place.check()
         path.unlink()
         self._removed.append(why)
 

@@ -112,10 +112,15 @@ def look(rows: Sequence[Row], output: Path) -> Survey:
 
 
 def evenly(rows: Sequence[Row]) -> Iterator[Row]:
-    """Every row once, in an order whose beginning is spread over all of them, however soon somebody stops."""
-    count = len(rows)
-    step = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
-    return (rows[number * step % count] for number in range(count))
+    """Every row once, in an order whose beginning is spread over all of them, however soon somebody stops.
+
+    Source: van der Corput's sequence: numbers whose binary digits are read from behind.
+    """
+    digits = len(rows).bit_length()
+    for number in range(1 << digits):
+        place = int(f"{number:0{digits}b}"[::-1], 2)
+        if place < len(rows):
+            yield rows[place]
 
 
 def _sample(rows: Sequence[Row], output: Path, fresh: bool) -> list[Looked]:

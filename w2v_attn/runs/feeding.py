@@ -13,9 +13,9 @@ from typing import Generic, Protocol, TypeVar
 # Budgets that a full window holds: enough that like lengths meet, few enough that the order stays nearly that of the
 # corpus, so that time left and results written grow as the corpus does.
 WINDOW = 4
-# Recordings that a window has at most, however short they are: one ends after every so many of the list. So what a
-# recording does to batches, one that could not be read this time, one that was changed, ends there too.
-BLOCK = 1024
+# A window ends after every so many recordings of the list, and begins anew. So the batches of such a block depend on
+# nothing beyond it: neither on a recording elsewhere that was changed or could not be read, nor on who has the others.
+BLOCK = 128
 # Recordings that wait at most for the model, however short they are.
 MOST_WAITING = 4096
 # Frames that may wait for the model though the budget is small: ten minutes at 50 Hz, 38 MB of samples.
@@ -139,15 +139,15 @@ def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:
     """All items, in batches of like length: at most `budget` frames together, or one item that has more alone.
 
     Items are gathered in a window, sorted by length in it, and cut: the longest first, for what does not fit into
-    memory shows there. The first windows are small, so that a model has something to do at once. An item without frames
-    is a batch of its own, at once.
+    memory shows there. The first windows of a block are small, so that a model has something to do at once. An item
+    without frames is a batch of its own, at once.
     """
     window: list[Item] = []
     frames, size = 0, 1
     for number, item in enumerate(items):
         if number % BLOCK == 0 and number > 0:
             yield from _cut(window, budget)
-            window, frames, size = [], 0, WINDOW
+            window, frames, size = [], 0, 1
         if item.frames == 0:
             yield [item]
             continue
@@ -157,6 +157,11 @@ def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:
             yield from _cut(window, budget)
             window, frames, size = [], 0, min(2 * size, WINDOW)
     yield from _cut(window, budget)
+
+
+def blocks(rows: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    """A list in the parts whose batches do not depend on each other."""
+    return (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK))
 
 
 def _cut(window: list[Item], budget: int) -> Iterator[list[Item]]:

@@ -25,11 +25,11 @@ class Ledger:
     """
 
     def __init__(self, output: Path, rows: Sequence[Row]):
-        self._path = output / LEDGER
+        self._folder, self._path = output, output / LEDGER
         self._rows = rows
         try:
             output.mkdir(parents=True, exist_ok=True)
-            self._lines = self._read()
+            self._lines = read_lines(output)
             self._lines = dict(self._in_order())  # not those of rows that are no longer in the list
             self._rewrite()
         except OSError as error:
@@ -58,22 +58,28 @@ class Ledger:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
         self._lines[row.id] = line
 
-    def _read(self) -> dict[str, str]:
-        """The lines that are there, by the ids of their rows; one that a kill cut short is none."""
-        lines = {}
-        with suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-                with suppress(ValueError, KeyError, TypeError):
-                    lines[json.loads(line)["id"]] = line
-        return lines
-
     def _in_order(self) -> Iterator[tuple[str, str]]:
         """Ids and lines, as the rows are."""
         return ((row.id, self._lines[row.id]) for row in self._rows if row.id in self._lines)
 
     def _rewrite(self) -> None:
-        content = "".join(line for _, line in self._in_order()).encode()
-        if not content:
-            self._path.unlink(missing_ok=True)
-        elif not self._path.is_file() or self._path.read_bytes() != content:
-            write_whole(self._path, content)
+        write_lines(self._folder, [line for _, line in self._in_order()])
+
+
+def read_lines(folder: Path) -> dict[str, str]:
+    """The lines of a folder's ledger, by the ids of their rows; one that a kill cut short is none. Raises OSError."""
+    lines = {}
+    with suppress(FileNotFoundError):
+        for line in (folder / LEDGER).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            with suppress(ValueError, KeyError, TypeError):
+                lines[json.loads(line)["id"]] = line
+    return lines
+
+
+def write_lines(folder: Path, lines: Sequence[str]) -> None:
+    """Makes these lines a folder's ledger; no lines, no ledger. Raises OSError."""
+    path, content = folder / LEDGER, "".join(lines).encode()
+    if not content:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)

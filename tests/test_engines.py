@@ -1,0 +1,153 @@
+"""Engines: whoever extracts which recordings, the same files, and a process that dies loses nothing."""
+
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SPEECH, save, tiny_model
+
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.engines import processes
+from w2v_attn.extraction.engines.choice import open_extractor
+from w2v_attn.extraction.engines.chunks import MOST_BLOCKS, chunks
+from w2v_attn.extraction.extracting import extract_with
+from w2v_attn.extraction.extractor import Job
+from w2v_attn.runs import feeding
+from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.record import RUN
+from w2v_attn.runs.shares import ALL, Share
+
+CLIPS = sorted(SPEECH.rglob("*.flac"))
+
+
+def rows_of(count):
+    return [Row(f"{number}.flac", CLIPS[number % len(CLIPS)]) for number in range(count)]
+
+
+def die(path):
+    """The content of a recording that kills whoever reads it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(mark, path):
+    """The content of a recording that kills the first who reads it."""
+    if not mark.exists():
+        mark.touch()
+        die(path)
+    return path.read_bytes()
+
+
+def fatal_once(row, mark):
+    """A row that is what it was, after it has killed somebody."""
+    return replace(row, content=partial(die_once, mark, row.path))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(save(tiny_model("wav2vec2-group"), tmp_path_factory.mktemp("model") / "model"))
+
+
+@pytest.fixture
+def job(checkpoint, tmp_path):
+    def make(output, **changes):
+        model = {"dtype": "float32", "device": "cpu", "backend": "auto"}
+        asked = {"checkpoint": checkpoint, "layers": ("final",), "max_duration": 60.0, "output": tmp_path / output}
+        return Job(model=model, **(asked | changes))
+
+    return make
+
+
+@pytest.fixture
+def one_thread():
+    """As processes have that share two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def extract(job, rows, *, engine="local", workers=None):
+    with open_extractor(job, engine=engine, workers=workers, share=ALL) as extractor:
+        return list(extract_with(extractor, rows, job.output))
+
+
+def content(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RUN)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_chunks_are_the_list_in_whole_blocks_and_the_last_ones_are_small():
+    for count in (0, 1, 127, 128, 129, 100_000):
+        rows = list(range(count))
+        found = list(chunks(rows, 3))
+        assert [row for chunk in found for row in chunk] == rows
+        assert all(chunk[0] % feeding.BLOCK == 0 for chunk in found)
+        assert all(len(chunk) <= MOST_BLOCKS * feeding.BLOCK for chunk in found)
+        assert all(len(chunk) <= feeding.BLOCK for chunk in found[-3:])
+
+
+def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_them(job, one_thread, tmp_path):
+    rows = rows_of(feeding.BLOCK + 3)
+    expected = {outcome.row.id for outcome in extract(job("one"), rows)}
+    mark = tmp_path / "mark"
+    rows[50] = fatal_once(rows[50], mark)
+    rows[129] = replace(rows[129], content=partial(die, CLIPS[0]))
+    outcomes = extract(job("two"), rows, workers=2)
+    assert {outcome.row.id for outcome in outcomes} == expected
+    assert len(outcomes) == len(rows)
+    assert [outcome.row.id for outcome in outcomes if outcome.reason is not None] == ["129.flac"]
+    assert "SIGKILL" in (tmp_path / "two" / LEDGER).read_text()
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert set(one) - set(two) == {"129.flac.safetensors"}
+    # Its neighbours were computed without it, and 50 says that its source is another.
+    apart = {f"{number}.flac.safetensors" for number in (50, 128, 130)} | {LEDGER}
+    assert {name for name in set(two) - apart if one[name] != two[name]} == set()
+
+
+def test_what_is_wrong_is_said_by_processes_as_by_one(job, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        extract(job("out", checkpoint="/absent"), rows_of(3), workers=2)
+    assert not (tmp_path / "out").exists()
+    extract(job("out"), rows_of(3))
+    with pytest.raises(ValueError, match="another configuration"):
+        extract(job("out", layers=("layer_01",)), rows_of(3), workers=2)
+    with pytest.raises(ValueError, match="engine must be local or ray"):
+        extract(job("out"), rows_of(3), engine="spark")
+    with pytest.raises(ValueError, match="share"):
+        open_extractor(job("out"), engine="local", workers=2, share=Share(0, 2))
+
+
+def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_path):
+    rows, seen = rows_of(600), []
+    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+        assert isinstance(extractor, processes.LocalProcesses)
+        found = extract_with(extractor, rows, tmp_path / "out", interrupted=lambda: len(seen) > 0)
+        for outcome in found:
+            seen.append(outcome.row.id)
+        children = [member._process for member in extractor._members]
+    assert 0 < len(seen) < len(rows)
+    assert not any(child.is_alive() for child in children)
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} >= {f"{name}.safetensors" for name in seen}
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_thread, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = rows_of(300)
+    extract(job("one"), rows)
+    rows[200] = fatal_once(rows[200], tmp_path / "mark")
+    outcomes = extract(job("two"), rows, engine="ray", workers=2)
+    assert not ray.is_initialized()
+    assert (tmp_path / "mark").exists()
+    assert [outcome.reason for outcome in outcomes if outcome.reason is not None] == []
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"200.flac.safetensors"}
+    with pytest.raises(ValueError, match="another configuration"):
+        extract(job("one", layers=("layer_01",)), rows[:3], engine="ray", workers=1)

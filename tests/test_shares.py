@@ -1,0 +1,218 @@
+"""Several processes that write to one folder, each its share: together they make what one makes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SPEECH
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2v_attn import load_encoder
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.extracting import extract_with
+from w2v_attn.extraction.extractor import Worker
+from w2v_attn.runs import feeding
+from w2v_attn.runs.desks import DESKS
+from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.record import RUN
+from w2v_attn.runs.shares import ALL, Share, read_share
+
+
+@given(st.integers(0, 1000), st.integers(1, 9))
+def test_every_row_is_in_one_share_and_with_all_of_its_block(count, world):
+    rows = [Row(str(number), SPEECH) for number in range(count)]
+    shares = [Share(rank, world).of(rows) for rank in range(world)]
+    assert sorted(row.id for share in shares for row in share) == sorted(row.id for row in rows)
+    for block in feeding.blocks(rows):
+        assert sum(set(block) <= set(share) for share in shares) == 1
+    for share in shares:  # so that a share has the batches of the whole
+        assert [list(block) for block in feeding.blocks(share)] == [
+            list(block) for block in feeding.blocks(rows) if set(block) <= set(share)
+        ]
+
+
+def test_a_share_is_what_is_given_or_what_the_launcher_says():
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    srun = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
+    assert read_share(None, {}) == ALL
+    assert read_share(None, torchrun) == Share(5, 8, 1)
+    assert read_share(None, srun) == Share(2, 4, 0)
+    assert read_share("1/3", torchrun) == Share(1, 3)
+    # A batch script of SLURM's without srun is one process, whatever was reserved for it.
+    assert read_share(None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == ALL
+    for wrong in ("3/3", "1/0", "one", "1", "-1/2", "1/2/3"):
+        with pytest.raises(ValueError, match="share"):
+            read_share(wrong, {})
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(feeding, "BLOCK", 4)
+
+
+@pytest.fixture
+def rows(tmp_path, small_blocks):
+    """Clips, and two that are none, in different shares."""
+    rows = list(list_recordings(SPEECH).rows[:14])
+    for place in (3, 5):
+        (tmp_path / f"{place}.wav").write_text("no audio")
+        rows.insert(place, Row(f"{place}.wav", tmp_path / f"{place}.wav"))
+    return rows
+
+
+@pytest.fixture
+def start(group_checkpoint, rows, tmp_path, monkeypatch):
+    """Begins the extraction of a share."""
+    encoder = load_encoder(group_checkpoint)
+    monkeypatch.setattr(encoder, "frame_budget", lambda: 150)
+
+    def begin(output, share, *, layers=("final",), rows=rows, **options):
+        worker = Worker(encoder, layers, tmp_path / output, 60)
+        return extract_with(worker, rows, tmp_path / output, share=share, **options)
+
+    return begin
+
+
+def content(folder):
+    """All files but those that speak of time and of who did it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RUN)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if DESKS not in path.parts}
+
+
+def record(folder):
+    return json.loads((folder / RUN).read_text())
+
+
+def failed(folder):
+    return [json.loads(line)["id"] for line in (folder / LEDGER).read_text().splitlines()]
+
+
+def test_shares_one_after_the_other_or_at_once_make_what_one_process_makes(start, rows, tmp_path):
+    list(start("one", ALL))
+    for share in (Share(1, 2), Share(0, 2)):
+        list(start("after", share))
+    runs = [start("at once", Share(rank, 3)) for rank in range(3)]
+    while runs:  # in turns
+        runs = [run for run in runs if next(run, None) is not None]
+    assert content(tmp_path / "after") == content(tmp_path / "at once") == content(tmp_path / "one")
+    assert failed(tmp_path / "after") == ["3.wav", "5.wav"]
+    whole = record(tmp_path / "one")
+    for folder in ("after", "at once"):
+        found = record(tmp_path / folder)
+        assert found["status"] == "done"
+        assert found["counts"] == whole["counts"]
+        assert found["fingerprint"] == whole["fingerprint"]
+        assert found["session"]["audio_seconds"] == pytest.approx(whole["session"]["audio_seconds"], abs=0.01)
+
+
+def test_the_record_says_running_until_the_last_share_has_ended(start, tmp_path):
+    first, second = start("out", Share(0, 2)), start("out", Share(1, 2))
+    next(first), next(second)
+    list(first)
+    assert record(tmp_path / "out")["status"] == "running"
+    list(second)
+    assert record(tmp_path / "out")["status"] == "done"
+
+
+def test_a_share_that_ended_early_is_taken_up_by_a_process_that_takes_all(start, rows, tmp_path):
+    list(start("one", ALL))
+    stopped = []
+    list(start("out", Share(0, 2), interrupted=lambda: len(stopped) > 0 or stopped.append(1)))
+    assert record(tmp_path / "out")["status"] == "running"  # the other share was never begun
+    assert content(tmp_path / "out") != content(tmp_path / "one")
+    list(start("out", ALL))
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+    assert not (tmp_path / "out" / DESKS).exists() or not any((tmp_path / "out" / DESKS).iterdir())
+    assert record(tmp_path / "out")["status"] == "done"
+
+
+def test_who_may_write_to_a_folder_at_once(start, tmp_path):
+    share = start("out", Share(0, 2))
+    next(share)
+    with pytest.raises(ValueError, match="in use"):
+        next(start("out", ALL))
+    with pytest.raises(ValueError, match=r"in use.*process"):
+        next(start("out", Share(0, 2)))
+    with pytest.raises(ValueError, match=r"in use.*0-of-2.*1-of-3"):
+        next(start("out", Share(1, 3)))
+    with pytest.raises(ValueError, match="another configuration"):
+        next(start("out", Share(1, 2), layers=("layer_01",)))
+    other = start("out", Share(1, 2))
+    next(other)
+    list(share)
+    with pytest.raises(ValueError, match="in use"):  # the first one has not taken the lock with it
+        next(start("out", ALL))
+    list(other)
+    alone = start("out", ALL)
+    next(alone)
+    with pytest.raises(ValueError, match="in use"):
+        next(start("out", Share(0, 2)))
+    list(alone)
+
+
+def test_another_number_of_shares_goes_on_and_forgets_no_failure(start, rows, tmp_path):
+    list(start("one", ALL))
+    list(start("out", Share(1, 2)))
+    (tmp_path / "out" / LEDGER).unlink()  # as where it was killed before it could put it together
+    list(start("out", Share(0, 3)))
+    assert set(failed(tmp_path / "out")) == {"3.wav", "5.wav"} - {
+        row.id for row in rows if row not in [*Share(1, 2).of(rows), *Share(0, 3).of(rows)]
+    }
+    list(start("out", Share(1, 3)))
+    list(start("out", Share(2, 3)))
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+def test_a_failure_that_is_mended_leaves_the_ledger_whoever_mends_it(start, rows, tmp_path):
+    for rank in range(2):
+        list(start("out", Share(rank, 2)))
+    shutil.copy(rows[0].path, tmp_path / "3.wav")
+    list(start("out", Share(0, 2)))
+    list(start("out", Share(1, 2)))
+    assert failed(tmp_path / "out") == ["5.wav"]
+    shutil.copy(rows[0].path, tmp_path / "5.wav")
+    list(start("out", ALL))
+    assert not (tmp_path / "out" / LEDGER).exists()
+    list(start("out", Share(0, 2)))
+    assert not (tmp_path / "out" / LEDGER).exists()
+
+
+def test_a_share_refused_leaves_nothing(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    list(start("out", ALL))
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    with pytest.raises(ValueError, match="another configuration"):
+        next(start("out", Share(0, 2), layers=("layer_01",)))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != DESKS) == before
+
+
+@pytest.mark.slow
+def test_torchruns_processes_make_what_one_makes_though_one_was_killed(tmp_path):
+    audio = tmp_path / "list.csv"
+    clips = sorted(SPEECH.rglob("*.flac"))
+    lines = [f"{number},{clips[number % len(clips)]}" for number in range(300)]
+    audio.write_text("\n".join(["id,path", *lines]))
+    command = [sys.executable, "-m", "w2v_attn", "extract", f"audio={audio}", f"root={ROOT}"]
+    # As torchrun gives to each of its processes; another number of threads gives other last bits.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [*command, f"output={tmp_path / 'one'}"]
+    subprocess.run(alone, check=True, capture_output=True, cwd=ROOT, env=environment)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "w2v_attn", "extract"]
+    torchrun = [sys.executable, *run, *command[4:], f"output={tmp_path / 'two'}"]
+    killed = subprocess.Popen(torchrun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not any((tmp_path / "two").rglob("*.safetensors")):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    holder = next((tmp_path / "two" / DESKS).glob("*-of-2/.lock")).read_text()
+    os.kill(int(holder.split()[1]), signal.SIGKILL)
+    assert killed.wait(60) != 0
+    subprocess.run(torchrun, check=True, capture_output=True, cwd=ROOT)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert record(tmp_path / "two")["counts"]["not_reached"] == 0

@@ -1,0 +1,52 @@
+"""Which engine extracts: this process, several on this machine, or a cluster's."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from w2v_attn.encoder.waveforms import find_device
+from w2v_attn.extraction.extractor import Extractor, Job, Worker
+from w2v_attn.runs.shares import Share
+
+LOCAL, RAY = "local", "ray"
+ENGINES = (LOCAL, RAY)
+AUTO = "auto"
+
+
+def open_extractor(job: Job, *, engine: str, workers: int | None, share: Share) -> AbstractContextManager[Extractor]:
+    """An extractor, to be opened while it is used.
+
+    engine: of ENGINES. workers: processes with an encoder each; None: one for each GPU, and one where there is none.
+    share: of a process that has a part of the rows, on a GPU of its own.
+
+    Raises:
+        ValueError: there is no such engine, or what the job says is wrong.
+        RunError: a process, or the cluster, cannot begin.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {engine}")
+    if not share.is_all and (engine == RAY or workers not in (None, 1)):
+        raise ValueError(f"the share {share} is for one process: leave out engine={engine} and workers={workers}")
+    if engine == RAY:
+        from w2v_attn.extraction.engines.ray_actors import RayActors
+
+        return RayActors(job, workers=workers)
+    devices = _devices(job.model["device"], workers, share)
+    if len(devices) == 1:
+        return nullcontext(Worker.of(job, device=devices[0]))
+    from w2v_attn.extraction.engines.processes import LocalProcesses
+
+    on_cpu = devices[0] == "cpu"
+    return LocalProcesses(job, devices, threads=max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else None)
+
+
+def _devices(device: str, workers: int | None, share: Share) -> list[str]:
+    """torch's names, one for each process."""
+    found = find_device(device)
+    if device != AUTO or found.type != "cuda":
+        return [device] * (workers or 1)
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if not share.is_all:
+        return [gpus[share.local_rank % len(gpus)]]
+    return [gpus[number % len(gpus)] for number in range(workers or len(gpus))]

@@ -1,0 +1,231 @@
+"""Several processes on this machine, each with an encoder: one for each GPU."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.engines.chunks import chunks
+from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
+from w2v_attn.extraction.store import Written
+from w2v_attn.runs.feeding import BLOCK
+from w2v_attn.runs.outcomes import Outcome, RunError
+
+logger = logging.getLogger(__name__)
+
+# A chunk whose process died is tried again as it is, for somebody may have killed it; and then in halves, down to the
+# recording that does it.
+TRIES = 2
+# Seconds after which whoever waits for a process asks whether it still should; and that a process has for its end.
+PATIENCE, LAST_CHANCE = 0.2, 10.0
+# What a process says beside outcomes.
+READY, DONE, WRONG, STOPPED = "ready", "done", "wrong request", "stopped"
+
+
+class LocalProcesses:
+    """An extractor whose encoders are in processes of its own, as many as devices. Open while it is used.
+
+    A process that dies is replaced, and what it had in hand is tried again; a recording that does it every time gets
+    that as its reason. Which process has which rows changes no feature.
+
+    devices: torch's names, one for each process. threads: of each; None: as torch decides.
+
+    Raises:
+        ValueError: what the job says is wrong. RunError: a process cannot begin.
+    """
+
+    def __init__(self, job: Job, devices: Sequence[str], *, threads: int | None = None):
+        self._stop = _context().Event()
+        self._members = [_Member(job, device, threads, self._stop) for device in devices]
+        try:
+            self.description, *_ = [member.begin() for member in self._members]
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "LocalProcesses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes: those that have nothing in hand at once, the others before their next recording."""
+        self._stop.set()
+        for member in self._members:
+            member.end()
+
+    def extract(
+        self, rows: Sequence[Row], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+    ) -> Outcomes:
+        """See `Extractor`."""
+        work = _Work(chunks(rows, len(self._members)))
+        while True:
+            if interrupted():
+                self._stop.set()
+            for member in self._members:
+                if member.chunk is None and not self._stop.is_set() and (chunk := work.next()) is not None:
+                    member.give(chunk, batch_frames)
+            busy = {member.connection: member for member in self._members if member.chunk is not None}
+            if not busy:
+                return
+            for ready in wait(list(busy), timeout=PATIENCE):
+                yield from self._heard(busy[ready], work)
+
+    def _heard(self, member: "_Member", work: "_Work") -> Iterator[Outcome[Written]]:
+        """Takes what a process says."""
+        assert member.chunk is not None
+        try:
+            kind, what = member.connection.recv()
+        except (EOFError, ConnectionError):
+            chunk, why = member.chunk, member.bury()
+            yield from work.again(chunk, why)
+            if not self._stop.is_set():
+                member.begin()
+            return
+        if kind == WRONG:
+            raise ValueError(what)
+        if kind == STOPPED:
+            raise RunError(what)
+        if kind == DONE:
+            member.chunk = None
+        elif member.chunk.settle(what):
+            yield what
+
+
+class _Chunk:
+    """Rows that a process has in hand. left: those of which nothing was heard, by their ids. tries: so far."""
+
+    def __init__(self, rows: Sequence[Row], *, tries: int = 0):
+        self.rows, self.tries = rows, tries
+        self.left = {row.id: row for row in rows}
+
+    def settle(self, outcome: Outcome[Written]) -> bool:
+        """Whether it is news; a chunk that is tried again has outcomes that are known."""
+        return self.left.pop(outcome.row.id, None) is not None
+
+
+class _Work:
+    """Chunks that wait for a process; those that are to be tried again first."""
+
+    def __init__(self, chunks: Iterator[Sequence[Row]]):
+        self._new, self._again = chunks, deque[_Chunk]()
+
+    def next(self) -> _Chunk | None:
+        """None: there is none now."""
+        if self._again:
+            return self._again.popleft()
+        rows = next(self._new, None)
+        return None if rows is None else _Chunk(rows)
+
+    def again(self, chunk: _Chunk, why: str) -> Iterator[Outcome[Written]]:
+        """A chunk whose process died: it waits again; a recording that was alone in it has failed."""
+        left = list(chunk.left.values())
+        if chunk.tries + 1 < TRIES:
+            # Block by block, and whole ones: what is there of them is found, and the batches stay the same.
+            parts = [chunk.rows[first : first + BLOCK] for first in range(0, len(chunk.rows), BLOCK)]
+            retried = [_Chunk(part, tries=chunk.tries + 1) for part in parts]
+            for part in retried:
+                part.left = {row_id: row for row_id, row in part.left.items() if row_id in chunk.left}
+            self._again.extend(part for part in retried if part.left)
+        elif len(left) > 1:
+            half = len(left) // 2
+            self._again.extend(_Chunk(part, tries=chunk.tries + 1) for part in (left[:half], left[half:]))
+        elif left:
+            yield Outcome(left[0], None, f"the process that worked on it died ({why})")
+
+
+class _Member:
+    """A process, as it is seen from outside. chunk: what it has in hand."""
+
+    def __init__(self, job: Job, device: str, threads: int | None, stop: Any):
+        self._start = (job, device, threads, stop)
+        self.chunk: _Chunk | None = None
+        self._launch()
+
+    def _launch(self) -> None:
+        self.connection, theirs = _context().Pipe()
+        self._process = _context().Process(target=_serve, args=(theirs, *self._start), name="extractor")
+        self._process.start()
+        theirs.close()  # so that its end is the end of what can be read
+        self._launched = True
+
+    def begin(self) -> Description:
+        """Waits until the process has its encoder; one that has died is replaced."""
+        if not self._launched:
+            self._launch()
+        try:
+            kind, what = self.connection.recv()
+        except (EOFError, ConnectionError):
+            raise RunError(f"a process for {self._start[1]} cannot begin ({self.bury()})") from None
+        if kind == READY:
+            return what
+        raise ValueError(what) if kind == WRONG else RunError(what)
+
+    def give(self, chunk: _Chunk, batch_frames: int) -> None:
+        """Begins a chunk."""
+        self.chunk = chunk
+        with suppress(ConnectionError):  # it is dead, which is heard when it is listened to
+            self.connection.send((chunk.rows, batch_frames))
+
+    def bury(self) -> str:
+        """Takes leave of a process that died -> of what."""
+        self.connection.close()
+        self._process.join(LAST_CHANCE)
+        code = self._process.exitcode
+        self._process.kill()
+        self.chunk, self._launched = None, False
+        return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        """Ends the process, in order where it lets that be."""
+        self.connection.close()
+        self._process.join(LAST_CHANCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, job: Job, device: str, threads: int | None, stop: Any) -> None:
+    """The process: loads, says what it is, and then extracts chunk by chunk until nobody is there to listen."""
+    # Ctrl-C reaches the whole group of processes: it is for the first one to say what is to be done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with suppress(EOFError, ConnectionError):
+        try:
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
+            worker = Worker.of(job, device=device)
+            connection.send((READY, worker.description))
+            while True:
+                rows, batch_frames = connection.recv()
+                for outcome in worker.extract(rows, batch_frames=batch_frames, interrupted=stop.is_set):
+                    connection.send((None, outcome))
+                connection.send((DONE, None))
+        except (EOFError, ConnectionError):
+            raise
+        except ValueError as error:
+            connection.send((WRONG, str(error)))
+        except RunError as error:
+            connection.send((STOPPED, str(error)))
+        except Exception:
+            connection.send((STOPPED, f"the process for {device} failed:\n{traceback.format_exc()}"))
+    os._exit(0)  # threads that hang on a file system must not keep it
+
+
+def _context() -> Any:
+    """Processes are forked from one that has imported what they need and done nothing else: CUDA survives no fork of a
+    process that has used it, nor do threads; and one that is replaced is there at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Worker.__module__])
+    return context
