@@ -69,10 +69,11 @@ def test_bytes_and_files_are_those_that_come_out(family, layers, dtype, tmp_path
     assert found.spread == 0  # every header was read
 
 
-def test_some_headers_speak_for_all_whatever_the_order_the_lengths_and_the_formats(encoder, tmp_path, monkeypatch):
-    """What is long comes last, as WAV at two rates, and what is short is compressed: a mean would be further off."""
+@pytest.mark.parametrize("rates", [(16_000, 16_000), (16_000, 44_100)])
+def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp_path, monkeypatch, rates):
+    """What is long comes last, as WAV, and what is short is compressed; a mean is further off, where bytes say more."""
     monkeypatch.setattr(survey, "SAMPLE", 40)
-    originals = [noise(tmp_path / "a" / f"{n}.wav", 1 + n % 7, rate=(16_000, 44_100)[n % 2]) for n in range(14)]
+    originals = [noise(tmp_path / "a" / f"{n}.wav", 1 + n % 7, rate=rates[n % 2]) for n in range(14)]
     originals += [noise(tmp_path / "b" / f"{n}.flac", 0.3 + n % 3 / 10) for n in range(9)]
     rows = []
     for number in range(400):
@@ -85,9 +86,10 @@ def test_some_headers_speak_for_all_whatever_the_order_the_lengths_and_the_forma
     found = ahead(encoder, rows, tmp_path / "out")
     assert found.looked_at == 40
     assert 0 < found.spread < 0.3
-    assert abs(found.audio / true - 1) < found.spread
-    by_mean = 400 * np.mean([looked.duration for looked in survey.look(rows, tmp_path / "out").sample])
-    assert abs(found.audio / true - 1) < abs(by_mean / true - 1)
+    assert abs(found.audio / true - 1) < 1.5 * found.spread
+    if len(set(rates)) == 1:
+        by_mean = 400 * np.mean([looked.duration for looked in survey.look(rows, tmp_path / "out").sample])
+        assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
 
 
 def test_parts_of_a_recording_need_no_header(encoder, tmp_path):
@@ -140,13 +142,22 @@ def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@given(st.integers(1, 300), st.integers(1, 30))
-def test_a_sample_is_spread_over_the_whole_list(count, first):
-    rows = list(survey.evenly(range(count)))
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_a_sample_has_a_row_of_each_part_of_the_list(count, first):
+    rows = list(survey.evenly(range(count), first))
     assert sorted(rows) == list(range(count))
-    seen = sorted(rows[: min(first, count)])
-    gaps = np.diff([-1, *seen, count])
-    assert max(gaps) <= 4 * count / len(seen) + 1
+    assert rows == list(survey.evenly(range(count), first))
+    seen = sorted(rows[:first])
+    for part, row in enumerate(seen):
+        assert part * count // len(seen) <= row < (part + 1) * count // len(seen)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 7, 8, 10, 16])
+def test_a_sample_does_not_fall_into_step_with_the_list(period):
+    """As every second of a list of pairs does."""
+    seen = list(survey.evenly(range(4096), 256))[:256]
+    counts = np.bincount([row % period for row in seen], minlength=period)
+    assert counts.min() > 0.3 * 256 / period
 
 
 def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):

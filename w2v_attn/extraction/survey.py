@@ -2,10 +2,12 @@
 
 import math
 import os
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from w2v_attn.audio.decoders import AudioError
@@ -87,7 +89,7 @@ def look(rows: Sequence[Row], output: Path) -> Survey:
     seen = found = 0
     fresh = not output.is_dir()
     ends = time.monotonic() + PATIENCE
-    for row in evenly(rows):
+    for row in evenly(rows, SAMPLE):
         weight = row_weight(row)
         weights[_kind(row)] += weight
         seen += 1
@@ -111,22 +113,26 @@ def look(rows: Sequence[Row], output: Path) -> Survey:
     )
 
 
-def evenly(rows: Sequence[Row]) -> Iterator[Row]:
-    """Every row once, in an order whose beginning is spread over all of them, however soon somebody stops.
+def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
+    """Every row once: first `count` of them, one of each part of the list, then the others. The same each time.
 
-    Source: van der Corput's sequence: numbers whose binary digits are read from behind.
+    By chance within a part, and from part to part: a list in which every second row is of another kind would show one
+    kind alone to any regular step.
     """
-    digits = len(rows).bit_length()
-    for number in range(1 << digits):
-        place = int(f"{number:0{digits}b}"[::-1], 2)
-        if place < len(rows):
-            yield rows[place]
+    chance = random.Random(0)
+    count = min(count, len(rows))
+    bounds = [part * len(rows) // count for part in range(count + 1)]
+    first = [chance.randrange(begin, end) for begin, end in pairwise(bounds)]
+    others = list(set(range(len(rows))) - set(first))
+    for places in (first, others):
+        chance.shuffle(places)
+        yield from (rows[place] for place in places)
 
 
 def _sample(rows: Sequence[Row], output: Path, fresh: bool) -> list[Looked]:
     sample: list[Looked] = []
     ends = time.monotonic() + PATIENCE
-    for row in evenly(rows):
+    for row in evenly(rows, SAMPLE):
         try:
             duration = row_duration(row)
         except AudioError:
