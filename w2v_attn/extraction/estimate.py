@@ -27,7 +27,7 @@ WRITERS = 4
 # Seconds that a file takes until it is on the disk for good, by several writers on a local one.
 FILE = 0.5e-3
 # Where a run would take so many seconds by its operations, this part of it is rehearsed, or so many seconds of it.
-WORTH_REHEARSING, PART, REHEARSAL = 1.0, 0.1, 1.0
+WORTH_REHEARSING, PART, REHEARSAL = 0.3, 0.1, 1.0
 # Seconds of the recording whose file is weighed.
 WEIGHED = 10.0
 
