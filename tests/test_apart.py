@@ -39,7 +39,6 @@ FAULTS = {
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.fixture
 @dataclass(frozen=True)
 class Stored:
     """The content of a recording that is no file of its own."""
@@ -54,6 +53,7 @@ class Stored:
         return "stored"
 
 
+@pytest.fixture
 def decoder():
     with closing(Apart(seconds=1, gigabytes=0.2)) as made:
         yield made

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -64,7 +63,7 @@ def extract(config: Any) -> int:
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction.engines.choice import open_extractor
     from w2v_attn.extraction.extracting import extract_with
-    from w2v_attn.extraction.extractor import Job, Task
+    from w2v_attn.extraction.extractor import Job, Task, Worker
     from w2v_attn.extraction.store import store_of
     from w2v_attn.runs.outcomes import RunError
     from w2v_attn.runs.shares import parts_of, read_share
@@ -78,29 +77,45 @@ def extract(config: Any) -> int:
     if making.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
     without = listed - len(corpus.rows)
+    mine = replace(
+        corpus, rows=tuple(row for part in share.of(parts_of(corpus.rows, store.together)) for row in part.rows)
+    )
     limits = {"max_duration": _number(config, "max_duration"), "decoding": _decoding(config)}
     task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **limits)
     model = _model_options(config) | {"long": _long(config.long)}
     job = Job(checkpoint=_text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
-    mine = tuple(row for part in share.of(parts_of(corpus.rows, store.together)) for row in part.rows)
+    if config.dry_run:
+        worker = Worker.of(job)
+        worker.check_output()
+        _show_estimate(worker.estimate(mine.rows), layers)
+        return DONE
+
+    frames = channels = 0
+
+    def take(outcome: Any) -> None:
+        nonlocal frames, channels
+        frames, channels = frames + outcome.result.frames, outcome.result.channels
+
     try:
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
-            about = {"command": _command(), "config": _plain(config)}
+            # Where others extract, nobody here has an encoder to ask.
+            ahead = extractor.estimate(mine.rows) if isinstance(extractor, Worker) else None
+            about = {"command": _command(), "folder": os.getcwd(), "config": _plain(config)}
+            if ahead is not None:
+                _show_estimate(ahead, layers)
+                about["estimate"] = ahead.as_record()
             run = partial(extract_with, extractor, task, corpus.rows, share=share, about=about)
-            outcomes, seconds, code = _watch(replace(corpus, rows=mine), run)
+            tally, seconds, code = _watch(mine, run, take, total=None if ahead is None else ahead.weight)
     except RunError as error:  # before it began
         print(f"stopped: {error}", file=sys.stderr)
         return SOME_FAILED
 
     described = extractor.description
-    written = [outcome.result for outcome in outcomes if outcome.result is not None]
-    channels = written[0].channels if written else 0
     unit = "frames" if making.pool == "none" else "vectors"
-    frames = f"{sum(result.frames for result in written):,} × {channels} channels"
     rows = [
         ("layers", ", ".join(layers) if making.sum is None else f"sum of {', '.join(layers)}"),
-        (unit, f"{frames}, {making.dtype or described.dtype}"),
+        (unit, f"{frames:,} × {channels} channels, {making.dtype or described.dtype}"),
         ("attention", f"{described.core} core on {described.device}"),
     ]
     if without > 0:
@@ -110,9 +125,9 @@ def extract(config: Any) -> int:
     if described.one_by_one is not None:
         rows.append(("one by one", f"for {described.one_by_one}"))
     if share.is_all:
-        return _conclude("Extracted", corpus, outcomes, seconds, code, output, rows)
-    title = f"Extracted, share {share}"
-    return _conclude_shares(output, _conclude(title, replace(corpus, rows=mine), outcomes, seconds, code, output, rows))
+        return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
+    code = _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
+    return _conclude_shares(output, code)
 
 
 def _conclude_shares(output: Path, code: int) -> int:
@@ -129,7 +144,7 @@ def _conclude_shares(output: Path, code: int) -> int:
     counts, session = record["counts"], record["session"]
     speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
     rows = [
-        ("recordings", f"{counts['written'] + counts['kept']} of {counts['recordings']}"),
+        ("recordings", f"{counts['written'] + counts['kept']:,} of {counts['recordings']:,}"),
         *([("already there", counts["kept"])] if counts["kept"] else []),
         ("failed", counts["failed"]),
         ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
@@ -218,17 +233,19 @@ def transcribe(config: Any) -> int:
     recognizer = load_recognizer(_text(config.model, "checkpoint"), **_model_options(config), beam=_beam(config))
     limits = {"max_duration": max_duration, "decoding": _decoding(config)}
     run = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
-    outcomes, seconds, code = _watch(corpus, run)
+    shown: list[tuple[str, str, str]] = []
 
-    heard = [(outcome.row.id, outcome.result) for outcome in outcomes if outcome.result is not None]
-    shown = [
-        (row_id, found.text if isinstance(found, Transcript) else found.label, f"{found.score:.2f}")
-        for row_id, found in heard[:SHOWN]
-    ]
-    more = f" (the first {SHOWN} of {len(heard)})" if len(heard) > SHOWN else ""
+    def take(outcome: Any) -> None:
+        if len(shown) < SHOWN:
+            found = outcome.result
+            text = found.text if isinstance(found, Transcript) else found.label
+            shown.append((outcome.row.id, text, f"{found.score:.2f}"))
+
+    tally, seconds, code = _watch(corpus, run, take)
+    more = f" (the first {SHOWN} of {tally.written})" if tally.written > SHOWN else ""
     console.console().print(console.table(f"Heard{more}", shown, header=("recording", "text", "score")))
     rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
-    return _conclude("Transcribed", corpus, outcomes, seconds, code, output / TRANSCRIPTS, rows)
+    return _conclude("Transcribed", corpus, tally, seconds, code, output / TRANSCRIPTS, rows)
 
 
 def evaluate(config: Any) -> int:
@@ -257,9 +274,8 @@ def evaluate(config: Any) -> int:
     task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
     limits = {"max_duration": max_duration, "decoding": _decoding(config)}
     run = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
-    outcomes, seconds, code = _watch(corpus, run)
-
-    predictions = [outcome.result for outcome in outcomes if outcome.result is not None]
+    predictions: list[Any] = []
+    tally, seconds, code = _watch(corpus, run, lambda outcome: predictions.append(outcome.result))
     rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
@@ -268,38 +284,77 @@ def evaluate(config: Any) -> int:
         if shown:
             console.console().print(console.table(f"Wrong{more}", shown, header=("recording", "is", "heard")))
         rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
-    return _conclude("Evaluated", corpus, outcomes, seconds, code, output, rows)
+    return _conclude("Evaluated", corpus, tally, seconds, code, output, rows)
 
 
-def _watch(corpus: Any, start: Callable[..., Any]) -> tuple[list[Any], float, int]:
-    """Goes through a run with progress, until its end or an interruption -> outcomes, seconds it took, exit code.
+def _watch(
+    corpus: Any, start: Callable[..., Any], take: Callable[[Any], None], total: float | None = None
+) -> tuple[Any, float, int]:
+    """Goes through a run with progress, until its end or an interruption -> its tally, seconds it took, exit code.
 
-    The outcomes come in the order of the corpus, whatever the order of the run.
+    take: is given the outcomes that have a result, as they come. total: the weight of what is not there yet, where that
+    is known; see `runs.sources.row_weight`.
     """
     from w2v_attn import console
     from w2v_attn.runs.outcomes import RunError
-    from w2v_attn.runs.sources import source_size
+    from w2v_attn.runs.pace import Pace
+    from w2v_attn.runs.sources import row_weight
+    from w2v_attn.runs.tally import Tally
 
-    outcomes: list[Any] = []
-    sizes = {row.id: source_size(row) for row in corpus.rows}
+    tally, pace = Tally(), Pace(sum(map(row_weight, corpus.rows)) if total is None else total)
     started = time.monotonic()
     code = DONE
     interruption = _Interruption()
     run = start(interrupted=lambda: interruption.code is not None)
     try:
-        with interruption, closing(run), console.ProgressLine(sum(sizes.values()), "recordings") as progress:
+        with interruption, closing(run), console.RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
-                outcomes.append(outcome)
-                progress.advance(sizes[outcome.row.id], failed=outcome.reason is not None)
+                tally.take(outcome)
+                pace.take(outcome, 0.0 if outcome.kept else row_weight(outcome.row))
+                progress.update()
+                if outcome.result is not None:
+                    take(outcome)
     except RunError as error:
         print(f"stopped: {error}. When that is mended, this goes on:\n  {_command()}", file=sys.stderr)
         code = SOME_FAILED
     except KeyboardInterrupt:  # the second signal did not wait for the batch at hand
         pass
-    seconds = time.monotonic() - started
-    places = {row_id: place for place, row_id in enumerate(sizes)}
-    outcomes.sort(key=lambda outcome: places[outcome.row.id])
-    return outcomes, seconds, interruption.code or code
+    return tally, time.monotonic() - started, interruption.code or code
+
+
+def _show_estimate(ahead: Any, layers: Sequence[str]) -> None:
+    """What a run will take, and a warning where the disk has no room for that."""
+    from w2v_attn import console
+
+    known = f"of {ahead.looked_at:,} headers" if ahead.looked_at < ahead.recordings else "of all headers"
+    spread = f" ± {ahead.spread:.1%}" if ahead.spread >= 5e-4 else ""
+    rows = [
+        ("recordings", f"{ahead.recordings:,}"),
+        ("audio", f"{console.span(ahead.audio)}{spread}, {known}"),
+        ("to write", f"{ahead.files:,} files, {console.size(ahead.bytes)}: {', '.join(layers)} in {ahead.dtype}"),
+        ("time", f"about {console.span(ahead.seconds)}"),
+    ]
+    if ahead.there:
+        rows.insert(1, ("already there", f"about {ahead.there:,}"))
+        rows.insert(3, ("to compute", console.span(ahead.missing)))
+    if ahead.unusable:
+        rows.insert(1, ("cannot be used", f"about {ahead.unusable:,}"))
+    if ahead.free is not None:
+        rows.append(("free on the disk", console.size(ahead.free)))
+    console.console().print(console.table("Estimated", rows))
+    if ahead.free is not None and ahead.disk > ahead.free:
+        print(
+            f"warning: the features will take about {console.size(ahead.disk)}, and the disk of the output has "
+            f"{console.size(ahead.free)} free. Fewer layers or half precision take less; a run that a full disk ends "
+            "goes on when there is room again",
+            file=sys.stderr,
+        )
+    if ahead.free_files is not None and ahead.files > ahead.free_files:
+        print(
+            f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
+            f"{ahead.free_files:,}. A part of the list at a time, made into shards by w2v-attn convert, needs fewer",
+            file=sys.stderr,
+        )
 
 
 def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
@@ -311,38 +366,53 @@ def _show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
         console.console().print(console.table(f"{title}{more}", failed[:SHOWN], header=("recording", "reason")))
 
 
+def _show_kinds(title: str, tally: Any) -> None:
+    """A table of what failed: every recording with its reason, or of many the kinds of reasons with one of each."""
+    from w2v_attn import console
+
+    if tally.failed <= len(tally.few):
+        _show_failed(title, tally.few)
+        return
+    kinds = tally.kinds.most_common(SHOWN)
+    more = f" (the {SHOWN} most frequent of {len(tally.kinds):,} reasons)" if len(tally.kinds) > SHOWN else ""
+    rows = []
+    for kind, count in kinds:
+        row_id, reason = tally.examples[kind]
+        rows.append((f"{count:,} ×", reason if count == 1 else kind, row_id))
+    header = ("recordings", "reason", "one of them")
+    console.console().print(console.table(f"{title}: {tally.failed:,}{more}", rows, header=header))
+
+
 def _conclude(
-    title: str, corpus: Any, outcomes: list[Any], wall: float, code: int, output: Path, rows: list[tuple[str, str]]
+    title: str, corpus: Any, tally: Any, wall: float, code: int, output: Path, rows: list[tuple[str, str]]
 ) -> int:
     """The summary of a run, and its exit code."""
     from w2v_attn import console
     from w2v_attn.runs.ledger import LEDGER
 
-    failed = [outcome for outcome in outcomes if outcome.reason is not None]
-    kept = sum(outcome.kept for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes if not outcome.kept)
-    flags = Counter(flag.split(" (")[0] for outcome in outcomes for flag in outcome.flags)
-    missing = len(corpus.rows) - len(outcomes)
+    missing = len(corpus.rows) - tally.reached
+    wall = max(wall, 1e-9)
     summary = [
-        ("recordings", f"{len(outcomes) - len(failed)} of {len(corpus.rows)}"),
-        ("failed", f"{len(failed)}, see {LEDGER}" if failed else "0"),
-        ("audio", f"{seconds:.1f} s, {seconds / max(wall, 1e-9):.1f} × real time"),
+        ("recordings", f"{tally.written + tally.kept:,} of {len(corpus.rows):,}"),
+        ("failed", f"{tally.failed:,}, see {LEDGER}" if tally.failed else "0"),
+        ("audio", f"{tally.seconds:,.1f} s, {tally.seconds / wall:.1f} × real time"),
+        ("time", f"{console.span(wall)}, {tally.written / wall:,.1f} recordings/s"),
         *rows,
         ("output", str(output)),
     ]
-    if kept:
-        summary.insert(1, ("already there", str(kept)))
+    if tally.kept:
+        summary.insert(1, ("already there", f"{tally.kept:,}"))
     if missing:
-        summary.append(("not reached", str(missing)))
+        summary.append(("not reached", f"{missing:,}"))
     if corpus.skipped:
         summary.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
-    summary += [("flagged", f"{count} × {flag}") for flag, count in flags.most_common(5)]
+    summary += [("flagged", f"{count:,} × {flag}") for flag, count in tally.flags.most_common(5)]
     screen = console.console()
     screen.print(console.table(title, summary))
-    _show_failed("Could not be used", [(outcome.row.id, outcome.reason) for outcome in failed])
+    _show_kinds("Could not be used", tally)
     if code in (INTERRUPTED, TERMINATED):
         print(f"interrupted: what is written is whole. To go on:\n  {_command()}", file=sys.stderr)
-    return code or (SOME_FAILED if failed else DONE)
+    return code or (SOME_FAILED if tally.failed else DONE)
 
 
 def finetune(config: Any) -> int:
@@ -627,6 +697,9 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
     _log_to_stderr()
     try:
         return COMMANDS[command](config)
+    except KeyboardInterrupt:  # before there was anything to end in order
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except ValueError as error:  # all that a user can cause is one; HYDRA_FULL_ERROR=1 shows where it came from
         if wants_trace:
             raise
@@ -905,10 +978,12 @@ def _number(config: Any, key: str, *, least: float | None = None) -> float:
 
 
 def _log_to_stderr() -> None:
-    """Warnings of ours and of the libraries, each a line."""
+    """Warnings of ours and of the libraries, each a line; with its time where it may go into a file."""
     import logging
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    at = "" if sys.stderr.isatty() else "%(asctime)s "
+    form = f"{at}%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
 
 
 if __name__ == "__main__":

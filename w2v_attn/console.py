@@ -9,8 +9,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from w2v_attn.runs.pace import Pace
+from w2v_attn.runs.tally import Tally
+
 PLAIN_WIDTH = 120
-PLAIN_SECONDS = 10.0
+# Seconds between two lines where there is no terminal, and of the time so far: a run of two days writes some hundred.
+LEAST_PLAIN, MOST_PLAIN, PLAIN_SHARE = 10.0, 600.0, 0.1
+# Seconds between two states of a bar: thousands of recordings that are there already go by in one.
+DRAWN = 0.1
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -30,13 +36,113 @@ def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str]
     return made
 
 
+def span(seconds: float) -> str:
+    """A length of time in two units at most: 0.3 s, 45 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days:,} d {hours:02} h"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that people buy disks in: 17 kB, 1.2 TB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit in ("bytes", "kB") else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+class PlainLines:
+    """Lines for a log file, with their time: often at first, seldom later on."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._started
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        now = time.monotonic()
+        return now - self._last >= min(MOST_PLAIN, max(LEAST_PLAIN, PLAIN_SHARE * (now - self._started)))
+
+    def write(self, line: str) -> None:
+        """One line."""
+        self._last = time.monotonic()
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+class RunProgress:
+    """A run as it goes: recordings, failures, speeds and time left; a bar on a terminal, lines elsewhere.
+
+    rows: how many there are.
+    """
+
+    def __init__(self, rows: int, pace: Pace, tally: Tally):
+        self._rows, self._pace, self._tally = rows, pace, tally
+        self._lines, self._drawn = PlainLines(), 0.0
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:3.0f} %"),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=console(stderr=True),
+            )
+            self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> "RunProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._pace.done, description=self._said())
+            self._bar.stop()
+
+    def update(self) -> None:
+        """There are news in the pace and in the tally."""
+        if self._bar is not None:
+            if time.monotonic() - self._drawn >= DRAWN:
+                self._drawn = time.monotonic()
+                self._bar.update(self._task, completed=self._pace.done, description=self._said())
+        elif self._lines.due():
+            self._lines.write(f"{self._pace.done:.0%} {self._said()}")
+
+    def _said(self) -> str:
+        tally, pace = self._tally, self._pace
+        parts = [f"{tally.reached:,} of {self._rows:,}"]
+        if tally.kept:
+            parts.append(f"{tally.kept:,} kept")
+        if tally.failed:
+            parts.append(f"{tally.failed:,} failed")
+        if (recordings := pace.recordings_per_second) is not None and (times := pace.times_real_time) is not None:
+            parts += [f"{recordings:,.1f}/s", f"{times:,.1f} × real time"]
+        if (left := pace.left) is not None:
+            parts.append(f"{span(left)} left")
+        return ", ".join(parts)
+
+
 class ProgressLine:
-    """How far a run is, and how long it still takes: a bar on a terminal, a line every ten seconds elsewhere."""
+    """How far work is, and how long it still takes: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, total: float, what: str):
         self._total, self._done, self._count, self._failed = max(total, 1.0), 0.0, 0, 0
         self._what = what
-        self._started = self._last = time.monotonic()
+        self._lines = PlainLines()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -70,12 +176,10 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=f"{self._count} {self._what}{failures}")
             return
-        now = time.monotonic()
-        if now - self._last >= PLAIN_SECONDS:
-            self._last = now
-            left = (now - self._started) * (self._total / max(self._done, 1e-9) - 1)
+        if self._lines.due():
+            left = self._lines.elapsed * (self._total / max(self._done, 1e-9) - 1)
             share = self._done / self._total
-            print(f"{self._count} {self._what}{failures}, {share:.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
+            self._lines.write(f"{self._count} {self._what}{failures}, {share:.0%}, {span(left)} left")
 
 
 class TrainingProgress:
@@ -88,7 +192,7 @@ class TrainingProgress:
         self.interrupted = interrupted
         self._screen = console(stderr=True)
         self._bar: Progress | None = None
-        self._last = self._started = time.monotonic()
+        self._started, self._lines = time.monotonic(), PlainLines()
         self._first = self._updates = 0
 
     def __enter__(self) -> "TrainingProgress":
@@ -125,7 +229,6 @@ class TrainingProgress:
             self._print(f"update {update}: {warning}")
 
     def _show(self, done: int, total: int, what: str, first: int = 0) -> None:
-        now = time.monotonic()
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = Progress(
@@ -141,10 +244,9 @@ class TrainingProgress:
                 self._task = self._bar.add_task(what, total=total)
                 self._bar.start()
             self._bar.update(self._task, completed=done, total=total, description=what)
-        elif now - self._last >= PLAIN_SECONDS:
-            self._last = now
-            left = (now - self._started) * (total - done) / max(done - first, 1)
-            print(f"{done}/{total} {what}, {left:.0f} s left", file=sys.stderr, flush=True)
+        elif self._lines.due():
+            left = (time.monotonic() - self._started) * (total - done) / max(done - first, 1)
+            self._lines.write(f"{done}/{total} {what}, {span(left)} left")
 
     def _print(self, line: str) -> None:
         if self._bar is not None:

@@ -44,6 +44,11 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
     write_whole(path, _serialized(features, {"format": FORMAT, **metadata}))
 
 
+def written_size(features: dict[str, Tensor], metadata: dict[str, str]) -> int:
+    """Bytes of the file that `write_features` would write."""
+    return len(_serialized(features, {"format": FORMAT, **metadata}))
+
+
 def read_header(path: Path) -> Stored | None:
     """What a feature file says of itself; None where it is damaged: cut short, or not as its header was written.
 

@@ -19,6 +19,9 @@ BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.
 MP3_SLACK_FRAMES, MP3_SLACK = 1152 + 529, 0.002
 
+# What libsndfile says of a FLAC that does not state its length is beyond these.
+UNKNOWN_FRAMES = 1 << 40
+
 # Uncompressed: where a frame is can be computed.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST"})
 
@@ -42,6 +45,11 @@ class Source(ABC):
     def skip(self, frames: int) -> int:
         """Before the first block: goes past as many of the first `frames` as it can at once -> how many that were."""
         return 0
+
+    @property
+    @abstractmethod
+    def promised(self) -> float | None:
+        """Seconds that the header promises; None where it does not say."""
 
     @abstractmethod
     def check_complete(self) -> list[str]:
@@ -103,6 +111,11 @@ class _SoundFileSource(Source):
         self._sound, self._file = sound, file
         self._frames = 0
         self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
+
+    @property
+    def promised(self) -> float | None:
+        frames = self._sound.frames
+        return frames / self.rate if 0 < frames < UNKNOWN_FRAMES else None
 
     def skip(self, frames: int) -> int:
         if self._sound.format not in SEEKABLE or not 0 < frames < self._sound.frames:
@@ -212,6 +225,11 @@ class _FFmpegSource(Source):
         self._container, self._stream, self._file = container, stream, file
         self._frames = 0
 
+    @property
+    def promised(self) -> float | None:
+        duration = self._stream.duration
+        return None if duration is None else float(duration * self._stream.time_base)
+
     def blocks(self) -> Iterator[np.ndarray]:
         import av
 
@@ -226,12 +244,11 @@ class _FFmpegSource(Source):
                 yield block.astype(np.float32, copy=False)
 
     def check_complete(self) -> list[str]:
-        found = self._frames / self.rate
+        promised, found = self.promised, self._frames / self.rate
         is_mp3 = self._stream.codec_context.name.startswith("mp3")
         odd = _oddities_of_content(self._file, self._frames, self.rate, is_mp3=is_mp3)
-        if self._stream.duration is None:
+        if promised is None:
             return odd
-        promised = float(self._stream.duration * self._stream.time_base)
         if found < 0.98 * promised - 0.2:
             raise AudioError(f"is cut short: its header promises {promised:.2f} seconds, it holds {found:.2f}")
         if found > 1.02 * promised + 0.2 and not is_mp3:  # of which it is a guess

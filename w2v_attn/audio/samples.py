@@ -62,6 +62,16 @@ def read_samples(
         return Findings(source.rate, source.channels, flags)
 
 
+def read_duration(path: str | os.PathLike[str]) -> float | None:
+    """Seconds that a file's header promises, without decoding it; None where it does not say.
+
+    Raises:
+        AudioError: the file cannot be opened, or is no audio.
+    """
+    with open_source(Path(path)) as source:
+        return source.promised
+
+
 class _Part:
     """The frames of a source from `offset` on, `duration` long, both in seconds."""
 

@@ -1,8 +1,9 @@
 """A process that decodes one recording after the other, and may be killed at it.
 
 The process that started it is at the other end of its standard input and output; see `runs.apart`. A request is a line
-of JSON, the arguments of `read_samples`. A reply is messages: the blocks of samples as they come, then what was found,
-or why there is nothing. No message is a pickle: what comes out of a process that reads crafted files is data, not code.
+of JSON, the arguments of `read_samples`, or of `read_duration` under its name. A reply is messages: the blocks of
+samples as they come, then what was found, or why there is nothing. No message is a pickle: what comes out of a process
+that reads crafted files is data, not code.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from w2v_attn.audio.decoders import AudioError
-from w2v_attn.audio.samples import read_samples
+from w2v_attn.audio.samples import read_duration, read_samples
 
 # A message: what it is, the bytes that follow.
 HEAD = struct.Struct("<cQ")
@@ -51,6 +52,10 @@ def main() -> None:
 
 
 def _decode(request: dict[str, Any], replies: int, seconds: float) -> None:
+    if (header := request.get("read_duration")) is not None:
+        _alarm(seconds + GRACE)
+        _send(replies, FOUND, json.dumps(read_duration(**header)).encode())
+        return
     blocks = read_samples(**request)
     while True:
         _alarm(seconds + GRACE)

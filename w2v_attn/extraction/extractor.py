@@ -6,22 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder, load_encoder
 from w2v_attn.encoder.long import Long
 from w2v_attn.extraction.computing import compute
+from w2v_attn.extraction.estimate import Estimate, estimate
 from w2v_attn.extraction.product import Product, Written
-from w2v_attn.extraction.store import MIRRORED, store_of
+from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.pretrained.replace import core_in_use
 from w2v_attn.runs.decoding import HERE, Decoding
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.place import Place
-from w2v_attn.runs.record import made_with
+from w2v_attn.runs.record import check_same, made_with, read_record
 from w2v_attn.runs.shares import Part
-
-# Files do not wait for each other: most of the time a writer waits for the disk.
-WRITERS = 4
 
 Outcomes = Generator[Outcome[Written], None, None]
 
@@ -104,6 +103,24 @@ class Worker:
     def of(cls, job: Job, **model: Any) -> "Worker":
         """One that loads what a job says. model: what else the encoder is told, or differently."""
         return cls(load_encoder(job.checkpoint, **{**job.model, **model}), job.task)
+
+    def check_output(self) -> None:
+        """Raises ValueError where a run of another configuration has begun the output; writes nothing."""
+        if (before := read_record(self._task.output)) is not None:
+            check_same(self._task.output, before, self.description.fingerprint, self.description.made_with)
+
+    def estimate(self, rows: Sequence[Row]) -> Estimate:
+        """What `extract` will take of these rows; writes nothing."""
+        task = self._task
+        return estimate(
+            self._encoder,
+            self._product,
+            self._store,
+            rows,
+            task.output,
+            max_duration=task.max_duration,
+            decoding=task.decoding,
+        )
 
     def extract(
         self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ class Product:
 
     def __init__(self, encoder: Encoder, layers: Sequence[str], making: Making | None = None):
         self._encoder, self._making = encoder, Making() if making is None else making
+        self._asked = tuple(layers)
         self.layers = self._making.chosen(check_layers(layers, encoder.num_layers))
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
@@ -57,6 +59,25 @@ class Product:
     def make(self, row_id: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is made of the layers of a row, on the CPU. Raises ValueError: see `Making.make`."""
         return self._making.make(row_id, features, self._rates.__getitem__)
+
+    @cached_property
+    def whole(self) -> "Product":
+        """The same of recordings as a whole, whatever spans there are: what can be tried on any recording."""
+        making = self._making.whole
+        return self if making is self._making else Product(self._encoder, self._asked, making)
+
+    @property
+    def vectors(self) -> float | None:
+        """Of a recording, on average; None: it has frames."""
+        if self._making.pool == "none":
+            return None
+        spans = self._making.spans
+        return 1.0 if spans is None else sum(map(len, spans.values())) / max(1, len(spans))
+
+    @property
+    def dtype(self) -> str:
+        """Of what is made."""
+        return self._making.dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""

@@ -1,6 +1,6 @@
 """Where the features of a run are kept: one implementation for each layout that extraction writes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,22 @@ from w2v_attn.runs.outcomes import Outcome, Settled
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
 MIRRORED = "mirrored"
 STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shards", "ShardsStore")}
+
+
+# Files do not wait for each other: most of the time a writer waits for the disk.
+WRITERS = 4
+
+
+class Peek(Protocol):
+    """What is there in an output, looked at without changing anything."""
+
+    def has(self, row: Row) -> bool:
+        """Whether something of a row is there; quickly."""
+        ...
+
+    def counts(self, row: Row) -> bool:
+        """Whether it is whole, and of the source as it is; of which configuration it is, the folder says."""
+        ...
 
 
 class Store(Protocol):
@@ -51,6 +67,21 @@ class Store(Protocol):
         Raises:
             ValueError: the folder holds something else. RunError, OSError: it cannot be written.
         """
+        ...
+
+    @staticmethod
+    def peek(output: Path) -> Peek:
+        """What is there, for an estimate."""
+        ...
+
+    @staticmethod
+    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+        """Bytes that a recording with these features takes beside those of its tensors."""
+        ...
+
+    @staticmethod
+    def files(recordings: int, size: float) -> int:
+        """How many files so many recordings of so many bytes together are."""
         ...
 
     def find(self, row: Row) -> Settled[Written] | None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
-from w2v_attn.feature_files import feature_path, read_header, write_features
+from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
 from w2v_attn.runs.names import check_names
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
+from w2v_attn.runs.sources import source_state
 from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,19 @@ class MirroredStore:
         check_names(output, (row.id for row in rows))
         if left_over:
             remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
+
+    @staticmethod
+    def peek(output: Path) -> "_Peek":
+        return _Peek(output)
+
+    @staticmethod
+    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+        tensors = sum(tensor.nbytes for tensor in features.values())
+        return written_size(dict(features), dict(metadata)) - tensors
+
+    @staticmethod
+    def files(recordings: int, size: float) -> int:
+        return recordings
 
     def find(self, row: Row) -> Settled[Written] | None:
         path = feature_path(self._output, row.id)
@@ -78,3 +92,20 @@ class MirroredStore:
     def report(self) -> None:
         for why, count in Counter(self._removed).items():
             logger.warning("%d files of features were %s: computed again", count, why)
+
+
+class _Peek:
+    def __init__(self, output: Path):
+        self._output, self._fresh = output, not output.is_dir()
+
+    def has(self, row: Row) -> bool:
+        return not self._fresh and feature_path(self._output, row.id).exists()
+
+    def counts(self, row: Row) -> bool:
+        if self._fresh:
+            return False
+        try:
+            stored = read_header(feature_path(self._output, row.id))
+        except OSError:
+            return False
+        return stored is not None and stored.metadata.get("source_state") == source_state(row)

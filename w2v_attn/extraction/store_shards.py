@@ -14,9 +14,9 @@ import re
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from w2v_attn.extraction.product import Product, Written
 from w2v_attn.feature_sets.destination import CONVERSION
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text, is_text
-from w2v_attn.feature_sets.layouts.shard_files import INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
+from w2v_attn.feature_sets.layouts.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
+from w2v_attn.feature_sets.layouts.shards import ShardsReader
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled
+from w2v_attn.runs.sources import source_state
 from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,20 @@ class ShardsStore:
             raise _ended(index.path, error) from error
         finally:
             index.close()
+
+    @staticmethod
+    def peek(output: Path) -> "_Peek":
+        return _Peek(output)
+
+    @staticmethod
+    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+        # What is said of a recording stands in its shard and in the index, its tensors are named in both.
+        names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY for layer in features)
+        return 2 * len(json.dumps(dict(metadata))) + names
+
+    @staticmethod
+    def files(recordings: int, size: float) -> int:
+        return 1 + max(-(-recordings // STRETCH), round(size / SIZE)) if recordings else 0
 
     def find(self, row: Row) -> Settled[Written] | None:
         if not is_text(row.id) or not (found := self._ask(_FIND, row.id)):
@@ -206,6 +222,26 @@ class ShardsStore:
             return self._index.ask(query, *values)
         except (OSError, DamagedError) as error:
             raise _ended(self._index.path, error) from error
+
+
+class _Peek:
+    def __init__(self, output: Path):
+        self._shards: ShardsReader | None = None
+        if (output / INDEX).exists():
+            with suppress(DamagedError):  # it is made anew from the shards, by the run
+                self._shards = ShardsReader(output)
+
+    def has(self, row: Row) -> bool:
+        return self._shards is not None and row.id in self._shards
+
+    def counts(self, row: Row) -> bool:
+        if self._shards is None or row.id not in self._shards:
+            return False
+        try:
+            metadata = self._shards.open(row.id).metadata
+        except DamagedError:
+            return False
+        return metadata.get("source_state") == source_state(row)
 
 
 def _check_own(output: Path) -> None:

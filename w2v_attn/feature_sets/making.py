@@ -46,7 +46,14 @@ class Making:
             raise FeatureSetError("segments are what is pooled over: give pool=mean or pool=statistics")
         self.dtype, self.layers, self.pool, self.spans = dtype, tuple(layers), pool, spans
         self.sum = parse_sum(sum)
-        self._key = key
+        self._key, self._sum = key, sum
+
+    @property
+    def whole(self) -> "Making":
+        """The same without spans."""
+        if self.spans is None:
+            return self
+        return Making(dtype=self.dtype, layers=self.layers, sum=self._sum, pool=self.pool, key=self._key)
 
     def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
         """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from w2v_attn.audio.reading import Recording, recording_of
 from w2v_attn.audio.samples import Findings
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
 from w2v_attn.runs.outcomes import RunError
+
+Made = TypeVar("Made")
 
 # Seconds that the start of a process may take: on a busy cluster Python comes over the network.
 START = 120.0
@@ -70,18 +72,26 @@ class Apart:
             RunError: the processes do not start.
         """
         request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
+
+        def recording(blocks: list[np.ndarray], found: Any) -> Recording:
+            return recording_of(blocks, sample_rate, Findings(**{**found, "flags": tuple(found["flags"])}))
+
         try:
-            return self._ask(request)
+            return self._ask(request, recording)
         except _LostError:
             # Once more: a process that was ended by others, a disk that took a break. Were it a failure at once, its
             # neighbours would be in other batches than without it, and have other last bits.
-            return self._ask(request)
+            return self._ask(request, recording)
 
-    def _ask(self, request: dict[str, Any]) -> Recording:
+    def read_duration(self, path: str | os.PathLike[str]) -> float | None:
+        """As `audio.samples.read_duration`, with the errors of `read_recording`."""
+        return self._ask({"read_duration": {"path": os.path.abspath(path)}}, lambda _, found: found)
+
+    def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Made]) -> Made:
         while not (process := self._take()).send(request):
             self._drop(process)  # it ended while it had nothing to do
         try:
-            reply = self._reply(process, request["sample_rate"])
+            reply = self._reply(process, make)
         except BaseException:
             self._drop(process)
             raise
@@ -100,16 +110,15 @@ class Apart:
         for process in idle:  # the others are let go by whoever waits for them
             process.end()
 
-    def _reply(self, process: "_Process", sample_rate: int) -> Recording | AudioError:
+    def _reply(self, process: "_Process", make: Callable[[list[np.ndarray], Any], Made]) -> Made | AudioError:
         """What it says. Raises _LostError where it says nothing, and is no more to be asked."""
-        blocks = []
+        blocks: list[np.ndarray] = []
         try:
             for kind, content in process.messages(self._seconds):
                 if kind == BLOCK:
                     blocks.append(np.frombuffer(content, np.float32))
                 elif kind == FOUND:
-                    found = json.loads(content)
-                    return recording_of(blocks, sample_rate, Findings(**{**found, "flags": tuple(found["flags"])}))
+                    return make(blocks, json.loads(content))
                 elif kind == REFUSED:
                     return AudioError(content.decode())
                 elif kind == NO_MEMORY:

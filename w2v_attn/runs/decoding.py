@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from w2v_attn.audio.reading import Recording, read_recording
-from w2v_attn.audio.samples import MOST_CHANNELS, RATES
+from w2v_attn.audio.samples import MOST_CHANNELS, RATES, read_duration
 from w2v_attn.runs.apart import Apart
 
 KINDS = ("apart", "here")
@@ -15,6 +15,8 @@ class Decoder(Protocol):
     """Who decodes for a run, in any of its threads, until it is closed."""
 
     def read_recording(self, path: str | os.PathLike[str], **part: Any) -> Recording: ...
+
+    def read_duration(self, path: str | os.PathLike[str]) -> float | None: ...
 
     def close(self) -> None: ...
 
@@ -60,6 +62,9 @@ class _Here:
 
     def read_recording(self, path: str | os.PathLike[str], **part: Any) -> Recording:
         return read_recording(path, **part, **self._limits)
+
+    def read_duration(self, path: str | os.PathLike[str]) -> float | None:
+        return read_duration(path)
 
     def close(self) -> None:
         """There is nothing to end."""

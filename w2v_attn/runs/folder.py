@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from w2v_attn.runs.desks import clear_desks, desks_of_others
 from w2v_attn.runs.locks import InUseError, take
 from w2v_attn.runs.outcomes import Outcome, RunError
 from w2v_attn.runs.place import Place, cannot_write
-from w2v_attn.runs.record import Tally, begun_record, check_same, now, read_record, restore_record, write_record
+from w2v_attn.runs.record import begun_record, check_same, now, read_record, restore_record, tell, write_record
 from w2v_attn.runs.shares import Part
+from w2v_attn.runs.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+# Seconds after which a record says anew how far the run is.
+FRESH = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class RunFolder:
         self._output, self._record, self._before = output, record, before
         self._place = Place(output)
         self._tally = Tally()
+        self._started = self._told = time.monotonic()
 
     @property
     def batch_frames(self) -> int:
@@ -68,8 +73,10 @@ class RunFolder:
         return self._record["batch_frames"]
 
     def count(self, outcome: Outcome[Any]) -> None:
-        """Takes an outcome into the counts."""
-        self._tally.count(outcome)
+        """Takes an outcome into the counts; the record has them after a minute at most."""
+        self._tally.take(outcome)
+        if time.monotonic() - self._told > FRESH:
+            self._tell(self._write_progress)
 
     def withdraw(self) -> None:
         """The run was refused: `run.json` is what it was before it."""
@@ -80,12 +87,23 @@ class RunFolder:
 
         status: None: it came to its end, or was interrupted.
         """
-        self._tally.conclude(self._record, status, reason)
+        unreached = self._record["counts"]["recordings"] - self._tally.reached
+        status = status or ("interrupted" if unreached else "done")
+        self._record |= {"status": status, "reason": reason}
+        self._record["session"]["ended"] = now()
+        self._tell(self._write)
+
+    def _tell(self, write: Callable[[dict[str, Any]], None]) -> None:
+        tell(self._record, self._tally, time.monotonic() - self._started)
+        self._told = time.monotonic()
         try:
             self._place.check()
-            self._write(self._record)
+            write(self._record)
         except (OSError, RunError) as error:
-            logger.warning("how the run ended cannot be written to %s: %s", self._output, error)
+            logger.warning("how far the run is cannot be written to %s: %s", self._output, error)
+
+    def _write_progress(self, record: dict[str, Any]) -> None:
+        write_record(self._output, record)
 
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self._output, record)

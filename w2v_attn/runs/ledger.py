@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.outcomes import Outcome, RunError
+from w2v_attn.runs.outcomes import Outcome, RunError, kind_of
 from w2v_attn.whole_files import write_whole
 
 LEDGER = "failures.jsonl"
@@ -26,10 +26,11 @@ class Ledger:
 
     def __init__(self, output: Path, rows: Sequence[Row]):
         self._folder, self._path = output, output / LEDGER
-        self._places = {row.id: place for place, row in enumerate(rows)}
+        self._rows = rows
         try:
             output.mkdir(parents=True, exist_ok=True)
-            self._lines = {row_id: line for row_id, line in read_lines(output).items() if row_id in self._places}
+            self._lines = read_lines(output)
+            self._lines = dict(self._in_order())  # not those of rows that are no longer in the list
             self._rewrite()
         except OSError as error:
             raise RunError(f"cannot write to {output}: {error.strerror or error}") from error
@@ -48,7 +49,8 @@ class Ledger:
         if reason is None:
             self._lines.pop(row.id, None)
             return
-        line = json.dumps({"id": row.id, "path": os.fspath(row.path), "reason": reason}) + "\n"
+        about = {"id": row.id, "path": os.fspath(row.path), "reason": reason, "kind": kind_of(reason)}
+        line = json.dumps(about) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -56,8 +58,12 @@ class Ledger:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
         self._lines[row.id] = line
 
+    def _in_order(self) -> Iterator[tuple[str, str]]:
+        """Ids and lines, as the rows are."""
+        return ((row.id, self._lines[row.id]) for row in self._rows if row.id in self._lines)
+
     def _rewrite(self) -> None:
-        write_lines(self._folder, [self._lines[row_id] for row_id in sorted(self._lines, key=self._places.__getitem__)])
+        write_lines(self._folder, [line for _, line in self._in_order()])
 
 
 def read_lines(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What becomes of a row, and what ends a run."""
 
 import errno
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -14,6 +15,10 @@ FATAL_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTDIR}  # the disk is full, fails, is another one
     | {errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # a mount is gone
 )
+
+
+# Numbers in a reason are those of one recording.
+_NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
 
 
 class RunError(Exception):
@@ -50,3 +55,8 @@ def write_failed(path: Path, error: OSError) -> Exception:
     if error.errno in FATAL_ERRORS:
         return RunError(f"cannot write {path}: {error.strerror}")
     return ValueError(f"its result cannot be written: {error.strerror or error}")
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the numbers in it: what recordings have in common that fail in the same way."""
+    return _NUMBER.sub(lambda number: "…" + number[0][len(number[0].rstrip(".,")) :], reason)

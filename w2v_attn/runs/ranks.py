@@ -36,6 +36,9 @@ class SharedFolder(RunFolder):
             shutil.rmtree(self.ledger)
             (self._output / DESKS).rmdir()  # not where others have theirs
 
+    def _write_progress(self, record: dict[str, Any]) -> None:
+        write_record(self.ledger, record)  # what all have done together is told where one ends
+
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)
         with _one_at_a_time(self._output):
@@ -154,8 +157,10 @@ def _put_together(output: Path, world: int, parts: Sequence[Part]) -> None:
 def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> dict[str, Any]:
     """One record of those of the shares, of which some may not have begun."""
     counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for record in records:
         counts.update({name: record["counts"].get(name, 0) for name in COUNTS})
+        kinds.update(record.get("failures", {}))
     found = {record["status"] for record in records}
     worst = [status for status in ("running", "stopped", "interrupted", "done") if status in found]
     sessions = [record["session"] for record in records]
@@ -175,5 +180,6 @@ def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> di
             **{name: counts[name] for name in COUNTS},
             "not_reached": recordings - counts.total(),
         },
+        "failures": dict(kinds.most_common()),
         "share": f"{len(records)} of {world}",
     }

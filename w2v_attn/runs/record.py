@@ -5,16 +5,14 @@ import logging
 import os
 import platform
 import socket
-import time
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.place import cannot_write
+from w2v_attn.runs.tally import Tally
 from w2v_attn.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -24,29 +22,16 @@ FORMAT = "w2v_attn.run/1"
 COUNTS = ("written", "kept", "failed")
 
 
-class Tally:
-    """What became of the rows so far."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._seconds = 0.0
-        self._started = time.monotonic()
-
-    def count(self, outcome: Outcome[Any]) -> None:
-        """Takes an outcome into the counts."""
-        failed = outcome.reason is not None
-        self._counts["failed" if failed else "kept" if outcome.kept else "written"] += 1
-        self._seconds += 0.0 if outcome.kept else outcome.seconds
-
-    def conclude(self, record: dict[str, Any], status: str | None, reason: str | None) -> None:
-        """Takes how a run ended into its record. status: None: it came to its end, or was interrupted."""
-        recordings = record["counts"]["recordings"]
-        counts = {"recordings": recordings, **{name: self._counts[name] for name in COUNTS}}
-        counts["not_reached"] = recordings - self._counts.total()
-        status = status or ("interrupted" if counts["not_reached"] else "done")
-        record |= {"status": status, "reason": reason, "counts": counts}
-        seconds = round(time.monotonic() - self._started, 3)
-        record["session"] |= {"ended": now(), "seconds": seconds, "audio_seconds": round(self._seconds, 3)}
+def tell(record: dict[str, Any], tally: Tally, seconds: float) -> None:
+    """Takes how far a run is into its record. seconds: since it began."""
+    recordings = record["counts"]["recordings"]
+    record["counts"] = {
+        "recordings": recordings,
+        **{name: getattr(tally, name) for name in COUNTS},
+        "not_reached": recordings - tally.reached,
+    }
+    record["failures"] = dict(tally.kinds.most_common())
+    record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(tally.seconds, 3)}
 
 
 class Begun(Protocol):

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from w2v_attn.audio.decoders import AudioError
@@ -62,23 +63,45 @@ def source_size(row: Row) -> int:
         return 0  # gone since it was listed; its outcome will say so
 
 
+def row_duration(row: Row, read: Callable[[Path], float | None]) -> float | None:
+    """Seconds of the recording that a row means, as the row or a header says; None where neither does.
+
+    read: `audio.samples.read_duration`, or who does the same elsewhere.
+
+    Raises:
+        AudioError: see `read_duration`.
+    """
+    if row.duration is not None:
+        return row.duration
+    with _file_of(row) as path:
+        whole = read(path)
+    return None if whole is None else max(0.0, whole - row.offset)
+
+
+def row_weight(row: Row) -> float:
+    """About how much of a corpus a row is, without opening it: the bytes of its recording; 0 where they are not known.
+
+    A part that says how long it is has the bytes of 16-bit samples at 16 kHz.
+    """
+    if row.duration is not None:
+        return 32_000 * row.duration
+    return source_size(row)
+
+
 def _read_part(row: Row, part: dict[str, Any], decode: Callable[..., Recording]) -> Recording:
-    if row.content is None:
-        return decode(row.path, **part)
-    with _as_file(row.content()) as name:
-        return decode(name, **part)
+    with _file_of(row) as path:
+        return decode(path, **part)
 
 
 @contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """A name under which the decoders, which read by descriptor, find these bytes; in memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("recording"), "wb") as file:
-            file.write(content)
-            file.flush()
-            yield f"/proc/{os.getpid()}/fd/{file.fileno()}"  # for other processes too: the decoder may be one
-    else:
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(content)
-            file.flush()
-            yield file.name
+def _file_of(row: Row) -> Iterator[Path]:
+    """The file of a row, while open, for the decoders read by descriptor; in memory where the system can."""
+    if row.content is None:
+        yield row.path
+        return
+    on_disk = not hasattr(os, "memfd_create")
+    with tempfile.NamedTemporaryFile() if on_disk else open(os.memfd_create("recording"), "wb") as file:
+        file.write(row.content())
+        file.flush()
+        # For other processes too: the decoder may be one.
+        yield Path(file.name if on_disk else f"/proc/{os.getpid()}/fd/{file.fileno()}")

@@ -1,0 +1,131 @@
+"""Measures what a corpus of very many recordings costs beside the model: listing, planning, going on, and memory.
+
+  python tests/many.py                        100,000 recordings: some minutes on two cores, 2 GB of disk
+  python tests/many.py --recordings 10000
+
+Recordings are of 0.1 to 0.3 seconds, the checkpoint is the tiny one. Each step is a process of its own, at a tenth of
+the number and at the number: what its memory grows by between them is what a row costs. Prints JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTINCT, IN_A_FOLDER = 50, 1000
+
+
+def make_recordings(folder: Path, count: int) -> None:
+    """A tree of so many files; they are names of a few of them, so that the disk holds only these."""
+    random_numbers = np.random.default_rng(0)
+    originals = []
+    for number in range(DISTINCT):
+        noise = random_numbers.standard_normal(random_numbers.integers(1600, 4800)) / 10
+        originals.append(folder.parent / f"{folder.name}-original-{number}.wav")
+        soundfile.write(originals[-1], noise.astype(np.float32), 16_000)
+    for number in range(count):
+        path = folder / f"{number // IN_A_FOLDER:03d}" / f"{number:06d}.wav"
+        if number % IN_A_FOLDER == 0:
+            path.parent.mkdir(parents=True)
+        os.link(originals[number % DISTINCT], path)
+
+
+def make_manifests(folder: Path, count: int) -> tuple[Path, Path]:
+    """So many parts of one recording of a minute, as CSV and as JSON lines."""
+    soundfile.write(folder / "minute.wav", np.random.default_rng(0).standard_normal(16_000 * 60) / 10, 16_000)
+    rows = [{"id": f"{n:06d}", "path": "minute.wav", "offset": n % 500 / 10, "duration": 0.2} for n in range(count)]
+    with (folder / f"{count}.csv").open("w") as file:
+        file.write("id,path,offset,duration\n")
+        file.writelines(f"{row['id']},{row['path']},{row['offset']},{row['duration']}\n" for row in rows)
+    with (folder / f"{count}.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return folder / f"{count}.csv", folder / f"{count}.jsonl"
+
+
+def in_a_process(step: Callable[[], object]) -> dict[str, float]:
+    """What a step takes, in a process that is forked from this one: seconds, those of its cores, and MB at its peak."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            began = time.monotonic()
+            step()
+            os.write(writing, json.dumps(round(time.monotonic() - began, 2)).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        seconds = json.loads(pipe.read())
+    _, _, used = os.wait4(child, 0)
+    return _figures(seconds, used)
+
+
+def command(name: str, *options: object) -> dict[str, float]:
+    """The same of a command of w2v-attn, in a Python of its own."""
+    arguments = [sys.executable, "-m", "w2v_attn", name, *map(str, options)]
+    began = time.monotonic()
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}")
+    return _figures(time.monotonic() - began, used)
+
+
+def _figures(seconds: float, used: resource.struct_rusage) -> dict[str, float]:
+    cores = used.ru_utime + used.ru_stime
+    return {"seconds": round(seconds, 2), "core_seconds": round(cores, 2), "peak_mb": round(used.ru_maxrss / 1024, 1)}
+
+
+def measure(work: Path, count: int, options: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Every step at one number of recordings."""
+    from w2v_attn.corpus.listing import list_recordings
+
+    audio = work / str(count)
+    make_recordings(audio, count)
+    csv, jsonl = make_manifests(work, count)
+    chosen = [f"audio={audio}", f"output={work / f'{count}-features'}", "device=cpu", *options]
+    return {
+        "nothing": in_a_process(lambda: None),
+        "listing the folder": in_a_process(lambda: list_recordings(audio)),
+        "listing the CSV": in_a_process(lambda: list_recordings(csv)),
+        "listing the JSON lines": in_a_process(lambda: list_recordings(jsonl)),
+        "extracting": command("extract", *chosen),
+        "going on when all is there": command("extract", *chosen),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recordings", type=int, default=100_000)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
+    options = parser.parse_args()
+    few, many = options.recordings // 10, options.recordings
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        found = {str(count): measure(work, count, options.overrides) for count in (few, many)}
+    growth = {
+        step: round(1e6 * (found[str(many)][step]["peak_mb"] - found[str(few)][step]["peak_mb"]) / (many - few))
+        for step in found[str(many)]
+    }
+    print(json.dumps({**found, "bytes_a_row": growth}, indent=1))

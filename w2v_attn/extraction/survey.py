@@ -1,0 +1,146 @@
+"""What there is before a run begins, without decoding anything: how much audio, and how much of it is done."""
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.store import Peek
+from w2v_attn.runs.decoding import Decoder
+from w2v_attn.runs.sources import row_duration, row_weight
+
+# Recordings whose headers are read; and seconds that this may take, and as many a look at all sizes, on slow disks.
+SAMPLE, PATIENCE = 300, 3.0
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A row whose header was read. duration: seconds; None where it is no recording. weight: see `row_weight`.
+
+    there: whether its features are there and count.
+    """
+
+    row: Row
+    weight: float
+    duration: float | None
+    there: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """rows: how many. there: of them have features that count, about. sample: those looked at, evenly from the list.
+
+    weights, weights_there: of all rows and of those that are there, by the kind of their files.
+    """
+
+    rows: int
+    there: int
+    weights: dict[str, float]
+    weights_there: dict[str, float]
+    sample: tuple[Looked, ...]
+
+    def total(self, value: Callable[[Looked], float], *, missing: bool) -> float:
+        """The sum of a value over all rows, or over those that are missing, as far as the sample tells.
+
+        Bytes, which are known of every row, times the value for a byte in the sample, for each kind of file: so what is
+        long and what is compressed is weighed as it is.
+        """
+        return sum(
+            (self.weights[kind] - missing * self.weights_there.get(kind, 0.0)) * self._ratio(kind, value)
+            for kind in self.weights
+        )
+
+    def share(self, holds: Callable[[Looked], bool]) -> float:
+        """Of the sample, 0 to 1."""
+        return sum(map(holds, self.sample)) / max(1, len(self.sample))
+
+    def spread(self, value: Callable[[Looked], float]) -> float:
+        """Half of the interval in which the total of all rows is, 19 times in 20, as a share of that total."""
+        total, variance = self.total(value, missing=False), 0.0
+        for kind, weight in self.weights.items():
+            members, ratio = self._members(kind), self._ratio(kind, value)
+            seen = sum(looked.weight for looked in members)
+            if not seen < weight or len(members) < 2:
+                continue
+            off = sum((value(looked) - ratio * looked.weight) ** 2 for looked in members) / (len(members) - 1)
+            count = len(members) * weight / seen
+            variance += count**2 * (1 - len(members) / count) * off / len(members)
+        return 1.96 * math.sqrt(variance) / total if total > 0 else 0.0
+
+    def _ratio(self, kind: str, value: Callable[[Looked], float]) -> float:
+        members = self._members(kind) or self.sample
+        weight = sum(looked.weight for looked in members)
+        return sum(map(value, members)) / weight if weight > 0 else 0.0
+
+    def _members(self, kind: str) -> list[Looked]:
+        return [looked for looked in self.sample if _kind(looked.row) == kind]
+
+
+def look(rows: Sequence[Row], there: Peek, decoder: Decoder) -> Survey:
+    """A survey of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
+    weights: defaultdict[str, float] = defaultdict(float)
+    weights_there: defaultdict[str, float] = defaultdict(float)
+    seen = found = 0
+    ends = time.monotonic() + PATIENCE
+    for row in evenly(rows, SAMPLE):
+        weight = row_weight(row)
+        weights[_kind(row)] += weight
+        seen += 1
+        if there.has(row):
+            weights_there[_kind(row)] += weight
+            found += 1
+        if time.monotonic() > ends:
+            break
+    sample = _sample(rows, there, decoder)
+    # Of those that are there, some may be damaged, or their sources have changed.
+    counted = sum(looked.there for looked in sample)
+    existing = sum(there.has(looked.row) for looked in sample)
+    valid = counted / existing if existing else 1.0
+    scale = len(rows) / seen
+    return Survey(
+        rows=len(rows),
+        there=round(found * scale * valid),
+        weights={kind: weight * scale for kind, weight in weights.items()},
+        weights_there={kind: weight * scale * valid for kind, weight in weights_there.items()},
+        sample=tuple(sample),
+    )
+
+
+def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
+    """Every row once: first `count` of them, one of each part of the list, then the others. The same each time.
+
+    By chance within a part, and from part to part: a list in which every second row is of another kind would show one
+    kind alone to any regular step.
+    """
+    chance = random.Random(0)
+    count = min(count, len(rows))
+    bounds = [part * len(rows) // count for part in range(count + 1)]
+    first = [chance.randrange(begin, end) for begin, end in pairwise(bounds)]
+    others = list(set(range(len(rows))) - set(first))
+    for places in (first, others):
+        chance.shuffle(places)
+        yield from (rows[place] for place in places)
+
+
+def _sample(rows: Sequence[Row], there: Peek, decoder: Decoder) -> list[Looked]:
+    sample: list[Looked] = []
+    ends = time.monotonic() + PATIENCE
+    for row in evenly(rows, SAMPLE):
+        try:
+            duration = row_duration(row, decoder.read_duration)
+        except ValueError:  # AudioError, or what content of its own says
+            duration = 0.0
+        if duration is not None:  # a header that does not say: others of its kind speak for it
+            sample.append(Looked(row, row_weight(row), duration or None, there.counts(row)))
+        if len(sample) == SAMPLE or time.monotonic() > ends:
+            break
+    return sample
+
+
+def _kind(row: Row) -> str:
+    """What bytes say about seconds is alike within it."""
+    return "part" if row.duration is not None else row.path.suffix.lower()

@@ -1,0 +1,95 @@
+"""How fast a run is, and how long it still takes."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from w2v_attn.runs.outcomes import Outcome
+
+# Outcomes come in bursts, one for each batch. What follows the one before it within this time, in seconds, is of the
+# same burst; and a row that went past the model takes no more than this.
+BURST = 0.05
+# Small models have no end of them: so many seconds are taken for one.
+LONG_BURST = 1.0
+# Seconds of computing whose speed counts: a machine that others use is not always as fast.
+RECENT = 300.0
+
+
+class _Mark(NamedTuple):
+    """Where a run was at the end of a burst. spent: seconds of computing; share, rows, seconds: what that gave."""
+
+    spent: float
+    share: float
+    rows: int
+    seconds: float
+
+
+class Pace:
+    """Speeds and time left of a run, from what went through the model alone.
+
+    Rows that are kept from an earlier run go by in a millisecond, and so does most of what fails: they say nothing of
+    the time that the others take.
+
+    total: of what is to be computed, in any unit in which `take` is given shares of it.
+    """
+
+    def __init__(self, total: float, *, now: Callable[[], float] = time.monotonic):
+        self._total, self._now = total, now
+        self._before = now()
+        self._spent = self._gone = self._computed = self._seconds = 0.0
+        self._begun = 0.0  # the burst at hand, in seconds spent
+        self._rows = 0
+        self._marks = deque([_Mark(0.0, 0.0, 0, 0.0)])
+
+    def take(self, outcome: Outcome[Any], share: float) -> None:
+        """One outcome more, and its share of the total."""
+        now = self._now()
+        waited, self._before = now - self._before, now
+        if waited > BURST:
+            self._mark()
+            self._begun = self._spent + waited
+        elif self._spent - self._begun > LONG_BURST:
+            self._mark()
+            self._begun = self._spent
+        passed_by = outcome.kept or outcome.reason is not None
+        self._spent += max(0.0, waited - BURST) if passed_by else waited
+        if not outcome.kept:
+            self._gone += share
+        if not passed_by:
+            self._computed += share
+            self._rows += 1
+            self._seconds += outcome.seconds
+
+    def _mark(self) -> None:
+        if self._spent > self._marks[-1].spent:
+            self._marks.append(_Mark(self._spent, self._computed, self._rows, self._seconds))
+        while len(self._marks) > 2 and self._spent - self._marks[1].spent > RECENT:
+            self._marks.popleft()
+
+    @property
+    def done(self) -> float:
+        """Of what is to be computed, 0 to 1."""
+        return min(1.0, self._gone / self._total) if self._total > 0 else 1.0
+
+    @property
+    def recordings_per_second(self) -> float | None:
+        """None: not known yet."""
+        return self._speed("rows")
+
+    @property
+    def times_real_time(self) -> float | None:
+        """Seconds of audio in a second; None: not known yet."""
+        return self._speed("seconds")
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None: not known yet."""
+        speed = self._speed("share")
+        return max(0.0, self._total - self._gone) / speed if speed else None
+
+    def _speed(self, what: str) -> float | None:
+        first, last = self._marks[0], self._marks[-1]
+        if last.spent == first.spent:
+            return None
+        return (getattr(last, what) - getattr(first, what)) / (last.spent - first.spent)
