@@ -118,8 +118,9 @@ def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(
             app.main(["benchmark", f"output={output}"])
         assert done.value.code == 2
         assert "output=" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as done:
         app.main(["benchmark", f"output={old}"])
+    assert done.value.code == 130
     assert json.loads(old.read_text()) == {"kept": True}
 
 

@@ -1,6 +1,7 @@
 """A safetensors file for each recording, in a tree like that of the audio."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ class _Peek:
         self._output, self._fresh = output, not output.is_dir()
 
     def has(self, row: Row) -> bool:
-        return not self._fresh and feature_path(self._output, row.id).exists()
+        return not self._fresh and os.path.exists(feature_path(self._output, row.id))  # too long a name is none
 
     def counts(self, row: Row) -> bool:
         if self._fresh:
