@@ -1,5 +1,6 @@
 """What a run will take, said before it starts: right, from a few headers, and without a trace."""
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -204,6 +205,17 @@ def test_a_sample_does_not_fall_into_step_with_the_list(period):
     assert counts.min() > 0.3 * 256 / period
 
 
+def test_what_takes_a_moment_is_done_and_not_estimated(call, tmp_path):
+    code, out, _ = call("extract", "output=out")
+    assert code == 0
+    assert "Estimated" not in out
+    assert "estimate" not in json.loads((tmp_path / "out" / "run.json").read_text())
+    rows = [Row(str(number), CLIPS[0].path) for number in range(100)]
+    assert not estimating.is_worth_estimating(rows[:99])
+    assert estimating.is_worth_estimating(rows)
+    assert estimating.is_worth_estimating([Row("hour", CLIPS[0].path, duration=3600)])
+
+
 def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
     code, out, err = call("extract", "dry_run=true", "output=out")
     assert (code, err) == (0, "")
@@ -224,6 +236,7 @@ def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path,
     right = os.statvfs
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1_000_000))
     monkeypatch.setattr(os, "statvfs", lambda path: _few_files(right(path)))
+    monkeypatch.setattr(estimating, "MANY", 30)
     code, _, err = call("extract", "output=out")
     assert code == 0
     assert "the features will take about 1.2 MB, and the disk of the output has 1.0 MB free" in err

@@ -62,6 +62,7 @@ def extract(config: Any) -> int:
 
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction.engines.choice import open_extractor
+    from w2v_attn.extraction.estimate import PART_OF_DRY_RUN, is_worth_estimating
     from w2v_attn.extraction.extracting import extract_with
     from w2v_attn.extraction.extractor import Job, Task, Worker
     from w2v_attn.extraction.store import store_of
@@ -88,7 +89,7 @@ def extract(config: Any) -> int:
     if config.dry_run:
         worker = Worker.of(job)
         worker.check_output()
-        _show_estimate(worker.estimate(mine.rows), layers)
+        _show_estimate(worker.estimate(mine.rows, part=PART_OF_DRY_RUN), layers)
         return DONE
 
     frames = channels = 0
@@ -100,7 +101,8 @@ def extract(config: Any) -> int:
     try:
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
             # Where others extract, nobody here has an encoder to ask.
-            ahead = extractor.estimate(mine.rows) if isinstance(extractor, Worker) else None
+            worth = is_worth_estimating(mine.rows)
+            ahead = extractor.estimate(mine.rows) if worth and isinstance(extractor, Worker) else None
             about = {"command": _command(), "folder": os.getcwd(), "config": _plain(config)}
             if ahead is not None:
                 _show_estimate(ahead, layers)

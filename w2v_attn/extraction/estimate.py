@@ -22,14 +22,18 @@ from w2v_attn.extraction.store import WRITERS, Store
 from w2v_attn.extraction.survey import PATIENCE, Looked, Survey, look
 from w2v_attn.runs.decoding import Decoding
 from w2v_attn.runs.pipeline import process_rows
-from w2v_attn.runs.sources import source_state
+from w2v_attn.runs.sources import row_weight, source_state
 
 # Seconds that a file takes until it is on the disk for good, by several writers on a local one.
 FILE = 0.5e-3
-# Where a run would take so many seconds by its operations, this part of it is rehearsed, or so many seconds of it.
-WORTH_REHEARSING, PART, REHEARSAL = 0.3, 0.1, 1.0
+# From so many recordings on, or so much of them (ten minutes as WAV), it is worth saying what they will take.
+MANY, MUCH = 100, 20e6
+# Where a run would take so many seconds by its operations, a part of it is rehearsed, and so many seconds at most. The
+# part is larger where nothing but the estimate was asked for.
+WORTH_REHEARSING, REHEARSAL = 0.3, 1.0
+PART, PART_OF_DRY_RUN = 0.02, 0.1
 # Seconds of the recording whose file is weighed.
-WEIGHED = 10.0
+WEIGHED = 3.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Estimate:
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
+def is_worth_estimating(rows: Sequence[Row]) -> bool:
+    """Whether a run over these rows is long enough to say before it what it will take."""
+    return len(rows) >= MANY or sum(map(row_weight, rows)) >= MUCH
+
+
 def estimate(
     encoder: Encoder,
     product: Product,
@@ -73,8 +82,12 @@ def estimate(
     *,
     max_duration: float,
     decoding: Decoding,
+    part: float = PART_OF_DRY_RUN,
 ) -> Estimate:
-    """What it takes to make a product of rows and to keep it. Takes a second or two; writes nothing."""
+    """What it takes to make a product of rows and to keep it. Takes a second or two; writes nothing.
+
+    part: of the work, that is tried.
+    """
     wanted = product.layers
     # A decoder that hangs is waited for by the run, and not twice.
     decoding = replace(decoding, seconds=min(decoding.seconds, PATIENCE))
@@ -98,7 +111,7 @@ def estimate(
     seconds = survey.total(predicted, missing=True)
     if (known := seconds + files * FILE) > WORTH_REHEARSING:
         usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
-        seconds *= _rehearsed(encoder, product, decoding, usable_rows, min(PART * known, REHEARSAL))
+        seconds *= _rehearsed(encoder, product, decoding, usable_rows, min(part * known, REHEARSAL))
     block, free, free_files = _disk(output)
     return Estimate(
         recordings=survey.rows,
