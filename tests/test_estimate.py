@@ -204,6 +204,14 @@ def test_a_sample_does_not_fall_into_step_with_the_list(period):
     assert counts.min() > 0.3 * 256 / period
 
 
+def test_a_share_without_rows_is_done_at_once(call):
+    assert call("extract", "dry_run=true", "share=1/2", "output=out")[0] == 0  # all 36 are one block
+    for rank in range(2):
+        code, out, err = call("extract", f"share={rank}/2", "output=out")
+        assert (code, err) == (0, "")
+    assert "2 of 2" in out
+
+
 def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
     code, out, err = call("extract", "dry_run=true", "output=out")
     assert (code, err) == (0, "")

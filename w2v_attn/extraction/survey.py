@@ -100,7 +100,7 @@ def look(rows: Sequence[Row], there: Peek, decoder: Decoder) -> Survey:
     counted = sum(looked.there for looked in sample)
     existing = sum(there.has(looked.row) for looked in sample)
     valid = counted / existing if existing else 1.0
-    scale = len(rows) / seen
+    scale = len(rows) / seen if seen else 0.0  # a share may have no rows
     return Survey(
         rows=len(rows),
         there=round(found * scale * valid),
@@ -116,6 +116,8 @@ def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
     By chance within a part, and from part to part: a list in which every second row is of another kind would show one
     kind alone to any regular step.
     """
+    if not rows:
+        return
     chance = random.Random(0)
     count = min(count, len(rows))
     bounds = [part * len(rows) // count for part in range(count + 1)]
