@@ -136,6 +136,19 @@ def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monke
     assert 0 < found.seconds < 5
 
 
+def test_recordings_in_parquet_are_estimated_as_those_in_files(encoder, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number, row in enumerate(CLIPS):
+        noise(tmp_path / f"{number}.wav", duration_of(row))
+    cells = [{"bytes": (tmp_path / f"{number}.wav").read_bytes(), "path": None} for number in range(len(CLIPS))]
+    parquet.write_table(pyarrow.table({"audio": cells}), tmp_path / "corpus.parquet", row_group_size=10)
+    rows = list_recordings(tmp_path / "corpus.parquet").rows
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert found.audio == pytest.approx(sum(map(duration_of, CLIPS)), rel=0.01)
+    assert found.weight == pytest.approx(sum(map(sources.row_weight, rows)))
+    assert found.weight > 1e6
+
+
 def test_parts_of_a_recording_need_no_header(encoder, tmp_path):
     rows = [Row(f"{n}", tmp_path / "absent.wav", offset=float(n), duration=0.5 + n % 2) for n in range(7)]
     found = ahead(encoder, rows, tmp_path / "out")
