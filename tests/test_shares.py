@@ -15,16 +15,17 @@ from conftest import ROOT, SPEECH
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v_attn import load_encoder, open_features
+from w2v_attn import app, load_encoder, open_features
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction import store_shards
+from w2v_attn.extraction import store_mirrored, store_shards
 from w2v_attn.extraction.extracting import extract_with
 from w2v_attn.extraction.extractor import Task, Worker
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
-from w2v_attn.runs import feeding, shares
+from w2v_attn.runs import feeding, ledger, shares
 from w2v_attn.runs.desks import DESKS
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.shares import ALL, Share, parts_of, read_share
 
@@ -220,6 +221,52 @@ def test_shares_of_shards_make_what_one_process_makes_on_one_machine_only(start,
     first, second = open_features(tmp_path / "one"), open_features(tmp_path / "two")
     assert set(first) == set(second) == {row.id for row in rows} - {"3.wav", "5.wav"}
     assert all(torch.equal(first[name]["final"], second[name]["final"]) for name in first)
+
+
+def full(*_):
+    raise RunError("cannot write: No space left on device")
+
+
+def test_a_share_that_is_stopped_is_no_success_of_all(small_blocks, call, tmp_path, monkeypatch):
+    with monkeypatch.context() as disk:
+        disk.setattr(store_mirrored.MirroredStore, "write", full)
+        code, _, err = call("extract", "output=out", "share=0/2")
+    assert code == 1
+    assert "stopped: cannot write: No space left" in err
+    code, out, _ = call("extract", "output=out", "share=1/2")
+    assert code == 0  # nobody knows yet whether the other one is started again
+    assert record(tmp_path / "out")["status"] == "running"
+    code, out, _ = call("extract", "output=out", "share=0/2")
+    assert code == 0
+    assert "2 of 2" in out
+    assert record(tmp_path / "out")["status"] == "done"
+
+
+def test_the_last_share_says_that_one_beside_it_was_stopped(start, tmp_path, monkeypatch):
+    first, second = start("out", Share(0, 2)), start("out", Share(1, 2))
+    next(first), next(second)
+    with monkeypatch.context() as disk, pytest.raises(RunError):
+        disk.setattr(ledger.Ledger, "note", full)
+        list(first)
+    list(second)
+    found = record(tmp_path / "out")
+    assert found["status"] == "stopped"
+    assert found["counts"]["not_reached"] > 0
+    assert app._conclude_shares(tmp_path / "out", 0) == 1
+
+
+def test_a_longer_list_is_not_done_before_every_share_has_gone_through_it(start, rows, tmp_path):
+    extra = rows[8:]
+    del rows[8:]
+    for rank in range(2):
+        list(start("out", Share(rank, 2)))
+    assert record(tmp_path / "out")["status"] == "done"
+    rows += extra
+    list(start("out", Share(0, 2)))
+    assert record(tmp_path / "out")["status"] == "running"
+    list(start("out", Share(1, 2)))
+    assert record(tmp_path / "out")["status"] == "done"
+    assert record(tmp_path / "out")["counts"]["not_reached"] == 0
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def extract(config: Any) -> int:
         rows.append(("one by one", f"for {described.one_by_one}"))
     if share.is_all:
         return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
-    code = _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
+    _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
     return _conclude_shares(output, code)
 
 
@@ -134,13 +134,14 @@ def _conclude_shares(output: Path, code: int) -> int:
     """The summary of all shares, by the one that ends last; and the exit code of this one.
 
     Recordings that failed are told by the last one alone: torchrun ends all the others where one does not end with 0.
+    code: of this share, where it did not come to its end.
     """
     from w2v_attn import console
     from w2v_attn.runs.record import read_record
 
     record = read_record(output)
     if record is None or record["status"] == "running":
-        return DONE if code == SOME_FAILED else code
+        return code
     counts, session = record["counts"], record["session"]
     speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
     rows = [
@@ -153,7 +154,7 @@ def _conclude_shares(output: Path, code: int) -> int:
         ("output", output),
     ]
     console.console().print(console.table("Extracted by all shares", rows))
-    return code or (SOME_FAILED if counts["failed"] else DONE)
+    return code or (SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE)
 
 
 def convert(config: Any) -> int:

@@ -42,7 +42,7 @@ class SharedFolder(RunFolder):
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)
         with _one_at_a_time(self._output):
-            _put_together(self._output, self._share.world, self._parts)
+            _put_together(self._output, self._share.world, self._parts, session=record["sessions"])
 
 
 @contextmanager
@@ -139,19 +139,26 @@ def _on_another_machine(output: Path, world: int) -> str | None:
     return None
 
 
-def _put_together(output: Path, world: int, parts: Sequence[Part]) -> None:
-    """The ledger and the record of all, from those at the desks."""
+def _put_together(output: Path, world: int, parts: Sequence[Part], session: int) -> None:
+    """The ledger and the record of all, from those at the desks. session: the number of this one."""
     lines, records = read_lines(output), {}
     for rank in range(world):
         share = Share(rank, world)
         if (record := read_record(desk_of(output, share))) is not None:
-            records[rank] = record
             mine = _ids(share, parts)
+            if _counts(record, len(mine), session):
+                records[rank] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
             lines |= {row_id: line for row_id, line in read_lines(desk_of(output, share)).items() if row_id in mine}
     rows = [row for part in parts for row in part.rows]
     write_lines(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world, len(rows)))
+
+
+def _counts(record: dict[str, Any], recordings: int, session: int) -> bool:
+    """Whether a record says how far a share is: not that of another list, nor of one that is to be started again."""
+    ended_early = record["status"] != "done" and record["sessions"] < session
+    return record["counts"]["recordings"] == recordings and not ended_early
 
 
 def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> dict[str, Any]:
