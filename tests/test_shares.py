@@ -24,7 +24,9 @@ from w2v_attn.extraction.extractor import Task, Worker
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
 from w2v_attn.runs import feeding, ledger, shares
 from w2v_attn.runs.desks import DESKS
+from w2v_attn.runs.folder import LOCK
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.locks import InUseError, Lock, take
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.shares import ALL, Share, parts_of, read_share
@@ -202,6 +204,52 @@ def test_a_share_refused_leaves_nothing(start, tmp_path):
     with pytest.raises(ValueError, match="another configuration"):
         next(start("out", Share(0, 2), layers=("layer_01",)))
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != DESKS) == before
+
+
+def test_a_share_that_features_refuse_leaves_the_record_as_it_was(start, tmp_path):
+    list(start("out", ALL))
+    (tmp_path / "out" / RUN).unlink()
+    with pytest.raises(ValueError, match="another configuration"):
+        list(start("out", Share(0, 2), layers=("layer_01",)))
+    assert not (tmp_path / "out" / RUN).exists()
+    list(start("out", Share(0, 2)))
+    assert record(tmp_path / "out")["fingerprint"]["layers"] == "final"
+
+
+def test_nobody_comes_while_a_share_leaves(start, tmp_path, monkeypatch):
+    left, release = [], Lock.release
+
+    def watched(lock):
+        if lock._path == tmp_path / "out" / LOCK:
+            with pytest.raises(InUseError):
+                take(tmp_path / "out" / DESKS / LOCK)
+            left.append(lock)
+        release(lock)
+
+    monkeypatch.setattr(Lock, "release", watched)
+    list(start("out", Share(0, 2)))
+    assert len(left) == 1
+    assert not (tmp_path / "out" / LOCK).exists()
+    assert not (tmp_path / "out" / DESKS / LOCK).exists()
+
+
+def test_shares_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_shards, "STRETCH", 4)
+    monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        runs = [start("out", Share(rank, 2), layout="shards") for rank in range(2)]
+        for run in runs:
+            next(run)
+        desks = {path: path.read_bytes() for path in (tmp_path / "out").rglob(RUN)}
+        for run in runs:
+            run.close()
+    for path, said in desks.items():  # as where both were killed
+        path.write_bytes(said)
+    runs = [start("out", Share(rank, 2), layout="shards") for rank in range(2)]
+    while runs:
+        runs = [run for run in runs if next(run, None) is not None]
+    assert record(tmp_path / "out")["status"] == "done"
 
 
 def test_shares_of_shards_make_what_one_process_makes_on_one_machine_only(start, rows, tmp_path, monkeypatch):

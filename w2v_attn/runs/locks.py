@@ -36,13 +36,14 @@ class Lock:
     def release(self) -> None:
         """The last one removes the file; whoever has opened it by then finds that it is no longer the one there."""
         try:
-            if self._is_last():
+            if self.is_last():
                 self._path.unlink(missing_ok=True)
         except OSError:  # the disk is gone or read-only; the lock itself ends with the descriptor
             pass
         os.close(self._descriptor)
 
-    def _is_last(self) -> bool:
+    def is_last(self) -> bool:
+        """Whether nobody else has it; then it is held alone from here on, and else perhaps no more: for who leaves."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,22 @@ from w2v_attn.runs.shares import Part, Share
 class SharedFolder(RunFolder):
     """A folder that others write to as well. Made by `joined`."""
 
-    def __init__(self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any]):
-        super().__init__(output, record, None)
+    def __init__(
+        self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any], before: dict[str, Any] | None,
+        lock: Lock,
+    ):  # fmt: skip
+        """before: the record of the run before this one. lock: the folder's."""
+        super().__init__(output, record, before)
         self.ledger = desk_of(output, share)
-        self._share, self._parts = share, parts
+        self._share, self._parts, self._lock = share, parts, lock
 
     def withdraw(self) -> None:
-        """The run was refused: it leaves its desk."""
+        """The run was refused: it leaves its desk, and `run.json` as it was, if nobody else is at work."""
         with suppress(OSError):
-            shutil.rmtree(self.ledger)
+            with _one_at_a_time(self._output):
+                shutil.rmtree(self.ledger)
+                if self._lock.is_last():
+                    super().withdraw()
             (self._output / DESKS).rmdir()  # not where others have theirs
 
     def _write_progress(self, record: dict[str, Any]) -> None:
@@ -68,26 +75,30 @@ def joined(output: Path, share: Share, claim: Claim) -> Iterator[RunFolder]:
     try:
         yield folder
     finally:
-        for lock in locks:
-            lock.release()
+        with ExitStack() as alone:
+            with suppress(OSError):  # the disk is gone, or this was refused
+                # Who leaves last has the folder alone for a moment: nobody is to come meanwhile, and to be refused.
+                alone.enter_context(_one_at_a_time(output))
+            for lock in locks:
+                lock.release()
 
 
 def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedFolder]:
     """The locks of the desk and of the folder, and the folder."""
     locks: list[Lock] = []
     try:
+        lock, is_first = _enter(output)
+        locks.append(lock)
         before = read_record(output)
         if before is not None:
             check_same(output, before, claim.fingerprint, claim.made_with)
-        lock, is_first = _enter(output)
-        locks.append(lock)
         if is_first:
             clear_desks(desks_of_others(output, share.world), output, claim.rows)
             claim.prepare(before is None or before["status"] == "running")
             lock.share()
         elif others := desks_of_others(output, share.world):
             raise InUseError(f"the share {others[0].name}, while this one is {share.rank}-of-{share.world}")
-        elif claim.one_machine and (other := _on_another_machine(output, share.world)) is not None:
+        elif claim.one_machine and before and (other := _on_another_machine(output, share.world, before)) is not None:
             raise ValueError(f"{other} writes to {output}: {claim.one_machine}")
         desk = desk_of(output, share)
         desk.mkdir(exist_ok=True)
@@ -102,7 +113,7 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         write_record(desk, record)
         if is_first:
             write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "share": None})
-        return locks, SharedFolder(output, share, claim.parts, record)
+        return locks, SharedFolder(output, share, claim.parts, record, before, lock)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -130,11 +141,12 @@ def _ids(share: Share, parts: Sequence[Part]) -> set[str]:
     return {row.id for part in share.of(parts) for row in part.rows}
 
 
-def _on_another_machine(output: Path, world: int) -> str | None:
-    """Who has a share and is not on this machine."""
+def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str | None:
+    """Who has a share and is not on this machine. whole: the record of all; in a session before it some were killed."""
     for rank in range(world):
         record = read_record(desk_of(output, Share(rank, world)))
-        if record is not None and record["status"] == "running" and record["session"]["host"] != socket.gethostname():
+        at_work = record is not None and record["status"] == "running" and record["sessions"] == whole["sessions"]
+        if at_work and record["session"]["host"] != socket.gethostname():
             return record["session"]["host"]
     return None
 
