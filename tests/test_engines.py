@@ -1,7 +1,9 @@
 """Engines: whoever extracts which recordings, the same files, and a process that dies loses nothing."""
 
+import multiprocessing
 import os
 import signal
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from conftest import SPEECH, save, tiny_model
 
 from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
+from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.extraction.engines import processes
 from w2v_attn.extraction.engines.choice import open_extractor
 from w2v_attn.extraction.engines.chunks import MOST_PARTS, chunks
@@ -19,6 +22,7 @@ from w2v_attn.extraction.extractor import Job, Task
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.runs import feeding
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.shares import ALL, Share, parts_of
 
@@ -140,6 +144,41 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
     assert not any(child.is_alive() for child in children)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} >= {f"{name}.safetensors" for name in seen}
     assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
+    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+        assert isinstance(extractor, processes.LocalProcesses)
+        found = extract_with(extractor, job("out").task, rows_of(600))
+        next(found)
+        found.close()  # as where the disk is full
+        assert not any(member._process.is_alive() for member in extractor._members)
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+def test_a_process_that_ends_within_a_word_has_died(job):
+    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+        assert isinstance(extractor, processes.LocalProcesses)
+        member = extractor._members[0]
+        member.end()
+        member.connection, theirs = multiprocessing.Pipe()
+        os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
+        theirs.close()
+        with pytest.raises(RunError, match="cannot begin"):
+            member.begin()
+
+
+def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
+    made = []
+    monkeypatch.setattr(processes, "LocalProcesses", lambda job, devices, threads: made.append((devices, threads)))
+    torch.set_num_threads(4)
+    for device in ("auto", "cpu"):
+        if find_device(device).type == "cpu":
+            asked = job("out")
+            open_extractor(
+                replace(asked, model={**asked.model, "device": device}), engine="local", workers=2, share=ALL
+            )
+            assert made.pop() == ([device] * 2, 2)
 
 
 @pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)

@@ -65,7 +65,14 @@ class LocalProcesses:
     def extract(
         self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """See `Extractor`."""
+        """See `Extractor`. Left before its end, it ends the processes: nobody writes on when the run is over."""
+        try:
+            yield from self._extract(parts, batch_frames, interrupted)
+        except BaseException:
+            self.close()
+            raise
+
+    def _extract(self, parts: Sequence[Part], batch_frames: int, interrupted: Callable[[], bool]) -> Outcomes:
         work = _Work(chunks(parts, len(self._members)))
         while True:
             if interrupted():
@@ -84,7 +91,7 @@ class LocalProcesses:
         assert member.chunk is not None
         try:
             kind, what = member.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # an OSError, where it came to its end within what it said
             chunk, why = member.chunk, member.bury()
             yield from work.again(chunk, why)
             if not self._stop.is_set():
@@ -166,7 +173,7 @@ class _Member:
             self._launch()
         try:
             kind, what = self.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             raise RunError(f"a process for {self._start[1]} cannot begin ({self.bury()})") from None
         if kind == READY:
             return what
