@@ -146,6 +146,15 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
+@pytest.mark.parametrize("layout", ["mirrored", "shards"])
+def test_what_a_process_that_died_left_half_written_goes_with_the_next_run(layout, job, tmp_path):
+    extract(job("out", layout=layout), rows_of(3))
+    left = tmp_path / "out" / ".tmp-0123456789abcdef"
+    left.write_text("half")  # the run went on, and came to its end
+    extract(job("out", layout=layout), rows_of(3))
+    assert not left.exists()
+
+
 def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
     with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
         assert isinstance(extractor, processes.LocalProcesses)

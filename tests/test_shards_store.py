@@ -365,7 +365,7 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
     extract("once")
     whole = content(tmp_path / "once")
     (tmp_path / "out").mkdir()
-    ShardsStore.prepare(tmp_path / "out", rows, left_over=False)
+    ShardsStore.prepare(tmp_path / "out", rows)
     work = partial(_share, encoder, rows, tmp_path / "out")
     torch.set_num_threads(1)  # threads of OpenMP's do not survive a fork
     processes = [multiprocessing.get_context("fork").Process(target=work, args=(parts,)) for parts in ([2, 0], [1])]

@@ -79,11 +79,10 @@ class ShardsStore:
         self._removed: Counter[str] = Counter()
 
     @staticmethod
-    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+    def prepare(output: Path, rows: Sequence[Row]) -> None:
         del rows
         _check_own(output)
-        if left_over:
-            remove_leftovers([output])
+        remove_leftovers([output])
         index = _opened(output)
         try:
             _take_in(index, output)
