@@ -25,7 +25,7 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.feature_sets.pooling import Span
-from w2v_attn.runs import sources
+from w2v_attn.runs import apart, sources
 from w2v_attn.runs.decoding import HERE
 
 CLIPS = list_recordings(SPEECH).rows
@@ -238,6 +238,15 @@ def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
     code, _, err = call("extract", "dry_run=true", "output=out", "layers=[layer_01]")
     assert code == 2
     assert "layers: was final, now layer_01" in err
+
+
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_decoders_that_do_not_start_end_it_in_a_line(dry, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(apart, "START_UP", "raise SystemExit(3)")
+    code, _, err = call("extract", f"dry_run={dry}", "output=out")
+    assert code == 1
+    assert err.startswith("stopped: the processes that decode recordings do not start (exit code 3)")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path, monkeypatch):

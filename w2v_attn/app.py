@@ -85,12 +85,6 @@ def extract(config: Any) -> int:
     model = _model_options(config) | {"long": _long(config.long)}
     job = Job(checkpoint=_text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
-    if config.dry_run:
-        worker = Worker.of(job)
-        worker.check_output()
-        _show_estimate(worker.estimate(mine.rows), layers)
-        return DONE
-
     frames = channels = 0
 
     def take(outcome: Any) -> None:
@@ -98,6 +92,11 @@ def extract(config: Any) -> int:
         frames, channels = frames + outcome.result.frames, outcome.result.channels
 
     try:
+        if config.dry_run:
+            worker = Worker.of(job)
+            worker.check_output()
+            _show_estimate(worker.estimate(mine.rows), layers)
+            return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
             # Where others extract, nobody here has an encoder to ask.
             ahead = extractor.estimate(mine.rows) if isinstance(extractor, Worker) else None
