@@ -184,6 +184,14 @@ def test_what_cannot_be_used_is_not_counted(encoder, tmp_path):
     assert ahead(encoder, rows[:2], tmp_path / "out").files == 0
 
 
+def test_where_all_is_there_but_what_cannot_be_used_nothing_is_to_be_written(encoder, tmp_path):
+    (tmp_path / "none.wav").write_text("no audio")
+    rows = [*CLIPS[:9], Row("none.wav", tmp_path / "none.wav")]
+    extract(encoder, rows, tmp_path / "out")
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert (found.there, found.unusable, found.files, found.bytes) == (9, 1, 0, 0)
+
+
 def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
     """Operations that are expected to take ten times longer change nothing, where there is enough of them to try."""
     monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)

@@ -196,7 +196,7 @@ def test_run_json_says_how_far_a_run_is_while_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "FRESH", 0.0)
     rows = [ROW, Row("b", Path("/b")), Row("c", Path("/c"))]
     claim = folder.Claim(
-        parts=parts_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda killed: None
+        parts=parts_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
     )
     with folder.claimed(tmp_path, claim) as held:
         for outcome in (computed(), failed("is cut short: 3 bytes")):

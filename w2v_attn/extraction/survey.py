@@ -54,9 +54,10 @@ class Survey:
             for kind in self.weights
         )
 
-    def share(self, holds: Callable[[Looked], bool]) -> float:
-        """Of the sample, 0 to 1."""
-        return sum(map(holds, self.sample)) / max(1, len(self.sample))
+    def share(self, holds: Callable[[Looked], bool], *, missing: bool) -> float:
+        """Of the sample, or of what is missing of it, 0 to 1."""
+        sample = [looked for looked in self.sample if not (missing and looked.there)]
+        return sum(map(holds, sample)) / max(1, len(sample))
 
     def spread(self, value: Callable[[Looked], float]) -> float:
         """Half of the interval in which the total of all rows is, 19 times in 20, as a share of that total."""

@@ -145,9 +145,10 @@ def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str 
     """Who has a share and is not on this machine. whole: the record of all; in a session before it some were killed."""
     for rank in range(world):
         record = read_record(desk_of(output, Share(rank, world)))
-        at_work = record is not None and record["status"] == "running" and record["sessions"] == whole["sessions"]
-        if at_work and record["session"]["host"] != socket.gethostname():
-            return record["session"]["host"]
+        if record is None or record["status"] != "running" or record["sessions"] != whole["sessions"]:
+            continue
+        if (host := record["session"]["host"]) != socket.gethostname():
+            return host
     return None
 
 
