@@ -59,6 +59,22 @@ def burst(pace, clock, outcomes, wait):
         clock.now += 0.001
 
 
+def test_what_is_kept_is_no_work_that_is_left_where_nobody_counted_it_before(clock):
+    pace = Pace(100, now=clock)
+    for _ in range(90):
+        clock.now += 0.0005
+        pace.take(kept(), 1.0)
+    assert pace.done == 0
+    burst(pace, clock, [computed()] * 5, wait=10)
+    burst(pace, clock, [computed()] * 5, wait=10)
+    assert pace.done == 1
+    assert pace.left == 0
+    everything = Pace(0.3, now=clock)
+    for _ in range(3):
+        everything.take(kept(), 0.1)
+    assert everything.done == 1
+
+
 def test_time_left_is_that_of_what_is_computed_however_fast_the_others_went_by(clock):
     pace = Pace(10_000, now=clock)
     for _ in range(90_000):

@@ -310,7 +310,7 @@ def _watch(
         with interruption, closing(run), console.RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
                 tally.take(outcome)
-                pace.take(outcome, 0.0 if outcome.kept else row_weight(outcome.row))
+                pace.take(outcome, 0.0 if outcome.kept and total is not None else row_weight(outcome.row))
                 progress.update()
                 if outcome.result is not None:
                     take(outcome)
