@@ -1,5 +1,7 @@
 """Several processes that write to one folder, each its share: together they make what one makes."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -214,6 +216,23 @@ def test_a_share_that_features_refuse_leaves_the_record_as_it_was(start, tmp_pat
     assert not (tmp_path / "out" / RUN).exists()
     list(start("out", Share(0, 2)))
     assert record(tmp_path / "out")["fingerprint"]["layers"] == "final"
+
+
+def test_without_locks_a_share_leaves_alone_what_others_write(start, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    runs = [start("out", Share(rank, 2)) for rank in range(2)]
+    next(runs[0])
+    written = tmp_path / "out" / ".tmp-0123456789abcdef"
+    written.write_text("by the other one")
+    next(runs[1])
+    assert written.exists()
+    for run in runs:
+        list(run)
+    assert record(tmp_path / "out")["status"] == "done"
+    assert record(tmp_path / "out")["counts"]["not_reached"] == 0
 
 
 def test_nobody_comes_while_a_share_leaves(start, tmp_path, monkeypatch):

@@ -352,7 +352,7 @@ def _show_estimate(ahead: Any, layers: Sequence[str]) -> None:
     if ahead.free_files is not None and ahead.files > ahead.free_files:
         print(
             f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
-            f"{ahead.free_files:,}. A part of the list at a time, made into shards by w2v-attn convert, needs fewer",
+            f"{ahead.free_files:,}. layout=shards makes few large ones",
             file=sys.stderr,
         )
 

@@ -94,7 +94,9 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
             check_same(output, before, claim.fingerprint, claim.made_with)
         if is_first:
             clear_desks(desks_of_others(output, share.world), output, claim.rows)
-            claim.prepare()
+            # Where there are no locks, whoever comes seems to be the first, and others may be at work.
+            if lock.holds or before is None or before["status"] != "running":
+                claim.prepare()
             lock.share()
         elif others := desks_of_others(output, share.world):
             raise InUseError(f"the share {others[0].name}, while this one is {share.rank}-of-{share.world}")
