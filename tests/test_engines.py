@@ -1,10 +1,12 @@
 """Engines: whoever extracts which recordings, the same files, and a process that dies loses nothing."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import struct
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,17 @@ class Deadly:
 
     def state(self):
         return "deadly"
+
+
+@dataclass(frozen=True)
+class Hoarding(Deadly):
+    """One that takes every lock first that its process shares with others."""
+
+    def __call__(self):
+        for thing in gc.get_objects():
+            if isinstance(thing, SemLock):
+                thing.acquire(False)
+        return super().__call__()
 
 
 def fatal_once(row, mark):
@@ -153,6 +166,13 @@ def test_what_a_process_that_died_left_half_written_goes_with_the_next_run(layou
     left.write_text("half")  # the run went on, and came to its end
     extract(job("out", layout=layout), rows_of(3))
     assert not left.exists()
+
+
+def test_a_process_that_is_killed_takes_no_lock_with_it(job):
+    rows = rows_of(3)
+    rows[1] = replace(rows[1], content=Hoarding(CLIPS[0]))
+    outcomes = extract(job("out"), rows, workers=2)
+    assert [outcome.row.id for outcome in outcomes if outcome.reason is not None] == ["1.flac"]
 
 
 def test_nobody_writes_when_a_run_was_ended(job, tmp_path):

@@ -1,5 +1,6 @@
 """Several processes on this machine, each with an encoder: one for each GPU."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -42,7 +43,8 @@ class LocalProcesses:
     """
 
     def __init__(self, job: Job, devices: Sequence[str], *, threads: int | None = None):
-        self._stop = _context().Event()
+        # No Event: it has a lock, and a process that is killed with it would keep it for ever.
+        self._stop = _context().RawValue(ctypes.c_bool, False)
         self._members = [_Member(job, device, threads, self._stop) for device in devices]
         try:
             self.description, *_ = [member.begin() for member in self._members]
@@ -58,7 +60,7 @@ class LocalProcesses:
 
     def close(self) -> None:
         """Ends the processes: those that have nothing in hand at once, the others before their next recording."""
-        self._stop.set()
+        self._stop.value = True
         for member in self._members:
             member.end()
 
@@ -76,9 +78,9 @@ class LocalProcesses:
         work = _Work(chunks(parts, len(self._members)))
         while True:
             if interrupted():
-                self._stop.set()
+                self._stop.value = True
             for member in self._members:
-                if member.chunk is None and not self._stop.is_set() and (chunk := work.next()) is not None:
+                if member.chunk is None and not self._stop.value and (chunk := work.next()) is not None:
                     member.give(chunk, batch_frames)
             busy = {member.connection: member for member in self._members if member.chunk is not None}
             if not busy:
@@ -94,7 +96,7 @@ class LocalProcesses:
         except (EOFError, OSError):  # an OSError, where it came to its end within what it said
             chunk, why = member.chunk, member.bury()
             yield from work.again(chunk, why)
-            if not self._stop.is_set():
+            if not self._stop.value:
                 member.begin()
             return
         if kind == WRONG:
@@ -220,7 +222,7 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
             connection.send((READY, worker.description))
             while True:
                 parts, batch_frames = connection.recv()
-                for outcome in worker.extract(parts, batch_frames=batch_frames, interrupted=stop.is_set):
+                for outcome in worker.extract(parts, batch_frames=batch_frames, interrupted=lambda: stop.value):
                     connection.send((None, outcome))
                 connection.send((DONE, None))
         except (EOFError, ConnectionError):
