@@ -1,8 +1,12 @@
 """Engines: whoever extracts which recordings, the same files, and a process that dies loses nothing."""
 
+import gc
+import multiprocessing
 import os
 import signal
+import struct
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from conftest import SPEECH, save, tiny_model
 
 from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
+from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.extraction.engines import processes
 from w2v_attn.extraction.engines.choice import open_extractor
 from w2v_attn.extraction.engines.chunks import MOST_PARTS, chunks
@@ -19,6 +24,7 @@ from w2v_attn.extraction.extractor import Job, Task
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.runs import feeding
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.shares import ALL, Share, parts_of
 
@@ -46,6 +52,17 @@ class Deadly:
 
     def state(self):
         return "deadly"
+
+
+@dataclass(frozen=True)
+class Hoarding(Deadly):
+    """One that takes every lock first that its process shares with others."""
+
+    def __call__(self):
+        for thing in gc.get_objects():
+            if isinstance(thing, SemLock):
+                thing.acquire(False)
+        return super().__call__()
 
 
 def fatal_once(row, mark):
@@ -142,6 +159,57 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
+@pytest.mark.parametrize("layout", ["mirrored", "shards"])
+def test_what_a_process_that_died_left_half_written_goes_with_the_next_run(layout, job, tmp_path):
+    extract(job("out", layout=layout), rows_of(3))
+    left = tmp_path / "out" / ".tmp-0123456789abcdef"
+    left.write_text("half")  # the run went on, and came to its end
+    extract(job("out", layout=layout), rows_of(3))
+    assert not left.exists()
+
+
+def test_a_process_that_is_killed_takes_no_lock_with_it(job):
+    rows = rows_of(3)
+    rows[1] = replace(rows[1], content=Hoarding(CLIPS[0]))
+    outcomes = extract(job("out"), rows, workers=2)
+    assert [outcome.row.id for outcome in outcomes if outcome.reason is not None] == ["1.flac"]
+
+
+def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
+    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+        assert isinstance(extractor, processes.LocalProcesses)
+        found = extract_with(extractor, job("out").task, rows_of(600))
+        next(found)
+        found.close()  # as where the disk is full
+        assert not any(member._process.is_alive() for member in extractor._members)
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+
+
+def test_a_process_that_ends_within_a_word_has_died(job):
+    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+        assert isinstance(extractor, processes.LocalProcesses)
+        member = extractor._members[0]
+        member.end()
+        member.connection, theirs = multiprocessing.Pipe()
+        os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
+        theirs.close()
+        with pytest.raises(RunError, match="cannot begin"):
+            member.begin()
+
+
+def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
+    made = []
+    monkeypatch.setattr(processes, "LocalProcesses", lambda job, devices, threads: made.append((devices, threads)))
+    torch.set_num_threads(4)
+    for device in ("auto", "cpu"):
+        if find_device(device).type == "cpu":
+            asked = job("out")
+            open_extractor(
+                replace(asked, model={**asked.model, "device": device}), engine="local", workers=2, share=ALL
+            )
+            assert made.pop() == ([device] * 2, 2)
+
+
 @pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches
@@ -172,3 +240,6 @@ def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_th
     assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"200.flac.safetensors"}
     with pytest.raises(ValueError, match="another configuration"):
         extract(job("one", layers=("layer_01",)), rows[:3], engine="ray", workers=1)
+    with open_extractor(job("three"), engine="ray", workers=1, share=ALL) as extractor:
+        list(extract_with(extractor, job("three").task, rows[:3], interrupted=lambda: True))
+        assert not ray.is_initialized()  # nobody writes when the folder is given back

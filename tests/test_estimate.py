@@ -26,7 +26,7 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.feature_sets.pooling import Span
-from w2v_attn.runs import sources
+from w2v_attn.runs import apart, sources
 from w2v_attn.runs.decoding import HERE
 
 CLIPS = list_recordings(SPEECH).rows
@@ -137,6 +137,19 @@ def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monke
     assert 0 < found.seconds < 5
 
 
+def test_recordings_in_parquet_are_estimated_as_those_in_files(encoder, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number, row in enumerate(CLIPS):
+        noise(tmp_path / f"{number}.wav", duration_of(row))
+    cells = [{"bytes": (tmp_path / f"{number}.wav").read_bytes(), "path": None} for number in range(len(CLIPS))]
+    parquet.write_table(pyarrow.table({"audio": cells}), tmp_path / "corpus.parquet", row_group_size=10)
+    rows = list_recordings(tmp_path / "corpus.parquet").rows
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert found.audio == pytest.approx(sum(map(duration_of, CLIPS)), rel=0.01)
+    assert found.weight == pytest.approx(sum(map(sources.row_weight, rows)))
+    assert found.weight > 1e6
+
+
 def test_parts_of_a_recording_need_no_header(encoder, tmp_path):
     rows = [Row(f"{n}", tmp_path / "absent.wav", offset=float(n), duration=0.5 + n % 2) for n in range(7)]
     found = ahead(encoder, rows, tmp_path / "out")
@@ -170,6 +183,14 @@ def test_what_cannot_be_used_is_not_counted(encoder, tmp_path):
     assert (found.unusable, found.files) == (4, 3)
     assert found.audio == pytest.approx(sum(duration_of(row) for row in CLIPS[:3]))
     assert ahead(encoder, rows[:2], tmp_path / "out").files == 0
+
+
+def test_where_all_is_there_but_what_cannot_be_used_nothing_is_to_be_written(encoder, tmp_path):
+    (tmp_path / "none.wav").write_text("no audio")
+    rows = [*CLIPS[:9], Row("none.wav", tmp_path / "none.wav")]
+    extract(encoder, rows, tmp_path / "out")
+    found = ahead(encoder, rows, tmp_path / "out")
+    assert (found.there, found.unusable, found.files, found.bytes) == (9, 1, 0, 0)
 
 
 def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
@@ -216,6 +237,14 @@ def test_what_takes_a_moment_is_done_and_not_estimated(call, tmp_path):
     assert estimating.is_worth_estimating([Row("hour", CLIPS[0].path, duration=3600)])
 
 
+def test_a_share_without_rows_is_done_at_once(call):
+    assert call("extract", "dry_run=true", "share=1/2", "output=out")[0] == 0  # all 36 are one block
+    for rank in range(2):
+        code, out, err = call("extract", f"share={rank}/2", "output=out")
+        assert (code, err) == (0, "")
+    assert "2 of 2" in out
+
+
 def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
     code, out, err = call("extract", "dry_run=true", "output=out")
     assert (code, err) == (0, "")
@@ -229,6 +258,15 @@ def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
     code, _, err = call("extract", "dry_run=true", "output=out", "layers=[layer_01]")
     assert code == 2
     assert "layers: was final, now layer_01" in err
+
+
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_decoders_that_do_not_start_end_it_in_a_line(dry, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(apart, "START_UP", "raise SystemExit(3)")
+    code, _, err = call("extract", f"dry_run={dry}", "output=out")
+    assert code == 1
+    assert err.startswith("stopped: the processes that decode recordings do not start (exit code 3)")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path, monkeypatch):

@@ -59,6 +59,22 @@ def burst(pace, clock, outcomes, wait):
         clock.now += 0.001
 
 
+def test_what_is_kept_is_no_work_that_is_left_where_nobody_counted_it_before(clock):
+    pace = Pace(100, now=clock)
+    for _ in range(90):
+        clock.now += 0.0005
+        pace.take(kept(), 1.0)
+    assert pace.done == 0
+    burst(pace, clock, [computed()] * 5, wait=10)
+    burst(pace, clock, [computed()] * 5, wait=10)
+    assert pace.done == 1
+    assert pace.left == 0
+    everything = Pace(0.3, now=clock)
+    for _ in range(3):
+        everything.take(kept(), 0.1)
+    assert everything.done == 1
+
+
 def test_time_left_is_that_of_what_is_computed_however_fast_the_others_went_by(clock):
     pace = Pace(10_000, now=clock)
     for _ in range(90_000):
@@ -196,7 +212,7 @@ def test_run_json_says_how_far_a_run_is_while_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "FRESH", 0.0)
     rows = [ROW, Row("b", Path("/b")), Row("c", Path("/c"))]
     claim = folder.Claim(
-        parts=parts_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda killed: None
+        parts=parts_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
     )
     with folder.claimed(tmp_path, claim) as held:
         for outcome in (computed(), failed("is cut short: 3 bytes")):

@@ -365,7 +365,7 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
     extract("once")
     whole = content(tmp_path / "once")
     (tmp_path / "out").mkdir()
-    ShardsStore.prepare(tmp_path / "out", rows, left_over=False)
+    ShardsStore.prepare(tmp_path / "out", rows)
     work = partial(_share, encoder, rows, tmp_path / "out")
     torch.set_num_threads(1)  # threads of OpenMP's do not survive a fork
     processes = [multiprocessing.get_context("fork").Process(target=work, args=(parts,)) for parts in ([2, 0], [1])]
@@ -376,6 +376,18 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
     assert [process.exitcode for process in processes] == [0, 0]
     found = content(tmp_path / "out")
     assert {name: found.get(name) for name in whole} == whole
+
+
+def test_a_shard_that_another_process_writes_anew_stays(extract, encoder, rows, tmp_path):
+    """It is on the disk, and not in the index yet."""
+    extract("out")
+    store = ShardsStore(Product(encoder, ("final",)), tmp_path / "out", rows, lambda: None)
+    ((number, name),) = store._ask("SELECT number, name FROM shards ORDER BY number LIMIT 1")
+    with store._changing() as connection:  # as that process did before
+        connection.execute("DELETE FROM recordings WHERE shard = ?", (number,))
+        connection.execute("DELETE FROM shards WHERE number = ?", (number,))
+    assert not store._is_whole(number, tmp_path / "out" / name, 1, 1)
+    assert (tmp_path / "out" / name).exists()
 
 
 def _share(encoder, rows, output, parts):

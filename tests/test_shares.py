@@ -1,5 +1,7 @@
 """Several processes that write to one folder, each its share: together they make what one makes."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -15,16 +17,19 @@ from conftest import ROOT, SPEECH
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2v_attn import load_encoder, open_features
+from w2v_attn import app, load_encoder, open_features
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction import store_shards
+from w2v_attn.extraction import store_mirrored, store_shards
 from w2v_attn.extraction.extracting import extract_with
 from w2v_attn.extraction.extractor import Task, Worker
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
-from w2v_attn.runs import feeding, shares
+from w2v_attn.runs import feeding, ledger, shares
 from w2v_attn.runs.desks import DESKS
+from w2v_attn.runs.folder import LOCK
 from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.locks import InUseError, Lock, take
+from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.shares import ALL, Share, parts_of, read_share
 
@@ -203,6 +208,69 @@ def test_a_share_refused_leaves_nothing(start, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != DESKS) == before
 
 
+def test_a_share_that_features_refuse_leaves_the_record_as_it_was(start, tmp_path):
+    list(start("out", ALL))
+    (tmp_path / "out" / RUN).unlink()
+    with pytest.raises(ValueError, match="another configuration"):
+        list(start("out", Share(0, 2), layers=("layer_01",)))
+    assert not (tmp_path / "out" / RUN).exists()
+    list(start("out", Share(0, 2)))
+    assert record(tmp_path / "out")["fingerprint"]["layers"] == "final"
+
+
+def test_without_locks_a_share_leaves_alone_what_others_write(start, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    runs = [start("out", Share(rank, 2)) for rank in range(2)]
+    next(runs[0])
+    written = tmp_path / "out" / ".tmp-0123456789abcdef"
+    written.write_text("by the other one")
+    next(runs[1])
+    assert written.exists()
+    for run in runs:
+        list(run)
+    assert record(tmp_path / "out")["status"] == "done"
+    assert record(tmp_path / "out")["counts"]["not_reached"] == 0
+
+
+def test_nobody_comes_while_a_share_leaves(start, tmp_path, monkeypatch):
+    left, release = [], Lock.release
+
+    def watched(lock):
+        if lock._path == tmp_path / "out" / LOCK:
+            with pytest.raises(InUseError):
+                take(tmp_path / "out" / DESKS / LOCK)
+            left.append(lock)
+        release(lock)
+
+    monkeypatch.setattr(Lock, "release", watched)
+    list(start("out", Share(0, 2)))
+    assert len(left) == 1
+    assert not (tmp_path / "out" / LOCK).exists()
+    assert not (tmp_path / "out" / DESKS / LOCK).exists()
+
+
+def test_shares_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_shards, "STRETCH", 4)
+    monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        runs = [start("out", Share(rank, 2), layout="shards") for rank in range(2)]
+        for run in runs:
+            next(run)
+        desks = {path: path.read_bytes() for path in (tmp_path / "out").rglob(RUN)}
+        for run in runs:
+            run.close()
+    for path, said in desks.items():  # as where both were killed
+        path.write_bytes(said)
+    runs = [start("out", Share(rank, 2), layout="shards") for rank in range(2)]
+    while runs:
+        runs = [run for run in runs if next(run, None) is not None]
+    assert record(tmp_path / "out")["status"] == "done"
+
+
 def test_shares_of_shards_make_what_one_process_makes_on_one_machine_only(start, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(store_shards, "STRETCH", 4)
     monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
@@ -220,6 +288,53 @@ def test_shares_of_shards_make_what_one_process_makes_on_one_machine_only(start,
     first, second = open_features(tmp_path / "one"), open_features(tmp_path / "two")
     assert set(first) == set(second) == {row.id for row in rows} - {"3.wav", "5.wav"}
     assert all(torch.equal(first[name]["final"], second[name]["final"]) for name in first)
+
+
+def full(*_):
+    raise RunError("cannot write: No space left on device")
+
+
+def test_a_share_that_is_stopped_is_no_success_of_all(small_blocks, call, tmp_path, monkeypatch):
+    with monkeypatch.context() as disk:
+        disk.setattr(store_mirrored.MirroredStore, "write", full)
+        code, _, err = call("extract", "output=out", "share=0/2")
+    assert code == 1
+    assert "stopped: cannot write: No space left" in err
+    code, out, _ = call("extract", "output=out", "share=1/2")
+    assert code == 0  # nobody knows yet whether the other one is started again
+    assert record(tmp_path / "out")["status"] == "running"
+    code, out, _ = call("extract", "output=out", "share=0/2")
+    assert code == 0
+    assert "2 of 2" in out
+    assert record(tmp_path / "out")["status"] == "done"
+
+
+def test_the_last_share_says_that_one_beside_it_was_stopped(start, tmp_path, monkeypatch):
+    first, second = start("out", Share(0, 2)), start("out", Share(1, 2))
+    next(first), next(second)
+    with monkeypatch.context() as disk:
+        disk.setattr(ledger.Ledger, "note", full)
+        with pytest.raises(RunError):
+            list(first)
+    list(second)
+    found = record(tmp_path / "out")
+    assert found["status"] == "stopped"
+    assert found["counts"]["not_reached"] > 0
+    assert app._conclude_shares(tmp_path / "out", 0) == 1
+
+
+def test_a_longer_list_is_not_done_before_every_share_has_gone_through_it(start, rows, tmp_path):
+    extra = rows[8:]
+    del rows[8:]
+    for rank in range(2):
+        list(start("out", Share(rank, 2)))
+    assert record(tmp_path / "out")["status"] == "done"
+    rows += extra
+    list(start("out", Share(0, 2)))
+    assert record(tmp_path / "out")["status"] == "running"
+    list(start("out", Share(1, 2)))
+    assert record(tmp_path / "out")["status"] == "done"
+    assert record(tmp_path / "out")["counts"]["not_reached"] == 0
 
 
 @pytest.mark.slow

@@ -86,12 +86,6 @@ def extract(config: Any) -> int:
     model = _model_options(config) | {"long": _long(config.long)}
     job = Job(checkpoint=_text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(_number(config, "workers", least=1))
-    if config.dry_run:
-        worker = Worker.of(job)
-        worker.check_output()
-        _show_estimate(worker.estimate(mine.rows, part=PART_OF_DRY_RUN), layers)
-        return DONE
-
     frames = channels = 0
 
     def take(outcome: Any) -> None:
@@ -99,6 +93,11 @@ def extract(config: Any) -> int:
         frames, channels = frames + outcome.result.frames, outcome.result.channels
 
     try:
+        if config.dry_run:
+            worker = Worker.of(job)
+            worker.check_output()
+            _show_estimate(worker.estimate(mine.rows, part=PART_OF_DRY_RUN), layers)
+            return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
             # Where others extract, nobody here has an encoder to ask.
             worth = is_worth_estimating(mine.rows)
@@ -128,7 +127,7 @@ def extract(config: Any) -> int:
         rows.append(("one by one", f"for {described.one_by_one}"))
     if share.is_all:
         return _conclude("Extracted", corpus, tally, seconds, code, output, rows)
-    code = _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
+    _conclude(f"Extracted, share {share}", mine, tally, seconds, code, output, rows)
     return _conclude_shares(output, code)
 
 
@@ -136,13 +135,14 @@ def _conclude_shares(output: Path, code: int) -> int:
     """The summary of all shares, by the one that ends last; and the exit code of this one.
 
     Recordings that failed are told by the last one alone: torchrun ends all the others where one does not end with 0.
+    code: of this share, where it did not come to its end.
     """
     from w2v_attn import console
     from w2v_attn.runs.record import read_record
 
     record = read_record(output)
     if record is None or record["status"] == "running":
-        return DONE if code == SOME_FAILED else code
+        return code
     counts, session = record["counts"], record["session"]
     speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
     rows = [
@@ -155,7 +155,7 @@ def _conclude_shares(output: Path, code: int) -> int:
         ("output", output),
     ]
     console.console().print(console.table("Extracted by all shares", rows))
-    return code or (SOME_FAILED if counts["failed"] else DONE)
+    return code or (SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE)
 
 
 def convert(config: Any) -> int:
@@ -312,7 +312,7 @@ def _watch(
         with interruption, closing(run), console.RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
                 tally.take(outcome)
-                pace.take(outcome, 0.0 if outcome.kept else row_weight(outcome.row))
+                pace.take(outcome, 0.0 if outcome.kept and total is not None else row_weight(outcome.row))
                 progress.update()
                 if outcome.result is not None:
                     take(outcome)
@@ -354,7 +354,7 @@ def _show_estimate(ahead: Any, layers: Sequence[str]) -> None:
     if ahead.free_files is not None and ahead.files > ahead.free_files:
         print(
             f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
-            f"{ahead.free_files:,}. A part of the list at a time, made into shards by w2v-attn convert, needs fewer",
+            f"{ahead.free_files:,}. layout=shards makes few large ones",
             file=sys.stderr,
         )
 

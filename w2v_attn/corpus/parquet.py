@@ -22,16 +22,13 @@ _reading = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The recording in a row of a row group."""
+    """The recording in a row of a row group. size: the mean of its group, for only the column as a whole says it."""
 
     file: str
     group: int
     row: int
     column: str
-
-    @property
-    def size(self) -> int:
-        return 0  # only the column as a whole says it
+    size: int
 
     def __call__(self) -> bytes:
         try:
@@ -84,7 +81,7 @@ def _rows(file: Path, id: str) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             schema = opened.schema_arrow
-            groups = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+            groups = [opened.metadata.row_group(group) for group in range(opened.num_row_groups)]
             features = _features(schema)
             audio = _audio_column(file, schema, features)
             columns = {
@@ -99,7 +96,8 @@ def _rows(file: Path, id: str) -> Iterator[Row]:
     split = next(
         (split for name in (file.name, file.parent.name) for s, split in SPLITS.items() if name.startswith(s)), None
     )
-    places = ((group, row) for group, count in enumerate(groups) for row in range(count))
+    sizes = [_bytes_of(group, audio) // max(1, group.num_rows) for group in groups]
+    places = ((group, row) for group, about in enumerate(groups) for row in range(about.num_rows))
     for number, (group, row) in enumerate(places):
         said: dict[str, Any] = {
             field: _value(known[name][number], features.get(name)) for field, name in columns.items() if name
@@ -109,8 +107,14 @@ def _rows(file: Path, id: str) -> Iterator[Row]:
             record = {**said, "path": known[audio][number], "split": split, "id": name}
             yield row_of(record, file.parent, f"{file}, row {number}")
         else:
-            content = Cell(os.fspath(file), group, row, audio)
+            content = Cell(os.fspath(file), group, row, audio, sizes[group])
             yield Row(name, file / f"{number:07d}", **said, split=split, content=content)
+
+
+def _bytes_of(group: Any, column: str) -> int:
+    """What a column takes in a row group, of which a struct has several."""
+    parts = map(group.column, range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ class CorpusError(ValueError):
 class Content(Protocol):
     """Gives the bytes of a recording that is no file of its own, each time anew, in any thread.
 
-    Small, and picklable: it says where the bytes are, for other processes read them too. size: bytes, or 0 where that
-    is not known. What is wrong is a ValueError whose text is the end of a sentence that begins with the recording.
+    Small, and picklable: it says where the bytes are, for other processes read them too. size: bytes, about; 0 where
+    that is not known. What is wrong is a ValueError whose text is the end of a sentence that begins with the recording.
     """
 
     @property

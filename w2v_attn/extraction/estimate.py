@@ -102,8 +102,11 @@ def estimate(
     def predicted(looked: Looked) -> float:
         return encoder.expected_seconds(found, wanted) if (found := samples(looked)) else 0.0
 
-    usable = survey.share(lambda looked: samples(looked) > 0)
-    recordings = round((survey.rows - survey.there) * usable)
+    def is_usable(looked: Looked) -> bool:
+        return samples(looked) > 0
+
+    usable = survey.share(is_usable, missing=False)
+    recordings = round((survey.rows - survey.there) * survey.share(is_usable, missing=True))
     lengths = [found for looked in survey.sample if (found := samples(looked))]
     each, frame = _bytes(encoder, product, store, survey, lengths)
     size = recordings * each + survey.total(lambda looked: encoder.count_frames(samples(looked)), missing=True) * frame

@@ -74,7 +74,7 @@ def extract_with(
         made_with=described.made_with,
         batch_frames=described.batch_frames,
         about=about or {},
-        prepare=lambda killed: store.prepare(output, rows, left_over=killed),
+        prepare=lambda: store.prepare(output, rows),
         one_machine=store.one_machine,
     )
     with claimed(output, claim) if share.is_all else joined(output, share, claim) as folder:

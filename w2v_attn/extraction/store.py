@@ -61,8 +61,8 @@ class Store(Protocol):
         ...
 
     @staticmethod
-    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
-        """Called once for all of the list, while nobody writes. left_over: a run before this one may have been killed.
+    def prepare(output: Path, rows: Sequence[Row]) -> None:
+        """Called once for all of the list, while nobody writes; what killed processes left half written goes.
 
         Raises:
             ValueError: the folder holds something else. RunError, OSError: it cannot be written.

@@ -40,12 +40,11 @@ class MirroredStore:
         self._removed: list[str] = []  # why; several threads append
 
     @staticmethod
-    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+    def prepare(output: Path, rows: Sequence[Row]) -> None:
         if (output / INDEX).exists():
             raise ValueError(f"{output} holds features in layout=shards: name another output")
         check_names(output, (row.id for row in rows))
-        if left_over:
-            remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
+        remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
 
     @staticmethod
     def peek(output: Path) -> "_Peek":

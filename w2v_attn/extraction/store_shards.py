@@ -79,11 +79,10 @@ class ShardsStore:
         self._removed: Counter[str] = Counter()
 
     @staticmethod
-    def prepare(output: Path, rows: Sequence[Row], *, left_over: bool) -> None:
+    def prepare(output: Path, rows: Sequence[Row]) -> None:
         del rows
         _check_own(output)
-        if left_over:
-            remove_leftovers([output])
+        remove_leftovers([output])
         index = _opened(output)
         try:
             _take_in(index, output)
@@ -197,11 +196,13 @@ class ShardsStore:
             return self._checked[number]
 
     def _drop(self, number: int, path: Path) -> bool:
-        """Removes a shard that is damaged; False. True: another process has written it anew in the meantime."""
+        """Sees to it that a damaged shard is gone; False. True: another process has written it anew in the meantime."""
         self._check_there()
         with self._changing() as connection:
             said = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
-            if said is not None and _is_the_one(path, *said):
+            if said is None:  # who dropped it may be writing another one there, which the index does not know yet
+                return False
+            if _is_the_one(path, *said):
                 return True
             gone = connection.execute("DELETE FROM recordings WHERE shard = ?", (number,)).rowcount
             connection.execute("DELETE FROM shards WHERE number = ?", (number,))

@@ -54,9 +54,10 @@ class Survey:
             for kind in self.weights
         )
 
-    def share(self, holds: Callable[[Looked], bool]) -> float:
-        """Of the sample, 0 to 1."""
-        return sum(map(holds, self.sample)) / max(1, len(self.sample))
+    def share(self, holds: Callable[[Looked], bool], *, missing: bool) -> float:
+        """Of the sample, or of what is missing of it, 0 to 1."""
+        sample = [looked for looked in self.sample if not (missing and looked.there)]
+        return sum(map(holds, sample)) / max(1, len(sample))
 
     def spread(self, value: Callable[[Looked], float]) -> float:
         """Half of the interval in which the total of all rows is, 19 times in 20, as a share of that total."""
@@ -100,7 +101,7 @@ def look(rows: Sequence[Row], there: Peek, decoder: Decoder) -> Survey:
     counted = sum(looked.there for looked in sample)
     existing = sum(there.has(looked.row) for looked in sample)
     valid = counted / existing if existing else 1.0
-    scale = len(rows) / seen
+    scale = len(rows) / seen if seen else 0.0  # a share may have no rows
     return Survey(
         rows=len(rows),
         there=round(found * scale * valid),
@@ -116,6 +117,8 @@ def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
     By chance within a part, and from part to part: a list in which every second row is of another kind would show one
     kind alone to any regular step.
     """
+    if not rows:
+        return
     chance = random.Random(0)
     count = min(count, len(rows))
     bounds = [part * len(rows) // count for part in range(count + 1)]

@@ -32,9 +32,8 @@ class Claim:
 
     parts: those of the whole list. fingerprint: what decides what the results are; a folder holds those of one.
     made_with: versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the
-    first run in the folder. about: more for `run.json`. prepare: told whether a run before this one may have been
-    killed; called while nobody writes. one_machine: why those who have shares must be on one machine; None: they need
-    not be.
+    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. one_machine: why those who
+    have shares must be on one machine; None: they need not be.
 
     Raises:
         ValueError, RunError, OSError: what `prepare` raises ends the claim.
@@ -45,7 +44,7 @@ class Claim:
     made_with: Mapping[str, object]
     batch_frames: int
     about: Mapping[str, object]
-    prepare: Callable[[bool], None]
+    prepare: Callable[[], None]
     one_machine: str | None = None
 
     @property
@@ -118,7 +117,6 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
         RunError: its disk is full or fails.
     """
     try:
-        was_there = output.is_dir()
         output.mkdir(parents=True, exist_ok=True)
         lock = take(output / LOCK)
     except InUseError as error:
@@ -132,7 +130,7 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
         record = begun_record(before, claim, recordings=len(claim.rows))
         try:
             lock.say(holder())
-            claim.prepare(before["status"] == "running" if before else was_there)
+            claim.prepare()
             write_record(output, record)
             clear_desks(desks_of_others(output, world=1), output, claim.rows)
             folder = RunFolder(output, record, before)

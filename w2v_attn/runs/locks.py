@@ -18,10 +18,12 @@ class Lock:
 
     The lock is the kernel's, on an open file. Over NFS it holds between machines too (Linux takes it to the server),
     unless the mount says `nolock` or `local_lock`.
+
+    holds: whether it keeps others out; not where the file system has no locks.
     """
 
-    def __init__(self, path: Path, descriptor: int):
-        self._path, self._descriptor = path, descriptor
+    def __init__(self, path: Path, descriptor: int, *, holds: bool):
+        self._path, self._descriptor, self.holds = path, descriptor, holds
 
     def say(self, text: str) -> None:
         """Writes down who holds it. Raises OSError."""
@@ -36,13 +38,14 @@ class Lock:
     def release(self) -> None:
         """The last one removes the file; whoever has opened it by then finds that it is no longer the one there."""
         try:
-            if self._is_last():
+            if self.is_last():
                 self._path.unlink(missing_ok=True)
         except OSError:  # the disk is gone or read-only; the lock itself ends with the descriptor
             pass
         os.close(self._descriptor)
 
-    def _is_last(self) -> bool:
+    def is_last(self) -> bool:
+        """Whether nobody else has it; then it is held alone from here on, and else perhaps no more: for who leaves."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,7 +68,7 @@ def take(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         # Open for writing, for NFS gives no exclusive lock on a file that is read.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, holds = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
             fcntl.flock(descriptor, kind)
         except BlockingIOError:
@@ -76,8 +79,9 @@ def take(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
+            holds = False
             logger.warning("%s cannot be locked (%s): see that no second run writes there", path, error.strerror)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return Lock(path, descriptor)
+                return Lock(path, descriptor, holds=holds)
         os.close(descriptor)  # its holder has just ended, and removed it

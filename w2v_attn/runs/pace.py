@@ -31,19 +31,20 @@ class Pace:
     Rows that are kept from an earlier run go by in a millisecond, and so does most of what fails: they say nothing of
     the time that the others take.
 
-    total: of what is to be computed, in any unit in which `take` is given shares of it.
+    total: of what is to be computed, in any unit in which `take` is given shares of it; and of what is kept, where that
+        is not known before.
     """
 
     def __init__(self, total: float, *, now: Callable[[], float] = time.monotonic):
         self._total, self._now = total, now
         self._before = now()
-        self._spent = self._gone = self._computed = self._seconds = 0.0
+        self._spent = self._gone = self._kept = self._computed = self._seconds = 0.0
         self._begun = 0.0  # the burst at hand, in seconds spent
         self._rows = 0
         self._marks = deque([_Mark(0.0, 0.0, 0, 0.0)])
 
     def take(self, outcome: Outcome[Any], share: float) -> None:
-        """One outcome more, and its share of the total."""
+        """One outcome more, and its share of the total: 0 of what is kept, where the total is without that."""
         now = self._now()
         waited, self._before = now - self._before, now
         if waited > BURST:
@@ -54,7 +55,9 @@ class Pace:
             self._begun = self._spent
         passed_by = outcome.kept or outcome.reason is not None
         self._spent += max(0.0, waited - BURST) if passed_by else waited
-        if not outcome.kept:
+        if outcome.kept:
+            self._kept += share
+        else:
             self._gone += share
         if not passed_by:
             self._computed += share
@@ -70,7 +73,8 @@ class Pace:
     @property
     def done(self) -> float:
         """Of what is to be computed, 0 to 1."""
-        return min(1.0, self._gone / self._total) if self._total > 0 else 1.0
+        computed = self._total - self._kept
+        return min(1.0, self._gone / computed) if computed > 1e-9 * self._total else 1.0  # sums are rounded
 
     @property
     def recordings_per_second(self) -> float | None:
@@ -86,7 +90,7 @@ class Pace:
     def left(self) -> float | None:
         """Seconds; None: not known yet."""
         speed = self._speed("share")
-        return max(0.0, self._total - self._gone) / speed if speed else None
+        return max(0.0, self._total - self._kept - self._gone) / speed if speed else None
 
     def _speed(self, what: str) -> float | None:
         first, last = self._marks[0], self._marks[-1]

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,22 @@ from w2v_attn.runs.shares import Part, Share
 class SharedFolder(RunFolder):
     """A folder that others write to as well. Made by `joined`."""
 
-    def __init__(self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any]):
-        super().__init__(output, record, None)
+    def __init__(
+        self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any], before: dict[str, Any] | None,
+        lock: Lock,
+    ):  # fmt: skip
+        """before: the record of the run before this one. lock: the folder's."""
+        super().__init__(output, record, before)
         self.ledger = desk_of(output, share)
-        self._share, self._parts = share, parts
+        self._share, self._parts, self._lock = share, parts, lock
 
     def withdraw(self) -> None:
-        """The run was refused: it leaves its desk."""
+        """The run was refused: it leaves its desk, and `run.json` as it was, if nobody else is at work."""
         with suppress(OSError):
-            shutil.rmtree(self.ledger)
+            with _one_at_a_time(self._output):
+                shutil.rmtree(self.ledger)
+                if self._lock.is_last():
+                    super().withdraw()
             (self._output / DESKS).rmdir()  # not where others have theirs
 
     def _write_progress(self, record: dict[str, Any]) -> None:
@@ -42,7 +49,7 @@ class SharedFolder(RunFolder):
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)
         with _one_at_a_time(self._output):
-            _put_together(self._output, self._share.world, self._parts)
+            _put_together(self._output, self._share.world, self._parts, session=record["sessions"])
 
 
 @contextmanager
@@ -68,26 +75,32 @@ def joined(output: Path, share: Share, claim: Claim) -> Iterator[RunFolder]:
     try:
         yield folder
     finally:
-        for lock in locks:
-            lock.release()
+        with ExitStack() as alone:
+            with suppress(OSError):  # the disk is gone, or this was refused
+                # Who leaves last has the folder alone for a moment: nobody is to come meanwhile, and to be refused.
+                alone.enter_context(_one_at_a_time(output))
+            for lock in locks:
+                lock.release()
 
 
 def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedFolder]:
     """The locks of the desk and of the folder, and the folder."""
     locks: list[Lock] = []
     try:
+        lock, is_first = _enter(output)
+        locks.append(lock)
         before = read_record(output)
         if before is not None:
             check_same(output, before, claim.fingerprint, claim.made_with)
-        lock, is_first = _enter(output)
-        locks.append(lock)
         if is_first:
             clear_desks(desks_of_others(output, share.world), output, claim.rows)
-            claim.prepare(before is None or before["status"] == "running")
+            # Where there are no locks, whoever comes seems to be the first, and others may be at work.
+            if lock.holds or before is None or before["status"] != "running":
+                claim.prepare()
             lock.share()
         elif others := desks_of_others(output, share.world):
             raise InUseError(f"the share {others[0].name}, while this one is {share.rank}-of-{share.world}")
-        elif claim.one_machine and (other := _on_another_machine(output, share.world)) is not None:
+        elif claim.one_machine and before and (other := _on_another_machine(output, share.world, before)) is not None:
             raise ValueError(f"{other} writes to {output}: {claim.one_machine}")
         desk = desk_of(output, share)
         desk.mkdir(exist_ok=True)
@@ -102,7 +115,7 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         write_record(desk, record)
         if is_first:
             write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "share": None})
-        return locks, SharedFolder(output, share, claim.parts, record)
+        return locks, SharedFolder(output, share, claim.parts, record, before, lock)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -130,28 +143,37 @@ def _ids(share: Share, parts: Sequence[Part]) -> set[str]:
     return {row.id for part in share.of(parts) for row in part.rows}
 
 
-def _on_another_machine(output: Path, world: int) -> str | None:
-    """Who has a share and is not on this machine."""
+def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str | None:
+    """Who has a share and is not on this machine. whole: the record of all; in a session before it some were killed."""
     for rank in range(world):
         record = read_record(desk_of(output, Share(rank, world)))
-        if record is not None and record["status"] == "running" and record["session"]["host"] != socket.gethostname():
-            return record["session"]["host"]
+        if record is None or record["status"] != "running" or record["sessions"] != whole["sessions"]:
+            continue
+        if (host := record["session"]["host"]) != socket.gethostname():
+            return host
     return None
 
 
-def _put_together(output: Path, world: int, parts: Sequence[Part]) -> None:
-    """The ledger and the record of all, from those at the desks."""
+def _put_together(output: Path, world: int, parts: Sequence[Part], session: int) -> None:
+    """The ledger and the record of all, from those at the desks. session: the number of this one."""
     lines, records = read_lines(output), {}
     for rank in range(world):
         share = Share(rank, world)
         if (record := read_record(desk_of(output, share))) is not None:
-            records[rank] = record
             mine = _ids(share, parts)
+            if _counts(record, len(mine), session):
+                records[rank] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
             lines |= {row_id: line for row_id, line in read_lines(desk_of(output, share)).items() if row_id in mine}
     rows = [row for part in parts for row in part.rows]
     write_lines(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world, len(rows)))
+
+
+def _counts(record: dict[str, Any], recordings: int, session: int) -> bool:
+    """Whether a record says how far a share is: not that of another list, nor of one that is to be started again."""
+    ended_early = record["status"] != "done" and record["sessions"] < session
+    return record["counts"]["recordings"] == recordings and not ended_early
 
 
 def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`run`: a run over a corpus, from the rows to a ledger of failures."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,6 @@ def run(
     model: Model,
     process: Callable[[Batch], Sequence[Found | ValueError]],
     finish: Callable[[Row, Recording, Found], Result],
-    *,
-    through: Callable[[Iterator[Outcome[Result]]], Iterator[Outcome[Result]]] = lambda outcomes: outcomes,
     **options: Any,
 ) -> Generator[Outcome[Result], None, None]:
     """Like `process_rows`; and what cannot be used is written down.
@@ -33,12 +31,10 @@ def run(
     at the end that file is in the order of the rows. Rows that failed in a run before this one are tried again, and
     those that this one does not reach stay in the file.
 
-    through: what outcomes go through before they are told, such as to wait until what they speak of is on the disk.
-
     Raises:
         RunError: the output cannot be written (disk full, gone, read-only).
     """
     with Ledger(output, rows) as ledger, closing(process_rows(rows, model, process, finish, **options)) as outcomes:
-        for outcome in through(outcomes):
+        for outcome in outcomes:
             ledger.note(outcome)
             yield outcome

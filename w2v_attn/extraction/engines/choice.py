@@ -1,6 +1,5 @@
 """Which engine extracts: this process, several on this machine, or a cluster's."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -37,8 +36,8 @@ def open_extractor(job: Job, *, engine: str, workers: int | None, share: Share) 
         return nullcontext(Worker.of(job, device=devices[0]))
     from w2v_attn.extraction.engines.processes import LocalProcesses
 
-    on_cpu = devices[0] == "cpu"
-    return LocalProcesses(job, devices, threads=max(1, (os.cpu_count() or 1) // len(devices)) if on_cpu else None)
+    on_cpu = find_device(devices[0]).type == "cpu"
+    return LocalProcesses(job, devices, threads=max(1, torch.get_num_threads() // len(devices)) if on_cpu else None)
 
 
 def _devices(device: str, workers: int | None, share: Share) -> list[str]:

@@ -1,5 +1,6 @@
 """Several processes on this machine, each with an encoder: one for each GPU."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -42,7 +43,8 @@ class LocalProcesses:
     """
 
     def __init__(self, job: Job, devices: Sequence[str], *, threads: int | None = None):
-        self._stop = _context().Event()
+        # No Event: it has a lock, and a process that is killed with it would keep it for ever.
+        self._stop = _context().RawValue(ctypes.c_bool, False)
         self._members = [_Member(job, device, threads, self._stop) for device in devices]
         try:
             self.description, *_ = [member.begin() for member in self._members]
@@ -58,20 +60,27 @@ class LocalProcesses:
 
     def close(self) -> None:
         """Ends the processes: those that have nothing in hand at once, the others before their next recording."""
-        self._stop.set()
+        self._stop.value = True
         for member in self._members:
             member.end()
 
     def extract(
         self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """See `Extractor`."""
+        """See `Extractor`. Left before its end, it ends the processes: nobody writes on when the run is over."""
+        try:
+            yield from self._extract(parts, batch_frames, interrupted)
+        except BaseException:
+            self.close()
+            raise
+
+    def _extract(self, parts: Sequence[Part], batch_frames: int, interrupted: Callable[[], bool]) -> Outcomes:
         work = _Work(chunks(parts, len(self._members)))
         while True:
             if interrupted():
-                self._stop.set()
+                self._stop.value = True
             for member in self._members:
-                if member.chunk is None and not self._stop.is_set() and (chunk := work.next()) is not None:
+                if member.chunk is None and not self._stop.value and (chunk := work.next()) is not None:
                     member.give(chunk, batch_frames)
             busy = {member.connection: member for member in self._members if member.chunk is not None}
             if not busy:
@@ -84,10 +93,10 @@ class LocalProcesses:
         assert member.chunk is not None
         try:
             kind, what = member.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # an OSError, where it came to its end within what it said
             chunk, why = member.chunk, member.bury()
             yield from work.again(chunk, why)
-            if not self._stop.is_set():
+            if not self._stop.value:
                 member.begin()
             return
         if kind == WRONG:
@@ -166,7 +175,7 @@ class _Member:
             self._launch()
         try:
             kind, what = self.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             raise RunError(f"a process for {self._start[1]} cannot begin ({self.bury()})") from None
         if kind == READY:
             return what
@@ -213,7 +222,7 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
             connection.send((READY, worker.description))
             while True:
                 parts, batch_frames = connection.recv()
-                for outcome in worker.extract(parts, batch_frames=batch_frames, interrupted=stop.is_set):
+                for outcome in worker.extract(parts, batch_frames=batch_frames, interrupted=lambda: stop.value):
                     connection.send((None, outcome))
                 connection.send((DONE, None))
         except (EOFError, ConnectionError):
