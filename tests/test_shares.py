@@ -294,6 +294,20 @@ def full(*_):
     raise RunError("cannot write: No space left on device")
 
 
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_recordings_that_failed_are_told_by_the_last_share_and_end_nobody_else(
+    torchrun, small_blocks, call, tmp_path, monkeypatch
+):
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    shutil.copytree(SPEECH, tmp_path / "audio")
+    for name in "ab":
+        (tmp_path / "audio" / f"{name}.wav").write_text("no audio")
+    codes = [call("extract", "audio=audio", "output=out", f"share={rank}/2")[0] for rank in (0, 1, 1)]
+    assert codes == ([0, 0, 0] if torchrun else [0, 1, 1])
+    assert len(failed(tmp_path / "out")) == 2
+
+
 def test_a_share_that_is_stopped_is_no_success_of_all(small_blocks, call, tmp_path, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr(store_mirrored.MirroredStore, "write", full)

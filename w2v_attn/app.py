@@ -134,8 +134,9 @@ def extract(config: Any) -> int:
 def _conclude_shares(output: Path, code: int) -> int:
     """The summary of all shares, by the one that ends last; and the exit code of this one.
 
-    Recordings that failed are told by the last one alone: torchrun ends all the others where one does not end with 0.
-    code: of this share, where it did not come to its end.
+    Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
+    not end with 0, and who has nothing to do ends before others have begun. code: of this share, where it did not come
+    to its end.
     """
     from w2v_attn import console
     from w2v_attn.runs.record import read_record
@@ -155,7 +156,9 @@ def _conclude_shares(output: Path, code: int) -> int:
         ("output", output),
     ]
     console.console().print(console.table("Extracted by all shares", rows))
-    return code or (SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE)
+    if code or "TORCHELASTIC_RUN_ID" in os.environ:
+        return code
+    return SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE
 
 
 def convert(config: Any) -> int:
