@@ -67,7 +67,7 @@ def extract(config: Any) -> int:
     from w2v_attn.extraction.extractor import Job, Task, Worker
     from w2v_attn.extraction.store import store_of
     from w2v_attn.runs.outcomes import RunError
-    from w2v_attn.runs.shares import parts_of, read_share
+    from w2v_attn.runs.shares import parts_of, read_share, rows_of
 
     output, layers, layout = _folder(config, "output"), _list(config, "layers"), _text(config, "layout")
     store = store_of(layout)
@@ -78,9 +78,7 @@ def extract(config: Any) -> int:
     if making.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
     without = listed - len(corpus.rows)
-    mine = replace(
-        corpus, rows=tuple(row for part in share.of(parts_of(corpus.rows, store.together)) for row in part.rows)
-    )
+    mine = replace(corpus, rows=tuple(rows_of(share.of(parts_of(corpus.rows, store.together)))))
     limits = {"max_duration": _number(config, "max_duration"), "decoding": _decoding(config)}
     task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **limits)
     model = _model_options(config) | {"long": _long(config.long)}

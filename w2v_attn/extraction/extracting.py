@@ -14,7 +14,7 @@ from w2v_attn.runs.folder import Claim, claimed
 from w2v_attn.runs.ledger import Ledger
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.ranks import joined
-from w2v_attn.runs.shares import ALL, Share, parts_of
+from w2v_attn.runs.shares import ALL, Share, parts_of, rows_of
 
 
 def extract_corpus(
@@ -80,7 +80,7 @@ def extract_with(
     with claimed(output, claim) if share.is_all else joined(output, share, claim) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with Ledger(folder.ledger, [row for part in mine for row in part.rows]) as ledger, closing(outcomes):
+            with Ledger(folder.ledger, rows_of(mine)) as ledger, closing(outcomes):
                 for outcome in outcomes:
                     ledger.note(outcome)
                     folder.count(outcome)

@@ -20,7 +20,7 @@ from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.place import Place
 from w2v_attn.runs.record import check_same, made_with, read_record
-from w2v_attn.runs.shares import Part
+from w2v_attn.runs.shares import Part, rows_of
 
 Outcomes = Generator[Outcome[Written], None, None]
 
@@ -127,7 +127,7 @@ class Worker:
         self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`."""
-        rows = [row for part in parts for row in part.rows]
+        rows = rows_of(parts)
         output, numbers = self._task.output, [part.number for part in parts]
         store = self._store(self._product, output, rows, Place(output).check, numbers)
         outcomes = process_rows(

@@ -16,7 +16,7 @@ from w2v_attn.runs.locks import InUseError, take
 from w2v_attn.runs.outcomes import Outcome, RunError
 from w2v_attn.runs.place import Place, cannot_write
 from w2v_attn.runs.record import begun_record, check_same, now, read_record, restore_record, tell, write_record
-from w2v_attn.runs.shares import Part
+from w2v_attn.runs.shares import Part, rows_of
 from w2v_attn.runs.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Claim:
     @property
     def rows(self) -> list[Row]:
         """All of the list."""
-        return [row for part in self.parts for row in part.rows]
+        return rows_of(self.parts)
 
 
 class RunFolder:

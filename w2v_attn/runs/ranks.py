@@ -19,7 +19,7 @@ from w2v_attn.runs.ledger import read_lines, write_lines
 from w2v_attn.runs.locks import InUseError, Lock, take
 from w2v_attn.runs.place import cannot_write
 from w2v_attn.runs.record import COUNTS, begun_record, check_same, read_record, write_record
-from w2v_attn.runs.shares import Part, Share
+from w2v_attn.runs.shares import Part, Share, rows_of
 
 
 class SharedFolder(RunFolder):
@@ -140,7 +140,7 @@ def _one_at_a_time(output: Path) -> Iterator[None]:
 
 
 def _ids(share: Share, parts: Sequence[Part]) -> set[str]:
-    return {row.id for part in share.of(parts) for row in part.rows}
+    return {row.id for row in rows_of(share.of(parts))}
 
 
 def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str | None:
@@ -165,7 +165,7 @@ def _put_together(output: Path, world: int, parts: Sequence[Part], session: int)
                 records[rank] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
             lines |= {row_id: line for row_id, line in read_lines(desk_of(output, share)).items() if row_id in mine}
-    rows = [row for part in parts for row in part.rows]
+    rows = rows_of(parts)
     write_lines(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world, len(rows)))
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from w2v_attn.corpus.rows import Row
@@ -28,6 +28,11 @@ def parts_of(rows: Sequence[Row], together: int = 1) -> list[Part]:
     """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
     size = -(-BLOCK // together) * together
     return [Part(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
+
+
+def rows_of(parts: Iterable[Part]) -> list[Row]:
+    """The rows of these parts, in their order."""
+    return [row for part in parts for row in part.rows]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from w2v_attn.extraction.engines.chunks import chunks
 from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
 from w2v_attn.extraction.product import Written
 from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.shares import Part
+from w2v_attn.runs.shares import Part, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class _Chunk:
 
     def __init__(self, parts: Sequence[Part], *, tries: int = 0):
         self.parts, self.tries = parts, tries
-        self.left = {row.id: row for part in parts for row in part.rows}
+        self.left = {row.id: row for row in rows_of(parts)}
 
     def settle(self, outcome: Outcome[Written]) -> bool:
         """Whether it is news; a chunk that is tried again has outcomes that are known."""
