@@ -204,8 +204,9 @@ def test_encoders_are_timed_on_equal_features_and_padding_shows():
     padded = figures["Hugging Face, sorted × 8"]
     assert not padded["agrees"]
     assert padded["note"] == "differs, for it normalises over padding"
-    # It is timed, but not who the others are compared with.
-    assert figures["Hugging Face"]["ratio"] == 1.0
+    # The others are compared with it all the same, where it is the fastest: many use it.
+    peers = ("Hugging Face", "Hugging Face, sorted × 8")
+    assert max(figures[name]["ratio"] for name in peers) == 1.0
     assert all(0 < f["floor_fraction"] < 1.5 and f["least_s"] <= f["median_s"] <= f["most_s"] for f in figures.values())
     titles = [title for title, _, _ in encoder.tables(report)]
     assert len(titles) == 1
@@ -312,8 +313,11 @@ def test_encoders_on_the_command_line_leave_figures_and_a_picture(call, tmp_path
 
 
 def test_every_peer_says_its_name_once():
-    names = [made.name for made in choice.choose(["all"])]
+    names = [made.name for made in choice.choose(["all"], torch.device("cuda"))]
     assert len(set(names)) == len(choice.PEERS) == len(names)
+    assert {made.name for made in choice.choose(["all"], torch.device("cpu"))} == {
+        n for n in names if "6" not in n and "28" not in n
+    }
 
 
 # ----------------------------------------------------------------------------------------------------- what=cli

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from w2v_attn.attention import explicit, fused, side_by_side
+from w2v_attn.attention import explicit, fused, side_by_side, triton_core
 from w2v_attn.attention.masks import Added, AttentionMask
 
 
@@ -100,7 +100,11 @@ def choose_together(
     check_backend(backend)
     if backend == "triton":
         return choose(backend, q, v, mask, dropout=dropout, needs_added=needs_added)
-    candidates = {"auto": (FLASH, TRITON), "fused": (FLASH,), "explicit": ()}[backend] if q.is_cuda else ()
+    if not q.is_cuda or backend == "explicit":
+        return None
+    candidates = (FLASH,) if backend == "fused" else (FLASH, TRITON)
+    if backend == "auto" and dropout == 0 and triton_core.is_faster_than_flash(q.device):
+        candidates = (TRITON, FLASH)
     fit = (core for core in candidates if core.why_not(q, v, mask, dropout=dropout, needs_added=needs_added) is None)
     return next(fit, None)
 

@@ -98,6 +98,15 @@ class FourierConvolution:
         frames = frames.to(self._dtype)
         if self._norm is not None:
             frames = _batch_norm(frames, self._norm)
+        if frames.device.type == "cpu" or len(lengths) == 1:
+            return self._convolve(frames, lengths)
+        # On an accelerator as one recording, with zeros between: no launch is for one of them alone.
+        places = spread(lengths, self._kernel.taps // 2, frames.device)
+        total = sum(lengths) + self._kernel.taps // 2 * (len(lengths) - 1)
+        apart = frames.new_zeros(total, frames.shape[1]).index_copy(0, places, frames)
+        return self._convolve(apart, [total]).index_select(0, places)
+
+    def _convolve(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         if self._spectrum is None:
             weight = self._convolution.weight.to(self._dtype)
             return self._finish(GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel))
@@ -189,6 +198,13 @@ def pieces_of(lengths: Sequence[int], kernel: Kernel, device: torch.device) -> I
         yield batch
 
 
+def spread(lengths: Sequence[int], gap: int, device: torch.device) -> Tensor:
+    """int64 [ΣT]: where the frames of recordings stand with a gap between neighbours."""
+    total, counts = sum(lengths), torch.tensor(lengths).to(device, non_blocking=True)
+    before = torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=total)
+    return torch.arange(total, device=device) + gap * before
+
+
 def windows_of(frames: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:
     """[windows, C, N] that overlap; zeros before and after each recording."""
     found = []
@@ -209,12 +225,24 @@ def write_back(frames: Tensor, convolved: Tensor, pieces: Sequence[Piece]) -> No
 
 def add_back(frames: Tensor, windows: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> None:
     """Undoes `windows_of`: adds [windows, N, C] to the frames that they were taken from."""
-    window = iter(windows)
-    for piece in pieces:
+    for piece, part in zip(pieces, windows.split([piece.num_windows for piece in pieces]), strict=True):
         begin = piece.begin - kernel.taps // 2
-        for at in range(begin, begin + piece.num_windows * kernel.hop, kernel.hop):
-            low, high = max(at, piece.first), min(at + kernel.window, piece.last)
-            frames[low:high] += next(window)[low - at : high - at]
+        added = overlap_add(part, kernel.hop)
+        low, high = max(begin, piece.first), min(begin + len(added), piece.last)
+        frames[low:high] += added[low - begin : high - begin]
+
+
+def overlap_add(windows: Tensor, hop: int) -> Tensor:
+    """The sum of [windows, N, C] that begin every `hop` frames, ⌈N / 2⌉ ≤ hop: [(windows + 1) · hop, C].
+
+    Every other window does not meet the next, so they lie side by side, and the others beside them a hop later.
+    """
+    count, N, C = windows.shape
+    total = windows.new_zeros((count + 1) * hop, C)
+    for first in (0, 1):
+        others = F.pad(windows[first::2], (0, 0, 0, 2 * hop - N)).flatten(0, 1)
+        total[first * hop : first * hop + len(others)] += others
+    return total
 
 
 def _padded_gradients(dy: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:

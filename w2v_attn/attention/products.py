@@ -98,6 +98,10 @@ class Plain:
         """[..., K] -> [..., N], see `linear`."""
         return linear(x, self._weight, self._bias, gelu=gelu)
 
+    def rows(self, chosen: slice) -> "Plain":
+        """The map to these of the N outputs, with the same memory for its weight."""
+        return Plain(self._weight[chosen], None if self._bias is None else self._bias[chosen])
+
 
 def prepare(weight: Tensor, bias: Tensor | None) -> Packed | Plain:
     """A linear map that will be applied many times."""

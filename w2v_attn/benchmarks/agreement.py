@@ -13,7 +13,8 @@ PEERS_MOST_RATIO = 2.0
 
 def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
     """(max abs difference, relative L2 error over all frames); infinite where shapes differ or numbers are none."""
-    return distance([rows.cpu() for rows in features], [wanted.cpu() for wanted in reference])
+    placed = [rows.to(wanted.device) for rows, wanted in zip(features, reference, strict=True)]
+    return distance(placed, reference)
 
 
 def agrees(max_abs_error: float, relative_error: float, stock_error: float | None, *, ours: bool) -> bool:

@@ -43,6 +43,17 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 @contextmanager
+def float32_is_float32() -> Iterator[None]:
+    """While open, no convolution on a GPU rounds its factors to tf32, as they do there unless told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def steady_allocator() -> Iterator[None]:
     """While open, freed memory stays with the process, for all that is timed alike.
 

@@ -11,6 +11,9 @@ from w2v_attn.encoder.cost import SAMPLE_RATE
 # 24 utterances, 1.3 to 14.6 s, 6.4 in the mean: many short ones and few long ones, in an order without order.
 _LENGTHS = [round(1.3 * (14.6 / 1.3) ** ((number / 23) ** 0.74), 2) for number in range(24)]
 RAGGED = tuple(random.Random(0).sample(_LENGTHS, len(_LENGTHS)))
+# 384 utterances, 2 to 17 s, 12 in the mean, as LibriSpeech's training sets have them: what a GPU has work for.
+_LENGTHS_OF_A_CORPUS = [round(17 - 15 * (number / 383) ** 2, 2) for number in range(384)]
+CORPUS = tuple(random.Random(0).sample(_LENGTHS_OF_A_CORPUS, len(_LENGTHS_OF_A_CORPUS)))
 
 
 def sets(names: Sequence[str], long_seconds: float) -> dict[str, tuple[float, ...]]:
@@ -19,7 +22,13 @@ def sets(names: Sequence[str], long_seconds: float) -> dict[str, tuple[float, ..
     Raises:
         ValueError: an unknown name.
     """
-    known = {"ragged": RAGGED, "10s": (10.0,) * 8, "30s": (30.0,) * 4, "long": (long_seconds,)}
+    known = {
+        "ragged": RAGGED,
+        "corpus": CORPUS,
+        "10s": (10.0,) * 8,
+        "30s": (30.0,) * 4,
+        "long": (long_seconds,),
+    }
     for name in names:
         if name not in known:
             raise ValueError(f"sets must be some of {', '.join(known)}, got {name}")

@@ -1,6 +1,7 @@
 """The transformer blocks over frames of all recordings at once, [ΣT, C]; only the attention core knows recordings.
 
-Residual stream and norms are float32 at least; products take the dtype of the weights.
+Residual stream and norms are float32 at least; products take the dtype of the weights. On a GPU a sum, the norm after
+it and what products take of that are one launch (`fusions`); a block then gives out what enters the next one, too.
 """
 
 from collections import deque
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from w2v_attn.attention import products, ragged
 from w2v_attn.attention.feed_forward import is_gelu
+from w2v_attn.encoder import fusions
 from w2v_attn.encoder.frontend import layer_norm
 
+Linear = products.Packed | products.Plain
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
 # Frames from which a recording is a long one, and its rows that go through a block together: 100 and 40 seconds.
@@ -24,35 +27,53 @@ class Block:
     """One block of a Hugging Face encoder, its weights laid out for many calls.
 
     norm_first: whether the norms stand before attention and feed-forward (stable) or after them.
+    next_norm: with norms first, the one that the next block begins with; None where there is no next block.
     table: biases by distance that all blocks share, [H, R]; None where the family has none.
     """
 
-    def __init__(self, layer: Any, *, norm_first: bool, table: Tensor | None = None):
+    def __init__(
+        self, layer: Any, *, norm_first: bool, next_norm: nn.LayerNorm | None = None, table: Tensor | None = None
+    ):
         attention, feed_forward = layer.attention, layer.feed_forward
         self._attention, self._table = attention, table
         self._num_heads, self._scale, self._backend = attention.num_heads, attention.scale, attention.backend
         self._dtype: torch.dtype = attention.q_proj.weight.dtype
-        self._q = _linear(attention.q_proj)
-        self._kv = _linear(attention.k_proj, attention.v_proj)
+        self._q, self._kv, self._qkv = _projections(attention)
+        self._q_width = attention.q_proj.out_features
         self._widths = attention.k_proj.out_features, attention.v_proj.out_features
         self._out = _linear(attention.out_proj)
         self._up, self._down = _linear(feed_forward.intermediate_dense), _linear(feed_forward.output_dense)
         self._activation = feed_forward.intermediate_act_fn
         self._fused = is_gelu(self._activation)
         self._norm, self._final_norm = layer.layer_norm, layer.final_layer_norm
-        self._norm_first = norm_first
+        self._norm_first, self._next_norm = norm_first, next_norm
         self._adapter = getattr(layer, "adapter_layer", None)
+        self._fuses = fusions.serves(attention.q_proj.weight.device) and self._dtype != torch.float64
 
-    def __call__(self, x: Tensor, lengths: list[int], *, reach: int | None = None) -> Tensor:
-        """[ΣT, C] -> [ΣT, C]. reach: frames that a frame attends on either side of itself; None: all of them."""
+    def __call__(
+        self, x: Tensor, lengths: list[int], *, reach: int | None = None, entering: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[ΣT, C] -> [ΣT, C], and what enters the next block where that is known.
+
+        reach: frames that a frame attends on either side of itself; None: all of them.
+        entering: what the block before knew.
+        """
         if len(lengths) > 1 and any(self._is_apart(length, x, reach) for length in lengths):
-            return torch.cat([self(part, [len(part)], reach=reach) for part in x.split(lengths)])
+            return torch.cat([self(part, [len(part)], reach=reach)[0] for part in x.split(lengths)]), None
         if self._is_apart(lengths[0], x, reach):
-            return self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)
-        h = self._input(x)
-        k, v = self._kv(h).chunk(2, -1)
-        o = ragged.attend(self._q(h), k, v, lengths, backend=self._backend, **self._of_core(h))
+            return (self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)), None
+        h = self._input(x) if entering is None else entering
+        q, k, v = self._heads(h)
+        o = ragged.attend(q, k, v, lengths, backend=self._backend, **self._of_core(h))
         return self._finish(x, o)
+
+    def _heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads, [N, H·D] or [N, H·E]."""
+        if self._qkv is not None:
+            q, k, v = self._qkv(h).split((self._q_width, *self._widths), -1)
+            return q, k, v
+        k, v = self._kv(h).split(self._widths, -1)
+        return self._q(h), k, v
 
     def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
         """Whether a recording of this length goes through a block some rows at a time."""
@@ -67,7 +88,7 @@ class Block:
         for rows in _rows_of(len(x)):
             h = self._input(x[rows])
             o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
-            y[rows] = self._finish(x[rows], o)
+            y[rows], _ = self._finish(x[rows], o)
         return y
 
     def _windowed(self, x: Tensor, reach: int) -> Tensor:
@@ -87,7 +108,7 @@ class Block:
             o = ragged.attend_window(
                 self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._of_core(h)
             )
-            y[first:last] = self._finish(x[first:last], o)
+            y[first:last], _ = self._finish(x[first:last], o)
         return y
 
     def _of_core(self, h: Tensor) -> dict[str, Any]:
@@ -102,16 +123,32 @@ class Block:
     def _input(self, x: Tensor) -> Tensor:
         return (layer_norm(x, self._norm) if self._norm_first else x).to(self._dtype)
 
-    def _finish(self, x: Tensor, o: Tensor) -> Tensor:
-        """What follows the core: the block's output, from its input x and what the heads return, both [N, C]."""
+    def _finish(self, x: Tensor, o: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What follows the core: the block's output, from its input x and what the heads return, both [N, C].
+
+        And what enters the next block where that is known.
+        """
+        if self._fuses:
+            y, h = self._finish_fused(x, o)
+        else:
+            y, h = self._finish_plain(x, o), None
+        return (y, h) if self._adapter is None else (_add(self._adapt(y, self._adapter), y), None)
+
+    def _finish_fused(self, x: Tensor, o: Tensor) -> tuple[Tensor, Tensor | None]:
+        keeps, last = ("sum", self._next_norm) if self._norm_first else ("norm", self._final_norm)
+        y, h = fusions.add_norm(
+            self._out(o), x, self._final_norm if self._norm_first else self._norm, half=self._dtype, keeps=keeps
+        )
+        z = self._feed_forward(h)
+        return (_add(z, y), None) if last is None else fusions.add_norm(z, y, last, half=self._dtype, keeps=keeps)
+
+    def _finish_plain(self, x: Tensor, o: Tensor) -> Tensor:
         y = _add(self._out(o), x)
         if self._norm_first:
             y = _add(self._feed_forward(layer_norm(y, self._final_norm)), y)
         else:
             y = layer_norm(y, self._norm)
             y = layer_norm(_add(self._feed_forward(y), y), self._final_norm)
-        if self._adapter is not None:
-            y = _add(self._adapt(y, self._adapter), y)
         return y
 
     def _adapt(self, y: Tensor, adapter: Any) -> Tensor:
@@ -134,13 +171,29 @@ def _rows_of(num_rows: int) -> Iterator[slice]:
         yield slice(first, min(first + LONG_ROWS, num_rows))
 
 
-def _linear(*linears: nn.Linear) -> products.Packed | products.Plain:
+def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
+    """Those of queries, and of keys and values together; and on a GPU one of all three, with the same weights in it.
+
+    On a CPU two products read less at once.
+    """
+    q_proj, k_proj, v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+    if q_proj.weight.device.type == "cpu":
+        return _linear(q_proj), _linear(k_proj, v_proj), None
+    qkv = products.Plain(*_stacked(q_proj, k_proj, v_proj))
+    return qkv.rows(slice(None, q_proj.out_features)), qkv.rows(slice(q_proj.out_features, None)), qkv
+
+
+def _linear(*linears: nn.Linear) -> Linear:
     """Linear maps of one input as one, their outputs side by side."""
+    return products.prepare(*_stacked(*linears))
+
+
+def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of linear maps as those of one."""
     if len(linears) == 1:
-        return products.prepare(linears[0].weight, linears[0].bias)
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+        return linears[0].weight, linears[0].bias
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    return products.prepare(weight, torch.cat(biases) if biases else None)
+    return torch.cat([linear.weight.detach() for linear in linears]), torch.cat(biases) if biases else None
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:

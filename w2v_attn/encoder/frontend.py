@@ -265,9 +265,13 @@ def convolution_of(layer: Any, dtype: torch.dtype | None = None) -> Convolution:
     """That of a Hugging Face layer. dtype: of its weights; None: as they are."""
     conv = layer.conv
     dtype = conv.weight.dtype if dtype is None else dtype
-    weight = conv.weight.to(dtype).permute(0, 2, 1).flatten(1)
-    linear = products.prepare(weight, None if conv.bias is None else conv.bias.to(dtype))
+    linear = products.prepare(weight_of(conv).to(dtype), None if conv.bias is None else conv.bias.to(dtype))
     return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm_of(layer)))
+
+
+def weight_of(conv: nn.Conv1d) -> Tensor:
+    """The weight of a convolution as that of a product with windows of frames: [out, kernel · in]."""
+    return conv.weight.detach().permute(0, 2, 1).flatten(1)
 
 
 def _even_odd_convolution(layer: Any) -> EvenOddConvolution:

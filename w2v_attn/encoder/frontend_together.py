@@ -3,22 +3,59 @@
 The recordings go through the convolutions as the one long waveform of their `pack`, a piece of it after the other.
 Where the first one has a GroupNorm over time, each recording has weights of its own, see `frontend`; it is then a
 batched product, the windows of a block with the weights of the recording that the block is of.
+
+Where `fusions` serve, a convolution and what follows it are one launch, or two with a LayerNorm between.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.encoder.frontend import FeatureExtractor, convolution_of, fold_group_norm, norm_of
+from w2v_attn.encoder import fusions
+from w2v_attn.encoder.frontend import (
+    Convolution,
+    Ending,
+    FeatureExtractor,
+    convolution_of,
+    fold_group_norm,
+    norm_of,
+    weight_of,
+)
 from w2v_attn.encoder.pack import Pack, Piece, window_moments
 
 
 def pays(device: torch.device) -> bool:
     """Whether recordings are taken together there; a CPU has no launches to save, but caches to stay in."""
     return device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class FusedConvolution:
+    """A convolution with what follows it. weight: [out, kernel · in]."""
+
+    kernel: int
+    stride: int
+    weight: Tensor
+    bias: Tensor | None
+    ending: Ending
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[T, in] -> [(T − kernel) // stride + 1, out]."""
+        gelu = self.ending.norm is None and self.ending.is_gelu
+        y = fusions.window_product(frames, self.kernel, self.stride, self.weight, self.bias, gelu=gelu)
+        return y if gelu else fused_ending(y, self.ending, y.dtype)
+
+
+def fused_ending(y: Tensor, ending: Ending, dtype: torch.dtype) -> Tensor:
+    """What follows the linear part of a convolution, [T, C] in `dtype`."""
+    if ending.norm is None or not ending.is_gelu:
+        return ending(y).to(dtype)
+    return fusions.norm_gelu(y, ending.norm, dtype)
 
 
 class ConvolutionsTogether(FeatureExtractor):
@@ -34,35 +71,71 @@ class ConvolutionsTogether(FeatureExtractor):
         pack = Pack.of(waveforms, self.grid)
         weights = self._normalised_weights(pack)
         for piece in pack.pieces:
-            frames = self._first_frames(pack, piece, weights).to(dtype)
-            for convolution in self._convolutions[1:]:
+            frames = self._first_frames(pack, piece, weights, dtype)
+            for convolution in self._rest:
                 frames = convolution(frames)
             yield frames[piece.kept]
 
     def _prepare(self) -> None:
         """Lays the weights out; those of the first convolution in float32 at least, for it costs next to nothing."""
         first, *rest = self._layers
-        wide = softmax_dtype(first.conv.weight)
-        self._convolutions = [convolution_of(first, wide), *(convolution_of(layer) for layer in rest)]
+        wide, norm = softmax_dtype(first.conv.weight), norm_of(first)
+        self._normalises = isinstance(norm, nn.GroupNorm)
+        self._first, self._first_ending = (
+            convolution_of(first, wide),
+            Ending.of(first, None if self._normalises else norm),
+        )
+        self._first_is_fused = (
+            wide == torch.float32
+            and fusions.serves(first.conv.weight.device)
+            and fusions.serves_first(self.grid.kernel, self.grid.windows)
+        )
+        self._rest = [_convolution_of(layer) for layer in rest]
 
     def _normalised_weights(self, pack: Pack) -> Tensor | None:
-        """Convolution and group norm as weights of each recording, [R, kernel + 1, C]; None without such a norm.
+        """The first convolution, and its group norm, as weights of each recording, [R, kernel + 1, C].
 
-        The bias is the last: the weight of one sample more, which is always 1.
+        The bias is the last: the weight of one sample more, which is always 1. Without such a norm all recordings have
+        the same, R = 1, where a kernel takes it; else None.
         """
-        layer = self._layers[0]
-        norm = norm_of(layer)
-        if not isinstance(norm, nn.GroupNorm):
+        conv, norm = self._layers[0].conv, norm_of(self._layers[0])
+        if isinstance(norm, nn.GroupNorm):
+            weight, bias = fold_group_norm(*window_moments(pack), conv, norm)
+        elif self._first_is_fused:
+            weight = conv.weight[:, 0][None]
+            bias = weight.new_zeros(1, weight.shape[1]) if conv.bias is None else conv.bias[None]
+        else:
             return None
-        weight, bias = fold_group_norm(*window_moments(pack), layer.conv, norm)
-        return torch.cat((weight, bias.unsqueeze(-1)), -1).mT.to(softmax_dtype(layer.conv.weight))
+        weights = torch.cat((weight, bias.unsqueeze(-1)), -1).mT.to(softmax_dtype(conv.weight))
+        if self._first_is_fused:
+            weights = F.pad(weights, (0, 0, 0, fusions.FIRST_WIDTH - weights.shape[1]))
+        return weights.contiguous()
 
-    def _first_frames(self, pack: Pack, piece: Piece, weights: Tensor | None) -> Tensor:
-        """What the first convolution makes of the samples that a piece sees, [T, C]; float32 at least."""
-        samples = pack.seen(piece)
+    def _first_frames(self, pack: Pack, piece: Piece, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What the first convolution makes of the samples that a piece sees, [T, C] in `dtype`."""
+        samples, grid, end = pack.seen(piece), pack.grid, piece.end + pack.grid.margin
+        count = (len(samples) - grid.kernel) // grid.stride + 1
         if weights is None:
-            return self._convolutions[0](samples[:, None])
-        grid, end = pack.grid, piece.end + pack.grid.margin
-        windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
-        frames = self._layers[0].activation(torch.bmm(windows, weights[pack.owners[piece.begin : end]]))
-        return frames.flatten(0, 1)[: (len(samples) - grid.kernel) // grid.stride + 1]
+            return self._first(samples[:, None]).to(dtype)
+        owners = pack.owners[piece.begin : end] if self._normalises else pack.owners.new_zeros(end - piece.begin)
+        if not self._first_is_fused:
+            windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
+            frames = torch.bmm(windows, weights[owners]).flatten(0, 1)[:count]
+            return self._first_ending(frames).to(dtype)
+        gelu = self._first_ending.norm is None and self._first_ending.is_gelu
+        frames = fusions.first_frames(
+            samples, weights, owners, count=count, kernel=grid.kernel, stride=grid.stride, windows=grid.windows,
+            dtype=dtype if gelu else torch.float32, gelu=gelu,
+        )  # fmt: skip
+        return frames if gelu else fused_ending(frames, self._first_ending, dtype)
+
+
+def _convolution_of(layer: Any) -> FusedConvolution | Convolution:
+    """That of a Hugging Face layer, in as few launches as there can be."""
+    weight, bias = weight_of(layer.conv), layer.conv.bias
+    if not fusions.serves_products(weight):
+        return convolution_of(layer)
+    bias = None if bias is None else bias.detach()
+    return FusedConvolution(
+        layer.conv.kernel_size[0], layer.conv.stride[0], weight.contiguous(), bias, Ending.of(layer, norm_of(layer))
+    )

@@ -5,7 +5,7 @@ the layout of oneDNN, and makes them again when a parameter has changed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -129,8 +129,9 @@ class RaggedEncoder:
         self, x: Tensor, lengths: list[int], layers: Sequence[str], reach: int | None
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, [ΣT, C]) of the blocks that were asked for and of what ends them; none above the highest runs."""
+        h: Tensor | None = None
         for number, block in enumerate(self._blocks[: highest_block(layers, len(self._blocks))], 1):
-            x = block(x, lengths, reach=reach)
+            x, h = block(x, lengths, reach=reach, entering=h)
             name = f"layer_{number:02d}"
             if name in layers:
                 yield name, x
@@ -187,4 +188,8 @@ class RaggedEncoder:
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         first = encoder.layers[0].attention
         table = first.table() if isinstance(first, GatedAttention) else None
-        self._blocks = [Block(layer, norm_first=self._norm_first, table=table) for layer in encoder.layers]
+        following = [*(layer.layer_norm for layer in encoder.layers[1:]), None] if self._norm_first else repeat(None)
+        self._blocks = [
+            Block(layer, norm_first=self._norm_first, next_norm=norm, table=table)
+            for layer, norm in zip(encoder.layers, following, strict=False)
+        ]

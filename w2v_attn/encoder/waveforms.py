@@ -1,6 +1,6 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -91,8 +91,17 @@ class WaveformModel:
         """Each as `prepare` makes it: one when it is asked for on a CPU, all together on accelerators."""
         if not frontend_together.pays(self.device):
             return map(self.prepare, waveforms)
+        return self.input.prepare_together(self._sent(list(waveforms)))
+
+    def _sent(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Waveforms on the device, float32 at least; those of the CPU in one copy."""
         dtype = torch.promote_types(self.dtype, torch.float32)
-        return self.input.prepare_together([waveform.to(self.device, dtype) for waveform in waveforms])
+        if self.device.type != "cuda" or any(waveform.device.type != "cpu" for waveform in waveforms):
+            return [waveform.to(self.device, dtype) for waveform in waveforms]
+        lengths = [len(waveform) for waveform in waveforms]
+        together = torch.empty(sum(lengths), dtype=dtype, pin_memory=True)
+        torch.cat([waveform.to(dtype) for waveform in waveforms], out=together)
+        return together.to(self.device, non_blocking=True).split(lengths)
 
     def prepare(self, waveform: Tensor) -> Tensor:
         """[samples] as what the model reads, float32 at least: normalised as the checkpoint wants it."""
