@@ -227,14 +227,21 @@ def test_the_feed_forward_under_autocast_has_its_dtype():
     torch.testing.assert_close(y, theirs, rtol=0.05, atol=0.02)
 
 
+def patched_gradients(ours, weights, wanted, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("w2v_attn.attention.fourier.CPU_GROUPS", at_once)
+        return torch.autograd.grad((ours * weights).sum(), wanted)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
     kernel=st.integers(1, 9),
     groups=st.sampled_from([1, 2, 3]),
     windows=st.integers(1, 4),
+    at_once=st.booleans(),
 )
-def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, kernel, groups, windows):
+def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, kernel, groups, windows, at_once):
     torch.manual_seed(kernel)
     convolution = torch.nn.Conv1d(6, 6, kernel, padding=kernel // 2, groups=groups).double()
     norm = torch.nn.BatchNorm1d(6).double().eval() if kernel % 2 else None
@@ -244,6 +251,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
     frames = torch.randn(sum(lengths), 6, dtype=torch.float64, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("w2v_attn.attention.fourier.CPU_WINDOWS", windows)
+        patch.setattr("w2v_attn.attention.fourier.CPU_GROUPS", groups if at_once else 1)
         ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, live=True)(frames, lengths)
 
     def theirs_of(part):
@@ -256,7 +264,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
     wanted = [frames, convolution.weight, convolution.bias]
     weights = torch.randn_like(theirs)
     for mine, their in zip(
-        torch.autograd.grad((ours * weights).sum(), wanted),
+        patched_gradients(ours, weights, wanted, groups if at_once else 1),
         torch.autograd.grad((theirs * weights).sum(), wanted),
         strict=True,
     ):

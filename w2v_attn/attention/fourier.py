@@ -31,6 +31,8 @@ from torch.autograd.function import once_differentiable
 
 # Windows transformed at once: about 2000 frames, which stay near the caches, and 66 000.
 CPU_WINDOWS, ACCELERATOR_WINDOWS = 16, 512
+# Groups transformed at once where gradients are wanted; on accelerators all of them.
+CPU_GROUPS = 1
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,9 @@ class Kernel:
         """N: the least power of two that is at least twice as long."""
         return 1 << (2 * self.taps - 1).bit_length()
 
-    @property
-    def alone(self) -> "Kernel":
-        """That of one group."""
-        return Kernel(self.taps, 1)
+    def some(self, groups: int) -> "Kernel":
+        """That of so many of the groups."""
+        return Kernel(self.taps, groups)
 
     @property
     def hop(self) -> int:
@@ -122,20 +123,21 @@ class FourierConvolution:
 
 
 class GroupedCorrelation(torch.autograd.Function):
-    """frames [ΣT, C] and weight [C, C / G, K] -> [ΣT, C], step (1), a group at a time."""
+    """frames [ΣT, C] and weight [C, C / G, K] -> [ΣT, C], step (1).
+
+    A group at a time on a CPU, for its caches; all at once on accelerators, for the launches.
+    """
 
     @staticmethod
     def forward(ctx: Any, frames: Tensor, weight: Tensor, lengths: tuple[int, ...], kernel: Kernel) -> Tensor:
         ctx.save_for_backward(frames, weight)
         ctx.lengths, ctx.kernel = lengths, kernel
         found = torch.empty_like(frames)
-        channels = frames.shape[1] // kernel.groups
-        for group in range(kernel.groups):
-            here = slice(group * channels, (group + 1) * channels)
-            spectrum = spectrum_of(weight[here], kernel.alone).conj().resolve_conj()
+        for here, some in _groups_of(frames, kernel):
+            spectrum = spectrum_of(weight[here], some).conj().resolve_conj()
             for pieces in pieces_of(lengths, kernel, frames.device):
                 windows = windows_of(frames[:, here], pieces, kernel)
-                write_back(found[:, here], correlate(windows, spectrum, kernel.alone), pieces)
+                write_back(found[:, here], correlate(windows, spectrum, some), pieces)
         return found
 
     @staticmethod
@@ -144,21 +146,38 @@ class GroupedCorrelation(torch.autograd.Function):
         frames, weight = ctx.saved_tensors
         kernel, needs_weight = ctx.kernel, ctx.needs_input_grad[1]
         dx, dw = torch.zeros_like(frames), torch.empty_like(weight) if needs_weight else None
-        channels = frames.shape[1] // kernel.groups
-        for group in range(kernel.groups):
-            here = slice(group * channels, (group + 1) * channels)
-            spectrum = spectrum_of(weight[here], kernel.alone)
+        for here, some in _groups_of(frames, kernel):
+            spectrum = spectrum_of(weight[here], some)
             dspectrum = torch.zeros_like(spectrum)
             for pieces in pieces_of(ctx.lengths, kernel, frames.device):
-                gradients = _padded_gradients(dy[:, here], pieces, kernel)  # dŷ, [f, windows, o]
-                back = torch.bmm(gradients, spectrum.transpose(1, 2))
+                gradients = _by_group(_padded_gradients(dy[:, here], pieces, kernel), some)  # dŷ
+                back = _side_by_side(torch.bmm(gradients, spectrum.transpose(1, 2)), some)
                 add_back(dx[:, here], torch.fft.irfft(back, n=kernel.window, dim=0).transpose(0, 1), pieces, kernel)
                 if needs_weight:
-                    windows = torch.fft.rfft(windows_of(frames[:, here], pieces, kernel)).permute(2, 1, 0)
-                    dspectrum += torch.bmm(windows.contiguous(), gradients.conj().resolve_conj())
+                    windows = torch.fft.rfft(windows_of(frames[:, here], pieces, kernel)).permute(2, 0, 1)
+                    dspectrum += torch.bmm(_by_group(windows, some).transpose(1, 2), gradients.conj().resolve_conj())
             if dw is not None:
-                dw[here] = torch.fft.irfft(dspectrum, n=kernel.window, dim=0)[: kernel.taps].permute(2, 1, 0)
+                taps = torch.fft.irfft(dspectrum.unflatten(0, (-1, some.groups)), n=kernel.window, dim=0)[: kernel.taps]
+                dw[here] = taps.permute(1, 3, 2, 0).flatten(0, 1)
         return dx, dw, None, None
+
+
+def _groups_of(frames: Tensor, kernel: Kernel) -> Iterator[tuple[slice, Kernel]]:
+    """Channels that are computed together, and the kernel that they have."""
+    at_once = CPU_GROUPS if frames.device.type == "cpu" else kernel.groups
+    channels = frames.shape[1] // kernel.groups * at_once
+    for begin in range(0, frames.shape[1], channels):
+        yield slice(begin, begin + channels), kernel.some(at_once)
+
+
+def _by_group(spectrum: Tensor, kernel: Kernel) -> Tensor:
+    """[f, windows, C] -> [f · group, windows, channels of one]."""
+    return spectrum.unflatten(-1, (kernel.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _side_by_side(spectrum: Tensor, kernel: Kernel) -> Tensor:
+    """[f · group, windows, channels of one] -> [f, windows, C]."""
+    return spectrum.unflatten(0, (-1, kernel.groups)).transpose(1, 2).flatten(2)
 
 
 def spectrum_of(weight: Tensor, kernel: Kernel) -> Tensor:

@@ -36,6 +36,8 @@ from w2v_attn.pretrained.checkpoints import DTYPES
 
 # Tensors of the first convolution's size that stock holds at once, and of T² entries a head that quadratic peers hold.
 CONVOLUTION_COPIES, QUADRATIC_COPIES = 4, 2
+# Recordings of a set whose features are compared; of a larger set some from all over it, for references take minutes.
+MOST_COMPARED = 48
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,16 @@ def _measure(
             leave_out(contender.name, name, f"would need about {need / 2**30:.0f} GiB")
         else:
             fitting.append(contender)
-    references = _References(waves, fitting, subject)
+    compared = slice(None, None, -(-len(waves) // MOST_COMPARED))
+    references = _References(waves[compared], fitting, subject)
     if subject.device.type == "cuda" and subject.model is not subject.reference:
         # What the reference takes there is of no interest, and minutes: a long grouped convolution in float32.
         fitting = [contender for contender in fitting if not (isinstance(contender, OneByOne) and contender.float32)]
-    tell(f"{name}: {len(waves)} recordings, {sum(durations):.0f} s: memory and results of {len(fitting)} contenders")
-    entries = _first_round(name, waves, fitting, subject, references, leave_out, tell)
+    tell(
+        f"{name}: {len(waves)} recordings, {sum(durations):.0f} s: memory of {len(fitting)} contenders, "
+        f"and their results for {len(waves[compared])} recordings"
+    )
+    entries = _first_round(name, waves, fitting, subject, references, compared, leave_out, tell)
     shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
     longest = [max(waves, key=len)]
     with steady_allocator():
@@ -210,6 +216,7 @@ def _first_round(
     contenders: Sequence[Contender],
     subject: Subject,
     references: "_References",
+    compared: slice,
     leave_out: Callable[[str, str, str], None],
     tell: Callable[[str], None],
 ) -> list[_Entry]:
@@ -226,7 +233,7 @@ def _first_round(
                 raise
             leave_out(contender.name, name, f"{type(error).__name__}: {first_line(error)}")
             continue
-        features = kept.pop()
+        features = kept.pop()[compared]
         wanted = references.of(layer)
         entry = _Entry(contender, layer, peak, None, None, True, [])
         if wanted is not None:

@@ -59,19 +59,25 @@ def fused_ending(y: Tensor, ending: Ending, dtype: torch.dtype) -> Tensor:
 
 
 class ConvolutionsTogether(FeatureExtractor):
-    """A feature extractor over several recordings at once."""
+    """A feature extractor over several recordings at once.
+
+    dtype: of its products and of its frames; None: that of the weights.
+    """
+
+    def __init__(self, feature_extractor: Any, dtype: torch.dtype | None = None):
+        super().__init__(feature_extractor)
+        self._dtype = self._parameters[0].dtype if dtype is None else dtype
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
         """float [samples] each, on one device -> their frames side by side, [ΣT, C], a piece after the other.
 
-        They come in the dtype of the weights. A piece may end within a recording, and hold several.
+        A piece may end within a recording, and hold several.
         """
         self._follow()
-        dtype = self._parameters[0].dtype
         pack = Pack.of(waveforms, self.grid)
         weights = self._normalised_weights(pack)
         for piece in pack.pieces:
-            frames = self._first_frames(pack, piece, weights, dtype)
+            frames = self._first_frames(pack, piece, weights)
             for convolution in self._rest:
                 frames = convolution(frames)
             yield frames[piece.kept]
@@ -90,7 +96,7 @@ class ConvolutionsTogether(FeatureExtractor):
             and fusions.serves(first.conv.weight.device)
             and fusions.serves_first(self.grid.kernel, self.grid.windows)
         )
-        self._rest = [_convolution_of(layer) for layer in rest]
+        self._rest = [_convolution_of(layer, self._dtype) for layer in rest]
 
     def _normalised_weights(self, pack: Pack) -> Tensor | None:
         """The first convolution, and its group norm, as weights of each recording, [R, kernel + 1, C].
@@ -111,9 +117,10 @@ class ConvolutionsTogether(FeatureExtractor):
             weights = F.pad(weights, (0, 0, 0, fusions.FIRST_WIDTH - weights.shape[1]))
         return weights.contiguous()
 
-    def _first_frames(self, pack: Pack, piece: Piece, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What the first convolution makes of the samples that a piece sees, [T, C] in `dtype`."""
-        samples, grid, end = pack.seen(piece), pack.grid, piece.end + pack.grid.margin
+    def _first_frames(self, pack: Pack, piece: Piece, weights: Tensor | None) -> Tensor:
+        """What the first convolution makes of the samples that a piece sees, [T, C]."""
+        dtype, samples = self._dtype, pack.seen(piece)
+        grid, end = pack.grid, piece.end + pack.grid.margin
         count = (len(samples) - grid.kernel) // grid.stride + 1
         if weights is None:
             return self._first(samples[:, None]).to(dtype)
@@ -130,11 +137,11 @@ class ConvolutionsTogether(FeatureExtractor):
         return frames if gelu else fused_ending(frames, self._first_ending, dtype)
 
 
-def _convolution_of(layer: Any) -> FusedConvolution | Convolution:
+def _convolution_of(layer: Any, dtype: torch.dtype) -> FusedConvolution | Convolution:
     """That of a Hugging Face layer, in as few launches as there can be."""
-    weight, bias = weight_of(layer.conv), layer.conv.bias
+    weight, bias = weight_of(layer.conv).to(dtype), layer.conv.bias
     if not fusions.serves_products(weight):
-        return convolution_of(layer)
+        return convolution_of(layer, dtype)
     bias = None if bias is None else bias.detach()
     return FusedConvolution(
         layer.conv.kernel_size[0], layer.conv.stride[0], weight.contiguous(), bias, Ending.of(layer, norm_of(layer))

@@ -8,6 +8,7 @@ The kernels are in `fusion_kernels.py`. Nothing here is differentiable. Where th
 
 import importlib.util
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +60,14 @@ def window_product(
     (T, C), (N, K) = frames.shape, weight.shape
     M = (T - kernel) // stride + 1
     y = frames.new_empty(M, N)
-    with torch.cuda.device_of(frames):
-        fusion_kernels.window_product[(-(-M // ROWS) * -(-N // COLUMNS),)](
-            TensorDescriptor(frames, [M, K], [stride * C, 1], [ROWS, INNER]),
-            TensorDescriptor(weight, [N, K], [K, 1], [COLUMNS, INNER]),
-            bias,
-            TensorDescriptor(y, [M, N], [N, 1], [ROWS, COLUMNS]),
-            M, N, K, ROWS=ROWS, COLUMNS=COLUMNS, INNER=INNER, BAND=BAND, GELU=gelu, num_warps=WARPS, num_stages=STAGES,
-        )  # fmt: skip
+    _launch(
+        fusion_kernels.window_product, -(-M // ROWS) * -(-N // COLUMNS), y,
+        TensorDescriptor(frames, [M, K], [stride * C, 1], [ROWS, INNER]),
+        TensorDescriptor(weight, [N, K], [K, 1], [COLUMNS, INNER]),
+        bias,
+        TensorDescriptor(y, [M, N], [N, 1], [ROWS, COLUMNS]),
+        M, N, K, ROWS=ROWS, COLUMNS=COLUMNS, INNER=INNER, BAND=BAND, GELU=gelu, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
     return y
 
 
@@ -84,13 +85,13 @@ def first_frames(
     C = weights.shape[-1]
     y = torch.empty(count, C, dtype=dtype, device=samples.device)
     tiles = -(-count // FIRST_WINDOWS) * -(-C // FIRST_CHANNELS)
-    with torch.cuda.device_of(samples):
-        fusion_kernels.first_frames[(tiles,)](
-            samples, weights, owners, y, count, windows, C, KERNEL=kernel, STRIDE=stride, WIDTH=FIRST_WIDTH,
-            WINDOWS=FIRST_WINDOWS, CHANNELS=FIRST_CHANNELS, GELU=gelu,
-            # What is rounded to half precision anyway need not be exact before.
-            PRECISION="tf32" if dtype in HALF else "ieee", num_warps=4,
-        )  # fmt: skip
+    _launch(
+        fusion_kernels.first_frames, tiles, y,
+        samples, weights, owners, y, count, windows, C, KERNEL=kernel, STRIDE=stride, WIDTH=FIRST_WIDTH,
+        WINDOWS=FIRST_WINDOWS, CHANNELS=FIRST_CHANNELS, GELU=gelu,
+        # What is rounded to half precision anyway need not be exact before.
+        PRECISION="tf32" if dtype in HALF else "ieee", num_warps=4,
+    )  # fmt: skip
     return y
 
 
@@ -127,8 +128,14 @@ def _norm(
 
     N, C = x.shape
     if N:
-        with torch.cuda.device_of(x):
-            fusion_kernels.norm[(N,)](
-                x, y, norm.weight, norm.bias, total, None if wide is narrow else wide, narrow, C, norm.eps,
-                PADDED=1 << (C - 1).bit_length(), GELU=gelu, num_warps=1 if C <= 512 else 2,
-            )  # fmt: skip
+        _launch(
+            fusion_kernels.norm, N, x,
+            x, y, norm.weight, norm.bias, total, None if wide is narrow else wide, narrow, C, norm.eps,
+            PADDED=1 << (C - 1).bit_length(), GELU=gelu, num_warps=1 if C <= 512 else 2,
+        )  # fmt: skip
+
+
+def _launch(kernel: Any, programs: int, beside: Tensor, *arguments: Any, **options: Any) -> None:
+    """Runs a kernel on the device of `beside`."""
+    with torch.cuda.device_of(beside):
+        kernel[(programs,)](*arguments, **options)

@@ -33,7 +33,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
     if not recipe.optimizer.rate > 0:
         raise ValueError(f"optimizer.rate must be above 0, got {recipe.optimizer.rate}")
     _check(recipe)
-    on_cpu = _on_cpu(recipe.device)
+    on_cpu = trains_on_cpu(recipe.device)
     if training.fsdp and (on_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1):
         raise ValueError("training.fsdp shards a model over GPUs: start it with torchrun on several")
     if training.fsdp and training.lora.rank > 0:
@@ -112,7 +112,8 @@ def _check_adapters(recipe: Recipe) -> None:
             raise ValueError("training.new_adapters must be trained: give training.freeze=all_but_adapters and no lora")
 
 
-def _on_cpu(device: str) -> bool:
+def trains_on_cpu(device: str) -> bool:
+    """Whether a recipe's device is the CPU here. Raises ValueError where it is none."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"device must be auto, cpu or cuda here, got {device}: CUDA_VISIBLE_DEVICES chooses among several"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
+from w2v_attn.encoder.frontend_together import ConvolutionsTogether
 
 
 def install(model: nn.Module) -> None:
@@ -65,7 +66,7 @@ class _Frozen:
     def __init__(self, extractor: Any):
         self._extractor = extractor
         self._convolutions = Convolutions(extractor)
-        self._together = frontend_together.ConvolutionsTogether(extractor)
+        self._together: dict[torch.dtype | None, ConvolutionsTogether] = {}
         self.samples: list[int] = []
 
     @torch.no_grad()
@@ -76,9 +77,14 @@ class _Frozen:
         count_frames, channels = self._convolutions.grid.count_frames, self._extractor.conv_layers[-1].conv.out_channels
         found = input_values.new_zeros(len(input_values), count_frames(input_values.shape[1]), channels)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
-        with torch.autocast(input_values.device.type, enabled=False):
+        device = input_values.device.type
+        casts = torch.is_autocast_enabled(device) and input_values.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(device) if casts else None
+        with torch.autocast(device, enabled=False):
             if frontend_together.pays(input_values.device):
-                together = torch.cat(list(self._together(waveforms)))
+                if dtype not in self._together:
+                    self._together[dtype] = ConvolutionsTogether(self._extractor, dtype)
+                together = torch.cat(list(self._together[dtype](waveforms)))
                 blocks = ([own] for own in together.split([count_frames(len(waveform)) for waveform in waveforms]))
             else:
                 blocks = map(self._convolutions, waveforms)
