@@ -62,7 +62,7 @@ def extract(config: Any) -> int:
 
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction.engines.choice import open_extractor
-    from w2v_attn.extraction.estimate import PART_OF_DRY_RUN, is_worth_estimating
+    from w2v_attn.extraction.estimate import DRY_RUN, is_worth_estimating
     from w2v_attn.extraction.extracting import extract_with
     from w2v_attn.extraction.extractor import Job, Task, Worker
     from w2v_attn.extraction.store import store_of
@@ -94,7 +94,7 @@ def extract(config: Any) -> int:
         if config.dry_run:
             worker = Worker.of(job)
             worker.check_output()
-            _show_estimate(worker.estimate(mine.rows, part=PART_OF_DRY_RUN), layers)
+            _show_estimate(worker.estimate(mine.rows, rehearsal=DRY_RUN), layers)
             return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
             # Where others extract, nobody here has an encoder to ask.

@@ -28,12 +28,28 @@ from w2v_attn.runs.sources import row_weight, source_state
 FILE = 0.5e-3
 # From so many recordings on, or so much of them (ten minutes as WAV), it is worth saying what they will take.
 MANY, MUCH = 100, 20e6
-# Where a run would take so many seconds by its operations, a part of it is rehearsed, and so many seconds at most. The
-# part is larger where nothing but the estimate was asked for.
-WORTH_REHEARSING, REHEARSAL = 0.3, 1.0
-PART, PART_OF_DRY_RUN = 0.02, 0.1
+# Where a run would take so many seconds by its operations, some of it is rehearsed.
+WORTH_REHEARSING = 0.3
 # Seconds of the recording whose file is weighed.
 WEIGHED = 3.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How much of a run is tried before it, in seconds that its operations would take: a share of it, within bounds."""
+
+    share: float
+    least: float
+    most: float
+
+    def of(self, seconds: float) -> float:
+        """For a run of so many seconds."""
+        return min(max(self.share * seconds, self.least), self.most)
+
+
+# A second of it is thinner than the batches of a run, and tells up to twice its time; 4 to 8 seconds are near it. Before
+# a run it may cost next to nothing; where nothing but the estimate was asked for it may cost more.
+BEFORE_A_RUN, DRY_RUN = Rehearsal(0.02, 0.0, 4.0), Rehearsal(0.1, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -82,12 +98,9 @@ def estimate(
     *,
     max_duration: float,
     decoding: Decoding,
-    part: float = PART_OF_DRY_RUN,
+    rehearsal: Rehearsal = DRY_RUN,
 ) -> Estimate:
-    """What it takes to make a product of rows and to keep it. Takes a second or two; writes nothing.
-
-    part: of the work, that is tried.
-    """
+    """What it takes to make a product of rows and to keep it. Takes some seconds; writes nothing."""
     wanted = product.layers
     # A decoder that hangs is waited for by the run, and not twice.
     decoding = replace(decoding, seconds=min(decoding.seconds, PATIENCE))
@@ -114,7 +127,8 @@ def estimate(
     seconds = survey.total(predicted, missing=True)
     if (known := seconds + files * FILE) > WORTH_REHEARSING:
         usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
-        seconds *= _rehearsed(encoder, product, decoding, usable_rows, min(part * known, REHEARSAL))
+        begun, times = _rehearsed(encoder, product, decoding, usable_rows, rehearsal.of(known))
+        seconds = begun + seconds * times
     block, free, free_files = _disk(output)
     return Estimate(
         recordings=survey.rows,
@@ -155,9 +169,11 @@ def _bytes(
 
 def _rehearsed(
     encoder: Encoder, product: Product, decoding: Decoding, rows: Sequence[tuple[Row, int]], amount: float
-) -> float:
-    """How many times longer some of the recordings take here than their operations let expect: read, computed, and all
-    but written. rows: with the samples of their recordings. amount: seconds to be expected.
+) -> tuple[float, float]:
+    """What some of the recordings take here, read, computed, and all but written: (seconds before the first, how many
+    times longer the others take than their operations let expect).
+
+    rows: with the samples of their recordings. amount: seconds to be expected.
     """
     longest = max(samples for _, samples in rows)
     while encoder.expected_seconds(longest, product.layers) > amount and longest // 2 >= encoder.input.least_samples:
@@ -174,11 +190,18 @@ def _rehearsed(
 
     options = {"max_duration": float("inf"), "budget": encoder.frame_budget(), "writers": WRITERS}
     process = partial(compute, encoder, product.whole)
-    began = time.perf_counter()
-    outcomes = list(process_rows(parts, encoder, process, _keep, decoding=decoding, **options))
-    taken = time.perf_counter() - began
-    expected = sum(chosen[outcome.row.id] for outcome in outcomes if outcome.reason is None)
-    return taken / expected if expected else 1.0
+
+    def tried(rows: Sequence[Row]) -> tuple[float, float]:
+        """(seconds taken, seconds to be expected)"""
+        began = time.perf_counter()
+        outcomes = list(process_rows(rows, encoder, process, _keep, decoding=decoding, **options))
+        taken = time.perf_counter() - began
+        return taken, sum(chosen[outcome.row.id] for outcome in outcomes if outcome.reason is None)
+
+    (first, of_first), (taken, expected) = tried(parts[:1]), tried(parts)
+    if taken > first and expected > 2 * of_first:
+        return first, (taken - first) / (expected - of_first)
+    return 0.0, taken / expected if expected else 1.0
 
 
 def _keep(row: Row, recording: Recording, made: dict[str, Tensor]) -> dict[str, Tensor]:

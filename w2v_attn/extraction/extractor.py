@@ -10,7 +10,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder, load_encoder
 from w2v_attn.encoder.long import Long
 from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.estimate import PART, Estimate, estimate
+from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, estimate
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
 from w2v_attn.feature_sets.making import Making
@@ -109,7 +109,7 @@ class Worker:
         if (before := read_record(self._task.output)) is not None:
             check_same(self._task.output, before, self.description.fingerprint, self.description.made_with)
 
-    def estimate(self, rows: Sequence[Row], *, part: float = PART) -> Estimate:
+    def estimate(self, rows: Sequence[Row], *, rehearsal: Rehearsal = BEFORE_A_RUN) -> Estimate:
         """What `extract` will take of these rows; writes nothing. part: of the work, that is tried."""
         task = self._task
         return estimate(
@@ -120,7 +120,7 @@ class Worker:
             task.output,
             max_duration=task.max_duration,
             decoding=task.decoding,
-            part=part,
+            rehearsal=rehearsal,
         )
 
     def extract(
