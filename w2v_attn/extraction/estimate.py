@@ -47,7 +47,7 @@ class Rehearsal:
         return min(max(self.share * seconds, self.least), self.most)
 
 
-# A second of it is thinner than the batches of a run, and tells up to twice its time; 4 to 8 seconds are near it. Before
+# A second of it is thinner than the batches of a run, and tells up to twice its time; 4 to 8 are near it. Before
 # a run it may cost next to nothing; where nothing but the estimate was asked for it may cost more.
 BEFORE_A_RUN, DRY_RUN = Rehearsal(0.02, 0.0, 4.0), Rehearsal(0.1, 4.0, 8.0)
 
