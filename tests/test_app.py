@@ -240,6 +240,21 @@ def test_hydra_multirun_serves_several_choices(call, tmp_path):
     )
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explicit", "fused"]
+    # Each says how it is had alone.
+    made_by = json.loads((tmp_path / "out" / "fused" / "run.json").read_text())["command"]
+    assert made_by.startswith(f"w2v-attn extract audio={ONE_CLIP} attention=fused ")
+    assert "--multirun" not in made_by
+
+
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("submitit_local", marks=pytest.mark.slow)])
+def test_a_sweep_ends_with_the_code_of_its_jobs(launcher, call, tmp_path):
+    """Also where its jobs are processes elsewhere; and the others go on."""
+    if launcher != "basic":
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    options = (f"hydra/launcher={launcher}", f"audio={ONE_CLIP}", "output=out/${layers}")
+    code, _, err = call("extract", "-m", *options, "layers=layer_99,embed")
+    assert code == 2, err
+    assert len(list((tmp_path / "out" / "embed").rglob("*.safetensors"))) == 1
 
 
 def test_conf_and_data_are_found_beside_or_above_the_package(monkeypatch, tmp_path):

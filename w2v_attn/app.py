@@ -662,12 +662,21 @@ def _run(command: str, overrides: list[str]) -> int:
     codes: list[int] = []
 
     def task(config: Any) -> None:
+        alone = _name_job(command)
         codes.append(_checked(command, config, wants_trace))
+        if not alone and codes[-1] in (INTERRUPTED, TERMINATED):
+            raise KeyboardInterrupt  # no other job begins
+        if not alone and codes[-1] != DONE:
+            raise JobEnded(codes[-1])  # what a job returns, Hydra leaves where it ran
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(folders.find("conf")), config_name=command)(task)()
+    except JobEnded as ended:
+        codes.append(ended.code)
+    except KeyboardInterrupt:
+        codes.append(INTERRUPTED)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_trace:
             raise
@@ -677,6 +686,29 @@ def _run(command: str, overrides: list[str]) -> int:
         sys.argv = program
         os.environ["HYDRA_FULL_ERROR"] = asked or "0"
     return max(codes, default=DONE)  # --help and --cfg run no task
+
+
+class JobEnded(Exception):  # noqa: N818 - it may have done most of its work
+    """A job of a sweep ended with another code than 0. Launchers bring it here from wherever the job ran."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}"
+
+
+def _name_job(command: str) -> bool:
+    """Whether this is the only job. Those of a sweep are known from here on by what each is without the others."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        return True
+    sys.argv = [f"w2v-attn {command}", *job.overrides.task]
+    return False
 
 
 def _register_resolvers() -> None:
