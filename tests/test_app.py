@@ -247,14 +247,22 @@ def test_hydra_multirun_serves_several_choices(call, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("submitit_local", marks=pytest.mark.slow)])
-def test_a_sweep_ends_with_the_code_of_its_jobs(launcher, call, tmp_path):
+def test_a_sweep_ends_with_the_code_of_its_jobs_and_all_of_them_run(launcher, call, tmp_path):
     """Also where its jobs are processes elsewhere; and the others go on."""
-    if launcher != "basic":
-        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     options = (f"hydra/launcher={launcher}", f"audio={ONE_CLIP}", "output=out/${layers}")
+    if launcher == "basic":
+        options += ("hydra.sweeper.max_batch_size=1",)
     code, _, err = call("extract", "-m", *options, "layers=layer_99,embed")
     assert code == 2, err
     assert len(list((tmp_path / "out" / "embed").rglob("*.safetensors"))) == 1
+
+
+def test_a_sweep_that_is_interrupted_begins_no_other_job(call, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setitem(app.COMMANDS, "extract", lambda config: begun.append(config.layers) or app.INTERRUPTED)
+    code, _, _ = call("extract", "-m", f"audio={ONE_CLIP}", "output=out/${layers}", "layers=final,embed")
+    assert code == app.INTERRUPTED
+    assert begun == ["final"]
 
 
 def test_conf_and_data_are_found_beside_or_above_the_package(monkeypatch, tmp_path):

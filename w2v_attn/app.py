@@ -660,14 +660,16 @@ def _run(command: str, overrides: list[str]) -> int:
     asked = os.environ.get("HYDRA_FULL_ERROR")
     wants_trace = asked == "1"
     codes: list[int] = []
+    here = os.getpid()
 
     def task(config: Any) -> None:
-        alone = _name_job(command)
-        codes.append(_checked(command, config, wants_trace))
-        if not alone and codes[-1] in (INTERRUPTED, TERMINATED):
+        is_one_of_a_sweep = _name_job(command, overrides)
+        code = _checked(command, config, wants_trace)
+        if os.getpid() != here and code != DONE:
+            raise JobEnded(code)  # what a job returns, Hydra leaves where it ran
+        codes.append(code)
+        if is_one_of_a_sweep and code in (INTERRUPTED, TERMINATED):
             raise KeyboardInterrupt  # no other job begins
-        if not alone and codes[-1] != DONE:
-            raise JobEnded(codes[-1])  # what a job returns, Hydra leaves where it ran
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
@@ -689,7 +691,7 @@ def _run(command: str, overrides: list[str]) -> int:
 
 
 class JobEnded(Exception):  # noqa: N818 - it may have done most of its work
-    """A job of a sweep ended with another code than 0. Launchers bring it here from wherever the job ran."""
+    """A job of a sweep in another process ended with another code than 0. Launchers bring the first of them here."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -699,16 +701,17 @@ class JobEnded(Exception):  # noqa: N818 - it may have done most of its work
         return f"exit code {self.code}"
 
 
-def _name_job(command: str) -> bool:
-    """Whether this is the only job. Those of a sweep are known from here on by what each is without the others."""
+def _name_job(command: str, overrides: Sequence[str]) -> bool:
+    """Whether this is a job of a sweep. It is known from here on by what it is without the others."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    job = HydraConfig.get()
-    if job.mode != RunMode.MULTIRUN:
-        return True
-    sys.argv = [f"w2v-attn {command}", *job.overrides.task]
-    return False
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return False
+    flags = [part for part in overrides if "=" not in part and part[:1] != "~" and part not in ("-m", "--multirun")]
+    sys.argv = [f"w2v-attn {command}", *flags, *settings.overrides.task]
+    return True
 
 
 def _register_resolvers() -> None:

@@ -103,7 +103,7 @@ def choose_together(
     if not q.is_cuda or backend == "explicit":
         return None
     candidates = (FLASH,) if backend == "fused" else (FLASH, TRITON)
-    if backend == "auto" and dropout == 0 and triton_core.is_faster_than_flash(q.device):
+    if backend == "auto" and dropout == 0 and triton_core.is_faster_than_flash(q):
         candidates = (TRITON, FLASH)
     fit = (core for core in candidates if core.why_not(q, v, mask, dropout=dropout, needs_added=needs_added) is None)
     return next(fit, None)

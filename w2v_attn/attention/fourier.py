@@ -15,7 +15,7 @@ Backward, with dy zero from hop on
     (1)  dx̂ᵢ(f) = Σₒ dŷₒ(f) ŵₒᵢ(f)                 windows overlap: their dx add up
          dŵₒᵢ(f) = Σ x̂ᵢ(f) dŷ̄ₒ(f) over windows     of which the first K taps are dw
 
-X and W are kept, not their transforms; a group at a time is transformed, so that memory stays small.
+X and W are kept, not their transforms. On a CPU a group at a time is transformed, so that memory stays small.
 
 Source: A. V. Oppenheim and R. W. Schafer, "Discrete-Time Signal Processing", section 8.7, overlap-save.
 """
@@ -95,7 +95,10 @@ class FourierConvolution:
         return cls(convolution, module.activation, getattr(module, "batch_norm", None), dtype, live=live)
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
-        """[ΣT, C] of recordings of `lengths` frames -> [ΣT, C]. Memory beside the result does not grow with it."""
+        """[ΣT, C] of recordings of `lengths` frames -> [ΣT, C].
+
+        On a CPU memory beside the result does not grow with it; on an accelerator there is another copy of the frames.
+        """
         frames = frames.to(self._dtype)
         if self._norm is not None:
             frames = _batch_norm(frames, self._norm)
@@ -219,7 +222,7 @@ def pieces_of(lengths: Sequence[int], kernel: Kernel, device: torch.device) -> I
 
 def spread(lengths: Sequence[int], gap: int, device: torch.device) -> Tensor:
     """int64 [ΣT]: where the frames of recordings stand with a gap between neighbours."""
-    total, counts = sum(lengths), torch.tensor(lengths).to(device, non_blocking=True)
+    total, counts = sum(lengths), torch.tensor(lengths, device=device)
     before = torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=total)
     return torch.arange(total, device=device) + gap * before
 

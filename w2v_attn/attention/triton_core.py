@@ -5,11 +5,15 @@ recording. Memory is linear in N. Triton is imported when a kernel is to run, so
 """
 
 import importlib.util
+import logging
 import os
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 256
@@ -77,13 +81,36 @@ def why_not(q: Tensor, v: Tensor) -> str | None:
     return None
 
 
-def is_faster_than_flash(device: torch.device) -> bool:
+def is_faster_than_flash(q: Tensor) -> bool:
     """Whether the kernels are faster than torch's flash attention over offsets where there is no dropout.
 
     On an H200, with 64 channels a head, 1.2 to 1.3 × forward and 1.1 × backward; with dropout 0.7 × in both, for Philox
-    is costly. Other generations were not measured.
+    is costly. Other generations and wider heads were not measured.
     """
-    return torch.cuda.get_device_capability(device)[0] == 9
+    return works(q.device) and torch.cuda.get_device_capability(q.device)[0] == 9 and q.shape[-1] <= min(HALF_PLANS)
+
+
+@cache
+def works(device: torch.device) -> bool:
+    """Whether Triton compiles and runs a kernel on this CUDA device, and it is right.
+
+    It needs a C compiler, which slim images lack. Asked where torch's own operators would do, too.
+    """
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
+        return False
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        return False
+    try:
+        from w2v_attn.attention import triton_kernels
+
+        x, found = torch.ones(1, 1, LEAST_CHANNELS, device=device), torch.zeros(1, 1, device=device)
+        widths = {"E": LEAST_CHANNELS, "E_PADDED": LEAST_CHANNELS, "TILE_I": DELTA_ROWS}
+        _launch(triton_kernels.sum_rows, 1, *_strided(x, x), found, 1, 1, **widths)
+        return found.item() == LEAST_CHANNELS
+    except Exception as error:  # a compiler fails in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("Triton does not work here, and torch's own operators are slower: %s", reason)
+        return False
 
 
 def interpreted() -> bool:

@@ -1,6 +1,7 @@
 """Whether features are those of the reference: stock Hugging Face, one by one, float32."""
 
 from collections.abc import Sequence
+from math import inf
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ PEERS_MOST_RATIO = 2.0
 
 def errors(features: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[float, float]:
     """(max abs difference, relative L2 error over all frames); infinite where shapes differ or numbers are none."""
+    if len(features) != len(reference):
+        return inf, inf
     placed = [rows.to(wanted.device) for rows, wanted in zip(features, reference, strict=True)]
     return distance(placed, reference)
 

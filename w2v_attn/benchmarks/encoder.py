@@ -277,7 +277,7 @@ def _figures(
 ) -> Iterator[Figure]:
     """rate: GFLOP/s of matrix products."""
     # Padded batches count though a group norm over padding differs: many use them.
-    equal = (entry for entry in entries if not entry.ours and (entry.agrees or entry.contender.batch > 1))
+    equal = (e for e in entries if not e.ours and (e.agrees or _normalises_padding(e, config)))
     peers = [entry.median for entry in equal if entry.max_abs_error is not None]
     whole = next(entry.median for entry in entries if entry.ours)
     for entry in entries:
@@ -308,12 +308,15 @@ def _blocks(layer: str) -> int | None:
     return 0 if layer == "embed" else int(layer.removeprefix("layer_"))
 
 
+def _normalises_padding(entry: _Entry, config: Any) -> bool:
+    return entry.contender.batch > 1 and config.feat_extract_norm == "group"
+
+
 def _note(entry: _Entry, whole: float, config: Any) -> str:
     if entry.max_abs_error is None:
         return "not compared: the reference does not fit"
     if not entry.agrees:
-        normalises = entry.contender.batch > 1 and config.feat_extract_norm == "group"
-        return "differs, for it normalises over padding" if normalises else "differs"
+        return "differs, for it normalises over padding" if _normalises_padding(entry, config) else "differs"
     if entry.layer != "final":
         return f"{whole / entry.median:.2f} × as fast as all layers"
     return ""

@@ -83,7 +83,7 @@ class ConvolutionsTogether(FeatureExtractor):
             yield frames[piece.kept]
 
     def _prepare(self) -> None:
-        """Lays the weights out; those of the first convolution in float32 at least, for it costs next to nothing."""
+        """Lays the weights out; those of the first convolution in float32 at least, for they cost next to nothing."""
         first, *rest = self._layers
         wide, norm = softmax_dtype(first.conv.weight), norm_of(first)
         self._normalises = isinstance(norm, nn.GroupNorm)
@@ -101,8 +101,8 @@ class ConvolutionsTogether(FeatureExtractor):
     def _normalised_weights(self, pack: Pack) -> Tensor | None:
         """The first convolution, and its group norm, as weights of each recording, [R, kernel + 1, C].
 
-        The bias is the last: the weight of one sample more, which is always 1. Without such a norm all recordings have
-        the same, R = 1, where a kernel takes it; else None.
+        The bias is the last: the weight of one sample more, which is always 1; where a kernel takes them, zeros up to
+        its width follow. Without such a norm all recordings have the same, R = 1, for a kernel, and None else.
         """
         conv, norm = self._layers[0].conv, norm_of(self._layers[0])
         if isinstance(norm, nn.GroupNorm):
@@ -140,7 +140,7 @@ class ConvolutionsTogether(FeatureExtractor):
 def _convolution_of(layer: Any, dtype: torch.dtype) -> FusedConvolution | Convolution:
     """That of a Hugging Face layer, in as few launches as there can be."""
     weight, bias = weight_of(layer.conv).to(dtype), layer.conv.bias
-    if not fusions.serves_products(weight):
+    if not fusions.serves_products(weight, layer.conv.kernel_size[0]):
         return convolution_of(layer, dtype)
     bias = None if bias is None else bias.detach()
     return FusedConvolution(

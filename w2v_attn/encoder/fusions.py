@@ -6,18 +6,20 @@ The kernels are in `fusion_kernels.py`. Nothing here is differentiable. Where th
 `serves_products` say so, and whoever asked has torch's own operators.
 """
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from w2v_attn.attention import triton_core
+
 HALF = (torch.float16, torch.bfloat16)
-# The kernels are Triton's. The products load their tiles with Hopper's copy engine.
-CAPABILITY, CAPABILITY_OF_PRODUCTS = (8, 0), (9, 0)
-# Tile of a product: rows, columns, inner channels; warps, stages. The fastest of some on an H200, for 512 columns.
+# The products load their tiles with the copy engine that GPUs have from Hopper on.
+CAPABILITY_OF_PRODUCTS = (9, 0)
+# Tile of a product: rows, columns, inner channels; warps, stages. The fastest of some on an H200, for 512 columns. What
+# waits in shared memory are so many stages of a tile of both sides, two bytes a number; consumer cards have less.
 ROWS, COLUMNS, INNER, WARPS, STAGES = 128, 256, 64, 8, 4
+SHARED_MEMORY = (ROWS + COLUMNS) * INNER * STAGES * 2 + 1024
 # Bands of so many tiles of rows go over all columns before the next: what they read stays in the cache.
 BAND = 8
 # The copy engine wants lines that begin at multiples of 16 bytes.
@@ -28,22 +30,18 @@ FIRST_WINDOWS, FIRST_CHANNELS, FIRST_WIDTH = 64, 128, 16
 
 def serves(device: torch.device) -> bool:
     """Whether the kernels of norms and of the first convolution run there."""
-    return device.type == "cuda" and _has_triton() and torch.cuda.get_device_capability(device) >= CAPABILITY
+    return device.type == "cuda" and triton_core.works(device)
 
 
-def serves_products(weight: Tensor) -> bool:
-    """Whether `window_product` does: [N, K], frames of the same dtype."""
-    return (
-        serves(weight.device)
-        and torch.cuda.get_device_capability(weight.device) >= CAPABILITY_OF_PRODUCTS
-        and weight.dtype in HALF
-        and all(size % ALIGNMENT == 0 for size in weight.shape)
-    )
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def serves_products(weight: Tensor, kernel: int) -> bool:
+    """Whether `window_product` does: a weight [N, kernel · C], frames of the same dtype."""
+    N, K = weight.shape
+    aligned = N % ALIGNMENT == 0 and K // kernel % ALIGNMENT == 0
+    if not serves(weight.device) or weight.dtype not in HALF or not aligned:
+        return False
+    there = torch.cuda.get_device_properties(weight.device)
+    enough = there.shared_memory_per_block_optin >= SHARED_MEMORY
+    return (there.major, there.minor) >= CAPABILITY_OF_PRODUCTS and enough
 
 
 def window_product(
@@ -89,7 +87,7 @@ def first_frames(
         fusion_kernels.first_frames, tiles, y,
         samples, weights, owners, y, count, windows, C, KERNEL=kernel, STRIDE=stride, WIDTH=FIRST_WIDTH,
         WINDOWS=FIRST_WINDOWS, CHANNELS=FIRST_CHANNELS, GELU=gelu,
-        # What is rounded to half precision anyway need not be exact before.
+        # With half precisions stock rounds these factors to 8 or 11 bits; tf32 keeps 11.
         PRECISION="tf32" if dtype in HALF else "ieee", num_warps=4,
     )  # fmt: skip
     return y
@@ -100,12 +98,10 @@ def serves_first(kernel: int, windows: int) -> bool:
     return kernel < FIRST_WIDTH and windows % FIRST_WINDOWS == 0
 
 
-def add_norm(
-    y: Tensor | None, x: Tensor, norm: nn.LayerNorm, *, half: torch.dtype, keeps: str
-) -> tuple[Tensor, Tensor]:
+def add_norm(y: Tensor, x: Tensor, norm: nn.LayerNorm, *, half: torch.dtype, keeps: str) -> tuple[Tensor, Tensor]:
     """x + y and its LayerNorm -> what is kept, in the dtype of x, and the norm in `half`.
 
-    y: [N, C] of any dtype, or nothing. x: [N, C] contiguous. keeps: "sum" or "norm".
+    y: [N, C] of any dtype. x: [N, C] contiguous. keeps: "sum" or "norm".
     """
     narrow = torch.empty_like(x, dtype=half)
     wide = torch.empty_like(x) if keeps == "sum" or half != x.dtype else narrow

@@ -16,7 +16,8 @@ from torch import Tensor
 
 # Frames of a block: a recording wastes half of one, and the products of its windows should not be thin.
 BLOCK = 8
-# Blocks that are computed together, 160 seconds: the widest frames of a base model then take 0.5 GB in half precision.
+# Blocks that are computed together, 160 seconds: the widest frames of a base model then take 0.5 GB in half precision,
+# and 1 GB in float32; where a LayerNorm follows there are two of them.
 PIECE = 1024
 
 

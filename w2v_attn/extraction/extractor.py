@@ -110,7 +110,7 @@ class Worker:
             check_same(self._task.output, before, self.description.fingerprint, self.description.made_with)
 
     def estimate(self, rows: Sequence[Row], *, rehearsal: Rehearsal = BEFORE_A_RUN) -> Estimate:
-        """What `extract` will take of these rows; writes nothing. part: of the work, that is tried."""
+        """What `extract` will take of these rows; writes nothing. rehearsal: how much of it is tried."""
         task = self._task
         return estimate(
             self._encoder,

@@ -113,7 +113,7 @@ def _check_adapters(recipe: Recipe) -> None:
 
 
 def trains_on_cpu(device: str) -> bool:
-    """Whether a recipe's device is the CPU here. Raises ValueError where it is none."""
+    """Whether a recipe is trained on the CPU here. Raises ValueError where its device is not there."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"device must be auto, cpu or cuda here, got {device}: CUDA_VISIBLE_DEVICES chooses among several"
