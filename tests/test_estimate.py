@@ -37,9 +37,13 @@ def encoder():
     return load_encoder(TINY, device="cpu")
 
 
+# What is tried of a run decides about its time alone.
+LITTLE = estimating.Rehearsal(0.0, 0.1, 0.1)
+
+
 def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", making=None):
     product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "decoding": HERE}
-    return estimate(encoder, product, store_of(layout), rows, output, **limits)
+    return estimate(encoder, product, store_of(layout), rows, output, rehearsal=LITTLE, **limits)
 
 
 def extract(encoder, rows, output, *, layers=("final",), **options):
@@ -203,7 +207,7 @@ def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
         asked.clear()
         monkeypatch.setattr(encoder, "expected_seconds", lambda *a, f=factor: f * right(*a))
         found = ahead(encoder, CLIPS, tmp_path / "out")
-        assert asked
+        assert len(asked) > 1
         assert found.seconds < 5  # it is a second's work
     assert not (tmp_path / "out").exists()
 

@@ -147,6 +147,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_kernels_compile_and_fit_the_shared_memory_they_are_asked_for(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
@@ -161,8 +162,16 @@ SIZES = {"hidden_size": 32, "conv_dim": (16,) * 7, "conv_stride": (5, 2, 2, 2, 2
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="with a GPU the encoder takes these steps by itself: test_gpu")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("wav2vec2-group", "float32"),
+        ("wav2vec2-group", "bfloat16"),
+        ("wav2vec2-layer", "float32"),
+        pytest.param("wav2vec2-layer", "bfloat16", marks=pytest.mark.slow),
+        ("wavlm-group", "bfloat16"),
+    ],
+)
 def test_an_encoder_of_such_steps_is_the_encoder(family, dtype, speech, tmp_path, monkeypatch):
     folder = save(tiny_model(family, **SIZES), tmp_path / "model")
     waves = [wave[8000:][: 900 + 500 * number] for number, wave in enumerate(speech[:2])]

@@ -241,7 +241,7 @@ def test_no_recordings_no_frames_and_one_frame_work(setting, lengths):
     case = make_case(setting, "gated table", lengths)
     o, lse, dq, dk, dv, dtable, dgate = case.run()
     assert torch.equal(o, case.v)  # a frame alone attends itself
-    assert torch.equal(dv, case.do)
+    torch.testing.assert_close(dv, case.do)  # its probability is an exponential of a logarithm
     assert lse.shape == (setting.H, sum(lengths))
     assert_same([dq, dk, dtable, dgate], [torch.zeros_like(x) for x in (case.q, case.k, case.table, case.gate)])
 
