@@ -331,6 +331,20 @@ def test_what_it_cannot_do_is_told(monkeypatch):
     assert triton_core.why_not(x, x) == "triton is not installed"
 
 
+@pytest.mark.skipif(not interpreted(), reason="asks what a CPU with Triton's interpreter would say")
+@pytest.mark.parametrize("compiler", [True, False])
+def test_triton_is_taken_where_it_works_and_a_missing_compiler_is_told(compiler, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("Failed to find C compiler.\nMore of it.")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    if not compiler:
+        monkeypatch.setattr(triton_core, "_launch", fail)
+    assert triton_core.works.__wrapped__(torch.device("cpu")) is compiler
+    assert ("Failed to find C compiler." in caplog.text) is not compiler
+    assert "More of it" not in caplog.text
+
+
 COMPILE = """
 import json, os, sys
 from concurrent.futures import ThreadPoolExecutor
