@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from w2v_attn import load_encoder
 from w2v_attn.attention.fourier import FourierConvolution, overlap_add, spread
 from w2v_attn.attention.triton_core import interpreted
+from w2v_attn.benchmarks.measuring import float32_is_float32
 from w2v_attn.encoder import frontend_together, fusions
 
 pytest.importorskip("triton")
@@ -26,8 +27,9 @@ dtypes = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def float32_is_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def torch_does_not_round_to_tf32():
+    with float32_is_float32():
+        yield
 
 
 def noise(*shape, seed=0, dtype=torch.float32):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from test_unpadding import a_batch, loss_and_gradients
 
 from w2v_attn import load_encoder, replace_attention, restore_attention
+from w2v_attn.benchmarks.measuring import float32_is_float32
 from w2v_attn.encoder.long import Long
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -17,9 +18,9 @@ FLOAT32 = {"rtol": 0, "atol": 1e-4}
 
 
 @pytest.fixture(autouse=True)
-def float32_is_float32(monkeypatch):
-    """Stock's convolutions would otherwise round to tf32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def stock_does_not_round_to_tf32():
+    with float32_is_float32():
+        yield
 
 
 def on_both(folder, waves, **options):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
-from w2v_attn.encoder.frontend_together import ConvolutionsTogether
 
 
 def install(model: nn.Module) -> None:
@@ -66,7 +65,7 @@ class _Frozen:
     def __init__(self, extractor: Any):
         self._extractor = extractor
         self._convolutions = Convolutions(extractor)
-        self._together: dict[torch.dtype | None, ConvolutionsTogether] = {}
+        self._together: dict[torch.dtype | None, frontend_together.ConvolutionsTogether] = {}
         self.samples: list[int] = []
 
     @torch.no_grad()
@@ -83,7 +82,7 @@ class _Frozen:
         with torch.autocast(device, enabled=False):
             if frontend_together.pays(input_values.device):
                 if dtype not in self._together:
-                    self._together[dtype] = ConvolutionsTogether(self._extractor, dtype)
+                    self._together[dtype] = frontend_together.ConvolutionsTogether(self._extractor, dtype)
                 together = torch.cat(list(self._together[dtype](waveforms)))
                 blocks = ([own] for own in together.split([count_frames(len(waveform)) for waveform in waveforms]))
             else:
