@@ -112,6 +112,15 @@ def family(request):
     return request.param
 
 
+@pytest.fixture(params=["MKL's", "another"])
+def maker(request, monkeypatch):
+    """Who made this processor: both ways to compute are tried wherever tests run."""
+    from w2v_attn.attention import products
+
+    monkeypatch.setattr(products, "_is_of_mkls_maker", lambda: request.param == "MKL's")
+    return request.param
+
+
 @pytest.fixture(params=["wav2vec2-group", "wav2vec2-layer"])
 def norm_style(request):
     return request.param

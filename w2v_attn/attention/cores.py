@@ -77,7 +77,7 @@ def choose(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: 
         ValueError: the core that was named cannot do what is asked.
     """
     if backend == "auto":
-        if explicit.is_faster(q):
+        if explicit.is_faster(q, mask):
             return EXPLICIT
         refusal = FUSED.why_not(q, v, mask, dropout=dropout, needs_added=needs_added)
         return FUSED if refusal is None else EXPLICIT

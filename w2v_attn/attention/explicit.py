@@ -8,7 +8,7 @@ from torch import Tensor
 
 from w2v_attn.attention.masks import Added, AttentionMask
 from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums, softmax_dtype
-from w2v_attn.attention.products import LEAST_WORK, serves
+from w2v_attn.attention.products import LEAST_WORK, mkl_is_at_home, serves
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
 CPU_TILE = 1 << 20
@@ -18,7 +18,7 @@ LEAST_ROWS = 64
 
 KEEP_LEVELS = 1 << 8
 
-# Frames from which tiles of oneDNN's products are faster than the fused kernel, whose own are MKL's.
+# Frames from which tiles of oneDNN's products are faster than the fused kernel, whose own are MKL's away from home.
 FASTER_FROM = 512
 
 
@@ -46,9 +46,11 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
     return None
 
 
-def is_faster(q: Tensor) -> bool:
+def is_faster(q: Tensor, mask: AttentionMask) -> bool:
     """Whether this core is the fastest one for queries like these, [B, H, T, D]."""
-    return q.shape[2] >= FASTER_FROM and serves(q)
+    # MKL's kernel wants position biases as T² numbers; tiles add them as they come.
+    tiles_pay = serves(q) or (mkl_is_at_home(q) and mask.positions is not None)
+    return q.shape[2] >= FASTER_FROM and tiles_pay
 
 
 def forward(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from w2v_attn.attention import cores, products
 from w2v_attn.attention.explicit import FASTER_FROM
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import Adder, attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
 from w2v_attn.attention.position import RelativePositions
-from w2v_attn.attention.products import serves_heads
+from w2v_attn.attention.products import mkl_is_at_home, serves_heads
 
 # oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
 BLOCK, SHORT_FROM = 16, 128
@@ -60,7 +60,9 @@ def _short(q: Tensor, v: Tensor) -> bool:
     shapes = q.shape[-1] % BLOCK == 0 and v.shape[-1] % BLOCK == 0
     length = SHORT_FROM <= q.shape[2] < FASTER_FROM
     dtypes = {softmax_dtype(q), v.dtype}
-    return shapes and length and q.device.type == "cpu" and all(serves_heads(dtype) for dtype in dtypes)
+    if q.device.type != "cpu" or mkl_is_at_home(q):
+        return False
+    return shapes and length and all(serves_heads(dtype) for dtype in dtypes)
 
 
 def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float, positions: RelativePositions | None) -> Tensor:
@@ -130,8 +132,12 @@ def attend_all(
     first_row: the frame of the first row. positions: what relative positions add to the scores of these rows.
 
     In tiles of rows and keys, so that neither matters for memory: each tile of keys gives its own softmax, and their
-    outputs are averaged by what the exponentials of each add up to, softmax(L) over tiles.
+    outputs are averaged by what the exponentials of each add up to, softmax(L) over tiles. The platform's kernel does
+    that too, faster where MKL is at home.
     """
+    if positions is None and mkl_is_at_home(q) and q.shape[-1] == v.shape[-1]:
+        q, k, v = (split_heads(x[None], num_heads) for x in (q, k, v))
+        return merge_heads(cores.FUSED.forward(q, k, v, NO_MASK, scale=scale, dropout=0.0)[0])[0]
     dtype, heads = softmax_dtype(q), []
     for head, (q_ID, k_TD, v_TE) in enumerate(zip(*(x.chunk(num_heads, -1) for x in (q, k, v)), strict=True)):
         keys = [part.to(dtype).contiguous()[None] for part in k_TD.split(TILE_KEYS)]

@@ -14,8 +14,9 @@ GELU are one product. m and C take only the waveform, in float64.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
+from itertools import accumulate, takewhile
+from operator import mul
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,11 @@ from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder.pack import Grid
 from w2v_attn.encoder.winograd import EvenOdd, FiveProducts
 
-# Frames that leave the convolutions together: a second. Within it the widest frames are 6.5 MB on a base model.
-CPU_BLOCK = 50
+# Frames that leave the convolutions together: four seconds, so that the last products are not thin.
+CPU_BLOCK = 200
+# Until a frame is this many samples from the next, the convolutions take so many of these frames at once: a second, 6.5
+# MB of the widest frames of a base model. An even number, so that frames at even places stay at even places.
+WIDE_HOP, WIDE_BLOCK = 20, 800
 # Windows whose second moment is added up at once: 5 MB of float64.
 MOMENT_WINDOWS = 1 << 16
 # And windows whose channels are: 17 MB on a base model.
@@ -92,6 +96,42 @@ class EvenOddConvolution:
         return EvenOdd(self.ending(y.even), self.ending(y.odd))
 
 
+Frames = Tensor | EvenOdd
+
+
+def _through(convolutions: Iterable[Convolution | EvenOddConvolution], frames: Frames) -> Frames:
+    """Frames after these convolutions; halves come first where there are any."""
+    for convolution in convolutions:
+        if isinstance(convolution, EvenOddConvolution):
+            frames = convolution(cast(EvenOdd, frames))
+        else:
+            frames = convolution(frames.joined() if isinstance(frames, EvenOdd) else frames)
+    return frames
+
+
+def _joined(parts: Sequence[Frames]) -> Frames:
+    """Parts that follow each other as one; all but the last have an even number of frames."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], EvenOdd):
+        evens, odds = zip(*((part.even, part.odd) for part in cast(Sequence[EvenOdd], parts)), strict=True)
+        return EvenOdd(torch.cat(evens), torch.cat(odds))
+    return torch.cat(cast(list[Tensor], parts))
+
+
+def _parts(waveform: Tensor, grid: Grid, frames: int) -> Iterator[Tensor]:
+    """The samples that each so many frames are made of."""
+    count = grid.count_frames(len(waveform))
+    for begin in range(0, count, frames):
+        end = min(begin + frames, count)
+        yield waveform[begin * grid.hop : (end - 1) * grid.hop + grid.field]
+
+
+def grid_of(layers: Iterable[Any]) -> Grid:
+    """What Hugging Face's layers of convolutions make of samples."""
+    return Grid.of([(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in layers])
+
+
 def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
     """[T, C] contiguous -> a view [windows, kernel · C], rows of frames side by side; they overlap."""
     T, C = frames.shape
@@ -110,7 +150,7 @@ class FeatureExtractor(ABC):
     def __init__(self, feature_extractor: Any):
         self._layers = feature_extractor.conv_layers
         self._parameters = list(feature_extractor.parameters())
-        self.grid = Grid.of([(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in self._layers])
+        self.grid = grid_of(self._layers)
         self._state: list[tuple[int, int]] = []
 
     def _follow(self) -> None:
@@ -130,19 +170,16 @@ class Convolutions(FeatureExtractor):
     def __call__(self, waveform: Tensor) -> Iterator[Tensor]:
         """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
         self._follow()
-        dtype = self._parameters[0].dtype
         first = self._first_convolution(waveform)
-        for part in self._parts(waveform):
-            if self._even_odd:
-                halves = first.even_odd(part[:, None])
-                for convolution in self._even_odd:
-                    halves = convolution(halves)
-                frames = halves.joined()
-            else:
-                frames = first(part[:, None]).to(dtype)
-            for convolution in self._rest:
-                frames = convolution(frames)
-            yield frames
+        for block in _parts(waveform, self.grid, CPU_BLOCK):
+            wide = [self._widest(first, part) for part in _parts(block, self._wide_grid, WIDE_BLOCK)]
+            frames = _through(self._narrow, _joined(wide))
+            yield frames.joined() if isinstance(frames, EvenOdd) else frames
+
+    def _widest(self, first: Convolution, samples: Tensor) -> Frames:
+        """What leaves the convolutions over the widest frames."""
+        entering = first.even_odd(samples[:, None]) if self._halves else first(samples[:, None]).to(self._dtype)
+        return _through(self._wide, entering)
 
     def _prepare(self) -> None:
         """Lays the weights out: a first run of convolutions by five products where that is exact and pays."""
@@ -150,17 +187,15 @@ class Convolutions(FeatureExtractor):
         norm = norm_of(first)
         self._first_ending = Ending.of(first, None if isinstance(norm, nn.GroupNorm) else norm)
         weight = first.conv.weight
+        self._dtype: torch.dtype = weight.dtype
         pays = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
         run = list(takewhile(lambda layer: pays and _takes_five_products(layer), layers))
-        self._even_odd = [_even_odd_convolution(layer) for layer in run]
-        self._rest = [convolution_of(layer) for layer in layers[len(run) :]]
-
-    def _parts(self, waveform: Tensor) -> Iterator[Tensor]:
-        """The samples that each block of frames is made of."""
-        grid, frames = self.grid, self.grid.count_frames(len(waveform))
-        for begin in range(0, frames, CPU_BLOCK):
-            end = min(begin + CPU_BLOCK, frames)
-            yield waveform[begin * grid.hop : (end - 1) * grid.hop + grid.field]
+        self._halves = bool(run)
+        rest = [*map(_even_odd_convolution, run), *map(convolution_of, layers[len(run) :])]
+        hops = accumulate((layer.conv.stride[0] for layer in self._layers), mul)
+        wide = next((number for number, hop in enumerate(hops) if hop >= WIDE_HOP), len(layers))
+        self._wide, self._narrow = rest[:wide], rest[wide:]
+        self._wide_grid = grid_of(self._layers[: wide + 1])
 
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
