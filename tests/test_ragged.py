@@ -291,6 +291,17 @@ def test_packs_hold_every_recording_once_and_streams_end_together(lengths, strea
     assert max(ends) <= 1.06 * sum(sizes) / streams_
 
 
+@given(seed=st.integers(0, 9999), count=st.integers(130, 300), speed=st.floats(0.6, 1.0))
+def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, speed):
+    lengths = torch.randint(1, 100, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    _, shared = streams.plan(lengths, streams=2, budget=800, longest=5000)
+    speeds, ends = (1.0, speed), [0.0, 0.0]
+    for size in (sum(lengths[number] for number in pack) for pack in shared):
+        free = ends.index(min(ends))
+        ends[free] += size / speeds[free]
+    assert max(ends) - sum(lengths) / sum(speeds) <= (800 / 3 + 100) / speed
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_recording_is_the_same_in_any_number_of_streams(threads, shared_encoder):
     waves = noise(*(0.4 + 0.3 * number for number in range(12)))

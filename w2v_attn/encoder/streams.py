@@ -22,6 +22,8 @@ Pack = list[int]
 MOST_STREAMS = 16
 # What waiting for each other costs the cores: streams that wait longer for the last of them do not pay.
 WAITING = 1.06
+# How much smaller the last packs are: still thick enough for the products of a core.
+TAPER = 3
 
 
 def streams_here() -> int:
@@ -40,7 +42,7 @@ def plan(lengths: Sequence[int], *, streams: int, budget: int, longest: int) -> 
         apart, rest = numbers[:first], numbers[first:]
         if lengths[rest[0]] > longest:
             continue
-        packs, sizes = _even_packs(rest, lengths, budget, streams)
+        packs, sizes = _tapering_packs(rest, lengths, budget, streams)
         # Each stream takes the next pack when it is free: packs are spread over streams as recordings over packs.
         _, ends = _spread(range(len(packs)), sizes, streams)
         if ends[0] <= WAITING * sum(sizes) / streams:
@@ -53,12 +55,28 @@ def run(function: Callable[[Pack], Result], packs: Sequence[Pack]) -> list[Resul
     return list(_pool(streams_here(), torch.get_num_threads()).map(function, packs)) if packs else []
 
 
+def _tapering_packs(
+    numbers: Sequence[int], lengths: Sequence[int], budget: int, streams: int
+) -> tuple[list[Pack], list[int]]:
+    """Packs of like size, then small ones of the shortest recordings; and their sizes.
+
+    A core that others disturb takes fewer of the last packs: at the end all wait for a small one.
+    """
+    total, first, short = sum(lengths[number] for number in numbers), len(numbers), 0
+    while first > 0 and short + lengths[numbers[first - 1]] <= min(streams * budget, total // 2):
+        first -= 1
+        short += lengths[numbers[first]]
+    packs, sizes = _even_packs(numbers[:first], lengths, budget, streams)
+    last_packs, last_sizes = _even_packs(numbers[first:], lengths, budget // TAPER, streams)
+    return _largest_first(packs + last_packs, sizes + last_sizes)
+
+
 def _even_packs(
     numbers: Sequence[int], lengths: Sequence[int], budget: int, streams: int = 1
 ) -> tuple[list[Pack], list[int]]:
     """Packs of like size, about as large as the budget, as many for each stream; and their sizes."""
     total = sum(lengths[number] for number in numbers)
-    return _spread(numbers, lengths, streams * ceil(total / (streams * budget)))
+    return _spread(numbers, lengths, streams * ceil(total / (streams * max(budget, 1))))
 
 
 def _spread(numbers: Sequence[int], lengths: Sequence[int], count: int) -> tuple[list[Pack], list[int]]:
@@ -69,7 +87,12 @@ def _spread(numbers: Sequence[int], lengths: Sequence[int], count: int) -> tuple
         emptiest = sizes.index(min(sizes))
         packs[emptiest].append(number)
         sizes[emptiest] += lengths[number]
-    order = sorted((place for place in range(count) if packs[place]), key=lambda place: -sizes[place])
+    return _largest_first(packs, sizes)
+
+
+def _largest_first(packs: list[Pack], sizes: list[int]) -> tuple[list[Pack], list[int]]:
+    """Those packs in which there is anything, and their sizes."""
+    order = sorted((place for place in range(len(packs)) if packs[place]), key=lambda place: -sizes[place])
     return [packs[place] for place in order], [sizes[place] for place in order]
 
 
