@@ -229,15 +229,15 @@ def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_th
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    rows = rows_of(300)
+    rows = rows_of(150)
     extract(job("one"), rows)
-    rows[200] = fatal_once(rows[200], tmp_path / "mark")
+    rows[100] = fatal_once(rows[100], tmp_path / "mark")
     outcomes = extract(job("two"), rows, engine="ray", workers=2)
     assert not ray.is_initialized()
     assert (tmp_path / "mark").exists()
     assert [outcome.reason for outcome in outcomes if outcome.reason is not None] == []
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
-    assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"200.flac.safetensors"}
+    assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"100.flac.safetensors"}
     with pytest.raises(ValueError, match="another configuration"):
         extract(job("one", layers=("layer_01",)), rows[:3], engine="ray", workers=1)
     with open_extractor(job("three"), engine="ray", workers=1, share=ALL) as extractor:
