@@ -41,4 +41,4 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
 
 def _digest(tensor: Tensor) -> bytes:
     values = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return hashlib.sha256(values.view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(values.view(torch.uint8).numpy().data).digest()
