@@ -90,9 +90,9 @@ def _packs(x: Tensor) -> bool:
 
 @cache
 def _is_of_mkls_maker() -> bool:
-    described = platform.processor()  # on Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"
-    if platform.system() == "Linux" and (known := Path("/proc/cpuinfo")).exists():
-        described = known.read_text(encoding="utf-8", errors="replace")
+    # On Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"; on Linux it would ask another program.
+    known = Path("/proc/cpuinfo")
+    described = known.read_text(encoding="utf-8", errors="replace") if known.exists() else platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" in described
 
 

@@ -67,7 +67,7 @@ def _tapering_packs(
         first -= 1
         short += lengths[numbers[first]]
     packs, sizes = _even_packs(numbers[:first], lengths, budget, streams)
-    last_packs, last_sizes = _even_packs(numbers[first:], lengths, budget // TAPER, streams)
+    last_packs, last_sizes = _even_packs(numbers[first:], lengths, max(1, budget // TAPER), streams)
     return _largest_first(packs + last_packs, sizes + last_sizes)
 
 
@@ -76,7 +76,7 @@ def _even_packs(
 ) -> tuple[list[Pack], list[int]]:
     """Packs of like size, about as large as the budget, as many for each stream; and their sizes."""
     total = sum(lengths[number] for number in numbers)
-    return _spread(numbers, lengths, streams * ceil(total / (streams * max(budget, 1))))
+    return _spread(numbers, lengths, streams * ceil(total / (streams * budget)))
 
 
 def _spread(numbers: Sequence[int], lengths: Sequence[int], count: int) -> tuple[list[Pack], list[int]]:
