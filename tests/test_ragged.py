@@ -1,9 +1,11 @@
 """Recordings side by side: what each is does not depend on the others, on its length, or on how it was computed."""
 
 import itertools
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CONFORMERS, FAMILIES, SPEECH, save, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,6 +86,19 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
     ours = load_encoder(folder).extract([short, long], ("layer_02", "final"))
     for wave, features in zip((short, long), ours, strict=True):
         torch.testing.assert_close(features["final"], stock(folder, wave), rtol=0, atol=1e-4)
+
+
+def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monkeypatch):
+    from w2v_attn.attention import ragged as core
+
+    in_tiles = Mock(wraps=core._attend_keys)
+    monkeypatch.setattr(core, "_attend_keys", in_tiles)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(50, 3 * 16), torch.randn(3, 90, 16), torch.randn(3, 90, 16)
+    ours = core.attend_all(q, k, v, num_heads=3, scale=0.3)
+    theirs = F.scaled_dot_product_attention(core.split_heads(q[None], 3), k[None], v[None], scale=0.3)
+    torch.testing.assert_close(ours, core.merge_heads(theirs)[0], rtol=0, atol=1e-5)
+    assert in_tiles.called == (maker != "MKL's")
 
 
 def test_a_short_recording_beside_a_windowed_one_is_exact(folder):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from w2v_attn.attention import products, ragged
 from w2v_attn.attention.feed_forward import is_gelu
+from w2v_attn.attention.mathematics import split_heads
 from w2v_attn.encoder import fusions
 from w2v_attn.encoder.frontend import layer_norm
 
@@ -81,10 +82,10 @@ class Block:
 
     def _long(self, x: Tensor) -> Tensor:
         """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time."""
-        y = torch.empty_like(x)
-        k, v = (torch.empty(len(x), width, dtype=self._dtype, device=x.device) for width in self._widths)
+        y, H = torch.empty_like(x), self._num_heads
+        k, v = (x.new_empty(H, len(x), width // H, dtype=self._dtype) for width in self._widths)
         for rows in _rows_of(len(x)):
-            k[rows], v[rows] = self._keys_values(x[rows])
+            k[:, rows], v[:, rows] = (split_heads(part[None], H)[0] for part in self._keys_values(x[rows]))
         for rows in _rows_of(len(x)):
             h = self._input(x[rows])
             o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
