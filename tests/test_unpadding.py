@@ -291,15 +291,13 @@ def test_products_are_torchs_whatever_the_strides(dtype, gelu):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_summands_add_up_and_leave_what_they_should(dtype, maker):
+def test_summands_add_up_where_the_results_lie(dtype, maker):
     torch.manual_seed(0)
-    x, y = torch.randn(150, 400, dtype=dtype)[::2, :200], torch.randn(75, 96, dtype=dtype)
+    x, y = torch.randn(150, 400, dtype=dtype)[::2, :200], torch.randn(150, 96, dtype=dtype)[::2]
     weight, bias = torch.randn(96, 200, dtype=dtype) / 14, torch.randn(96, dtype=dtype)
     summand = products.prepare_summand(weight, None)
-    before, sums = y.clone(), y + x @ weight.T
+    sums = y + x @ weight.T
     torch.testing.assert_close(products.prepare_summand(weight, bias)(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(summand.plus(y, x), sums, rtol=1e-5, atol=1e-5)
-    assert torch.equal(y, before)
     found = summand.add_to(y, x)
     torch.testing.assert_close(found, sums, rtol=1e-5, atol=1e-5)
     assert found.data_ptr() == y.data_ptr()

@@ -110,12 +110,8 @@ class Packed:
         """[..., K] -> [..., N], see `linear`."""
         return _onednn(x, self._weight, self._bias, gelu)
 
-    def plus(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ + b, y as it was."""
-        return self(x).add_(y)
-
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """The same in the memory of y."""
+        """y + x Wᵀ + b, in the memory of y."""
         return y.add_(self(x))
 
 
@@ -148,12 +144,8 @@ class Summand:
         """x Wᵀ + b. x: [M, K], of any distance between its rows."""
         return x @ self._transposed if self._bias is None else torch.addmm(self._bias, x, self._transposed)
 
-    def plus(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ, y as it was."""
-        return torch.addmm(y, x, self._transposed)
-
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """The same in the memory of y."""
+        """y + x Wᵀ, in the memory of y, whose rows may be any distance from each other."""
         return y.addmm_(x, self._transposed)
 
 

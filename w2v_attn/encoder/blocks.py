@@ -146,25 +146,37 @@ class Block:
     def _finish_plain(self, x: Tensor, o: Tensor) -> Tensor:
         y = _add(self._out(o), x)
         if self._norm_first:
-            y = _add(self._feed_forward(layer_norm(y, self._final_norm)), y)
-        else:
-            y = layer_norm(y, self._norm)
-            y = layer_norm(_add(self._feed_forward(y), y), self._final_norm)
-        return y
+            return self._add_feed_forward(y, layer_norm(y, self._final_norm))
+        y = layer_norm(y, self._norm)
+        return layer_norm(self._add_feed_forward(y, y), self._final_norm)
 
     def _adapt(self, y: Tensor, adapter: Any) -> Tensor:
         """What the adapter of a language adds to a block's output, [N, C]."""
         h = layer_norm(y, adapter.norm).to(self._dtype)
         return adapter.linear_2(adapter.act_fn(adapter.linear_1(h)))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        rows = CPU_ROWS if x.device.type == "cpu" else ACCELERATOR_ROWS
-        parts = [self._down(self._activate(part)) for part in x.to(self._dtype).split(rows)]
+    def _add_feed_forward(self, y: Tensor, h: Tensor) -> Tensor:
+        """y and the feed-forward of h, in the memory of y, which may be h."""
+        rows = _rows_together(h)
+        for y_part, h_part in zip(y.split(rows), h.split(rows), strict=True):
+            y_part.add_(self._feed_forward_of(h_part))
+        return y
+
+    def _feed_forward(self, h: Tensor) -> Tensor:
+        parts = [self._feed_forward_of(part) for part in h.split(_rows_together(h))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _feed_forward_of(self, h: Tensor) -> Tensor:
+        return self._down(self._activate(h.to(self._dtype)))
 
     def _activate(self, x: Tensor) -> Tensor:
         y = self._up(x, gelu=self._fused)
         return y if self._fused else self._activation(y)
+
+
+def _rows_together(x: Tensor) -> int:
+    """How many rows go through the feed-forward at once."""
+    return CPU_ROWS if x.device.type == "cpu" else ACCELERATOR_ROWS
 
 
 def _rows_of(num_rows: int) -> Iterator[slice]:

@@ -2,8 +2,8 @@
 
 Frames lie channels last, [T, C]. A convolution of kernel k and stride s is then a product with the windows of k frames
 that begin every s frames: rows of k·C numbers, which overlap in memory. Those of kernel 3 and stride 2 take fewer
-operations over frames at even and odd places; see `winograd`. A waveform goes through all convolutions a block at a
-time, so that memory does not grow with it but for what comes out.
+operations; see `winograd`. A waveform goes through all convolutions a block at a time, so that memory does not grow
+with it but for what comes out.
 
 GroupNorm over time (wav2vec2-base and its like) needs no pass of its own. The first convolution is linear in its
 windows x: y_c = w_c · x. With m the mean window of a recording and C the centred second moment of its windows, channel
@@ -14,9 +14,9 @@ GELU are one product. m and C take only the waveform, in float64.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from operator import mul
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,12 @@ from w2v_attn.attention import products
 from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder.pack import Grid
-from w2v_attn.encoder.winograd import EvenOdd, FiveProducts
+from w2v_attn.encoder.winograd import SevenProducts
 
 # Frames that leave the convolutions together: four seconds, so that the last products are not thin.
 CPU_BLOCK = 200
-# Until a frame is this many samples from the next, the convolutions take so many of these frames at once: a second, 6.5
-# MB of the widest frames of a base model. An even number, so that frames at even places stay at even places.
+# Until a frame is this many samples from the next, the convolutions take about so many of these frames at once: a
+# second, 6.5 MB of the widest frames of a base model.
 WIDE_HOP, WIDE_BLOCK = 20, 800
 # Windows whose second moment is added up at once: 5 MB of float64.
 MOMENT_WINDOWS = 1 << 16
@@ -68,55 +68,49 @@ class Convolution:
     linear: products.Packed | products.Plain
     ending: Ending
 
+    def takes(self, count: int) -> int:
+        """Of how many frames at least `count` come out."""
+        return (count - 1) * self.stride + self.kernel
+
     def __call__(self, frames: Tensor) -> Tensor:
         """[T, in] -> [(T − kernel) // stride + 1, out]."""
-        return self._product(windows_of(frames, self.kernel, self.stride))
-
-    def even_odd(self, frames: Tensor) -> EvenOdd:
-        """What comes out at even and at odd places."""
-        frames_at = (frames, frames[self.stride :])
-        return EvenOdd(*(self._product(windows_of(part, self.kernel, 2 * self.stride)) for part in frames_at))
-
-    def _product(self, windows: Tensor) -> Tensor:
+        windows = windows_of(frames, self.kernel, self.stride)
         if self.ending.norm is None and self.ending.is_gelu:
             return self.linear(windows, gelu=True)
         return self.ending(self.linear(windows))
 
 
 @dataclass(frozen=True)
-class EvenOddConvolution:
-    """A convolution of kernel 3 and stride 2 with what follows it, over frames at even and at odd places."""
+class FewerProducts:
+    """One convolution of kernel 3 and stride 2 with what follows it."""
 
-    linear: FiveProducts
+    linear: SevenProducts
     ending: Ending
 
-    def __call__(self, frames: EvenOdd) -> EvenOdd:
-        """T frames -> (T − 3) // 2 + 1."""
-        y = self.linear(frames)
-        return EvenOdd(self.ending(y.even), self.ending(y.odd))
+    def takes(self, count: int) -> int:
+        """Of how many frames at least `count` come out."""
+        return self.linear.takes(count)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[T, in] -> [at least the count that takes T, out]."""
+        return self.ending(self.linear(frames))
 
 
-Frames = Tensor | EvenOdd
+Step = Convolution | FewerProducts
 
 
-def _through(convolutions: Iterable[Convolution | EvenOddConvolution], frames: Frames) -> Frames:
-    """Frames after these convolutions; halves come first where there are any."""
-    for convolution in convolutions:
-        if isinstance(convolution, EvenOddConvolution):
-            frames = convolution(cast(EvenOdd, frames))
-        else:
-            frames = convolution(frames.joined() if isinstance(frames, EvenOdd) else frames)
+def _taken(steps: Sequence[Step], count: int) -> int:
+    """Of how many frames at least `count` come out of these convolutions, one after the other."""
+    for step in reversed(steps):
+        count = step.takes(count)
+    return count
+
+
+def _through(steps: Iterable[Step], frames: Tensor) -> Tensor:
+    """Frames after these convolutions."""
+    for step in steps:
+        frames = step(frames)
     return frames
-
-
-def _joined(parts: Sequence[Frames]) -> Frames:
-    """Parts that follow each other as one; all but the last have an even number of frames."""
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], EvenOdd):
-        evens, odds = zip(*((part.even, part.odd) for part in cast(Sequence[EvenOdd], parts)), strict=True)
-        return EvenOdd(torch.cat(evens), torch.cat(odds))
-    return torch.cat(cast(list[Tensor], parts))
 
 
 def _parts(waveform: Tensor, grid: Grid, frames: int) -> Iterator[Tensor]:
@@ -172,30 +166,39 @@ class Convolutions(FeatureExtractor):
         self._follow()
         first = self._first_convolution(waveform)
         for block in _parts(waveform, self.grid, CPU_BLOCK):
-            wide = [self._widest(first, part) for part in _parts(block, self._wide_grid, WIDE_BLOCK)]
-            frames = _through(self._narrow, _joined(wide))
-            yield frames.joined() if isinstance(frames, EvenOdd) else frames
+            count = self.grid.count_frames(len(block))
+            yield _through(self._narrow, self._widest(first, block, _taken(self._narrow, count)))[:count]
 
-    def _widest(self, first: Convolution, samples: Tensor) -> Frames:
-        """What leaves the convolutions over the widest frames."""
-        entering = first.even_odd(samples[:, None]) if self._halves else first(samples[:, None]).to(self._dtype)
-        return _through(self._wide, entering)
+    def _widest(self, first: Convolution, samples: Tensor, count: int) -> Tensor:
+        """The first `count` frames that leave the convolutions over the widest frames.
+
+        Some of them are beyond the samples: nothing that is kept sees them.
+        """
+        parts, size = [], -(-count // max(1, round(count / WIDE_BLOCK)))
+        for begin in range(0, count, size):
+            wanted = min(size, count - begin)
+            needed = first.takes(_taken(self._wide, wanted))
+            part = samples[begin * self._wide_hop :][:needed]
+            frames = first(F.pad(part, (0, needed - len(part)))[:, None]).to(self._dtype)
+            parts.append(_through(self._wide, frames)[:wanted])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _prepare(self) -> None:
-        """Lays the weights out: a first run of convolutions by five products where that is exact and pays."""
+        """Lays the weights out: convolutions by seven products where that is exact and pays."""
         first, *layers = self._layers
         norm = norm_of(first)
         self._first_ending = Ending.of(first, None if isinstance(norm, nn.GroupNorm) else norm)
         weight = first.conv.weight
         self._dtype: torch.dtype = weight.dtype
         pays = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        run = list(takewhile(lambda layer: pays and _takes_five_products(layer), layers))
-        self._halves = bool(run)
-        rest = [*map(_even_odd_convolution, run), *map(convolution_of, layers[len(run) :])]
-        hops = accumulate((layer.conv.stride[0] for layer in self._layers), mul)
+        steps = [
+            _fewer_products(layer) if pays and _takes_fewer_products(layer) else convolution_of(layer)
+            for layer in layers
+        ]
+        hops = list(accumulate((layer.conv.stride[0] for layer in self._layers), mul))
         wide = next((number for number, hop in enumerate(hops) if hop >= WIDE_HOP), len(layers))
-        self._wide, self._narrow = rest[:wide], rest[wide:]
-        self._wide_grid = grid_of(self._layers[: wide + 1])
+        self._wide, self._narrow = steps[:wide], steps[wide:]
+        self._wide_hop = hops[wide]
 
     def _first_convolution(self, waveform: Tensor) -> Convolution:
         """The first convolution, for this recording. It runs in float32 at least: it costs next to nothing."""
@@ -309,11 +312,11 @@ def weight_of(conv: nn.Conv1d) -> Tensor:
     return conv.weight.detach().permute(0, 2, 1).flatten(1)
 
 
-def _even_odd_convolution(layer: Any) -> EvenOddConvolution:
-    return EvenOddConvolution(FiveProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, norm_of(layer)))
+def _fewer_products(layer: Any) -> FewerProducts:
+    return FewerProducts(SevenProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, norm_of(layer)))
 
 
-def _takes_five_products(layer: Any) -> bool:
+def _takes_fewer_products(layer: Any) -> bool:
     return (layer.conv.kernel_size, layer.conv.stride) == ((3,), (2,))
 
 
