@@ -226,8 +226,11 @@ def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch
     assert "do not start (No such file or directory): decoding=here does without them" in said
 
 
-def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(clip, faults):
+@pytest.mark.parametrize("starts", [False, True])
+def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(starts, clip, faults, monkeypatch):
     faults({"hang": clip.name})
+    if starts:  # and takes its time: a busy machine
+        monkeypatch.setattr(apart, "START_UP", "import time\ntime.sleep(60)")
     decoder, said = Apart(seconds=60, gigabytes=0.2), []
 
     def read():

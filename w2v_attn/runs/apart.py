@@ -143,8 +143,10 @@ class Apart:
             self._busy.add(process)
         try:
             process.wait_ready()
-        except BaseException:
+        except BaseException as error:
             self._drop(process)
+            if self._closed and isinstance(error, RunError):  # it was ended before it had started
+                raise AudioError("was interrupted") from None
             raise
         return process
 
