@@ -144,6 +144,15 @@ def speech(clips):
 
 
 @pytest.fixture
+def one_thread():
+    """As processes have that share two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
     """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
     from w2v_attn import app

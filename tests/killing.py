@@ -241,7 +241,7 @@ def _sessions(output: Path) -> int:
         return 0
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
@@ -249,7 +249,7 @@ if __name__ == "__main__":
     parser.add_argument("--shard", type=int, help="bytes of a shard")
     parser.add_argument("--faults", action="store_true", help="disks and decoders go wrong as well")
     parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.shard is not None:
         store_shards.SIZE = options.shard
     with tempfile.TemporaryDirectory() as temporary:
@@ -265,3 +265,7 @@ if __name__ == "__main__":
             found["log"] = (Path(temporary) / "log").read_text()[-2000:]
     print(json.dumps(found))
     sys.exit(not found["same"] or bool(found["left_behind"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,25 +3,27 @@
   python tests/many.py                        100,000 recordings: some minutes on two cores, 2 GB of disk
   python tests/many.py --recordings 10000
 
-Recordings are of 0.1 to 0.3 seconds, the checkpoint is the tiny one. Each step is a process of its own, at a tenth of
-the number and at the number: what its memory grows by between them is what a row costs. Prints JSON.
+Recordings are of 0.1 to 0.3 seconds, the checkpoint is the tiny one. Each step is a process of its own, forked from
+this one, which has imported what they need; at a tenth of the number and at the number: what its memory grows by
+between them is what a row costs. Prints JSON.
 """
 
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-ROOT = Path(__file__).resolve().parent.parent
+from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
+from w2v_attn.corpus.listing import list_recordings
+
 DISTINCT, IN_A_FOLDER = 50, 1000
 
 
@@ -53,73 +55,60 @@ def make_manifests(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def in_a_process(step: Callable[[], object]) -> dict[str, float]:
-    """What a step takes, in a process that is forked from this one: seconds, those of its cores, and MB at its peak."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        code = 1
-        try:
-            began = time.monotonic()
-            step()
-            os.write(writing, json.dumps(round(time.monotonic() - began, 2)).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        seconds = json.loads(pipe.read())
-    _, _, used = os.wait4(child, 0)
-    return _figures(seconds, used)
+    """What a step takes, in a process that is forked from this one: seconds, those of its cores, and MB at its peak.
 
-
-def command(name: str, *options: object) -> dict[str, float]:
-    """The same of a command of w2v-attn, in a Python of its own."""
-    arguments = [sys.executable, "-m", "w2v_attn", name, *map(str, options)]
-    began = time.monotonic()
-    with subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said[-2000:]}")
-    return _figures(time.monotonic() - began, used)
-
-
-def _figures(seconds: float, used: resource.struct_rusage) -> dict[str, float]:
-    cores = used.ru_utime + used.ru_stime
-    return {"seconds": round(seconds, 2), "core_seconds": round(cores, 2), "peak_mb": round(used.ru_maxrss / 1024, 1)}
+    What it prints is shown if it fails.
+    """
+    with tempfile.TemporaryFile() as said:
+        began = time.monotonic()
+        if (child := os.fork()) == 0:
+            code: object = 1
+            try:
+                for stream in (1, 2):
+                    os.dup2(said.fileno(), stream)
+                step()
+                code = 0
+            except SystemExit as done:
+                code = done.code
+            finally:
+                sys.stdout.flush()
+                os._exit(int(str(code)))
+        _, status, used = os.wait4(child, 0)
+        seconds = time.monotonic() - began
+        if status != 0:
+            said.seek(0)
+            raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}:\n{said.read().decode()[-2000:]}")
+    return {
+        "seconds": round(seconds, 2),
+        "core_seconds": round(used.ru_utime + used.ru_stime, 2),
+        "peak_mb": round(used.ru_maxrss / 1024, 1),
+    }
 
 
 def measure(work: Path, count: int, options: Sequence[str]) -> dict[str, dict[str, float]]:
     """Every step at one number of recordings."""
-    from w2v_attn.corpus.listing import list_recordings
-
     audio = work / str(count)
     make_recordings(audio, count)
     csv, jsonl = make_manifests(work, count)
-    chosen = [f"audio={audio}", f"output={work / f'{count}-features'}", "device=cpu", *options]
+    extract = partial(
+        app.main, ["extract", f"audio={audio}", f"output={work / f'{count}-features'}", "device=cpu", *options]
+    )
     return {
         "nothing": in_a_process(lambda: None),
         "listing the folder": in_a_process(lambda: list_recordings(audio)),
         "listing the CSV": in_a_process(lambda: list_recordings(csv)),
         "listing the JSON lines": in_a_process(lambda: list_recordings(jsonl)),
-        "extracting": command("extract", *chosen),
-        "going on when all is there": command("extract", *chosen),
+        "extracting": in_a_process(extract),
+        "going on when all is there": in_a_process(extract),
     }
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=100_000)
     parser.add_argument("--work", type=Path)
     parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     few, many = options.recordings // 10, options.recordings
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
@@ -129,3 +118,7 @@ if __name__ == "__main__":
         for step in found[str(many)]
     }
     print(json.dumps({**found, "bytes_a_row": growth}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, SPEECH
+from started import Started
 
 from w2v_attn.audio.reading import AudioError, read_recording
 from w2v_attn.corpus.listing import list_recordings
@@ -287,17 +288,12 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
 def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(number, audio, tmp_path, faults):
     faults({"hang": r"[ab]\.flac"})
     limit = f"9.{os.getpid():08}{number:02}"  # by which its processes are found, and not those of another test
-    run = subprocess.Popen(
-        [sys.executable, "-m", "w2v_attn", "extract", f"audio={audio}", "output=out", f"decoding.seconds={limit}"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-    )
+    command = ["extract", f"audio={audio}", "output=out", f"decoding.seconds={limit}"]
+    run = Started(command, tmp_path / "said", folder=tmp_path, own_group=True)
     assert soon(lambda: processes(limit), 60)
     time.sleep(0.5)
     os.killpg(run.pid, number)  # as a terminal does it
-    assert run.wait(5) == (130 if number == signal.SIGINT else -number)
+    assert run.end(5) == (130 if number == signal.SIGINT else -number)
     assert soon(lambda: not processes(limit), 1)
     assert failures(tmp_path / "out") == {}
 

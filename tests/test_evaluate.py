@@ -2,12 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT, SPEECH
+from started import Started
 
 CLIPS = SPEECH / "clips.csv"
 
@@ -94,21 +93,14 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path
     ]  # fmt: skip
     for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = checkpoints(tmp_path)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "w2v_attn", *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        run = Started(command, tmp_path / f"said {code}", folder=ROOT)
         deadline = time.monotonic() + 100
         while checkpoints(tmp_path) <= before and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == code, err
-        assert "the same command goes on" in err
-        assert ("goes on after update" in err) == bool(before)
+        run.send(sent)
+        assert run.end() == code, run.said()
+        assert "the same command goes on" in run.said()
+        assert ("goes on after update" in run.said()) == bool(before)
     code, _, err = call(*command)
     assert code == 0, err
     assert "goes on after update" in err

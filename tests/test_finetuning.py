@@ -5,14 +5,13 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from conftest import GROUP_NORM, LAYER_NORM, ROOT, SIZES, SPEECH, TINY
 from safetensors.torch import load_file
+from started import Started
 
 from w2v_attn import read_audio, restore_attention
 from w2v_attn.finetuning import run, run_folder, trainer
@@ -145,17 +144,17 @@ def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, mon
 
 
 def test_a_model_learns_what_it_is_taught(tmp_path):
-    """The checkpoint that comes along knows none of the lessons' words; half a minute of them and it knows some."""
+    """The checkpoint that comes along knows none of the lessons' words; four minutes of them and it knows some."""
     diary = Diary()
     asked = recipe(
         checkpoint=str(TINY),
-        training={"updates": 40, "evaluate_every": 20, "batch_seconds": 20},
-        optimizer=OptimizerOptions(rate=5e-4),
+        training={"updates": 24, "evaluate_every": 12, "batch_seconds": 10},
+        optimizer=OptimizerOptions(rate=7e-4),
     )
     asked.data.train = str(ROOT / "data" / "lessons" / "lessons.csv")
     run.finetune(asked, tmp_path / "out", diary)
-    assert diary.losses[40] < 0.5 * diary.losses[1]
-    assert diary.metrics[40]["cer"] < diary.metrics[20]["cer"]
+    assert diary.losses[24] < 0.5 * diary.losses[1]
+    assert diary.metrics[24]["cer"] < diary.metrics[12]["cer"]
 
 
 # ------------------------------------------------------------------------------------------------- it goes on
@@ -188,24 +187,21 @@ def command(output):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
     assert call(*command(tmp_path / "whole"))[0] == 0
-    out, said = tmp_path / "killed", tmp_path / "said"
+    out = tmp_path / "killed"
     for wanted in (1, 3):  # once at an early checkpoint, once at a later one
-        with said.open("w") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "w2v_attn", *command(out)], stdout=subprocess.DEVNULL, stderr=stderr
-            )
+        process = Started(command(out), tmp_path / f"said {wanted}")
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
             found = list(out.glob("checkpoints/checkpoint-*/sealed.json"))
             if found and max(int(path.parent.name.split("-")[1]) for path in found) >= 5 * wanted:
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send(signal.SIGKILL)
+        process.end()
         # And the last checkpoint was torn by it.
         last = max(out.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         os.truncate(last / "optimizer.pt", 1000)
-    assert "is torn (optimizer.pt is damaged)" in said.read_text()
+    assert "is torn (optimizer.pt is damaged)" in process.said()
     code, _, err = call(*command(out))
     assert code == 0, err
     assert "goes on after update" in err

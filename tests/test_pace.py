@@ -1,15 +1,14 @@
 """How a run is seen: its speed and time left, what failed and why, and memory that does not grow with it."""
 
 import json
-import subprocess
-import sys
 import tracemalloc
 from functools import partial
 from pathlib import Path
 
+import many
 import pytest
 import torch
-from conftest import ROOT
+from started import Started
 
 from w2v_attn import app, console
 from w2v_attn.corpus.rows import Corpus, Row
@@ -257,8 +256,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_very_many_recordings_cost_can_be_measured():
-    command = [sys.executable, ROOT / "tests" / "many.py", "--recordings", "200"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(json.loads(done.stdout)) == {"20", "200", "bytes_a_row"}
+def test_what_very_many_recordings_cost_can_be_measured(tmp_path):
+    run = Started(["--recordings", "200"], tmp_path / "said", main=many.main)
+    assert run.end(100) == 0, run.said()
+    assert set(json.loads(run.said())) == {"20", "200", "bytes_a_row"}

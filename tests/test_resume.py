@@ -4,15 +4,15 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import killing
 import pytest
 import soundfile
 import torch
-from conftest import GROUP_NORM, ROOT, SPEECH, save, tiny_model
+from conftest import GROUP_NORM, SPEECH, save, tiny_model
 from safetensors.torch import load_file
+from started import Started
 
 from w2v_attn import load_encoder, whole_files
 from w2v_attn.corpus.listing import list_recordings
@@ -66,22 +66,20 @@ def ledger(folder):
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not():
-    command = [sys.executable, ROOT / "tests" / "killing.py", "--recordings", "150", "--kills", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not(tmp_path):
+    run = Started(["--recordings", "100", "--kills", "4"], tmp_path / "said", main=killing.main)
+    assert run.end(100) == 0, run.said()
+    found = json.loads(run.said().splitlines()[-1])
     assert found["codes"] == [1, 1]  # some of the recordings are none
-    assert found["files"] == 150 - 3 + 2
+    assert found["files"] == 100 - 2 + 2
     assert found["sessions"] > 2
 
 
 @pytest.mark.slow
-def test_killed_while_disks_and_decoders_fail_a_run_ends_with_the_files_of_one_where_they_did_not():
-    command = [sys.executable, ROOT / "tests" / "killing.py", "--faults", "--recordings", "400", "--kills", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ROOT})
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+def test_killed_while_disks_and_decoders_fail_a_run_ends_with_the_files_of_one_where_they_did_not(tmp_path):
+    run = Started(["--faults", "--recordings", "360", "--kills", "5"], tmp_path / "said", main=killing.main)
+    assert run.end(200) == 0, run.said()
+    found = json.loads(run.said().splitlines()[-1])
     assert found["codes"] == [1, 1]
     assert found["left_behind"] == 0
     for always in ("SIGSEGV", "0.2 GB of memory"):

@@ -6,16 +6,16 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import killing
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, SPEECH
+from conftest import SPEECH
+from started import Started
 
 from w2v_attn import load_encoder, open_features, whole_files
 from w2v_attn.corpus.listing import list_recordings
@@ -110,13 +110,11 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     assert all(outcome.kept for outcome in second)
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not():
-    options = ["--recordings=120", "--kills=4", "--shard=200000", "layout=shards"]
-    command = [sys.executable, ROOT / "tests" / "killing.py", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not(tmp_path):
+    options = ["--recordings=100", "--kills=4", "--shard=160000", "layout=shards"]
+    run = Started(options, tmp_path / "said", main=killing.main)
+    assert run.end(100) == 0, run.said()
+    found = json.loads(run.said().splitlines()[-1])
     assert found["codes"] == [1, 1]  # some of the recordings are none
     assert found["files"] > 6 + 3
     assert found["sessions"] > 2
