@@ -58,12 +58,12 @@ def forward(
 ) -> tuple[Tensor, None, Memory]:
     """See `cores.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
     B, H, T, _ = q.shape
-    memory = _plan(q, dropout)
     # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
     dtype = softmax_dtype(q)
-    dropper = Dropper(memory.seed, dropout, q.device, dtype)
     q, k, v = (_together(x, dtype) for x in (q, k, v))
+    memory = _plan(q, dropout)
+    dropper = Dropper(memory.seed, dropout, q.device, dtype)
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
@@ -165,8 +165,10 @@ def _plan(q: Tensor, dropout: float) -> Memory:
     # From torch's own generator: manual_seed makes it repeatable, and checkpointing restores it for a second forward.
     seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0
     if q.device.type == "cpu":
-        # A product for each head keeps all cores at one; where that is too little work, all heads go together.
-        heads = 1 if T * T * q.shape[-1] >= LEAST_WORK else H
+        # oneDNN's products, one for each head, keep all cores at one where it is work enough. MKL takes a batch of
+        # them, and heads that go together need fewer calls.
+        apart = serves(q) and T * T * q.shape[-1] >= LEAST_WORK
+        heads = 1 if apart else max(1, min(H, CPU_TILE // max(1, T * T)))
         budget = CPU_TILE
     else:
         heads = max(1, min(H, ACCELERATOR_TILE // max(1, T * LEAST_ROWS)))
