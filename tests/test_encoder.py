@@ -5,7 +5,9 @@ import torch
 from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
 
 from w2v_attn import load_encoder
+from w2v_attn.encoder import memory
 from w2v_attn.encoder.layers import recorded
+from w2v_attn.encoder.waveforms import MOST_FRAMES
 
 
 def stock_features(folder, wave):
@@ -160,6 +162,18 @@ def test_float64_features_of_a_loud_hum_are_stocks(tmp_path):
     with torch.no_grad():
         theirs = model.double()(encoder.prepare(wave)[None]).last_hidden_state[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_the_features_of_a_batch_take_an_eighth_of_the_memory_at_most(group_checkpoint, tmp_path, monkeypatch):
+    encoder, limit = load_encoder(group_checkpoint, device="cpu"), tmp_path / "memory.max"
+    whole = encoder.frame_budget()
+    # Five layers of 24 channels in float32, twice.
+    for said, budget in (("8000000", 8_000_000 // 8 // (2 * 4 * 24 * 5)), ("1", 1), ("max", whole), ("", whole)):
+        limit.write_text(said)
+        monkeypatch.setattr(memory, "LIMITS", (tmp_path / "absent", limit))
+        assert encoder.frame_budget() == budget
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 << 20)
+    assert encoder.frame_budget() <= MOST_FRAMES
 
 
 def test_a_device_that_is_not_there_is_told(group_checkpoint):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.inputs import input_of
+from w2v_attn.encoder.memory import most_bytes
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
 
@@ -15,6 +16,8 @@ from w2v_attn.pretrained.replace import replace_attention
 # of ten seconds and more it takes several for each to be even (1600 are up to a fifth slower than 4000). Beyond the
 # other there is nothing to gain, on a GPU as well.
 CORE_BUDGET, MOST_FRAMES = 4000, 65_536
+# The part of a machine's memory that features of a batch may take on a CPU.
+SHARE_OF_MEMORY = 1 / 8
 
 
 def find_device(device: str) -> torch.device:
@@ -64,7 +67,11 @@ class WaveformModel:
     def frame_budget(self) -> int:
         """Frames of a batch, over all its recordings, that fit into the memory there is."""
         if self.device.type != "cuda":
-            return min(CORE_BUDGET * torch.get_num_threads(), MOST_FRAMES)
+            budget = min(CORE_BUDGET * torch.get_num_threads(), MOST_FRAMES)
+            # As where every layer is asked for, in float32, and once more as what is written.
+            bytes_of_frame = 2 * 4 * self.config.hidden_size * (self.config.num_hidden_layers + 2)
+            memory = most_bytes()
+            return budget if memory is None else max(1, min(budget, int(SHARE_OF_MEMORY * memory) // bytes_of_frame))
         free, _ = torch.cuda.mem_get_info(self.device)
         # Widest is a feed-forward; some dozen tensors of a block's own width stand beside it, at most in float32.
         bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)
