@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,8 @@ def in_a_process(step: Callable[[], object]) -> dict[str, float]:
                 code = 0
             except SystemExit as done:
                 code = done.code
+            except Exception:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(int(str(code)))

@@ -229,6 +229,8 @@ def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_th
     assert [outcome.reason for outcome in outcomes if outcome.reason is not None] == []
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"100.flac.safetensors"}
+    with pytest.raises(ValueError, match="another configuration"):
+        extract(job("one", layers=("layer_01",)), rows[:3], engine="ray", workers=1)
     with open_extractor(job("three"), engine="ray", workers=1, share=ALL) as extractor:
         list(extract_with(extractor, job("three").task, rows[:3], interrupted=lambda: True))
         assert not ray.is_initialized()  # nobody writes when the folder is given back
