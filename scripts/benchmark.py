@@ -1,8 +1,6 @@
 """Times our layer against its peers: `python scripts/benchmark.py --help`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["benchmark", *sys.argv[1:]])
+    run("benchmark")

@@ -1,8 +1,6 @@
 """How often a fine-tuned checkpoint is wrong: `python scripts/evaluate.py model.checkpoint=DIR audio=test.csv`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["evaluate", *sys.argv[1:]])
+    run("evaluate")

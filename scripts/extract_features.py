@@ -1,8 +1,6 @@
 """Features from audio, one safetensors file for each recording: `python scripts/extract_features.py --help`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["extract", *sys.argv[1:]])
+    run("extract")

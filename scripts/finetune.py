@@ -1,8 +1,6 @@
 """Fine-tunes an encoder on recordings: `python scripts/finetune.py data=local data.train=train.csv model=base`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["finetune", *sys.argv[1:]])
+    run("finetune")

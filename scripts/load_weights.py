@@ -1,8 +1,6 @@
 """Loads a checkpoint, puts our attention in it, and reports what it is: `python scripts/load_weights.py --help`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["load", *sys.argv[1:]])
+    run("load")

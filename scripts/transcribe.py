@@ -1,8 +1,6 @@
 """What recordings say, by the head of a fine-tuned checkpoint: `python scripts/transcribe.py --help`."""
 
-import sys
-
-from w2v_attn.app import main
+from w2v_attn.__main__ import run
 
 if __name__ == "__main__":
-    main(["transcribe", *sys.argv[1:]])
+    run("transcribe")

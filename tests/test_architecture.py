@@ -18,6 +18,7 @@ ALONE = {
     "whole_files",
     "folders",
     "console",
+    "start_and_end",
     "torchaudio_import",
 }  # none of the above
 MAY_PRINT = {"app.py", "console.py"}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from w2v_attn import __version__, folders
+from w2v_attn import __version__, folders, start_and_end
 
 DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 SHOWN = 20  # rows of a table; files have all of them
@@ -641,6 +641,8 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "verify": verify,
     "benchmark": benchmark,
 }
+WITHOUT_MODEL = ("convert",)
+MODEL = ("transformers.models.auto.modeling_auto", "w2v_attn.pretrained.replace")  # what all others import
 
 
 # ---------------------------------------------------------------------------------------------------- Hydra
@@ -733,6 +735,8 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
         )
         return WRONG_REQUEST
     _log_to_stderr()
+    if command not in WITHOUT_MODEL:
+        start_and_end.import_to_stay(*MODEL)
     try:
         return COMMANDS[command](config)
     except KeyboardInterrupt:  # before there was anything to end in order

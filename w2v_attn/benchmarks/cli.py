@@ -126,8 +126,10 @@ def _commands(task: str, checkpoint: Path, audio: Path, dtype: str, device: torc
 
 
 def _starts() -> Iterator[_Command]:
-    line = (sys.executable, "-c", "import torch, transformers")
-    yield _Command('python -c "import torch, transformers"', False, "start", lambda _: line, extracts=False)
+    # transformers imports itself as names are asked for: what a model takes shows with a class of its own.
+    for code in ("import torch, transformers", "import w2v_attn; from transformers import Wav2Vec2Model"):
+        line = (sys.executable, "-c", code)
+        yield _Command(f'python -c "{code}"', False, "start", lambda _, line=line: line, extracts=False)
     line_of_ours = (*MODULE, "w2v_attn", "--help")
     yield _Command("w2v-attn --help", True, "start", lambda _: line_of_ours, extracts=False)
 
