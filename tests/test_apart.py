@@ -283,6 +283,7 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
         assert path.read_bytes() == (tmp_path / "apart" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(number, audio, tmp_path, faults):

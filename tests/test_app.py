@@ -195,6 +195,7 @@ def test_the_command_itself_explains_its_commands(call):
     assert call("--version")[1].startswith("w2v-attn ")
 
 
+@pytest.mark.slow
 def test_scripts_and_the_module_are_the_same_commands(capsys, monkeypatch):
     for script in (ROOT / "scripts").glob("*.py"):
         monkeypatch.setattr(sys, "argv", [str(script), "--help"])

@@ -131,6 +131,7 @@ def test_an_unknown_benchmark_is_told(capsys):
     assert "what must be attention" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_training_step_is_compared_on_the_same_loss(tmp_path, capsys):
     pytest.importorskip("accelerate")
     with pytest.raises(SystemExit) as done:

@@ -105,6 +105,7 @@ def test_chunks_are_the_list_in_order_and_the_last_ones_are_small():
         assert all(len(chunk) == 1 for chunk in found[-3:])
 
 
+@pytest.mark.slow
 def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_them(job, one_thread, tmp_path):
     rows = rows_of(feeding.BLOCK + 3)
     expected = {outcome.row.id for outcome in extract(job("one"), rows)}
@@ -201,6 +202,7 @@ def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
             assert made.pop() == ([device] * 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches

@@ -86,6 +86,7 @@ def test_finetune_reports_before_and_after(call, tmp_path):
     assert "holds a finished run" in err
 
 
+@pytest.mark.slow
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path):
     command = [
         "finetune", "data=local", f"data.train={CLIPS}", f"output={tmp_path / 'out'}",

@@ -143,6 +143,7 @@ def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, mon
         assert first + second == total == same
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_it_is_taught(tmp_path):
     """The checkpoint that comes along knows none of the lessons' words; four minutes of them and it knows some."""
     diary = Diary()
@@ -160,6 +161,7 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
 # ------------------------------------------------------------------------------------------------- it goes on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [3, 4])
 def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, tmp_path):
     changes = {

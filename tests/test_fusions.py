@@ -150,8 +150,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_kernels_compile_and_fit_the_shared_memory_they_are_asked_for(tmp_path):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+def test_kernels_compile_and_fit_the_shared_memory_they_are_asked_for():
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}  # what was compiled before comes from Triton's cache
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shared = json.loads(done.stdout)

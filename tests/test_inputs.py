@@ -73,6 +73,7 @@ def forms(folder):
     yield x / "hub" / "data" / "train-0.parquet", ["train-0/0000000"]
 
 
+@pytest.mark.slow
 def test_every_form_is_extracted(call, tmp_path):
     """Each from a file with the same speech, so all give the same frames; data sets are not done twice."""
     whole = frames(soundfile.info(CLIP).frames)

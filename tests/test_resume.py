@@ -66,6 +66,7 @@ def ledger(folder):
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not(tmp_path):
     run = Started(["--recordings", "100", "--kills", "4"], tmp_path / "said", main=killing.main)
     assert run.end(100) == 0, run.said()

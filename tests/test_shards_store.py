@@ -110,6 +110,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     assert all(outcome.kept for outcome in second)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not(tmp_path):
     options = ["--recordings=100", "--kills=4", "--shard=160000", "layout=shards"]
     run = Started(options, tmp_path / "said", main=killing.main)

@@ -14,6 +14,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_torchaudio_and_transformers_import_after_w2v_attn():
     done = run("import w2v_attn, torchaudio, transformers; from transformers import Wav2Vec2Model")
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,7 @@ def test_configuration_and_data_are_inside(wheel):
     assert wheel.stat().st_size < 20 << 20
 
 
+@pytest.mark.slow
 def test_the_wheel_extracts_features_from_its_own_copy_of_everything(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
