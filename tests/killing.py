@@ -29,6 +29,7 @@ import numpy as np
 import soundfile
 import torch
 from faults.disk import CODES, Disk, disk, make_fail
+from forked import fork
 
 from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
 from w2v_attn.extraction import store_shards
@@ -77,20 +78,13 @@ def nothing() -> None:
 
 def start(audio: Path, output: Path, log: Path, options: Sequence[str], prepare: Callable[[], None] = nothing) -> int:
     """The command in a process of its own -> its id. prepare: what is done there first."""
-    if (child := os.fork()) > 0:
-        return child
-    code = 99
-    try:
+
+    def step() -> None:
         prepare()
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
         app.main(["extract", f"audio={audio}", f"output={output}", "device=cpu", *options])
-    except SystemExit as done:
-        code = int(str(done.code))
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+
+    with log.open("a") as said:
+        return fork(step, said)
 
 
 def to_the_end(

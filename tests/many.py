@@ -11,16 +11,15 @@ between them is what a row costs. Prints JSON.
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from forked import fork
 
 from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
 from w2v_attn.corpus.listing import list_recordings
@@ -62,20 +61,7 @@ def in_a_process(step: Callable[[], object]) -> dict[str, float]:
     """
     with tempfile.TemporaryFile() as said:
         began = time.monotonic()
-        if (child := os.fork()) == 0:
-            code: object = 1
-            try:
-                for stream in (1, 2):
-                    os.dup2(said.fileno(), stream)
-                step()
-                code = 0
-            except SystemExit as done:
-                code = done.code
-            except Exception:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(int(str(code)))
+        child = fork(step, said)
         _, status, used = os.wait4(child, 0)
         seconds = time.monotonic() - began
         if status != 0:

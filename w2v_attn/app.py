@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract(config: Any) -> int:
     """`w2v-attn extract`, see conf/extract.yaml."""
+    _import_model()
     from dataclasses import replace
 
     from w2v_attn.corpus.listing import list_recordings
@@ -223,6 +224,7 @@ def convert(config: Any) -> int:
 
 def transcribe(config: Any) -> int:
     """`w2v-attn transcribe`, see conf/transcribe.yaml."""
+    _import_model()
     from w2v_attn import console
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.pretrained.replace import core_in_use
@@ -258,6 +260,7 @@ def evaluate(config: Any) -> int:
     from w2v_attn import console
 
     _need("finetune", "jiwer", "matplotlib")
+    _import_model()
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.finetuning.evaluating import evaluate_corpus, task_of
     from w2v_attn.finetuning.evaluation import measure
@@ -423,6 +426,7 @@ def finetune(config: Any) -> int:
     from w2v_attn import console
 
     _need("finetune", "accelerate", "jiwer", "matplotlib", "tensorboard")
+    _import_model()
     from w2v_attn.finetuning import run
     from w2v_attn.finetuning.errors import TrainingError
 
@@ -456,6 +460,7 @@ def finetune(config: Any) -> int:
 
 def load(config: Any) -> int:
     """`w2v-attn load`, see conf/load.yaml."""
+    _import_model()
     from w2v_attn import console
     from w2v_attn.encoder.waveforms import find_device
     from w2v_attn.pretrained.checkpoints import load_checkpoint
@@ -490,6 +495,7 @@ def load(config: Any) -> int:
 
 def verify(config: Any) -> int:
     """`w2v-attn verify`, see conf/verify.yaml."""
+    _import_model()
     from w2v_attn import console
     from w2v_attn.benchmarks.results import check_destination, circumstances, write_json
     from w2v_attn.corpus.listing import list_recordings
@@ -532,6 +538,7 @@ def verify(config: Any) -> int:
 
 def benchmark(config: Any) -> int:
     """`w2v-attn benchmark`, see conf/benchmark.yaml."""
+    _import_model()
     from w2v_attn import console
     from w2v_attn.benchmarks.results import check_destination, write_json
     from w2v_attn.encoder.waveforms import find_device
@@ -641,8 +648,6 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "verify": verify,
     "benchmark": benchmark,
 }
-WITHOUT_MODEL = ("convert",)
-MODEL = ("transformers.models.auto.modeling_auto", "w2v_attn.pretrained.replace")  # what all others import
 
 
 # ---------------------------------------------------------------------------------------------------- Hydra
@@ -735,8 +740,6 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
         )
         return WRONG_REQUEST
     _log_to_stderr()
-    if command not in WITHOUT_MODEL:
-        start_and_end.import_to_stay(*MODEL)
     try:
         return COMMANDS[command](config)
     except KeyboardInterrupt:  # before there was anything to end in order
@@ -918,6 +921,11 @@ def _decoding(config: Any) -> Any:
     apart = {name: _number(decoding, name) for name in ("seconds", "gigabytes") if name in decoding}
     rates, channels = _list(decoding, "rates", int), int(_number(decoding, "max_channels"))
     return Decoding(kind=str(decoding.kind), rates=tuple(rates), max_channels=channels, **apart)
+
+
+def _import_model() -> None:
+    """What takes most of the start of a command that has a model, at once."""
+    start_and_end.import_to_stay("transformers.models.auto.modeling_auto", "w2v_attn.pretrained.replace")
 
 
 def _need(extra: str, *modules: str) -> None:

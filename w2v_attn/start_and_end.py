@@ -6,15 +6,22 @@ goes over all of them again and again while they are imported, and twice more at
 
 import atexit
 import gc
+import io
 import os
+import runpy
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 
 def import_to_stay(*modules: str) -> None:
-    """Imports modules, those that bring hundreds of others. Later collections leave out what is there by then."""
+    """Imports modules, those that bring hundreds of others.
+
+    Later collections leave out all objects that are there by then: also garbage, so it is for the start of a process.
+    """
     if all(module in sys.modules for module in modules):
         return
     was_on = gc.isenabled()
@@ -32,27 +39,46 @@ def import_to_stay(*modules: str) -> None:
 def run(command: Callable[[], object]) -> NoReturn:
     """Calls a command that is all its process does, and ends the process with its exit code.
 
-    Threads are waited for, callbacks of `atexit` are called and both streams are flushed, as at any end; what is left
-    out is taking every module apart. An exception ends it in Python's own way.
+    As multiprocessing ends its processes: threads are waited for, callbacks of `atexit` called and files flushed, but
+    modules are not taken apart, so no object's `__del__` is called. Where others run the command in their process (a
+    debugger, coverage, a test), where it ends with an exception or what it printed cannot be written, the end is
+    Python's own.
     """
-    ended: list[int] = []
-    atexit.register(_leave, ended)  # the first to be registered is the last to be called
     try:
         command()
         code: object = 0
     except SystemExit as end:
         code = 0 if end.code is None else end.code
-    if isinstance(code, int):
-        ended.append(code)
+    if isinstance(code, int) and _is_alone():
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        if _flushed():
+            os._exit(code)
     sys.exit(code)  # type: ignore[arg-type] - it was given so
 
 
-def _leave(ended: list[int]) -> None:
-    if not ended:
-        return
+def _is_alone() -> bool:
+    """Whether nobody stands above the command but the module that is the program, and Python that started it."""
+    ours = {"__main__", "runpy", "w2v_attn.__main__", __name__}
+    theirs = {runpy.run_path.__code__, runpy.run_module.__code__}  # `python -m` calls neither
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") not in ours or frame.f_code in theirs:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def _flushed() -> bool:
+    """Writes what files that are open still hold; whether that went well with what is printed."""
+    for thing in gc.get_objects():
+        if isinstance(thing, (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+            with suppress(OSError, ValueError):  # it is nobody's any more: Python would not say so either
+                thing.flush()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except (OSError, ValueError):  # nobody reads it any more, or the disk is full: Python has words and a code for that
-        return
-    os._exit(ended[0])
+        return False
+    return True
