@@ -153,12 +153,12 @@ def test_a_recording_that_went_from_a_conversion_is_missed(convert, tmp_path, ca
 def test_a_full_disk_is_told_and_the_same_command_ends_it(convert, corpus, tmp_path, monkeypatch):
     import errno
 
-    from w2v_attn.feature_sets.layouts import shard_files
+    from w2v_attn import feature_files
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shard_files, "written_whole", full)
+    monkeypatch.setattr(feature_files, "written_whole", full)
     code, _, err = convert()
     monkeypatch.undo()
     assert code == 1

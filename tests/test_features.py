@@ -8,9 +8,10 @@ import soundfile
 import torch
 from conftest import SPEECH
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from w2v_attn import feature_files, load_encoder, read_audio, whole_files
+from w2v_attn.benchmarks.measuring import peak_bytes
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import extracting, extractor
@@ -55,6 +56,36 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
         assert about["version"]
         assert about["layers"] == "layer_02,final"
     assert not (tmp_path / LEDGER).exists()
+
+
+def test_a_file_is_what_the_library_would_write_but_for_the_order_of_metadata(tmp_path):
+    torch.manual_seed(0)
+    dtypes = {"final": torch.float32, "half": torch.float16, "embed": torch.bfloat16, "layer_01": torch.float64}
+    features = {name: torch.randn(3, 5).to(dtype) for name, dtype in dtypes.items()} | {"vector": torch.randn(7)}
+    features["a view"] = torch.randn(8, 6)[::2, ::3]
+    path, metadata = tmp_path / "a.safetensors", {"id": "é", "b": "1", "a": "2"}
+    feature_files.write_features(path, features, metadata)
+    ours, theirs = path.read_bytes(), save({name: tensor.contiguous() for name, tensor in features.items()})
+    assert len(ours) == feature_files.written_size(features, metadata)
+    headers, contents = [], []
+    for file in (ours, theirs):
+        length = int.from_bytes(file[:8], "little")
+        assert length % 8 == 0
+        headers.append(json.loads(file[8 : 8 + length]))
+        contents.append(file[8 + length :])
+    assert list(headers[0].pop("__metadata__"))[:4] == ["format", "id", "b", "a"]
+    assert headers[0] == headers[1]
+    assert contents[0] == contents[1]
+
+
+def test_writing_an_hour_takes_no_copy_of_it(tmp_path):
+    features = {"final": torch.ones(60_000, 768)}
+    peak = peak_bytes(
+        lambda: feature_files.write_features(tmp_path / "a.safetensors", features, {}), torch.device("cpu")
+    )
+    if peak is None:
+        pytest.skip("this system does not tell what memory a call takes")
+    assert peak < 0.1 * features["final"].nbytes
 
 
 def test_the_last_layer_and_final_may_be_one_tensor(encoder, tmp_path):

@@ -88,6 +88,28 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
         torch.testing.assert_close(features["final"], stock(folder, wave), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("long", [Long(), Long(kind="window", seconds=0.4)], ids=lambda long: long.kind)
+def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(folder, long, monkeypatch):
+    """Blocks write over what nobody wants any more."""
+    monkeypatch.setattr(blocks, "LONG_FROM", 13)
+    monkeypatch.setattr(blocks, "LONG_ROWS", 13)
+    encoder = load_encoder(folder, long=long)
+    (wave,) = noise(2.1)
+    layers = ("embed", "layer_01", "layer_02", "layer_03", "final")
+    (together,) = encoder.extract([wave], layers)
+    for layer in layers:
+        torch.testing.assert_close(encoder.extract([wave], (layer,))[0][layer], together[layer], rtol=0, atol=0)
+
+
+def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monkeypatch):
+    monkeypatch.setattr(blocks, "LONG_FROM", 13)
+    in_place, original = [], blocks.Block._long
+    monkeypatch.setattr(blocks.Block, "_long", lambda self, x, y: in_place.append(x is y) or original(self, x, y))
+    (wave,) = noise(2.1)
+    load_encoder(folder).extract([wave], ("layer_01", "final"))
+    assert in_place == [True, False, True]
+
+
 def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monkeypatch):
     from w2v_attn.attention import ragged as core
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+import torch
 from torch import Tensor
 
-from w2v_attn.whole_files import write_whole
+from w2v_attn.whole_files import written_whole
 
 FORMAT = "w2v_attn.features/1"
 EXTENSION = ".safetensors"
@@ -17,6 +18,12 @@ EXTENSION = ".safetensors"
 # What stands in front of a safetensors file: the length of its header in little-endian order. More is no header.
 _LENGTH, _LONGEST = 8, 100_000_000
 _CHECK = "header_sha256"
+
+# safetensors' names.
+CODES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {dtype: code for code, dtype in CODES.items()}
+
+Named = tuple[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,18 +42,19 @@ def feature_path(output: Path, row_id: str) -> Path:
 def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes the tensors and the metadata under `path`, which exists whole or not at all, whatever happens.
 
-    features: on the CPU, each in memory of its own, for safetensors refuses to write what is shared.
-    The same features and metadata give the same bytes.
+    features: on the CPU. The same features and metadata give the same bytes.
 
     Raises:
         OSError: the folder or the file cannot be written; nothing is left behind then.
     """
-    write_whole(path, _serialized(features, {"format": FORMAT, **metadata}))
+    named, header = _described(features, metadata)
+    write_tensors(path, header, named)
 
 
 def written_size(features: dict[str, Tensor], metadata: dict[str, str]) -> int:
     """Bytes of the file that `write_features` would write."""
-    return len(_serialized(features, {"format": FORMAT, **metadata}))
+    named, header = _described(features, metadata)
+    return _LENGTH + len(header) + sum(tensor.nbytes for _, tensor in named)
 
 
 def read_header(path: Path) -> Stored | None:
@@ -77,15 +85,44 @@ def read_header(path: Path) -> Stored | None:
     return Stored(metadata, shapes) if size == _LENGTH + length + end else None
 
 
-def _serialized(features: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file whose metadata come in the order given; the library writes them in another one each time."""
-    plain = save(features)
-    length = int.from_bytes(plain[:_LENGTH], "little")
-    header: dict[str, Any] = {"__metadata__": metadata, **json.loads(plain[_LENGTH : _LENGTH + length])}
-    header["__metadata__"] = {**metadata, _CHECK: _hash(header)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the tensors to begin at a multiple of 8
-    return len(text).to_bytes(_LENGTH, "little") + text + memoryview(plain)[_LENGTH + length :]
+def lay_out(tensors: Iterable[Named]) -> tuple[list[Named], dict[str, Any]]:
+    """The order in which tensors lie in a safetensors file, and what its header says of each.
+
+    The widest first: a reader may map them, and they must lie at multiples of their width.
+    """
+    named = sorted(tensors, key=lambda item: -item[1].itemsize)
+    header, end = dict[str, Any](), 0
+    for name, tensor in named:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    return named, header
+
+
+def padded(text: str) -> bytes:
+    """A header as it is written: the format wants the tensors to begin at a multiple of 8."""
+    content = text.encode()
+    return content + b" " * (-len(content) % 8)
+
+
+def write_tensors(path: Path, header: bytes, named: Sequence[Named]) -> None:
+    """A safetensors file, whole or not at all. The library would write metadata in another order each time, and hold
+    the tensors twice more meanwhile.
+
+    header: of these tensors in this order, padded. Raises OSError.
+    """
+    with written_whole(path) as temporary, temporary.open("xb") as file:
+        file.write(len(header).to_bytes(_LENGTH, "little") + header)
+        for _, tensor in named:
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _described(features: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[Named], bytes]:
+    """The tensors in the order in which they are written, and the header of their file."""
+    named, about = lay_out(sorted(features.items()))
+    metadata = {"format": FORMAT, **metadata}
+    check = _hash({"__metadata__": metadata, **about})
+    header = {"__metadata__": {**metadata, _CHECK: check}, **about}
+    return named, padded(json.dumps(header, separators=(",", ":")))
 
 
 def _hash(header: dict[str, Any]) -> str:

@@ -52,17 +52,28 @@ class Block:
         self._fuses = fusions.serves(attention.q_proj.weight.device) and self._dtype != torch.float64
 
     def __call__(
-        self, x: Tensor, lengths: list[int], *, reach: int | None = None, entering: Tensor | None = None
+        self,
+        x: Tensor,
+        lengths: list[int],
+        *,
+        reach: int | None = None,
+        entering: Tensor | None = None,
+        spend: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """[ΣT, C] -> [ΣT, C], and what enters the next block where that is known.
 
         reach: frames that a frame attends on either side of itself; None: all of them.
-        entering: what the block before knew.
+        entering: what the block before knew. spend: x is nobody's any more, and a long recording may be written over.
         """
         if len(lengths) > 1 and any(self._is_apart(length, x, reach) for length in lengths):
             return torch.cat([self(part, [len(part)], reach=reach)[0] for part in x.split(lengths)]), None
         if self._is_apart(lengths[0], x, reach):
-            return (self._long(x) if reach is None or len(x) <= 2 * reach else self._windowed(x, reach)), None
+            y = x if spend else torch.empty_like(x)
+            if reach is None or len(x) <= 2 * reach:
+                self._long(x, y)
+            else:
+                self._windowed(x, reach, y)
+            return y, None
         h = self._input(x) if entering is None else entering
         q, k, v = self._heads(h)
         o = ragged.attend(q, k, v, lengths, backend=self._backend, **self._of_core(h))
@@ -80,9 +91,12 @@ class Block:
         """Whether a recording of this length goes through a block some rows at a time."""
         return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_FROM)
 
-    def _long(self, x: Tensor) -> Tensor:
-        """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time."""
-        y, H = torch.empty_like(x), self._num_heads
+    def _long(self, x: Tensor, y: Tensor) -> None:
+        """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time.
+
+        y: what is written, which may be x: of that, rows that were written are not read again.
+        """
+        H = self._num_heads
         k, v = (x.new_empty(H, len(x), width // H, dtype=self._dtype) for width in self._widths)
         for rows in _rows_of(len(x)):
             k[:, rows], v[:, rows] = (split_heads(part[None], H)[0] for part in self._keys_values(x[rows]))
@@ -90,11 +104,13 @@ class Block:
             h = self._input(x[rows])
             o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
             y[rows], _ = self._finish(x[rows], o)
-        return y
 
-    def _windowed(self, x: Tensor, reach: int) -> Tensor:
-        """One recording, [T, C] -> [T, C], each frame attending those near it; only keys in reach are held."""
-        T, y = len(x), torch.empty_like(x)
+    def _windowed(self, x: Tensor, reach: int, y: Tensor) -> None:
+        """One recording, [T, C] -> [T, C], each frame attending those near it; only keys in reach are held.
+
+        y: as in `_long`.
+        """
+        T = len(x)
         held: deque[tuple[Tensor, Tensor]] = deque()
         first_key = last_key = 0
         for first in range(0, T, LONG_ROWS):
@@ -110,7 +126,6 @@ class Block:
                 self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._of_core(h)
             )
             y[first:last], _ = self._finish(x[first:last], o)
-        return y
 
     def _of_core(self, h: Tensor) -> dict[str, Any]:
         """What the core is told of these rows, which enter the attention as [N, C]."""

@@ -130,8 +130,9 @@ class RaggedEncoder:
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, [ΣT, C]) of the blocks that were asked for and of what ends them; none above the highest runs."""
         h: Tensor | None = None
+        name = "embed"
         for number, block in enumerate(self._blocks[: highest_block(layers, len(self._blocks))], 1):
-            x, h = block(x, lengths, reach=reach, entering=h)
+            x, h = block(x, lengths, reach=reach, entering=h, spend=name not in layers)
             name = f"layer_{number:02d}"
             if name in layers:
                 yield name, x

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import torch
 from torch import Tensor
 
+from w2v_attn.feature_files import lay_out, padded, write_tensors
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text
-from w2v_attn.whole_files import written_whole
 
 FORMAT = "w2v_attn.shards/1"
 INDEX = "index.sqlite"
@@ -41,10 +40,6 @@ CREATE TABLE shards (number INTEGER PRIMARY KEY, name TEXT NOT NULL, bytes INTEG
 CREATE TABLE recordings (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, shard INTEGER NOT NULL,
                          tensors TEXT NOT NULL, metadata TEXT NOT NULL);
 """
-
-# safetensors' names.
-CODES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: code for code, dtype in CODES.items()}
 
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_BUSY: errno.EBUSY}
 
@@ -96,23 +91,15 @@ class Filling:
         """Writes the shard, whole or not at all. Raises OSError."""
         header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
         header["__metadata__"] |= {f"recording:{id}": metadata for id, (_, metadata) in self._recordings.items()}
-        named = [
+        named, about = lay_out(
             (f"{id}/{layer}", tensor)
             for id, (features, _) in self._recordings.items()
             for layer, tensor in features.items()
-        ]
-        named.sort(key=lambda item: -item[1].itemsize)  # a reader may map them, and they must lie at multiples of it
-        end = 0
-        for name, tensor in named:
-            begin, end = end, end + tensor.nbytes
-            header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        with written_whole(path) as temporary, temporary.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, tensor in named:
-                file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-        return _described(path.name, 8 + len(text) + end, text, header)
+        )
+        header |= about
+        text = padded(json.dumps(header, separators=(",", ":"), ensure_ascii=False))
+        write_tensors(path, text, named)
+        return _described(path.name, 8 + len(text) + sum(tensor.nbytes for _, tensor in named), text, header)
 
 
 def read_shard(path: Path) -> Shard:

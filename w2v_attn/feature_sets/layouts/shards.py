@@ -15,19 +15,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from w2v_attn.feature_files import CODES
 from w2v_attn.feature_sets.arrays import DTYPES, from_bytes
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import is_text
-from w2v_attn.feature_sets.layouts.shard_files import (
-    CODES,
-    FORMAT,
-    INDEX,
-    SIZE,
-    Filling,
-    Index,
-    check_shard,
-    open_to_read,
-)
+from w2v_attn.feature_sets.layouts.shard_files import FORMAT, INDEX, SIZE, Filling, Index, check_shard, open_to_read
 from w2v_attn.feature_sets.processes import PerProcess
 from w2v_attn.feature_sets.recording import Recording
 
