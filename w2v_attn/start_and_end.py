@@ -72,7 +72,8 @@ def _is_alone() -> bool:
 def _flushed() -> bool:
     """Writes what files that are open still hold; whether that went well with what is printed."""
     for thing in gc.get_objects():
-        if isinstance(thing, (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+        # Not isinstance, which asks a thing for its class: some of torch's warn that they are deprecated then.
+        if type(thing) in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
             with suppress(OSError, ValueError):  # it is nobody's any more: Python would not say so either
                 thing.flush()
     try:
