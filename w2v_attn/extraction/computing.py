@@ -1,7 +1,6 @@
 """A batch of recordings -> the features of each, on the CPU; or why they cannot be used."""
 
 import logging
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.product import Product
+from w2v_attn.feature_sets.arrays import is_finite
 from w2v_attn.runs.processing import Batch
 
 logger = logging.getLogger(__name__)
@@ -58,13 +58,8 @@ def _apart(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Of both ends, for a mask of all would be larger than the tensor; where one value is no number, neither is."""
-    return tensor.numel() == 0 or all(math.isfinite(end) for end in tensor.aminmax())
-
-
 def _made(product: Product, row: Row, features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
-    if all(map(_is_finite, features.values())):
+    if all(map(is_finite, features.values())):
         try:
             return product.make(row.id, features)
         except ValueError as error:

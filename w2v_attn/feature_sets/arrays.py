@@ -1,5 +1,6 @@
 """Tensors as arrays and as bytes, bit for bit."""
 
+import math
 from collections.abc import Container
 
 import numpy as np
@@ -22,6 +23,11 @@ ARRAYS = ("float64", "float32", "float16")
 def dtype_name(tensor: Tensor) -> str:
     """As on the command line: float32."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Of both ends, for a mask of all takes more memory than the tensor; where one value is no number, neither is."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in tensor.aminmax())
 
 
 def check_holds(dtype: str, layout: str, holds: Container[str]) -> None:

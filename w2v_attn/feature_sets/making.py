@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from w2v_attn.feature_sets.arrays import DTYPES, dtype_name
+from w2v_attn.feature_sets.arrays import DTYPES, dtype_name, is_finite
 from w2v_attn.feature_sets.errors import FeatureSetError
 from w2v_attn.feature_sets.pooling import POOLINGS, Span, pool, pool_spans
 from w2v_attn.feature_sets.selection import ALL, SUM, parse_sum, select
@@ -125,7 +125,7 @@ class Making:
 def cast(tensor: Tensor, dtype: torch.dtype, layer: str, key: str = "dtype") -> Tensor:
     """The tensor in another dtype. Raises FeatureSetError where a finite value has no finite one there."""
     made = tensor.to(dtype).contiguous()
-    if made.dtype == tensor.dtype:
+    if made.dtype == tensor.dtype or is_finite(made):
         return made
     lost = tensor.isfinite() & ~made.isfinite()
     if count := int(lost.sum()):
