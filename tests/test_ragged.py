@@ -88,12 +88,15 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
         torch.testing.assert_close(features["final"], stock(folder, wave), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("long", [Long(), Long(kind="window", seconds=0.4)], ids=lambda long: long.kind)
-def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(folder, long, monkeypatch):
+@pytest.mark.parametrize(
+    "long", [Long(), Long(kind="window", seconds=0.4), Long(kind="chunks", seconds=1.0, overlap=0.2)]
+)
+@pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
+def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long, tmp_path, monkeypatch):
     """Blocks write over what nobody wants any more."""
     monkeypatch.setattr(blocks, "LONG_FROM", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
-    encoder = load_encoder(folder, long=long)
+    encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long=long)
     (wave,) = noise(2.1)
     layers = ("embed", "layer_01", "layer_02", "layer_03", "final")
     (together,) = encoder.extract([wave], layers)

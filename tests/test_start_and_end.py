@@ -69,6 +69,36 @@ sys.exit(5)
     assert (done.returncode, done.stdout, done.stderr) == (5, "ended with 3\n", "")
 
 
+@pytest.mark.parametrize("host", [["-m", "trace", "--count", "--summary"], ["-m", "profile"], ["-i"]], ids=" ".join)
+def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"{RUN}run(lambda: print('done'))")
+    plain = [sys.executable, str(script)]
+    watched = [sys.executable, *host, str(script)]
+    said = [
+        subprocess.run(line, input="print('more')", capture_output=True, text=True, cwd=tmp_path).stdout
+        for line in (plain, watched)
+    ]
+    assert said[0] == "done\n"
+    assert said[1].startswith("done\n")
+    assert len(said[1]) > len(said[0])
+
+
+def test_a_thread_that_hangs_over_a_file_keeps_nobody():
+    done = ended(
+        """
+import os
+reads, writes = os.pipe()
+pipe = open(writes, "wb")
+threading.Thread(target=pipe.write, args=(b"0" * 1_000_000,), daemon=True).start()
+time.sleep(0.2)
+run(lambda: sys.exit(3))
+""",
+        timeout=20,
+    )
+    assert done.returncode in (3, -6)  # Python itself gives up on the file, in some versions with an abort
+
+
 def test_the_module_is_the_command():
     for argument, code in (("--version", 0), ("nonsense", 2)):
         done = subprocess.run([sys.executable, "-m", "w2v_attn", argument], capture_output=True, text=True)

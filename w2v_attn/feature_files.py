@@ -19,9 +19,21 @@ EXTENSION = ".safetensors"
 _LENGTH, _LONGEST = 8, 100_000_000
 _CHECK = "header_sha256"
 
-# safetensors' names.
-CODES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# safetensors' names, in its order: the last ones lie first in a file.
+CODES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
 NAMES = {dtype: code for code, dtype in CODES.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(CODES.values())}
 
 Named = tuple[str, Tensor]
 
@@ -90,7 +102,7 @@ def lay_out(tensors: Iterable[Named]) -> tuple[list[Named], dict[str, Any]]:
 
     The widest first: a reader may map them, and they must lie at multiples of their width.
     """
-    named = sorted(tensors, key=lambda item: -item[1].itemsize)
+    named = sorted(tensors, key=lambda item: -_ORDER[item[1].dtype])
     header, end = dict[str, Any](), 0
     for name, tensor in named:
         begin, end = end, end + tensor.nbytes

@@ -40,9 +40,9 @@ def run(command: Callable[[], object]) -> NoReturn:
     """Calls a command that is all its process does, and ends the process with its exit code.
 
     As multiprocessing ends its processes: threads are waited for, callbacks of `atexit` called and files flushed, but
-    modules are not taken apart, so no object's `__del__` is called. Where others run the command in their process (a
-    debugger, coverage, a test), where it ends with an exception or what it printed cannot be written, the end is
-    Python's own.
+    modules are not taken apart, so no object's `__del__` is called, and nothing that the program's own module has after
+    the call is reached. Python's own end it is where others run the command in their process (a debugger, coverage, a
+    test) or leave a thread behind, where it ends with an exception, or where what it printed cannot be written.
     """
     try:
         command()
@@ -50,20 +50,25 @@ def run(command: Callable[[], object]) -> NoReturn:
     except SystemExit as end:
         code = 0 if end.code is None else end.code
     if isinstance(code, int) and _is_alone():
-        threading._shutdown()  # type: ignore[attr-defined]
+        with suppress(KeyboardInterrupt):  # then nobody is waited for any more, and the command has ended as it has
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        if _flushed():
+        if threading.active_count() == 1 and _flushed():  # a thread may hold the lock of a file for ever
             os._exit(code)
     sys.exit(code)  # type: ignore[arg-type] - it was given so
 
 
 def _is_alone() -> bool:
     """Whether nobody stands above the command but the module that is the program, and Python that started it."""
-    ours = {"__main__", "runpy", "w2v_attn.__main__", __name__}
+    if sys.flags.inspect or sys.flags.interactive:
+        return False
+    ours = ("runpy", "w2v_attn.__main__", __name__)
     theirs = {runpy.run_path.__code__, runpy.run_module.__code__}  # `python -m` calls neither
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") not in ours or frame.f_code in theirs:
+        # Of some that run programs, such as trace, the program is a second `__main__`.
+        is_ours = frame.f_globals is vars(sys.modules["__main__"]) or frame.f_globals.get("__name__") in ours
+        if not is_ours or frame.f_code in theirs:
             return False
         frame = frame.f_back
     return True
