@@ -66,7 +66,7 @@ def write_features(path: Path, features: dict[str, Tensor], metadata: dict[str, 
 def written_size(features: dict[str, Tensor], metadata: dict[str, str]) -> int:
     """Bytes of the file that `write_features` would write."""
     named, header = _described(features, metadata)
-    return _LENGTH + len(header) + sum(tensor.nbytes for _, tensor in named)
+    return file_size(header, named)
 
 
 def read_header(path: Path) -> Stored | None:
@@ -114,6 +114,11 @@ def padded(text: str) -> bytes:
     """A header as it is written: the format wants the tensors to begin at a multiple of 8."""
     content = text.encode()
     return content + b" " * (-len(content) % 8)
+
+
+def file_size(header: bytes, named: Sequence[Named]) -> int:
+    """Bytes of the file that `write_tensors` would write."""
+    return _LENGTH + len(header) + sum(tensor.nbytes for _, tensor in named)
 
 
 def write_tensors(path: Path, header: bytes, named: Sequence[Named]) -> None:

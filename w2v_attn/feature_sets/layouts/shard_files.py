@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from w2v_attn.feature_files import lay_out, padded, write_tensors
+from w2v_attn.feature_files import file_size, lay_out, padded, write_tensors
 from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text
 
@@ -99,7 +99,7 @@ class Filling:
         header |= about
         text = padded(json.dumps(header, separators=(",", ":"), ensure_ascii=False))
         write_tensors(path, text, named)
-        return _described(path.name, 8 + len(text) + sum(tensor.nbytes for _, tensor in named), text, header)
+        return _described(path.name, file_size(text, named), text, header)
 
 
 def read_shard(path: Path) -> Shard:
