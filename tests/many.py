@@ -21,7 +21,8 @@ import numpy as np
 import soundfile
 from forked import fork
 
-from w2v_attn import app, encoder, extraction  # noqa: F401 - the most that a command needs, imported before it is forked
+from w2v_attn import app
+from w2v_attn.commands import extract  # noqa: F401 - what it needs is imported before it is forked
 from w2v_attn.corpus.listing import list_recordings
 
 DISTINCT, IN_A_FOLDER = 50, 1000
@@ -79,7 +80,7 @@ def measure(work: Path, count: int, options: Sequence[str]) -> dict[str, dict[st
     audio = work / str(count)
     make_recordings(audio, count)
     csv, jsonl = make_manifests(work, count)
-    extract = partial(
+    extraction = partial(
         app.main, ["extract", f"audio={audio}", f"output={work / f'{count}-features'}", "device=cpu", *options]
     )
     return {
@@ -87,8 +88,8 @@ def measure(work: Path, count: int, options: Sequence[str]) -> dict[str, dict[st
         "listing the folder": in_a_process(lambda: list_recordings(audio)),
         "listing the CSV": in_a_process(lambda: list_recordings(csv)),
         "listing the JSON lines": in_a_process(lambda: list_recordings(jsonl)),
-        "extracting": in_a_process(extract),
-        "going on when all is there": in_a_process(extract),
+        "extracting": in_a_process(extraction),
+        "going on when all is there": in_a_process(extraction),
     }
 
 

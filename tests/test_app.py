@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from started import Started
 
 from w2v_attn import app, folders
+from w2v_attn.commands.exit_codes import INTERRUPTED
+from w2v_attn.commands.finetune import recipe_of
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -264,9 +266,9 @@ def test_a_sweep_ends_with_the_code_of_its_jobs_and_all_of_them_run(launcher, ca
 
 def test_a_sweep_that_is_interrupted_begins_no_other_job(call, tmp_path, monkeypatch):
     begun = []
-    monkeypatch.setitem(app.COMMANDS, "extract", lambda config: begun.append(config.layers) or app.INTERRUPTED)
+    monkeypatch.setattr(app, "_call", lambda _, config: begun.append(config.layers) or INTERRUPTED)
     code, _, _ = call("extract", "-m", f"audio={ONE_CLIP}", "output=out/${layers}", "layers=final,embed")
-    assert code == app.INTERRUPTED
+    assert code == INTERRUPTED
     assert begun == ["final"]
 
 
@@ -285,7 +287,7 @@ def test_every_recipe_is_complete_and_of_the_right_types(experiment):
     app._register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("finetune", [f"experiment={experiment}", "data.train=x"])
-    recipe = app._recipe(config)
+    recipe = recipe_of(config)
     assert recipe.training.updates > 0
     assert recipe.data.train == "x"
 
@@ -305,7 +307,7 @@ AUTHORS = {
 def test_librispeechs_recipes_have_the_authors_values(labels, size):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("finetune", [f"experiment=librispeech_{labels}_{size}", "data.train=x"])
-    recipe = app._recipe(config)
+    recipe = recipe_of(config)
     regularization, training = recipe.regularization, recipe.training
     found = (
         training.updates,

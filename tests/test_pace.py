@@ -10,7 +10,7 @@ import pytest
 import torch
 from started import Started
 
-from w2v_attn import app, console
+from w2v_attn.commands import console, corpus_run, progress
 from w2v_attn.corpus.rows import Corpus, Row
 from w2v_attn.runs import folder, pipeline
 from w2v_attn.runs.outcomes import Outcome, Settled, kind_of
@@ -166,11 +166,11 @@ def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):
     tally = Tally()
     for number in range(FEW):
         tally.take(Outcome(Row(f"row-{number}", Path("/a")), None, f"is cut short: {number} bytes"))
-    app._show_kinds("Could not be used", tally)
+    corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
     assert all(f"row-{number}" in out for number in range(FEW))
     tally.take(Outcome(Row("odd", Path("/a")), None, "is empty (0 bytes)"))
-    app._show_kinds("Could not be used", tally)
+    corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
     assert "Could not be used: 21" in out
     for expected in ("20 ×", "is cut short: … bytes", "row-0", "1 ×", "is empty (0 bytes)", "odd"):
@@ -180,16 +180,16 @@ def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):
 
 def test_a_log_of_two_days_has_some_hundred_lines_and_the_first_ones_soon(capsys, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(console.time, "monotonic", clock)
+    monkeypatch.setattr(progress.time, "monotonic", clock)
     pace, tally = Pace(1e9, now=clock), Tally()
-    progress = console.RunProgress(10**6, pace, tally)
+    shown = progress.RunProgress(10**6, pace, tally)
     lines = {}
     while clock.now < 2 * 24 * 3600:
         clock.now += 2
         outcome = computed()
         tally.take(outcome)
         pace.take(outcome, 1.0)
-        progress.update()
+        shown.update()
         if said := capsys.readouterr().err:
             lines[clock.now] = said
     assert len(lines) < 500
@@ -244,7 +244,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
         start = partial(run, rows, tmp_path / str(count), Ear(), None, None, **options)
         tracemalloc.start()
         try:
-            tally, _, _ = app._watch(Corpus(rows), start, lambda outcome: None)
+            tally, _, _ = corpus_run.watch(Corpus(rows), start, lambda row, result: None)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

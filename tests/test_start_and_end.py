@@ -135,9 +135,9 @@ IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_to_stay\n"
 @pytest.mark.parametrize("end", ["run(lambda: None)", "pass"])
 def test_while_a_model_is_imported_nothing_is_collected(end):
     done = ended(f"""{IMPORT}
-from w2v_attn.app import _import_model
+from w2v_attn.app import MODEL
 whole = gc.get_stats()[2]["collections"]
-_import_model()
+import_to_stay(*MODEL)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collections"] - whole)
 {end}
 """)

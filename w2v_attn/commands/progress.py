@@ -1,64 +1,20 @@
-"""What people see: tables, and a progress line on a terminal or plain lines elsewhere. Used by app.py alone."""
+"""How far a run is: a bar with time left on a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from w2v_attn.commands import console
 from w2v_attn.runs.pace import Pace
 from w2v_attn.runs.tally import Tally
 
-PLAIN_WIDTH = 120
 # Seconds between two lines where there is no terminal, and of the time so far: a run of two days writes some hundred.
 LEAST_PLAIN, MOST_PLAIN, PLAIN_SHARE = 10.0, 600.0, 0.1
 # Seconds between two states of a bar: thousands of recordings that are there already go by in one.
 DRAWN = 0.1
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A rich console; wide enough for whole rows where it is not a terminal."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=not stream.isatty())
-
-
-def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> Table:
-    """A table; without a header, names on the left and values on the right."""
-    # Text: in a plain string rich would read the brackets of a file name as its own markup.
-    made = Table(title=Text(title), title_justify="left", show_header=bool(header))
-    for number, name in enumerate(header or ("", "")):
-        made.add_column(name, overflow="fold", style="bold" if number == 0 else "")
-    for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
-    return made
-
-
-def span(seconds: float) -> str:
-    """A length of time in two units at most: 0.3 s, 45 s, 12 min, 3 h 05 min, 2 d 04 h."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02} min"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days:,} d {hours:02} h"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that people buy disks in: 17 kB, 1.2 TB."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit in ("bytes", "kB") else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 class PlainLines:
@@ -99,7 +55,7 @@ class RunProgress:
                 TextColumn("{task.percentage:3.0f} %"),
                 TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
-                console=console(stderr=True),
+                console=console.console(stderr=True),
             )
             self._task = self._bar.add_task("", total=1.0)
 
@@ -132,7 +88,7 @@ class RunProgress:
         if (recordings := pace.recordings_per_second) is not None and (times := pace.times_real_time) is not None:
             parts += [f"{recordings:,.1f}/s", f"{times:,.1f} × real time"]
         if (left := pace.left) is not None:
-            parts.append(f"{span(left)} left")
+            parts.append(f"{console.span(left)} left")
         return ", ".join(parts)
 
 
@@ -153,7 +109,7 @@ class ProgressLine:
                 TextColumn("so far,"),
                 TimeRemainingColumn(),
                 TextColumn("left"),
-                console=console(stderr=True),
+                console=console.console(stderr=True),
                 speed_estimate_period=120,  # many outcomes at once, and then none for a batch
             )
             self._task = self._bar.add_task(what, total=self._total)
@@ -179,7 +135,7 @@ class ProgressLine:
         if self._lines.due():
             left = self._lines.elapsed * (self._total / max(self._done, 1e-9) - 1)
             share = self._done / self._total
-            self._lines.write(f"{self._count} {self._what}{failures}, {share:.0%}, {span(left)} left")
+            self._lines.write(f"{self._count} {self._what}{failures}, {share:.0%}, {console.span(left)} left")
 
 
 class TrainingProgress:
@@ -190,7 +146,7 @@ class TrainingProgress:
 
     def __init__(self, interrupted: Callable[[], bool]):
         self.interrupted = interrupted
-        self._screen = console(stderr=True)
+        self._screen = console.console(stderr=True)
         self._bar: Progress | None = None
         self._started, self._lines = time.monotonic(), PlainLines()
         self._first = self._updates = 0
@@ -204,7 +160,7 @@ class TrainingProgress:
     def surveyed(self, rows: Iterable[tuple[str, str]]) -> None:
         """The report before training."""
         self._stop()
-        console().print(table("Before training", rows))
+        console.show("Before training", rows)
 
     def reading(self, done: int, total: int) -> None:
         """So many recordings were read."""
@@ -246,7 +202,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=done, total=total, description=what)
         elif self._lines.due():
             left = (time.monotonic() - self._started) * (total - done) / max(done - first, 1)
-            self._lines.write(f"{done}/{total} {what}, {span(left)} left")
+            self._lines.write(f"{done}/{total} {what}, {console.span(left)} left")
 
     def _print(self, line: str) -> None:
         if self._bar is not None:

@@ -1,0 +1,70 @@
+"""`w2v-attn convert`: features in another layout, see conf/convert.yaml."""
+
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+from w2v_attn.commands import console, corpus_run, values
+from w2v_attn.commands.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
+from w2v_attn.commands.process import Interruption
+from w2v_attn.commands.progress import ProgressLine
+from w2v_attn.feature_sets.converting import Conversion, ConversionError, Request
+from w2v_attn.feature_sets.destination import FAILURES
+from w2v_attn.feature_sets.reading import open_features
+
+
+def run(config: Any) -> int:
+    """Converts, with progress and a summary; its exit code."""
+    output = values.folder(config, "output")
+    request = Request(
+        layout=values.text(config, "layout"),
+        dtype=values.text_or_none(config, "dtype"),
+        layers=tuple(values.list_of(config, "layers")),
+        sum=values.layer_weights(config),
+        pool=values.text(config, "pool"),
+        segments=values.path_or_none(config, "segments"),
+    )
+    features = open_features(values.path(config, "features"))
+    conversion = Conversion(features, output, request)
+    done, failed, size, code = 0, [], 0, DONE
+    started = time.monotonic()
+    interruption = Interruption()
+    try:
+        with (
+            interruption,
+            closing(conversion.run()) as converting,
+            ProgressLine(len(conversion.ids), "recordings") as progress,
+        ):
+            for converted in converting:
+                done += 1
+                size += converted.bytes
+                if converted.reason is not None:
+                    failed.append((converted.id, converted.reason))
+                progress.advance(1, failed=converted.reason is not None)
+                if interruption.code is not None and done < len(conversion.ids):
+                    code = interruption.code
+                    break
+    except ConversionError as error:
+        print(f"stopped: {error}. The same command starts again when that is mended", file=sys.stderr)
+        code = SOME_FAILED
+    except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
+        code = interruption.code or INTERRUPTED
+
+    seconds = time.monotonic() - started
+    rows = [
+        ("recordings", f"{done - len(failed)} of {len(conversion.ids)}"),
+        ("failed", f"{len(failed)}, see {FAILURES}" if failed else "0"),
+        ("layout", f"{features.layout} → {request.layout}"),
+        ("tensors", f"{size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):,.0f} MB/s"),
+        ("output", str(output)),
+    ]
+    if done < len(conversion.ids):
+        rows.append(("not reached", str(len(conversion.ids) - done)))
+    if len(features) > len(conversion.ids):
+        rows.append(("without segments", str(len(features) - len(conversion.ids))))
+    console.show("Converted", rows)
+    corpus_run.show_failed("Could not be converted", failed)
+    if code in (INTERRUPTED, TERMINATED):
+        print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
+    return code or (SOME_FAILED if failed else DONE)

@@ -1,0 +1,3 @@
+"""What a command tells the shell as it ends."""
+
+DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143

@@ -1,0 +1,138 @@
+"""Values of a composed configuration, as functions take them; one of the wrong kind is told with its key."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from w2v_attn.encoder.long import Long
+from w2v_attn.runs.decoding import Decoding
+from w2v_attn.transcription.beam_search import BeamOptions
+
+Section = TypeVar("Section")
+
+
+def text(config: Any, key: str) -> str:
+    """One that may not be empty."""
+    value = config[key]
+    if value is None or not str(value):
+        raise ValueError(f"{key} is empty: give {key}=VALUE")
+    return str(value)
+
+
+def text_or_none(config: Any, key: str) -> str | None:
+    """One that may be null."""
+    return None if config[key] is None else str(config[key])
+
+
+def path(config: Any, key: str) -> Path:
+    """A file or a folder, there or not; ~ is the home of who asks."""
+    return Path(os.path.expanduser(text(config, key)))
+
+
+def path_or_none(config: Any, key: str) -> Path | None:
+    """One that may be null."""
+    return None if config[key] is None else path(config, key)
+
+
+def folder(config: Any, key: str) -> Path:
+    """A folder, or one that will be there."""
+    found = path(config, key)
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"{key}={found} is a file: name a folder")
+    return found
+
+
+def number(config: Any, key: str, *, least: float | None = None) -> float:
+    """One from `least` on; without that, above 0."""
+    try:
+        value = float(config[key])
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a number, got {config[key]}") from None
+    if least is not None:
+        if not value >= least:
+            raise ValueError(f"{key} must be {least:g} or above, got {config[key]}")
+    elif not value > 0:
+        raise ValueError(f"{key} must be above 0, got {config[key]}")
+    return value
+
+
+def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
+    """A list that may be given as its only element."""
+    value = config[key]
+    if isinstance(value, str | int | float):
+        value = [value]
+    try:
+        return [kind(element) for element in value]
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a list such as {key}=[a,b], got {value}") from None
+
+
+def plain(config: Any) -> Any:
+    """A configuration as plain values."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def section(config: Any, key: str, kind: type[Section]) -> Section:
+    """A section as a dataclass; a value of the wrong type is told with its key."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain(config[key])))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def model_options(config: Any) -> dict[str, Any]:
+    """What loading a model takes beside its checkpoint."""
+    return {
+        "revision": config.model.revision,
+        "language": language(config.model),
+        "dtype": str(config.dtype),
+        "device": str(config.device),
+        "backend": config.attention.backend,
+    }
+
+
+def language(model: Any) -> str | None:
+    """`model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
+    return text_or_none(model, "language")
+
+
+def long(config: Any) -> Long:
+    """How long recordings are taken."""
+    chosen = config.long
+    return Long(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
+
+
+def decoding(config: Any) -> Decoding:
+    """Where and within which limits recordings are decoded."""
+    chosen = config.decoding
+    apart = {name: number(chosen, name) for name in ("seconds", "gigabytes") if name in chosen}
+    rates, channels = list_of(chosen, "rates", int), int(number(chosen, "max_channels"))
+    return Decoding(kind=str(chosen.kind), rates=tuple(rates), max_channels=channels, **apart)
+
+
+def limits(config: Any) -> dict[str, Any]:
+    """What a run over a corpus takes of recordings: their longest duration, and how they are decoded."""
+    return {"max_duration": number(config, "max_duration"), "decoding": decoding(config)}
+
+
+def beam(config: Any) -> BeamOptions | None:
+    """How to search with a language model; None where there is none."""
+    chosen = config.beam
+    if chosen.language_model is None:
+        return None
+    return BeamOptions(
+        language_model=path(chosen, "language_model"),
+        lexicon=path_or_none(chosen, "lexicon"),
+        beam=int(chosen.beam),
+        weight=float(chosen.weight),
+        word_score=float(chosen.word_score),
+    )
+
+
+def layer_weights(config: Any) -> str | tuple[float, ...] | None:
+    """`sum`: weights, or what says which they are."""
+    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(list_of(config, "sum", float))
