@@ -112,6 +112,39 @@ def test_without_anything_to_print_to_it_ends_in_silence():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX's pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "print('a line')",
+        "print('a line ' * 100_000)",
+        "console.show('a table', [('a', 'row')])",
+        "print('a line', file=sys.stderr)",
+    ],
+)
+def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(command, unbuffered):
+    """`| head` is no error. 141: 128 + SIGPIPE."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    where = "stderr" if "stderr" in command else "stdout"
+    done = ended(
+        f"from w2v_attn.commands import console\nrun(lambda: {command})",
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        **{where: writes},
+    )
+    os.close(writes)
+    assert done.returncode == 141
+    assert not done.stdout
+    assert not done.stderr
+
+
+def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
+    done = ended("def command(): raise BrokenPipeError('another')\nrun(command)")
+    assert done.returncode == 1
+    assert "BrokenPipeError: another" in done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_what_cannot_be_printed_is_no_success():
     with open("/dev/full", "w") as full:

@@ -9,12 +9,15 @@ import gc
 import io
 import os
 import runpy
+import select
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
+
+NOBODY_READS = 141  # 128 + SIGPIPE: what the shell says of its own tools
 
 
 def import_to_stay(*modules: str) -> None:
@@ -43,12 +46,19 @@ def run(command: Callable[[], object]) -> NoReturn:
     modules are not taken apart, so no object's `__del__` is called, and nothing that the program's own module has after
     the call is reached. Python's own end it is where others run the command in their process (a debugger, coverage, a
     test) or leave a thread behind, where it ends with an exception, or where what it printed cannot be written.
+    Where nobody reads that any more, as after `| head`, it ends in silence with the code that the shell's tools have.
     """
     try:
         command()
         code: object = 0
     except SystemExit as end:
         code = 0 if end.code is None else end.code
+    except BrokenPipeError:
+        if not any(map(_has_no_reader, _streams())):
+            raise
+        code = NOBODY_READS
+    if _turned_away() and code == 0:
+        code = NOBODY_READS
     if isinstance(code, int) and _is_alone():
         with suppress(KeyboardInterrupt):  # then nobody is waited for any more, and the command has ended as it has
             threading._shutdown()  # type: ignore[attr-defined]
@@ -74,6 +84,39 @@ def _is_alone() -> bool:
     return True
 
 
+def _streams() -> list[TextIO]:
+    """What is printed to: None stands for those that were closed before this process began."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether what a stream goes into is a pipe that nobody will read."""
+    if not hasattr(select, "poll"):
+        return False
+    asked = select.poll()
+    try:
+        asked.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # a stream of somebody's own
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+
+
+def _turned_away() -> bool:
+    """Whether anything that was printed finds nobody to read it; the rest goes nowhere then."""
+    away = False
+    for stream in _streams():
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            away = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):  # Python has words and a code for that
+            pass
+    return away
+
+
 def _flushed() -> bool:
     """Writes what files that are open still hold; whether that went well with what is printed."""
     for thing in gc.get_objects():
@@ -82,9 +125,8 @@ def _flushed() -> bool:
             with suppress(OSError, ValueError):  # it is nobody's any more: Python would not say so either
                 thing.flush()
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except (OSError, ValueError):  # nobody reads it any more, or the disk is full: Python has words and a code for that
+        for stream in _streams():
+            stream.flush()
+    except (OSError, ValueError):  # the disk is full, for one
         return False
     return True

@@ -10,10 +10,18 @@ from rich.text import Text
 PLAIN_WIDTH = 120
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console; wide enough for whole rows where it is not a terminal."""
+class Screen(Console):
+    """rich's console, which leaves it to the process how it ends when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while that is raised."""
+        raise
+
+
+def console(*, stderr: bool = False) -> Screen:
+    """A console; wide enough for whole rows where it is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=not stream.isatty())
+    return Screen(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=not stream.isatty())
 
 
 def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> Table:
