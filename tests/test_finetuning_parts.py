@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from w2v_attn import replace_attention
 from w2v_attn.corpus.rows import Row
-from w2v_attn.finetuning import checkpoints, frontend, layerdrop, spec_augment
+from w2v_attn.finetuning import assembly, checkpoints, frontend, layerdrop, spec_augment
 from w2v_attn.finetuning.augmentation import Augmentation
 from w2v_attn.finetuning.batches import Batches
 from w2v_attn.finetuning.dataset import Collate
@@ -392,6 +392,36 @@ def test_a_batch_trains_as_its_recordings_alone(family):
     if family.endswith("group"):
         frontend.uninstall(model)
         assert not torch.allclose(gradients([items])[0], alone, atol=1e-3)
+
+
+def test_who_computes_the_convolutions_follows_what_learns(norm_style, monkeypatch):
+    """Ours, but where activations are computed twice; frozen ones keep nothing for a backward that will not be."""
+    model = tiny_model(norm_style).train()
+    extractor = model.feature_extractor
+    stock, calls = extractor.forward, []
+    extractor.forward = lambda values: calls.append(len(values)) or stock(values)
+    frontend.install(model)
+    waves = [torch.randn(n) for n in (9000, 4321)]
+    frontend.tell_lengths(model, [len(wave) for wave in waves])
+    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+
+    def gradients():
+        extractor.zero_grad()
+        extractor(batch)[:, :, :13].square().sum().backward()  # frames that both have
+        return [parameter.grad.clone() for parameter in extractor.parameters()]
+
+    ours = gradients()
+    assert not calls
+    assembly._checkpoint_activations(model)
+    theirs = gradients()
+    assert calls == [2]
+    assert all(torch.allclose(a, b, atol=1e-3 * b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    extractor.requires_grad_(False)
+    assert not extractor(batch).requires_grad
+    extractor.requires_grad_(True)
+    with torch.no_grad():
+        assert not extractor(batch).requires_grad
+    assert calls == [2]
 
 
 def test_a_family_that_reads_filter_banks_is_refused_by_fine_tuning(call, tmp_path):

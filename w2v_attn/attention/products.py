@@ -37,6 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
     return F.gelu(y) if gelu else y
 
 
+def add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y + x Wᵀ, [M, N], in the memory of y, whose rows may be any distance from each other. x: [M, K]."""
+    return y.add_(linear(x, weight)) if serves(x) else y.addmm_(x, weight.T)
+
+
 def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ for each of a batch, [G, M, N]. a: [G, M, K], b: [G, N, K], of any strides."""
     if a.shape[1] * a.shape[2] * b.shape[1] < LEAST_WORK or not serves(a):

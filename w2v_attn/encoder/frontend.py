@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from w2v_attn.attention import products
 from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.attention.strided import windows_of
 from w2v_attn.encoder.pack import Grid
 from w2v_attn.encoder.winograd import SevenProducts
 
@@ -124,12 +125,6 @@ def _parts(waveform: Tensor, grid: Grid, frames: int) -> Iterator[Tensor]:
 def grid_of(layers: Iterable[Any]) -> Grid:
     """What Hugging Face's layers of convolutions make of samples."""
     return Grid.of([(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in layers])
-
-
-def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
-    """[T, C] contiguous -> a view [windows, kernel · C], rows of frames side by side; they overlap."""
-    T, C = frames.shape
-    return frames.as_strided(((T - kernel) // stride + 1, kernel * C), (stride * C, 1))
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

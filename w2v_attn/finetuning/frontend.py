@@ -1,8 +1,9 @@
 """The convolutions of a batch, each recording for itself, as they will be when the model is used.
 
-Where they are frozen they run without gradients and without padding, as in extraction; see `encoder.frontend`.
+Where they do not learn they are those of extraction, see `encoder.frontend`; where they do, on a CPU, those of
+`encoder.frontend_learning`. Neither computes padding.
 
-Where they learn, group-norm frontends normalise each recording alone.
+Elsewhere stock's convolutions learn over the padded batch, and group-norm frontends normalise each recording alone.
 In checkpoints such as wav2vec2-base the first convolution normalises each channel over all the time it is given. In a
 padded batch that is the padding too, so what a recording becomes depends on the longest of its neighbours. Here only
 the frames of the recording itself are counted. All other steps of the convolutions see no further than their kernels,
@@ -19,15 +20,14 @@ from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_together
 from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
+from w2v_attn.encoder.frontend_learning import LearningConvolutions
 
 
 def install(model: nn.Module) -> None:
-    """Takes the place of the forward of frozen convolutions in `model`; of their group norm alone where they learn."""
-    for extractor in _extractors(model):
-        if not any(parameter.requires_grad for parameter in extractor.parameters()):
-            extractor.forward = _Frozen(extractor)
-            return
+    """Takes the place of the forward of the convolutions in `model`."""
     normalise_alone(model)
+    for extractor in _extractors(model):
+        extractor.forward = _Alone(extractor)
 
 
 def normalise_alone(model: nn.Module) -> None:
@@ -51,45 +51,65 @@ def tell_lengths(model: nn.Module, samples: list[int]) -> None:
     A backward that computes activations again asks for it too, so it is not forgotten after the forward.
     """
     for extractor in _extractors(model):
-        if isinstance(extractor.forward, _Frozen):
+        if isinstance(extractor.forward, _Alone):
             extractor.forward.samples = samples
-            return
     for layer in _layers(model):
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
         layer.layer_norm.frames = [(count - kernel) // stride + 1 for count in samples]
 
 
-class _Frozen:
-    """The forward of a feature extractor that does not learn. samples: of each recording of the batch."""
+class _Alone:
+    """The forward of a feature extractor. samples: of each recording of the batch."""
 
     def __init__(self, extractor: Any):
-        self._extractor = extractor
-        self._convolutions = Convolutions(extractor)
+        self._extractor, self._stock = extractor, extractor.forward
+        self._convolutions, self._learning = Convolutions(extractor), LearningConvolutions(extractor)
         self._together: dict[torch.dtype | None, frontend_together.ConvolutionsTogether] = {}
         self.samples: list[int] = []
 
-    @torch.no_grad()
     def __call__(self, input_values: Tensor) -> Tensor:
         """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._extractor.parameters())
+        if learns and not self._learns_here(input_values.device.type):
+            return self._stock(input_values)
         # In evaluation one recording is heard at a time.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
-        count_frames, channels = self._convolutions.grid.count_frames, self._extractor.conv_layers[-1].conv.out_channels
-        found = input_values.new_zeros(len(input_values), count_frames(input_values.shape[1]), channels)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
-        device = input_values.device.type
-        casts = torch.is_autocast_enabled(device) and input_values.dtype != torch.float64
+        counts = [self._convolutions.grid.count_frames(count) for count in samples]
+        longest = self._convolutions.grid.count_frames(input_values.shape[1])
+        frames = self._learned(waveforms, counts, longest) if learns else self._computed(waveforms, counts, longest)
+        return frames.transpose(1, 2)
+
+    def _learns_here(self, device: str) -> bool:
+        """Whether ours are differentiable there: nothing is computed in half precision, or a second time."""
+        layers = self._extractor.conv_layers
+        checkpoints = self._extractor.training and any(getattr(x, "gradient_checkpointing", False) for x in layers)
+        return device == "cpu" and not torch.is_autocast_enabled(device) and not checkpoints
+
+    def _learned(self, waveforms: list[Tensor], counts: list[int], longest: int) -> Tensor:
+        """[B, longest, channels], differentiable."""
+        parts = self._learning(waveforms).split(counts)
+        return torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
+
+    @torch.no_grad()
+    def _computed(self, waveforms: list[Tensor], counts: list[int], longest: int) -> Tensor:
+        """The same without gradients."""
+        like, channels = waveforms[0], self._extractor.conv_layers[-1].conv.out_channels
+        found = like.new_zeros(len(waveforms), longest, channels)
+        device = like.device.type
+        casts = torch.is_autocast_enabled(device) and like.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if casts else None
         with torch.autocast(device, enabled=False):
-            if frontend_together.pays(input_values.device):
+            if frontend_together.pays(like.device):
                 if dtype not in self._together:
                     self._together[dtype] = frontend_together.ConvolutionsTogether(self._extractor, dtype)
                 together = torch.cat(list(self._together[dtype](waveforms)))
-                blocks = ([own] for own in together.split([count_frames(len(waveform)) for waveform in waveforms]))
+                blocks = ([own] for own in together.split(counts))
             else:
                 blocks = map(self._convolutions, waveforms)
             for frames, own in zip(found, blocks, strict=True):
                 write_blocks(own, frames)
-        return found.transpose(1, 2)
+        return found
 
 
 def _extractors(model: nn.Module) -> Iterator[Any]:

@@ -1,0 +1,65 @@
+"""A convolution without padding, of frames that lie channels last, as one product with windows of them; its backward.
+
+Legend: T frames of I channels; K taps, S stride; T′ = (T − K) // S + 1 windows; O channels that come out. X̂ is
+[T′, K·I]: row j is the K frames from S·j on, side by side. It is a view of X whose rows overlap.
+
+Forward
+    (1)  Y = X̂ Wᵀ + b
+
+Backward
+    (1)  dX̂ = dY W          dW = dYᵀ X̂          db = Σ dY
+         dX[t] = Σ dX̂[j, k] over windows j and taps k with S·j + k = t
+
+X is kept, not its windows.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention import products
+
+
+def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
+    """X̂: [T, C] contiguous -> a view [T′, kernel · C], rows of frames side by side; they overlap."""
+    T, C = frames.shape
+    return frames.as_strided(((T - kernel) // stride + 1, kernel * C), (stride * C, 1))
+
+
+class StridedConvolution(torch.autograd.Function):
+    """frames [T, I] contiguous, weight [O, I, K] and bias [O] -> [T′, O], step (1)."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        ctx.save_for_backward(frames, weight)
+        ctx.stride = stride
+        first, *others = _parts(frames, weight, stride)
+        y = products.linear(*first, bias)
+        for windows, w in others:
+            products.add_linear(y, windows, w)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        frames, weight = ctx.saved_tensors
+        need_x, need_w, need_b, _ = ctx.needs_input_grad
+        dx = dw = None
+        if need_x:
+            dx = torch.zeros_like(frames)
+            for dwindows, w in _parts(dx, weight, ctx.stride):
+                products.add_linear(dwindows, dy, w.T)
+        if need_w:
+            parts = [products.linear(dy.T, windows.T) for windows, _ in _parts(frames, weight, ctx.stride)]
+            dw = torch.cat(parts, 1).unflatten(1, (weight.shape[2], -1)).permute(0, 2, 1)
+        return dx, dw, dy.sum(0) if need_b else None, None
+
+
+def _parts(frames: Tensor, weight: Tensor, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """X̂ and W in parts: of so many taps that the rows of a part do not overlap, as products want them."""
+    count = (len(frames) - weight.shape[2]) // stride + 1
+    for first, w in zip(range(0, weight.shape[2], stride), weight.split(stride, 2), strict=True):
+        yield windows_of(frames[first:], w.shape[2], stride)[:count], w.permute(0, 2, 1).flatten(1)
