@@ -227,9 +227,9 @@ def test_the_feed_forward_under_autocast_has_its_dtype():
     torch.testing.assert_close(y, theirs, rtol=0.05, atol=0.02)
 
 
-def patched_gradients(ours, weights, wanted, at_once):
+def patched_gradients(ours, weights, wanted, channels):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("w2v_attn.attention.fourier.CPU_GROUPS", at_once)
+        patch.setattr("w2v_attn.attention.fourier.CPU_CHANNELS", channels)
         return torch.autograd.grad((ours * weights).sum(), wanted)
 
 
@@ -251,7 +251,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
     frames = torch.randn(sum(lengths), 6, dtype=torch.float64, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("w2v_attn.attention.fourier.CPU_WINDOWS", windows)
-        patch.setattr("w2v_attn.attention.fourier.CPU_GROUPS", groups if at_once else 1)
+        patch.setattr("w2v_attn.attention.fourier.CPU_CHANNELS", 6 if at_once else 1)
         ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, live=True)(frames, lengths)
 
     def theirs_of(part):
@@ -264,7 +264,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
     wanted = [frames, convolution.weight, convolution.bias]
     weights = torch.randn_like(theirs)
     for mine, their in zip(
-        patched_gradients(ours, weights, wanted, groups if at_once else 1),
+        patched_gradients(ours, weights, wanted, 6 if at_once else 1),
         torch.autograd.grad((theirs * weights).sum(), wanted),
         strict=True,
     ):

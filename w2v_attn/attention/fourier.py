@@ -15,7 +15,7 @@ Backward, with dy zero from hop on
     (1)  dx̂ᵢ(f) = Σₒ dŷₒ(f) ŵₒᵢ(f)                 windows overlap: their dx add up
          dŵₒᵢ(f) = Σ x̂ᵢ(f) dŷ̄ₒ(f) over windows     of which the first K taps are dw
 
-X and W are kept, not their transforms. On a CPU a group at a time is transformed, so that memory stays small.
+X and W are kept, not their transforms. On a CPU some groups at a time are transformed, so that memory stays small.
 
 Source: A. V. Oppenheim and R. W. Schafer, "Discrete-Time Signal Processing", section 8.7, overlap-save.
 """
@@ -31,8 +31,8 @@ from torch.autograd.function import once_differentiable
 
 # Windows transformed at once: about 2000 frames, which stay near the caches, and 66 000.
 CPU_WINDOWS, ACCELERATOR_WINDOWS = 16, 512
-# Groups transformed at once where gradients are wanted; on accelerators all of them.
-CPU_GROUPS = 1
+# Channels transformed at once where gradients are wanted, in whole groups; on accelerators all of them.
+CPU_CHANNELS = 96
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FourierConvolution:
 class GroupedCorrelation(torch.autograd.Function):
     """frames [ΣT, C] and weight [C, C / G, K] -> [ΣT, C], step (1).
 
-    A group at a time on a CPU, for its caches; all at once on accelerators, for the launches.
+    Some groups at a time on a CPU, for its caches; all at once on accelerators, for the launches.
     """
 
     @staticmethod
@@ -167,10 +167,12 @@ class GroupedCorrelation(torch.autograd.Function):
 
 def _groups_of(frames: Tensor, kernel: Kernel) -> Iterator[tuple[slice, Kernel]]:
     """Channels that are computed together, and the kernel that they have."""
-    at_once = CPU_GROUPS if frames.device.type == "cpu" else kernel.groups
-    channels = frames.shape[1] // kernel.groups * at_once
-    for begin in range(0, frames.shape[1], channels):
-        yield slice(begin, begin + channels), kernel.some(at_once)
+    width, at_once = frames.shape[1] // kernel.groups, kernel.groups
+    if frames.device.type == "cpu":
+        parts = (n for n in range(1, kernel.groups + 1) if kernel.groups % n == 0)
+        at_once = max(n for n in parts if n == 1 or n * width <= CPU_CHANNELS)
+    for begin in range(0, frames.shape[1], at_once * width):
+        yield slice(begin, begin + at_once * width), kernel.some(at_once)
 
 
 def _by_group(spectrum: Tensor, kernel: Kernel) -> Tensor:
