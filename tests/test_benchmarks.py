@@ -132,12 +132,13 @@ def test_an_unknown_benchmark_is_told(capsys):
 
 
 @pytest.mark.slow
-def test_a_training_step_is_compared_on_the_same_loss(tmp_path, capsys):
+@pytest.mark.parametrize("freeze", ["frontend", "nothing"])
+def test_a_training_step_is_compared_on_the_same_loss(freeze, tmp_path, capsys):
     pytest.importorskip("accelerate")
     with pytest.raises(SystemExit) as done:
         app.main(
             ["benchmark", "what=training", "channels=32", "heads=4", "layers=2", "rounds=1", "seconds=[0.5,1]",
-             f"output={tmp_path / 'r.json'}"]
+             f"freeze={freeze}", f"output={tmp_path / 'r.json'}"]
         )  # fmt: skip
     assert done.value.code == 0
     report = json.loads((tmp_path / "r.json").read_text())

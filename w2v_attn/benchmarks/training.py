@@ -55,19 +55,26 @@ def run(
     channels: int,
     heads: int,
     layers: int,
+    freeze: str,
     dropouts: Sequence[float],
     rounds: int,
     device: torch.device,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The report: circumstances, settings and figures. lengths: seconds of the recordings of the batch."""
-    settings = {"seconds": list(lengths), "channels": channels, "heads": heads, "layers": layers, "rounds": rounds}
+    """The report: circumstances, settings and figures.
+
+    lengths: seconds of the recordings of the batch. freeze: "frontend", the convolutions, or "nothing".
+    """
+    if freeze not in ("frontend", "nothing"):
+        raise ValueError(f"freeze must be frontend or nothing, got {freeze}")
+    sizes = {"channels": channels, "heads": heads, "layers": layers, "freeze": freeze}
+    settings = {"seconds": list(lengths), **sizes, "rounds": rounds}
     report: dict[str, Any] = {"what": "training", **circumstances(device), "settings": settings, "figures": []}
     batches = {"ragged": list(lengths), "equal": [sum(lengths) / len(lengths)] * len(lengths)}
     for dropout in dropouts:
         for name, seconds_of in batches.items():
             tell(f"{name} lengths, attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
-            figures = list(_measure(name, seconds_of, channels, heads, layers, dropout, rounds, device))
+            figures = list(_measure(name, seconds_of, sizes, dropout, rounds, device))
             _check_losses(figures)
             report["figures"] += [asdict(figure) for figure in figures]
     return report
@@ -106,15 +113,13 @@ _CONTENDERS: dict[str, Callable[[Any], None]] = {
 def _measure(
     name_of_batch: str,
     lengths: Sequence[float],
-    channels: int,
-    heads: int,
-    layers: int,
+    sizes: dict[str, Any],
     dropout: float,
     rounds: int,
     device: torch.device,
 ) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer, task = _trainer(channels, heads, layers, dropout, device, Path(folder))
+        trainer, task = _trainer(dropout=dropout, device=device, folder=Path(folder), **sizes)
     model: Any = trainer.model
     batch = trainer._prepare_inputs(_batch(lengths, task, model))
 
@@ -162,9 +167,9 @@ def _check_losses(figures: Sequence[Figure]) -> None:
 
 
 def _trainer(
-    channels: int, heads: int, layers: int, dropout: float, device: torch.device, folder: Path
+    *, channels: int, heads: int, layers: int, freeze: str, dropout: float, device: torch.device, folder: Path
 ) -> tuple[SpeechTrainer, Ctc]:
-    """wav2vec2-base's recipe: frozen convolutions, CTC on letters; all other dropout off, so that losses compare."""
+    """wav2vec2-base's recipe: CTC on letters; all dropout but the attention's off, so that losses compare."""
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     task = Ctc(from_texts([LETTERS], unit="characters", case="lower", remove=""))
@@ -186,7 +191,8 @@ def _trainer(
     )
     config._attn_implementation = "sdpa"
     model: Any = Wav2Vec2ForCTC(config)
-    model.freeze_feature_encoder()
+    if freeze == "frontend":
+        model.freeze_feature_encoder()
     place = "cuda" if device.type == "cuda" else "cpu"
     recipe = Recipe(
         task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=place, training=TrainingOptions()

@@ -58,8 +58,8 @@ def _training(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     extras.need("finetune", "accelerate", "jiwer", "matplotlib")
     from w2v_attn.benchmarks import training
 
-    lengths, layers = values.list_of(config, "seconds", float), int(config.layers)
-    return training, training.run(lengths=lengths, layers=layers, **_block(config), **common)
+    lengths, layers, freeze = values.list_of(config, "seconds", float), int(config.layers), str(config.freeze)
+    return training, training.run(lengths=lengths, layers=layers, freeze=freeze, **_block(config), **common)
 
 
 def _encoder(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
