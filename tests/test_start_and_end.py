@@ -139,6 +139,18 @@ def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(com
     assert not done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
+    """Tables have arrows, and names of files need not be Unicode."""
+    done = ended(
+        "from w2v_attn.commands import console\nrun(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        encoding=encoding,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "131" in done.stdout
+
+
 def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
     done = ended("def command(): raise BrokenPipeError('another')\nrun(command)")
     assert done.returncode == 1

@@ -48,6 +48,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     test) or leave a thread behind, where it ends with an exception, or where what it printed cannot be written.
     Where nobody reads that any more, as after `| head`, it ends in silence with the code that the shell's tools have.
     """
+    _print_what_there_are_letters_for()
     try:
         command()
         code: object = 0
@@ -87,6 +88,13 @@ def _is_alone() -> bool:
 def _streams() -> list[TextIO]:
     """What is printed to: None stands for those that were closed before this process began."""
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _print_what_there_are_letters_for() -> None:
+    """Where a terminal knows no arrow, or a name is not Unicode, a question mark is no reason to end a run."""
+    for stream in _streams():
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _has_no_reader(stream: TextIO) -> bool:
