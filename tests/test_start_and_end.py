@@ -112,6 +112,24 @@ def test_without_anything_to_print_to_it_ends_in_silence():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell of POSIX")
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_what_is_printed_into_nothing_is_not_written_into_files(closed, tmp_path):
+    """The first files that are opened would have the numbers of streams that are closed."""
+    script, written = tmp_path / "script.py", tmp_path / "written"
+    script.write_text(f"""{RUN}import os
+def command():
+    with open({str(written)!r}, "wb") as file:
+        os.write(1, b"printed"), os.write(2, b"printed"), print("printed"), print("printed", file=sys.stderr)
+        assert sys.stderr.isatty() is False and sys.stdin.fileno() == 0 and file.fileno() > 2
+        file.write(b"kept")
+run(command)
+""")
+    line = f"{shlex.join([sys.executable, str(script)])} {closed}"
+    assert subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    assert written.read_bytes() == b"kept"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX's pipes")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     test) or leave a thread behind, where it ends with an exception, or where what it printed cannot be written.
     Where nobody reads that any more, as after `| head`, it ends in silence with the code that the shell's tools have.
     """
+    _open_what_was_closed()
     _print_what_there_are_letters_for()
     try:
         command()
@@ -86,8 +87,15 @@ def _is_alone() -> bool:
 
 
 def _streams() -> list[TextIO]:
-    """What is printed to: None stands for those that were closed before this process began."""
+    """What is printed to; None is one that a host has closed."""
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _open_what_was_closed() -> None:
+    """Streams that are closed lead nowhere: else the first files that are opened get their numbers, and all prints."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
 
 
 def _print_what_there_are_letters_for() -> None:
