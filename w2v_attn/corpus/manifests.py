@@ -111,12 +111,12 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
         raise CorpusError(f"{where}: the path is {value!r}, expected the path of a file")
     if "://" in value:
         raise CorpusError(f"{where}: {value} is a URL, expected a path on this machine: fetch it first")
-    path = root / value
+    path, folder = root / value, os.path.abspath(root)
     # The path as written decides; a link inside the root may lead anywhere its owner put it.
-    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+    inside = os.path.relpath(os.path.abspath(path), folder)
     if inside.split(os.sep)[0] == os.pardir:
         raise CorpusError(
-            f"{where}: {value} leaves the folder {root}. Name the folder that all paths are in: root=/that/folder"
+            f"{where}: {value} leaves the folder {folder}. Name the folder that all paths are in: root=/that/folder"
         )
     given = record.get("id")
     name = Path(inside).as_posix() if given in (None, "") else _checked_id(given, where)
