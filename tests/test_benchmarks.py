@@ -142,6 +142,7 @@ def test_a_training_step_is_compared_on_the_same_loss(freeze, tmp_path, capsys):
         )  # fmt: skip
     assert done.value.code == 0
     report = json.loads((tmp_path / "r.json").read_text())
+    assert report["settings"]["freeze"] == freeze
     figures = report["figures"]
     contenders = ["w2v_attn", "w2v_attn, attention alone", "Hugging Face sdpa", "Hugging Face eager"]
     for batch in ("ragged", "equal"):

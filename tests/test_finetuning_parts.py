@@ -1,5 +1,6 @@
 """The parts of fine-tuning, each by its law."""
 
+import copy
 import math
 from collections import Counter
 from pathlib import Path
@@ -394,8 +395,9 @@ def test_a_batch_trains_as_its_recordings_alone(family):
         assert not torch.allclose(gradients([items])[0], alone, atol=1e-3)
 
 
-def test_who_computes_the_convolutions_follows_what_learns(norm_style, monkeypatch):
-    """Ours, but where activations are computed twice; frozen ones keep nothing for a backward that will not be."""
+@pytest.fixture
+def learning(norm_style):
+    """A model whose convolutions learn, a batch that they were told of, and the sizes of those that stock computes."""
     model = tiny_model(norm_style).train()
     extractor = model.feature_extractor
     stock, calls = extractor.forward, []
@@ -403,7 +405,13 @@ def test_who_computes_the_convolutions_follows_what_learns(norm_style, monkeypat
     frontend.install(model)
     waves = [torch.randn(n) for n in (9000, 4321)]
     frontend.tell_lengths(model, [len(wave) for wave in waves])
-    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    return model, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), calls
+
+
+def test_who_computes_the_convolutions_follows_what_learns(learning):
+    """Ours, but where activations are computed twice; frozen ones keep nothing for a backward that will not be."""
+    model, batch, calls = learning
+    extractor = model.feature_extractor
 
     def gradients():
         extractor.zero_grad()
@@ -422,6 +430,50 @@ def test_who_computes_the_convolutions_follows_what_learns(norm_style, monkeypat
     with torch.no_grad():
         assert not extractor(batch).requires_grad
     assert calls == [2]
+
+
+def test_stock_computes_what_ours_are_not_differentiable_in(learning):
+    """The waveform, half precision."""
+    model, batch, calls = learning
+    leaf = batch.clone().requires_grad_()
+    model.feature_extractor.eval()(leaf).square().sum().backward()  # in training stock takes none either
+    assert leaf.grad.any()
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.feature_extractor(batch).sum().backward()
+    model.bfloat16()
+    model.feature_extractor(batch.bfloat16()).sum().backward()
+    assert calls == [2, 2, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["plain", "fused"])
+def test_a_validation_hears_with_the_weights_as_they_are(learning, options):
+    """Also after an optimizer that leaves no trace of its step in them."""
+    model, batch, _ = learning
+    extractor = model.feature_extractor
+    optimizer = torch.optim.AdamW(extractor.parameters(), lr=0.1, **options)
+
+    def heard():
+        with torch.no_grad():
+            return extractor.eval()(batch[:1])
+
+    before = heard()
+    extractor.train()(batch).square().sum().backward()
+    optimizer.step()
+    after = heard()
+    frontend.uninstall(model)
+    assert torch.allclose(after, heard(), atol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+def test_a_model_that_trains_can_be_copied(learning):
+    model, batch, _ = learning
+    with torch.no_grad():
+        frames = model.feature_extractor.eval()(batch)
+        copied = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(copied.feature_extractor(batch), frames)
 
 
 def test_a_family_that_reads_filter_banks_is_refused_by_fine_tuning(call, tmp_path):

@@ -44,7 +44,7 @@ def test_frames_and_gradients_are_stocks_over_each_recording_alone(family, conv_
 
 
 def test_in_single_precision_the_error_is_that_of_stock(norm_style, maker):
-    stock = tiny_model(norm_style).feature_extractor
+    stock = tiny_model(norm_style, conv_dim=(64,) * 7).feature_extractor  # its products are a library's
     exact = copy.deepcopy(stock).double()
     waves, right = waveforms(torch.float32), waveforms(torch.float64)
     dy = torch.randn_like(alone(exact, right))
@@ -67,3 +67,17 @@ def test_more_than_a_piece_of_recordings_is_no_other_result(norm_style, monkeypa
     assert torch.allclose(pieces, whole, atol=1e-12)
     found = gradients(pieces, extractor, dy)
     assert all(torch.allclose(found[name], expected[name], atol=1e-9) for name in expected)
+
+
+def test_gradients_are_the_same_to_the_bit_each_time(norm_style):
+    """Also where threads share them: a run that goes on ends with the same bits."""
+    extractor = tiny_model(norm_style, conv_dim=(128,) * 7).feature_extractor
+    waves = [0.1 * torch.randn(n) for n in (80_000, 48_000)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        frames = LearningConvolutions(extractor)
+        first, *others = (gradients(frames(waves), extractor, 1.0) for _ in range(4))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)

@@ -157,6 +157,18 @@ def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(com
     assert not done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX's pipes")
+@pytest.mark.parametrize("sweep", [[], ["-m", "model=tiny,tiny"]], ids=["one", "a sweep"])
+def test_neither_has_hydra_words_for_that(sweep, tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    line = [sys.executable, "-m", "w2v_attn", "load", *sweep]
+    done = subprocess.run(line, stdout=writes, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
     """Tables have arrows, and names of files need not be Unicode."""

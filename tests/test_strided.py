@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from w2v_attn.attention import products
 from w2v_attn.attention.strided import StridedConvolution, windows_of
 
 pytestmark = pytest.mark.usefixtures("maker")
@@ -37,13 +38,31 @@ def test_its_gradients_are_the_finite_differences(taps, stride):
     assert gradcheck(lambda *leaves: StridedConvolution.apply(*leaves, stride), drawn(23, taps, 3, 5))
 
 
-def test_a_gradient_that_nobody_asks_for_is_not_computed():
-    x, weight, bias = drawn(23, 3, 3, 5)
-    y = StridedConvolution.apply(x.detach(), weight, bias.detach(), 2)
+@pytest.mark.parametrize(("wanted", "products_of"), [(0, "dx"), (1, "dw"), (2, "")])
+def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted, products_of, monkeypatch):
+    leaves = [leaf if number == wanted else leaf.detach() for number, leaf in enumerate(drawn(23, 3, 3, 5))]
+    y = StridedConvolution.apply(*leaves, 2)
+    computed = []
+    for name, gradient in (("linear", "dw"), ("add_linear", "dx")):
+        step = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *a, s=step, g=gradient: computed.append(g) or s(*a))
     y.sum().backward()
-    assert x.grad is None
-    assert bias.grad is None
-    assert weight.grad is not None
+    assert set(computed) == ({products_of} - {""})
+
+
+def test_gradients_in_any_layout_are_taken():
+    """A sum's is one number for all, a transposition's lies across."""
+    leaves = drawn(1201, 3, 128, 96, torch.float32)
+    for end in (lambda y: y.sum(), lambda y: y.T.contiguous().square().sum(), lambda y: y[::2, :50].square().sum()):
+        ours = torch.autograd.grad(end(StridedConvolution.apply(*leaves, 2)), leaves)
+        theirs = torch.autograd.grad(end(F.conv1d(leaves[0].T[None], *leaves[1:], stride=2)[0].T), leaves)
+        for found, expected in zip(ours, theirs, strict=True):
+            assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_frames_that_do_not_lie_side_by_side_are_refused():
+    with pytest.raises(AssertionError):
+        windows_of(torch.randn(3, 20).T, 3, 2)
 
 
 def test_large_ones_are_as_right_as_stocks():

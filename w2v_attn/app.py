@@ -43,7 +43,10 @@ Try it: `w2v-attn extract` runs without network on the speech and the checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted."""
+    """Runs one command and exits with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted.
+
+    Raises BrokenPipeError where nobody reads what it prints; see `start_and_end.run`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -74,13 +77,19 @@ def _run(command: str, overrides: list[str]) -> int:
     codes: list[int] = []
     here = os.getpid()
 
+    unread: list[BrokenPipeError] = []
+
     def task(config: Any) -> None:
         is_one_of_a_sweep = _name_job(command, overrides)
-        code = _checked(command, config, wants_trace)
+        try:
+            code = _checked(command, config, wants_trace)
+        except BrokenPipeError as error:  # about which Hydra would have words
+            unread.append(error)
+            code = start_and_end.NOBODY_READS
         if os.getpid() != here and code != DONE:
             raise JobEnded(code)  # what a job returns, Hydra leaves where it ran
         codes.append(code)
-        if is_one_of_a_sweep and code in (INTERRUPTED, TERMINATED):
+        if unread or (is_one_of_a_sweep and code in (INTERRUPTED, TERMINATED)):
             raise KeyboardInterrupt  # no other job begins
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -99,6 +108,8 @@ def _run(command: str, overrides: list[str]) -> int:
     finally:
         sys.argv = program
         os.environ["HYDRA_FULL_ERROR"] = asked or "0"
+    if unread:
+        raise unread[0]
     return max(codes, default=DONE)  # --help and --cfg run no task
 
 

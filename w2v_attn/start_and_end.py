@@ -48,20 +48,22 @@ def run(command: Callable[[], object]) -> NoReturn:
     test) or leave a thread behind, where it ends with an exception, or where what it printed cannot be written.
     Where nobody reads that any more, as after `| head`, it ends in silence with the code that the shell's tools have.
     """
-    _open_what_was_closed()
-    _print_what_there_are_letters_for()
+    alone = _is_alone()
+    if alone:
+        _open_what_was_closed()
+        _print_what_there_are_letters_for()
     try:
         command()
         code: object = 0
     except SystemExit as end:
         code = 0 if end.code is None else end.code
     except BrokenPipeError:
-        if not any(map(_has_no_reader, _streams())):
+        if not alone or not any(map(_has_no_reader, _streams())):
             raise
         code = NOBODY_READS
-    if _turned_away() and code == 0:
+    if alone and _turned_away() and code == 0:
         code = NOBODY_READS
-    if isinstance(code, int) and _is_alone():
+    if alone and isinstance(code, int):
         with suppress(KeyboardInterrupt):  # then nobody is waited for any more, and the command has ended as it has
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -125,9 +127,8 @@ def _turned_away() -> bool:
             stream.flush()
         except BrokenPipeError:
             away = True
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
         except (OSError, ValueError):  # Python has words and a code for that
             pass
     return away

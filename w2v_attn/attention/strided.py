@@ -26,6 +26,7 @@ from w2v_attn.attention import products
 def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
     """X̂: [T, C] contiguous -> a view [T′, kernel · C], rows of frames side by side; they overlap."""
     T, C = frames.shape
+    assert frames.is_contiguous()
     return frames.as_strided(((T - kernel) // stride + 1, kernel * C), (stride * C, 1))
 
 

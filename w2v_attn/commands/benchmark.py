@@ -30,12 +30,13 @@ def run(config: Any) -> int:
         "tell": lambda line: print(line, file=sys.stderr, flush=True),
     }
     measured, report = MEASURED[config.what](config, common)
+    written = None if output is None else write_json(report, output)  # first: what is shown may find no reader
     for title, header, rows in measured.tables(report):
         console.show(title, rows, header=header)
-    if output is not None:
-        print(f"written: {write_json(report, output)}")
+    if written is not None:
+        print(f"written: {written}")
         if config.what == "encoder":
-            _draw(report, output.with_suffix(".png"))
+            _draw(report, written.with_suffix(".png"))
     return DONE
 
 

@@ -23,20 +23,23 @@ from w2v_attn.feature_sets.making import Making
 from w2v_attn.feature_sets.segments import read_segments
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import read_record
-from w2v_attn.runs.shares import Share, parts_of, read_share, rows_of
+from w2v_attn.runs.shares import parts_of, read_share, rows_of
 
 
 def run(config: Any) -> int:
     """Extracts, with an estimate, progress and a summary; its exit code."""
-    output, layout, share = values.folder(config, "output"), values.text(config, "layout"), _share(config)
-    store = store_of(layout)
+    output, layers, layout = (
+        values.folder(config, "output"),
+        values.list_of(config, "layers"),
+        values.text(config, "layout"),
+    )
+    store, share = store_of(layout), read_share(values.text_or_none(config, "share"))
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     making, listed = _making(config, corpus.rows), len(corpus.rows)
     if making.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
     mine = replace(corpus, rows=tuple(rows_of(share.of(parts_of(corpus.rows, store.together)))))
-    layers = tuple(values.list_of(config, "layers"))
-    task = Task(output=output, layers=layers, layout=layout, making=making, **values.limits(config))
+    task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
     model = values.model_options(config) | {"long": values.long(config)}
     job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
@@ -69,11 +72,6 @@ def run(config: Any) -> int:
         return corpus_run.conclude("Extracted", corpus, watched, output, rows)
     corpus_run.conclude(f"Extracted, share {share}", mine, watched, output, rows)
     return _conclude_shares(output, watched.code)
-
-
-def _share(config: Any) -> Share:
-    """The share of the recordings that this process is to extract."""
-    return read_share(values.text_or_none(config, "share"))
 
 
 def _making(config: Any, rows: Sequence[Row]) -> Making:

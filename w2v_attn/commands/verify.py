@@ -37,12 +37,15 @@ def run(config: Any) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    written = None
+    if output is not None:  # first: what is shown may find no reader
+        written = write_json(report.as_record(found) | circumstances(request.device), output)
     for title, header, rows in report.tables(found, stages=config.show == "stages"):
         console.show(title, rows, header=header)
     for line in report.sentences(found):
         print(line)
     for line in report.broken(found):
         print(line, file=sys.stderr)
-    if output is not None:
-        print(f"written: {write_json(report.as_record(found) | circumstances(request.device), output)}")
+    if written is not None:
+        print(f"written: {written}")
     return DONE if found.holds else SOME_FAILED

@@ -137,13 +137,16 @@ class FeatureExtractor(ABC):
     """That of a Hugging Face model, its weights laid out anew when they have changed."""
 
     def __init__(self, feature_extractor: Any):
-        self._layers = feature_extractor.conv_layers
-        self._parameters = list(feature_extractor.parameters())
+        self._module, self._layers = feature_extractor, feature_extractor.conv_layers
         self.grid = grid_of(self._layers)
         self._state: list[tuple[int, int]] = []
 
+    def forget(self) -> None:
+        """Weights that learn may change without a trace: fused optimizers leave none."""
+        self._state = []
+
     def _follow(self) -> None:
-        state = state_of(self._parameters)
+        state = state_of(self._module.parameters())
         if state != self._state:
             self._prepare()
             self._state = state  # last: another thread must not see it before what it stands for

@@ -20,7 +20,7 @@ from w2v_attn.encoder.pack import Pack, Piece, window_moments
 
 
 class LearningConvolutions:
-    """The feature extractor of a Hugging Face model, differentiable by its weights."""
+    """The feature extractor of a Hugging Face model, differentiable by its weights but not by the waveforms."""
 
     def __init__(self, feature_extractor: Any):
         self._layers = feature_extractor.conv_layers
@@ -60,7 +60,9 @@ def _first_frames(layer: Any, pack: Pack, piece: Piece, weights: Tensor | None) 
     grid, end = pack.grid, piece.end + pack.grid.margin
     count = (len(pack.seen(piece)) - grid.kernel) // grid.stride + 1
     windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
-    return layer.activation(torch.bmm(windows, weights[pack.owners[piece.begin : end]]).flatten(0, 1)[:count])
+    # Not by brackets, whose backward adds up in any order: a run that goes on would not end with the same bits.
+    own = weights.index_select(0, pack.owners[piece.begin : end])
+    return layer.activation(torch.bmm(windows, own).flatten(0, 1)[:count])
 
 
 def _convolved(layer: Any, frames: Tensor) -> Tensor:

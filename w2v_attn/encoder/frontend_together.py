@@ -66,7 +66,7 @@ class ConvolutionsTogether(FeatureExtractor):
 
     def __init__(self, feature_extractor: Any, dtype: torch.dtype | None = None):
         super().__init__(feature_extractor)
-        self._dtype = self._parameters[0].dtype if dtype is None else dtype
+        self._dtype = self._layers[0].conv.weight.dtype if dtype is None else dtype
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
         """float [samples] each, on one device -> their frames side by side, [ΣT, C], a piece after the other.

@@ -11,7 +11,7 @@ and the frames of a recording none of its padding; layer-norm frontends are left
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -63,15 +63,32 @@ class _Alone:
 
     def __init__(self, extractor: Any):
         self._extractor, self._stock = extractor, extractor.forward
-        self._convolutions, self._learning = Convolutions(extractor), LearningConvolutions(extractor)
-        self._together: dict[torch.dtype | None, frontend_together.ConvolutionsTogether] = {}
         self.samples: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a model: weights that are laid out cannot be copied, and are laid out anew."""
+        return {"_extractor": self._extractor, "_stock": self._stock, "samples": self.samples}
+
+    @cached_property
+    def _convolutions(self) -> Convolutions:
+        return Convolutions(self._extractor)
+
+    @cached_property
+    def _learning(self) -> LearningConvolutions:
+        return LearningConvolutions(self._extractor)
+
+    @cached_property
+    def _together(self) -> dict[torch.dtype | None, frontend_together.ConvolutionsTogether]:
+        return {}
 
     def __call__(self, input_values: Tensor) -> Tensor:
         """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._extractor.parameters())
-        if learns and not self._learns_here(input_values.device.type):
-            return self._stock(input_values)
+        if learns:
+            for laid_out in (self._convolutions, *self._together.values()):
+                laid_out.forget()
+            if not self._learns_here(input_values):
+                return self._stock(input_values)
         # In evaluation one recording is heard at a time.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
@@ -80,11 +97,12 @@ class _Alone:
         frames = self._learned(waveforms, counts, longest) if learns else self._computed(waveforms, counts, longest)
         return frames.transpose(1, 2)
 
-    def _learns_here(self, device: str) -> bool:
-        """Whether ours are differentiable there: nothing is computed in half precision, or a second time."""
-        layers = self._extractor.conv_layers
-        checkpoints = self._extractor.training and any(getattr(x, "gradient_checkpointing", False) for x in layers)
-        return device == "cpu" and not torch.is_autocast_enabled(device) and not checkpoints
+    def _learns_here(self, input_values: Tensor) -> bool:
+        """Whether ours are differentiable here: by the weights, in whole precision, and computed once."""
+        device, layers = input_values.device.type, self._extractor.conv_layers
+        whole = layers[0].conv.weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device)
+        twice = self._extractor.training and any(getattr(x, "gradient_checkpointing", False) for x in layers)
+        return device == "cpu" and whole and not twice and not input_values.requires_grad
 
     def _learned(self, waveforms: list[Tensor], counts: list[int], longest: int) -> Tensor:
         """[B, longest, channels], differentiable."""
