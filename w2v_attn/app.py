@@ -76,7 +76,6 @@ def _run(command: str, overrides: list[str]) -> int:
     wants_trace = asked == "1"
     codes: list[int] = []
     here = os.getpid()
-
     unread: list[BrokenPipeError] = []
 
     def task(config: Any) -> None:

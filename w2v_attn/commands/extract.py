@@ -28,12 +28,9 @@ from w2v_attn.runs.shares import parts_of, read_share, rows_of
 
 def run(config: Any) -> int:
     """Extracts, with an estimate, progress and a summary; its exit code."""
-    output, layers, layout = (
-        values.folder(config, "output"),
-        values.list_of(config, "layers"),
-        values.text(config, "layout"),
-    )
-    store, share = store_of(layout), read_share(values.text_or_none(config, "share"))
+    output, layers = values.folder(config, "output"), values.list_of(config, "layers")
+    layout, share = values.text(config, "layout"), read_share(values.text_or_none(config, "share"))
+    store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     making, listed = _making(config, corpus.rows), len(corpus.rows)
     if making.spans is not None:
