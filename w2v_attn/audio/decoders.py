@@ -204,7 +204,7 @@ def _opened_by_ffmpeg(file: Any, refusal: Exception) -> Iterator[Source]:
         raise AudioError(f"is not audio that libsndfile knows: {_sentence(refusal)}") from refusal
     file.seek(0)
     # Titles of any letters. From version 19 on they are taken as they are, and `open` is not told.
-    titles = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    titles: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
         with av.open(file, **titles) as container:
             if not container.streams.audio:
