@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.attention.strided import StridedConvolution
 from w2v_attn.encoder.frontend import fold_group_norm, grid_of, layer_norm, norm_of
-from w2v_attn.encoder.pack import Pack, Piece, window_moments
+from w2v_attn.encoder.pack import Pack, Piece, own_products, window_moments
 
 
 class LearningConvolutions:
@@ -57,12 +56,7 @@ def _first_frames(layer: Any, pack: Pack, piece: Piece, weights: Tensor | None) 
     """What the first convolution makes of the samples that a piece sees, [T, C]."""
     if weights is None:
         return _convolved(layer, pack.seen(piece)[:, None])
-    grid, end = pack.grid, piece.end + pack.grid.margin
-    count = (len(pack.seen(piece)) - grid.kernel) // grid.stride + 1
-    windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
-    # Not by brackets, whose backward adds up in any order: a run that goes on would not end with the same bits.
-    own = weights.index_select(0, pack.owners[piece.begin : end])
-    return layer.activation(torch.bmm(windows, own).flatten(0, 1)[:count])
+    return layer.activation(own_products(pack, piece, weights))
 
 
 def _convolved(layer: Any, frames: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from w2v_attn.encoder.frontend import (
     norm_of,
     weight_of,
 )
-from w2v_attn.encoder.pack import Pack, Piece, window_moments
+from w2v_attn.encoder.pack import Pack, Piece, own_products, window_moments
 
 
 def pays(device: torch.device) -> bool:
@@ -124,11 +124,9 @@ class ConvolutionsTogether(FeatureExtractor):
         count = (len(samples) - grid.kernel) // grid.stride + 1
         if weights is None:
             return self._first(samples[:, None]).to(dtype)
-        owners = pack.owners[piece.begin : end] if self._normalises else pack.owners.new_zeros(end - piece.begin)
         if not self._first_is_fused:
-            windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
-            frames = torch.bmm(windows, weights[owners]).flatten(0, 1)[:count]
-            return self._first_ending(frames).to(dtype)
+            return self._first_ending(own_products(pack, piece, weights)).to(dtype)
+        owners = pack.owners[piece.begin : end] if self._normalises else pack.owners.new_zeros(end - piece.begin)
         gelu = self._first_ending.norm is None and self._first_ending.is_gelu
         frames = fusions.first_frames(
             samples, weights, owners, count=count, kernel=grid.kernel, stride=grid.stride, windows=grid.windows,

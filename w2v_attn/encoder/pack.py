@@ -177,3 +177,16 @@ def window_moments(pack: Pack) -> tuple[Tensor, Tensor]:
     mean = total / counts
     moment = square / counts.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     return mean + centres.unsqueeze(-1), moment
+
+
+def own_products(pack: Pack, piece: Piece, weights: Tensor) -> Tensor:
+    """Windows of the first convolution that a piece sees, each with the weights of its recording: [T, C].
+
+    weights: [R, kernel + 1, C]; the last is the bias: the weight of one sample more, which is always 1.
+    """
+    grid, end = pack.grid, piece.end + pack.grid.margin
+    count = (len(pack.seen(piece)) - grid.kernel) // grid.stride + 1
+    windows = F.pad(pack.windows(piece.begin, end), (0, 1), value=1.0)
+    # Not by brackets, whose backward adds up in any order: a run that goes on would not end with the same bits.
+    own = weights.index_select(0, pack.owners[piece.begin : end])
+    return torch.bmm(windows, own).flatten(0, 1)[:count]
