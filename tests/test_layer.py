@@ -529,9 +529,8 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     layer = make_layer()
     x = torch.randn(1, T, C, dtype=torch.float64, requires_grad=True)
     dy = torch.ones(1, T, M, dtype=torch.float64, requires_grad=True)
-    (dx,) = torch.autograd.grad(layer(x), x, dy, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(layer(x), x, dy, create_graph=True)
 
 
 @pytest.mark.parametrize("backend", CORES)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention.masks import Added, AttentionMask
-from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums, softmax_dtype
+from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, keep_rate, row_sums, softmax_dtype
 from w2v_attn.attention.products import LEAST_WORK, mkl_is_at_home, serves
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
@@ -66,7 +66,7 @@ def forward(
     dropper = Dropper(memory.seed, dropout, q.device, dtype)
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, like=q)
         add = mask.adder(b, heads, rows, tile.num_keys)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         o[b, heads, rows] = attend_rows(
@@ -108,7 +108,7 @@ def backward(
     delta = row_sums(do, o.to(dtype))
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
-        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, q.device)
+        bias, allowed = mask.tile(b, heads, rows, tile.num_keys, like=q)
         add = mask.adder(b, heads, rows, tile.num_keys)
         keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
         dq[b, heads, rows], ds = attend_rows_backward(
@@ -139,7 +139,7 @@ class Dropper:
     """
 
     def __init__(self, seed: int, dropout: float, device: torch.device, dtype: torch.dtype):
-        self.keep_rate = 1.0 - dropout
+        self.keep_rate = keep_rate(dropout)
         self._levels = KEEP_LEVELS * dropout
         self._device, self._dtype = device, dtype
         self._generator = torch.Generator(device).manual_seed(seed) if dropout > 0 else None
@@ -152,7 +152,8 @@ class Dropper:
         bits = torch.empty((numel + 7) // 8, dtype=torch.int64, device=self._device)
         bits.random_(-(1 << 63), None, generator=self._generator)
         numbers = bits.view(torch.int8)[:numel].view(heads, rows, keys)  # uniform over −128 … 127
-        rounding = torch.rand(heads, rows, 1, generator=self._generator, device=self._device)
+        # float32 whatever torch's default dtype is: another one would draw another stream.
+        rounding = torch.rand(heads, rows, 1, generator=self._generator, device=self._device, dtype=torch.float32)
         threshold = (self._levels + rounding).floor_().sub_(KEEP_LEVELS // 2)
         # int8 holds −128 … 127; only a rate above 255/256 can ask for 128.
         threshold = threshold.to(torch.int8 if self._levels <= KEEP_LEVELS - 1 else torch.int16)

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from w2v_attn.attention import products
+from w2v_attn.attention.first_order import first_order_only, unaliased
+from w2v_attn.attention.mathematics import keep_rate
 
 
 def is_gelu(activation: Any) -> bool:
@@ -51,15 +52,15 @@ class FeedForward(torch.autograd.Function):
     ) -> Tensor:
         keeps = any(ctx.needs_input_grad)
         if not keeps and dropout == 0:
-            return products.linear(products.linear(x, w_1, b_1, gelu=True), w_2, b_2)
+            return unaliased(products.linear(products.linear(x, w_1, b_1, gelu=True), w_2, b_2))
         u = products.linear(x, w_1, b_1)  # (1)
         a, kept = _activate(u, None, dropout)  # (2)
         ctx.dropout = dropout
         ctx.save_for_backward(x, u, kept, w_1, w_2)
-        return products.linear(a, w_2, b_2)  # (3)
+        return unaliased(products.linear(a, w_2, b_2))  # (3)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, u, kept, w_1, w_2 = ctx.saved_tensors
         need_x, need_w1, need_b1, need_w2, need_b2, _ = ctx.needs_input_grad
@@ -73,7 +74,7 @@ class FeedForward(torch.autograd.Function):
             if need_x or need_w1 or need_b1:
                 da = products.linear(dy, w_2.T)
                 if kept is not None:  # (2)
-                    da.mul_(kept).div_(1 - ctx.dropout)
+                    da.mul_(kept).div_(keep_rate(ctx.dropout))
                 du = torch.ops.aten.gelu_backward(da, u)
                 dx = products.linear(du, w_1.T).view(shape) if need_x else None  # (1)
                 dw_1 = products.linear(du.T, x.T) if need_w1 else None
@@ -88,4 +89,4 @@ def _activate(u: Tensor, kept: Tensor | None, dropout: float) -> tuple[Tensor, T
         return a, None
     if kept is None:
         kept = torch.rand_like(u, dtype=torch.float32) >= dropout
-    return a.mul_(kept).div_(1 - dropout), kept
+    return a.mul_(kept).div_(keep_rate(dropout)), kept

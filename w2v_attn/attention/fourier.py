@@ -27,7 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention.first_order import first_order_only
 
 # Windows transformed at once: about 2000 frames, which stay near the caches, and 66 000.
 CPU_WINDOWS, ACCELERATOR_WINDOWS = 16, 512
@@ -90,7 +91,13 @@ class FourierConvolution:
         convolution = getattr(module, "conv", None)
         if not isinstance(convolution, nn.Conv1d) or not hasattr(module, "activation"):
             return None
-        if convolution.stride != (1,) or convolution.padding != (convolution.kernel_size[0] // 2,):
+        taps = convolution.kernel_size[0]
+        removed = getattr(getattr(module, "padding", None), "num_pad_remove", None)
+        if removed != (taps + 1) % 2 or convolution.padding != (taps // 2,) or convolution.padding_mode != "zeros":
+            return None
+        if type(convolution).forward is not nn.Conv1d.forward:
+            return None
+        if convolution.stride != (1,) or convolution.dilation != (1,):
             return None
         return cls(convolution, module.activation, getattr(module, "batch_norm", None), dtype, live=live)
 
@@ -144,7 +151,7 @@ class GroupedCorrelation(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         frames, weight = ctx.saved_tensors
         kernel, needs_weight = ctx.kernel, ctx.needs_input_grad[1]

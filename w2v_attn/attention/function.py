@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from w2v_attn.attention import cores, mathematics
+from w2v_attn.attention.first_order import first_order_only, forward_mode_is_on, unaliased
 from w2v_attn.attention.masks import Added, AttentionMask
 
 # Frames from which a copy of queries, keys and values pays on a CPU (3 % at 1500, 5 % at 4000, a loss at 300).
@@ -28,13 +28,13 @@ class Options(NamedTuple):
     backend: str
     mask: AttentionMask
 
-    def without_added(self) -> "Options":
-        """The same, its mask without what is added to the scores: an autograd function takes that by itself."""
-        return self.with_added(Added())
+    def without_tensors(self) -> "Options":
+        """The same, its mask without tensors: those are saved for backward."""
+        return self._replace(mask=self.mask.without_tensors())
 
-    def with_added(self, added: Sequence[Tensor | None]) -> "Options":
-        """The same, its mask with these tensors for what is added to the scores."""
-        return self._replace(mask=self.mask.of(added))
+    def with_tensors(self, padding: Tensor | None, allowed: Tensor | None, *added: Tensor | None) -> "Options":
+        """The same, its mask with these tensors: its limits, and what is added to the scores."""
+        return self._replace(mask=self.mask.with_limits(padding, allowed).of(added))
 
 
 # How the heads were attended, for their backward: core and memory of each recording, or of all together.
@@ -59,19 +59,19 @@ class SelfAttention(torch.autograd.Function):
         options: Options,
         *added: Tensor | None,
     ) -> Tensor:
-        parameters, ctx.options = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o), options
+        parameters, ctx.options = (w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o), options.without_tensors()
         needs_added = any(ctx.needs_input_grad[10:])
-        y, (q, k, v, o, lse), ctx.parts = _block(x, parameters, options.with_added(added), needs_added=needs_added)
+        y, (q, k, v, o, lse), ctx.parts = _block(x, parameters, options, needs_added=needs_added)
         # x, q, k, v and o are each O(T) and cost a product to have again; P and R are O(T²) and come back tile by tile,
         # R from the seed. The weights are the parameters themselves.
-        ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added)
-        return y
+        ctx.save_for_backward(x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *options.mask.limits, *added)
+        return unaliased(y)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *added = ctx.saved_tensors
-        options = ctx.options.with_added(added)
+        x, q, k, v, o, lse, w_q, w_k, w_v, w_o, *masks = ctx.saved_tensors
+        options = ctx.options.with_tensors(*masks)
         need_x, need_wq, need_bq, need_wk, need_bk, need_wv, need_bv, need_wo, need_bo, _, *needs = ctx.needs_input_grad
         dx = dw_q = db_q = dw_k = db_k = dw_v = db_v = None
         dadded = Added()
@@ -108,16 +108,16 @@ class AttentionCore(torch.autograd.Function):
         options: Options,
         *added: Tensor | None,
     ) -> Tensor:
-        ctx.options, needs_added = options, any(ctx.needs_input_grad[4:])
-        o, lse, ctx.parts = _attend(q, k, v, options.with_added(added), needs_added=needs_added)
-        ctx.save_for_backward(q, k, v, o, lse, *added)
+        ctx.options, needs_added = options.without_tensors(), any(ctx.needs_input_grad[4:])
+        o, lse, ctx.parts = _attend(q, k, v, options, needs_added=needs_added)
+        ctx.save_for_backward(q, k, v, o, lse, *options.mask.limits, *added)
         return o
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, o, lse, *added = ctx.saved_tensors
-        options, needs = ctx.options.with_added(added), ctx.needs_input_grad[4:]
+        q, k, v, o, lse, *masks = ctx.saved_tensors
+        options, needs = ctx.options.with_tensors(*masks), ctx.needs_input_grad[4:]
         with torch.autocast(q.device.type, enabled=False):
             dq, dk, dv, dadded = _attend_backward(do, q, k, v, o, lse, ctx.parts, options, needs=needs)
         return dq, dk, dv, None, *dadded
@@ -128,14 +128,14 @@ def self_attention(x: Tensor, parameters: tuple[Tensor | None, ...], options: Op
 
     parameters: w_q, b_q, w_k, b_k, w_v, b_v, w_o, b_o.
     """
-    if torch.is_grad_enabled():
-        return SelfAttention.apply(x, *parameters, options.without_added(), *options.mask.added)
+    if torch.is_grad_enabled() or forward_mode_is_on():
+        return SelfAttention.apply(x, *parameters, options, *options.mask.added)
     return _block(x, parameters, options, needs_added=False)[0]
 
 
 def attention_core(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Tensor:
     """Steps (2) to (5): o [B, H, T, E]; differentiable."""
-    return AttentionCore.apply(q, k, v, options.without_added(), *options.mask.added)
+    return AttentionCore.apply(q, k, v, options, *options.mask.added)
 
 
 def _block(

@@ -21,6 +21,7 @@ CUDA_FLASH_CHANNELS, CUDA_FLASH_CAPABILITY = 256, (8, 0)
 BIAS_ALIGNMENT = 16
 # Frames of recordings whose position biases are held whole: with 16 heads a quarter of a gigabyte of float32.
 MOST_POSITIONS = 2048
+ALL_DROPPED = "kernels divide what dropout keeps by its share, and dropout=1 keeps nothing"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
     device = q.device.type
     if mask.positions is not None and q.shape[2] > MOST_POSITIONS:
         return f"the fused kernels hold all T² position biases, which is too much beyond {MOST_POSITIONS} frames"
+    if dropout >= 1:
+        return ALL_DROPPED
     if device not in ("cpu", "cuda"):
         return f"there is no fused kernel for the device {device}"
     if q.shape[-1] != v.shape[-1]:
@@ -63,6 +66,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Memory]:
     """See `cores.Forward`."""
     num_frames = q.shape[2]
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     if q.device.type == "cpu":
         o, lse = _cpu_forward(q, k, v, mask, scale)
         memory = CPU_FLASH
@@ -99,6 +103,7 @@ def backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:
     """See `cores.Backward`."""
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     empty = mask.rows_without_keys(q.shape[2])
     if empty is not None:
         # The kernel gave these rows some probabilities. With dO = 0 there, δ and dS are 0 whatever they were.
@@ -119,6 +124,11 @@ def backward(
         do, q, k, v, bias, o, lse, seed, offset, dropout, (True, True, True, any(needs)), causal, scale=scale
     )
     return dq, dk, dv, mask.added_backward(ds.to(softmax_dtype(q)), needs) if any(needs) else Added()
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """The same with the channels of a head next to each other: kernels below torch's dispatch take that for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 # ------------------------------------------------------------------------------------------------------- CPU

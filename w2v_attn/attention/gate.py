@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention.first_order import first_order_only
 
 # Rows that are added up for each of u and z.
 ROWS = 4
@@ -36,7 +37,7 @@ class Gate(torch.autograd.Function):
         return gate(x, weight, bias, c)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dg: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, c = ctx.saved_tensors
         a_r, x_heads = _openings(x, weight, bias, len(c))  # two numbers a frame and head: not worth keeping

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from w2v_attn.attention import cores, mathematics, scores
 from w2v_attn.attention.function import Options, attention_core, self_attention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
+from w2v_attn.attention.plain import is_plain
 from w2v_attn.attention.position import RelativePositions
 
 Initializer = Callable[[Tensor], object]
@@ -224,17 +225,6 @@ def _called(
 
 # Graph compilers leave this to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels.
 _outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_called)  # type: ignore[assignment]
-
-
-def is_plain(projection: nn.Module) -> bool:
-    """Whether a projection is x Wᵀ + b and nothing else: no LoRA, no quantisation, no hook, no forward of its own."""
-    return type(projection) is nn.Linear and not (
-        projection._forward_hooks
-        or projection._forward_pre_hooks
-        or projection._backward_hooks
-        or projection._backward_pre_hooks
-        or "forward" in vars(projection)
-    )
 
 
 def _initializer(argument: str, choice: str | Initializer, known: dict[str, Initializer]) -> Initializer:

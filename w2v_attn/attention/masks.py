@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.mathematics import Adder
+from w2v_attn.attention.mathematics import Adder, softmax_dtype
 from w2v_attn.attention.position import RelativePositions
 
 
@@ -119,9 +119,18 @@ class AttentionMask:
             positions = replace(positions, **dict(zip(Added._fields[1:], tensors, strict=True)))
         return replace(self, bias=bias, positions=positions)
 
-    def of_nothing(self) -> "AttentionMask":
-        """The same without what is added to the scores: autograd functions take those tensors by themselves."""
-        return self.of(Added())
+    @property
+    def limits(self) -> tuple[Tensor | None, Tensor | None]:
+        """padding and allowed: the tensors that are not added to the scores."""
+        return self.padding, self.allowed
+
+    def with_limits(self, padding: Tensor | None, allowed: Tensor | None) -> "AttentionMask":
+        """The same with these tensors in the place of `limits`."""
+        return replace(self, padding=padding, allowed=allowed)
+
+    def without_tensors(self) -> "AttentionMask":
+        """The same without its tensors: autograd functions save those, so that a change before backward is noticed."""
+        return self.with_limits(None, None).of(Added())
 
     @property
     def recordings(self) -> list[slice]:
@@ -147,10 +156,11 @@ class AttentionMask:
         return last_real.tolist()
 
     def tile(
-        self, recording: int, heads: slice, rows: slice, num_keys: int, device: torch.device
+        self, recording: int, heads: slice, rows: slice, num_keys: int, *, like: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None.
 
+        like: the queries. The bias has the dtype of their scores: a narrower one would round what is taken off it.
         What positions add is not in the bias: `adder` has it.
         """
         keys = slice(0, num_keys)
@@ -163,13 +173,13 @@ class AttentionMask:
         if self.allowed is not None:
             parts.append(_cut(self.allowed, recording, heads, rows, keys))
         if self.causal:
-            parts.append(_past(rows, num_keys, device)[None])
+            parts.append(_past(rows, num_keys, like.device)[None])
         allowed = None
         for part in parts:
             allowed = part if allowed is None else allowed & part
         if self.bias is None:
             return None, allowed
-        bias = _cut(self.bias, recording, heads, rows, keys)
+        bias = _cut(self.bias, recording, heads, rows, keys).to(softmax_dtype(like))
         reach = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
         return bias - _largest(reach), allowed
 

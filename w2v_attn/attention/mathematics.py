@@ -92,6 +92,11 @@ def merge_heads(x_BHTD: Tensor) -> Tensor:
     return x_BHTD.transpose(1, 2).flatten(2)
 
 
+def keep_rate(dropout: float) -> float:
+    """1 − p of step (4), by which what is kept is divided; 1 where nothing is kept, so that zeros stay zeros."""
+    return 1.0 - dropout if dropout < 1 else 1.0
+
+
 def softmax_dtype(x: Tensor) -> torch.dtype:
     """The dtype of scores and their softmax: float32 for half precisions, x's own else."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -21,9 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from w2v_attn.attention import flops
+
 NO_EPILOGUE, GELU = "none", "gelu"
 # A call of oneDNN takes some 20 µs before it begins: products of fewer multiplications than this are over by then.
 LEAST_WORK = 1 << 21
+
+flops.register()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -181,6 +185,8 @@ def serves_heads(dtype: torch.dtype) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    # oneDNN reads a bias as if it had no gaps, and an expanded one beyond its end.
+    bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, GELU if gelu else NO_EPILOGUE, [], "none")
 
 

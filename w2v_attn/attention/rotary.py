@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from w2v_attn.attention.first_order import first_order_only
 
 
 class Rotate(torch.autograd.Function):
@@ -29,7 +30,7 @@ class Rotate(torch.autograd.Function):
         return (heads * cos[:, None] + _turned(heads) * sin[:, None]).flatten(2)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         heads = _heads(dy, cos)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from w2v_attn.attention import mathematics
+from w2v_attn.attention.first_order import first_order_only
 from w2v_attn.attention.masks import AttentionMask
 
 
@@ -21,28 +21,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float
     q, k: [B, H, T, D]. v: [B, H, T, E].
     """
     assert mask.lengths is None
-    p = Scores.apply(q, k, scale, mask.of_nothing(), *mask.added)
+    p = Scores.apply(q, k, scale, mask, *mask.added)
     return WeightedSum.apply(p, v, dropout), p
 
 
 class Scores(torch.autograd.Function):
-    """Steps (2) and (3): q, k -> P. mask: without what is added to the scores, which follows as tensors."""
+    """Steps (2) and (3): q, k -> P. added: the tensors of the mask that are added to the scores."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, scale: float, mask: AttentionMask, *added: Tensor | None) -> Tensor:
         p = _probabilities(q, k, scale, mask.of(added))
-        ctx.save_for_backward(q, k, p, *added)
-        ctx.scale, ctx.mask = scale, mask
+        ctx.scale, ctx.mask = scale, mask.without_tensors()
+        ctx.save_for_backward(q, k, p, *mask.limits, *added)
         return p
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dp: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, p, *added = ctx.saved_tensors
+        q, k, p, padding, allowed, *added = ctx.saved_tensors
+        mask = ctx.mask.with_limits(padding, allowed).of(added)
         wide = mathematics.softmax_dtype(q)
         ds = mathematics.softmax_backward(p.to(wide), dp.to(wide))  # (3)
         dq, dk = ds @ k.to(wide) * ctx.scale, ds.mT @ q.to(wide) * ctx.scale  # (2)
-        gradients = ctx.mask.of(added).added_backward(ds, ctx.needs_input_grad[4:])
+        gradients = mask.added_backward(ds, ctx.needs_input_grad[4:])
         dadded = (None if d is None else d.to(x.dtype) for d, x in zip(gradients, added, strict=True))
         return dq.to(q.dtype), dk.to(k.dtype), None, None, *dadded
 
@@ -54,11 +55,11 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, p: Tensor, v: Tensor, dropout: float) -> Tensor:
         keep = torch.rand_like(p, dtype=torch.float32) >= dropout if dropout > 0 else None
         ctx.save_for_backward(p, v, keep)
-        ctx.keep_rate = 1.0 - dropout
+        ctx.keep_rate = mathematics.keep_rate(dropout)
         return _kept(p, keep, ctx.keep_rate).to(v.dtype) @ v
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor, Tensor, None]:
         p, v, keep = ctx.saved_tensors
         dv = _kept(p, keep, ctx.keep_rate).to(do.dtype).mT @ do  # (5)
@@ -70,7 +71,7 @@ def _probabilities(q: Tensor, k: Tensor, scale: float, mask: AttentionMask) -> T
     wide, heads, rows = mathematics.softmax_dtype(q), slice(0, H), slice(0, T)
     p = torch.empty(B, H, T, T, dtype=q.dtype, device=q.device)
     for b in range(B):
-        bias, allowed = mask.tile(b, heads, rows, T, q.device)
+        bias, allowed = mask.tile(b, heads, rows, T, like=q)
         add = mask.adder(b, heads, rows, T)
         p[b] = mathematics.probabilities(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, add)
     return p

@@ -45,6 +45,8 @@ def why_not_flash(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, 
     """What of this request the platform's flash attention cannot do; None when it can do it all."""
     if mask.forbids or mask.causal or mask.positions is not None:
         return "flash attention over offsets has no masks, and nothing is added to its scores"
+    if dropout >= 1:
+        return fused.ALL_DROPPED
     if q.device.type != "cuda" or q.dtype not in fused.CUDA_FLASH_DTYPES:
         return f"flash attention needs a GPU and half precision, got {q.device.type} and {q.dtype}"
     if torch.cuda.get_device_capability(q.device) < fused.CUDA_FLASH_CAPABILITY:
@@ -60,7 +62,7 @@ def flash_forward(
     """See `cores.Forward`."""
     assert mask.lengths is not None
     offsets, longest = offsets_of(mask.lengths, q.device), max(mask.lengths)
-    q, k, v = (_frames_first(x) for x in (q, k, v))
+    q, k, v = (fused.unit_stride(_frames_first(x)) for x in (q, k, v))
     o, lse, seed, offset, _ = aten._flash_attention_forward(
         q, k, v, offsets, offsets, longest, longest, dropout, False, False, scale=scale
     )
@@ -72,7 +74,7 @@ def flash_backward(
     *, scale: float, dropout: float, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
     """See `cores.Backward`."""
-    do, q, k, v, o = (_frames_first(x) for x in (do, q, k, v, o))
+    do, q, k, v, o = (fused.unit_stride(_frames_first(x)) for x in (do, q, k, v, o))
     assert memory.random_state is not None
     offsets, longest = memory.offsets, memory.max_frames
     gradients = aten._flash_attention_backward(
@@ -88,6 +90,8 @@ def flash_backward(
 
 def why_not_triton(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """What of this request our Triton kernels cannot do; None when they can do it all."""
+    if dropout >= 1:
+        return fused.ALL_DROPPED
     if mask.forbids or mask.causal:
         return "the Triton core has no masks but the ends of recordings"
     positions = mask.positions

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from w2v_attn.attention import products
+from w2v_attn.attention.first_order import first_order_only, unaliased
 
 
 def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
@@ -41,10 +41,10 @@ class StridedConvolution(torch.autograd.Function):
         y = products.linear(*first, bias)
         for windows, w in others:
             products.add_linear(y, windows, w)
-        return y
+        return unaliased(y)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         frames, weight = ctx.saved_tensors
         need_x, need_w, need_b, _ = ctx.needs_input_grad

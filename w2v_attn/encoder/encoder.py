@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from w2v_attn.encoder.blocks import LONG_FROM
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long import Long, batches_of
-from w2v_attn.encoder.waveforms import WaveformModel, find_device
+from w2v_attn.encoder.model_state import Structure, checksum
+from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 
 # Frames that go through the blocks together on a CPU: what a block keeps of them stays near the caches.
@@ -48,6 +49,10 @@ def load_encoder(
 class Encoder(WaveformModel):
     """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out.
 
+    Features are always those of `model` as it is when `extract` is called, in evaluation mode, however it was changed:
+    by an optimizer, LoRA, a hook, another module in the place of one, or another model. What `extract` has laid out for
+    its own computation it compares with the model at every call, and lays out anew where the model has changed.
+
     long: how long recordings are taken.
     """
 
@@ -56,8 +61,22 @@ class Encoder(WaveformModel):
     ):
         super().__init__(checkpoint, device=device, backend=backend)
         self.long = Long() if long is None else long
+        self._forget()
         if self.why_not_ragged is not None and self.long.kind != "exact":
             raise ValueError(f"long={self.long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, without a head."""
+        return super().model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        if not hasattr(getattr(model, "encoder", None), "layers"):
+            raise ValueError(
+                f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
+            )
+        WaveformModel.model.fset(self, model)  # type: ignore[attr-defined]
 
     @property
     def why_not_ragged(self) -> str | None:
@@ -79,31 +98,19 @@ class Encoder(WaveformModel):
         What a recording's features are does not depend on the others in the list, nor on its place among them.
 
         Raises:
-            ValueError: an unknown layer, or a waveform that is not [samples] or too short.
+            ValueError: an unknown layer, or a waveform that is not [samples], is too short, or has NaN in it.
         """
         wanted = check_layers(layers, self.num_layers)
         waveforms = [torch.as_tensor(waveform) for waveform in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
-        if (reason := self.why_not_ragged) is not None:
+        with evaluating(self.model):
+            reason = self._follow()
+            if self._ragged is not None:
+                return self._extract_packs(self._ragged, waveforms, wanted)
             if self.long.kind != "exact":
                 raise ValueError(f"long={self.long.kind} cannot be had from this model: {reason}")
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
-        self._ragged.follow()
-
-        @torch.no_grad()  # it holds for the thread that asks for it alone
-        def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
-            prepared = self.prepare_all(waveforms[number] for number in pack)
-            return self._ragged.run(prepared, wanted, long=self.long, frame_rate=self.frame_rate("embed"))
-
-        alone, shared = self._packs(waveforms)
-        results = [*map(run, alone), *streams.run(run, shared)]
-        found = {
-            number: features
-            for pack, result in zip([*alone, *shared], results, strict=True)
-            for number, features in zip(pack, result, strict=True)
-        }
-        return [found[number] for number in range(len(waveforms))]
 
     def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
         """About how long a recording of so many samples will take here: its operations over a rate measured once."""
@@ -113,10 +120,53 @@ class Encoder(WaveformModel):
         work = operations(self.config, samples / SAMPLE_RATE, blocks=blocks, attended=attended)
         return work / (SHARE * product_rate(self.dtype, self.device))
 
-    @cached_property
-    def _ragged(self) -> ragged.RaggedEncoder:
-        """Made at the first use: its copies of the weights take a moment, and as much memory again."""
-        return ragged.RaggedEncoder(self.model)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: weights that are laid out cannot be copied, and are laid out anew."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in self._LAID_OUT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    _LAID_OUT = ("_ragged", "_structure", "_reason", "_checksum")
+
+    def _forget(self) -> None:
+        """Lays the weights out anew at the next call: that takes a moment, and as much memory again."""
+        self._ragged: ragged.RaggedEncoder | None = None
+        self._structure: Structure | None = None
+        self._reason: str | None = None
+        self._checksum: Any = None
+
+    def _follow(self) -> str | None:
+        """Lays out what has changed of the model; returns why recordings go through the model itself, if they do."""
+        model = self.model
+        if self._structure is None or not self._structure.is_that_of(model):
+            self._forget()
+            self._structure, self._reason = Structure(model), self.why_not_ragged
+        if self._reason is None:
+            found = checksum((*model.parameters(), *model.buffers()))
+            if self._ragged is None or found != self._checksum:
+                self._ragged = None  # before there is another one, for the memory
+                self._ragged, self._checksum = ragged.RaggedEncoder(model), found
+        return self._reason
+
+    def _extract_packs(
+        self, encoder: ragged.RaggedEncoder, waveforms: Sequence[Tensor], layers: tuple[str, ...]
+    ) -> list[dict[str, Tensor]]:
+        @torch.no_grad()  # it holds for the thread that asks for it alone
+        def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
+            prepared = self.prepare_all(waveforms[number] for number in pack)
+            return encoder.run(prepared, layers, long=self.long, frame_rate=self.frame_rate("embed"))
+
+        alone, shared = self._packs(waveforms)
+        results = [*map(run, alone), *streams.run(run, shared)]
+        found = {
+            number: features
+            for pack, result in zip([*alone, *shared], results, strict=True)
+            for number, features in zip(pack, result, strict=True)
+        }
+        return [found[number] for number in range(len(waveforms))]
 
     def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[streams.Pack], list[streams.Pack]]:
         """Numbers of waveforms that go together: in packs that take the whole machine, and packs for streams."""
@@ -128,5 +178,7 @@ class Encoder(WaveformModel):
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with recorded(self.model, layers) as found:
             final = self.model(self.prepare(waveform)[None].to(self.dtype)).last_hidden_state
-        found["final"] = final
+        # Whoever writes into one of two layers must not find that in the other.
+        same = any(final.data_ptr() == other.data_ptr() for other in found.values())
+        found["final"] = final.clone() if same else final
         return {name: found[name][0] for name in layers}

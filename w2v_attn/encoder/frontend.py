@@ -26,6 +26,7 @@ from w2v_attn.attention import products
 from w2v_attn.attention.feed_forward import is_gelu
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.attention.strided import windows_of
+from w2v_attn.encoder import model_state
 from w2v_attn.encoder.pack import Grid
 from w2v_attn.encoder.winograd import SevenProducts
 
@@ -134,25 +135,25 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 class FeatureExtractor(ABC):
-    """That of a Hugging Face model, its weights laid out anew when they have changed."""
+    """That of a Hugging Face model, with copies of its weights as they were at the last `follow`."""
 
     def __init__(self, feature_extractor: Any):
         self._module, self._layers = feature_extractor, feature_extractor.conv_layers
         self.grid = grid_of(self._layers)
-        self._state: list[tuple[int, int]] = []
+        self._checksum: Any = None
+        self.follow()
 
-    def forget(self) -> None:
-        """Weights that learn may change without a trace: fused optimizers leave none."""
-        self._state = []
-
-    def _follow(self) -> None:
-        state = state_of(self._module.parameters())
-        if state != self._state:
-            self._prepare()
-            self._state = state  # last: another thread must not see it before what it stands for
+    def follow(self) -> None:
+        """Lays the weights out where they are others than those that were."""
+        on_cpu = self._layers[0].conv.weight.device.type == "cpu"
+        # On an accelerator it takes less than to find out, for which the host would wait.
+        checksum = model_state.checksum(self._module.parameters()) if on_cpu else None
+        if checksum is None or checksum != self._checksum:
+            self._lay_out()
+            self._checksum = checksum
 
     @abstractmethod
-    def _prepare(self) -> None:
+    def _lay_out(self) -> None:
         """Lays the weights out."""
 
 
@@ -161,7 +162,6 @@ class Convolutions(FeatureExtractor):
 
     def __call__(self, waveform: Tensor) -> Iterator[Tensor]:
         """float [samples] -> the frames, [T, C] in the dtype of the weights, a block after the other."""
-        self._follow()
         first = self._first_convolution(waveform)
         for block in _parts(waveform, self.grid, CPU_BLOCK):
             count = self.grid.count_frames(len(block))
@@ -181,7 +181,7 @@ class Convolutions(FeatureExtractor):
             parts.append(_through(self._wide, frames)[:wanted])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _prepare(self) -> None:
+    def _lay_out(self) -> None:
         """Lays the weights out: convolutions by seven products where that is exact and pays."""
         first, *layers = self._layers
         norm = norm_of(first)
@@ -245,11 +245,6 @@ def write_blocks(blocks: Iterable[Tensor], found: Tensor) -> None:
     for block in blocks:
         found[begin : begin + len(block)] = block
         begin += len(block)
-
-
-def state_of(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Where each parameter lies and how often it was written: what changes when a parameter does."""
-    return [(parameter.data_ptr(), parameter._version) for parameter in parameters]
 
 
 def fold_group_norm(

@@ -65,15 +65,14 @@ class ConvolutionsTogether(FeatureExtractor):
     """
 
     def __init__(self, feature_extractor: Any, dtype: torch.dtype | None = None):
+        self._dtype = feature_extractor.conv_layers[0].conv.weight.dtype if dtype is None else dtype
         super().__init__(feature_extractor)
-        self._dtype = self._layers[0].conv.weight.dtype if dtype is None else dtype
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
         """float [samples] each, on one device -> their frames side by side, [ΣT, C], a piece after the other.
 
         A piece may end within a recording, and hold several.
         """
-        self._follow()
         pack = Pack.of(waveforms, self.grid)
         weights = self._normalised_weights(pack)
         for piece in pack.pieces:
@@ -82,7 +81,7 @@ class ConvolutionsTogether(FeatureExtractor):
                 frames = convolution(frames)
             yield frames[piece.kept]
 
-    def _prepare(self) -> None:
+    def _lay_out(self) -> None:
         """Lays the weights out; those of the first convolution in float32 at least, for they cost next to nothing."""
         first, *rest = self._layers
         wide, norm = softmax_dtype(first.conv.weight), norm_of(first)

@@ -90,11 +90,11 @@ class FilterBanks:
         return [self.prepare(waveform) for waveform in waveforms]
 
 
-def input_of(checkpoint: Checkpoint) -> Input:
-    """What the model of a checkpoint reads."""
+def input_of(checkpoint: Checkpoint, config: Any) -> Input:
+    """What a model with this config reads, prepared as a checkpoint says."""
     if checkpoint.filter_banks is not None:
         return FilterBanks(checkpoint.filter_banks, do_normalize=checkpoint.do_normalize)
-    return Samples(checkpoint.model.config, do_normalize=checkpoint.do_normalize)
+    return Samples(config, do_normalize=checkpoint.do_normalize)
 
 
 def least_samples(config: Any) -> int:

@@ -1,7 +1,8 @@
 """The encoder over recordings side by side: waveforms in, frames of chosen layers out, and no padding between.
 
 It computes what the Hugging Face model computes, from the same parameters; beside them it keeps only their copies in
-the layout of oneDNN, and makes them again when a parameter has changed.
+the layout of oneDNN. A `RaggedEncoder` is that of a model as it was when it was made: whoever keeps one has to notice
+that the model has changed, see `model_state.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
-from w2v_attn.attention.layer import is_plain
+from w2v_attn.attention import plain
 from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder import frontend, frontend_together
 from w2v_attn.encoder.blocks import Block
-from w2v_attn.encoder.frontend import Frontend, layer_norm, state_of
+from w2v_attn.encoder.frontend import Frontend, layer_norm
 from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
@@ -29,32 +31,65 @@ CHUNK_FRAMES = 2000
 
 def why_not(model: Any) -> str | None:
     """What of a model this file does not know; None when it can take its place."""
+    if not isinstance(getattr(getattr(model, "encoder", None), "layers", None), nn.ModuleList):
+        return f"{type(model).__name__} is not a Hugging Face encoder itself"
     reason = frontend.why_not(model)
     if reason is not None:
         return reason
-    if any(_is_hooked(module) for module in model.modules()):
-        return "somebody's hooks on its modules want to be called"
+    if any(plain.GLOBAL_FORWARD_HOOKS):
+        return "hooks for all modules want to be called"
     for block in model.encoder.layers:
-        attention = getattr(block, "attention", None)
-        if not isinstance(attention, HuggingFaceAttention) or not hasattr(block, "feed_forward"):
+        if not isinstance(getattr(block, "attention", None), HuggingFaceAttention) or not hasattr(
+            block, "feed_forward"
+        ):
             return "its blocks are not attention and feed-forward alone"
-        if not all(is_plain(module) for name, module in block.named_modules() if name in _LINEARS):
-            return "its linear maps are no plain ones"
     for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
         if differences := contract.differences(module):
             return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
+    for name, module in model.named_modules():
+        if reason := _why_not_module(name.rpartition(".")[2], module):
+            return f"{reason}: {name or type(module).__name__}"
     return None
 
 
-def _is_hooked(module: Any) -> bool:
-    """Whether a module has hooks besides transformers' own, which stay where hidden states were once asked for."""
+# What modules of these names must be, where their class is torch's, for their parameters to be used without a call.
+_ROLES = (
+    ("dropout", (nn.Dropout, nn.Identity)),  # nothing in evaluation
+    ("norm", (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d)),
+    ("proj", (nn.Linear,)),
+    ("projection", (nn.Linear,)),
+    ("dense", (nn.Linear,)),
+)
+
+
+def _why_not_module(name: str, module: Any) -> str | None:
+    """What of one module keeps its parameters from being used without calling it. name: its own, without its parents'.
+
+    transformers' own hooks stay where hidden states were once asked for, and do nothing here.
+    """
+    cls = type(module)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
-
-
-_LINEARS = {f"attention.{name}_proj" for name in ("q", "k", "v", "out")} | {
-    f"feed_forward.{name}_dense" for name in ("intermediate", "output")
-}
+    if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
+        return "somebody's hooks on a module want to be called"
+    if "forward" in vars(module):
+        return "somebody put another forward in the place of a module's class's"
+    if not plain.has_plain_parameters(module):
+        return "the weights of a module are of a class of their own, as quantised ones are"
+    if parametrize.is_parametrized(module):
+        known = all(
+            type(one) is parametrizations._WeightNorm
+            for parametrization in module.parametrizations.values()
+            for one in parametrization
+        )
+        return None if known and isinstance(module, nn.Conv1d) else "a parametrization has to be computed"
+    if not cls.__module__.startswith(("torch.nn.", "transformers.", "w2v_attn.")):
+        return f"a module is of the class {cls.__module__}.{cls.__qualname__}, which is not known"
+    if not cls.forward.__module__.startswith(("torch.", "transformers.", "w2v_attn.")):
+        return f"the forward of {cls.__qualname__} was replaced by one of {cls.forward.__module__}"
+    is_torchs = cls.__module__.startswith("torch.nn.")
+    if is_torchs and any(name.endswith(role) and cls not in classes for role, classes in _ROLES):
+        return f"a module of this name is no {cls.__qualname__} in the models that are known"
+    return None
 
 
 class RaggedEncoder:
@@ -64,17 +99,25 @@ class RaggedEncoder:
     """
 
     def __init__(self, model: Any):
+        encoder = model.encoder
         self._model = model
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
-        self._norm_first = bool(getattr(model.config, "do_stable_layer_norm", False))
-        self._squeeze: int = getattr(model.config, "squeeze_factor", 1)  # SEW's blocks see pairs of frames
-        self._state: list[Any] = []
-        self.follow()
-
-    def follow(self) -> None:
-        """Lays the weights out anew where they have changed; `run` takes them as they were then."""
-        if self._state != self._current_state():
-            self._prepare()
+        self._norm_first = type(encoder).__name__.endswith("StableLayerNorm")
+        # SEW's blocks see pairs of frames, or of another number.
+        self._squeezes = hasattr(encoder, "upsample")
+        self._squeeze: int = encoder.upsample.squeeze_factor if self._squeezes else 1
+        self._frontend = Frontend(model)
+        self._together: frontend_together.ConvolutionsTogether | None = None
+        if frontend_together.pays(model.device):
+            self._together = frontend_together.ConvolutionsTogether(model.feature_extractor)
+        self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
+        first = encoder.layers[0].attention
+        table = first.table() if isinstance(first, GatedAttention) else None
+        following = [*(layer.layer_norm for layer in encoder.layers[1:]), None] if self._norm_first else repeat(None)
+        self._blocks = [
+            Block(layer, norm_first=self._norm_first, next_norm=norm, table=table)
+            for layer, norm in zip(encoder.layers, following, strict=False)
+        ]
 
     def run(
         self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
@@ -137,11 +180,13 @@ class RaggedEncoder:
             if name in layers:
                 yield name, x
         if "final" in layers:
-            yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else x
+            # Whoever writes into one of two layers must not find that in the other.
+            same = x.clone() if name in layers and not self._squeezes else x
+            yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else same
 
     def _embed(self, waveforms: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The frames of all recordings in order, [T, C] each or [ΣT, C] in one tensor, and how many each has."""
-        if frontend_together.pays(self._model.device):
+        if self._together is not None:
             waveforms = list(waveforms)
             lengths = [self._frontend.count_frames(len(waveform)) for waveform in waveforms]
             return [self._frontend.project(self._together(waveforms), sum(lengths))], lengths
@@ -156,41 +201,21 @@ class RaggedEncoder:
     def _with_positions(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
         frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         embedded.clear()
-        if self._squeeze == 1:
+        if not self._squeezes:
             return self._positions(frames, lengths).add_(frames)
         parts = []
         for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]
             places = self._model.encoder.pos_conv_embed(channels_first)
-            pooled = F.avg_pool1d(channels_first, self._squeeze)
+            pooled = self._model.encoder.pool(channels_first)
             count = min(places.shape[-1], pooled.shape[-1])
             parts.append((pooled[..., :count].to(self._wide) + places[..., :count])[0].T)
         return torch.cat(parts)
 
     def _leave(self, frames: Tensor, length: int) -> Tensor:
         """What the model does after its blocks with a recording that had `length` frames before them."""
-        if self._squeeze > 1:
+        if self._squeezes:
             frames = self._model.encoder.upsample(frames[None])[0]
             frames = F.pad(frames, (0, 0, 0, max(length - len(frames), 0)))
         adapter = getattr(self._model, "adapter", None)
         return frames if adapter is None else adapter(frames[None])[0]
-
-    def _current_state(self) -> list[Any]:
-        """What changes when weights, statistics or the core that is asked for do."""
-        tensors = (*self._model.parameters(), *self._model.buffers())
-        return [*state_of(tensors), *(layer.attention.backend for layer in self._model.encoder.layers)]
-
-    def _prepare(self) -> None:
-        """Lays the weights out as they are computed with."""
-        model, encoder = self._model, self._model.encoder
-        self._state = self._current_state()
-        self._frontend = Frontend(model)
-        self._together = frontend_together.ConvolutionsTogether(model.feature_extractor)
-        self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
-        first = encoder.layers[0].attention
-        table = first.table() if isinstance(first, GatedAttention) else None
-        following = [*(layer.layer_norm for layer in encoder.layers[1:]), None] if self._norm_first else repeat(None)
-        self._blocks = [
-            Block(layer, norm_first=self._norm_first, next_norm=norm, table=table)
-            for layer, norm in zip(encoder.layers, following, strict=False)
-        ]

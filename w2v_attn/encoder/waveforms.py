@@ -1,14 +1,18 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from w2v_attn.encoder import frontend_together
-from w2v_attn.encoder.inputs import input_of
+from w2v_attn.encoder.inputs import Input, input_of
 from w2v_attn.encoder.memory import most_bytes
+from w2v_attn.pretrained import weight_norms
 from w2v_attn.pretrained.checkpoints import Checkpoint
 from w2v_attn.pretrained.replace import replace_attention
 
@@ -37,18 +41,72 @@ def find_device(device: str) -> torch.device:
     return found
 
 
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """While open, a model is in evaluation mode and no autocast is on, as features are defined; then all is as before.
+
+    In training mode there would be dropout and SpecAugment in features, and batch norms would learn from them.
+    """
+    training = [module for module in model.modules() if module.training]
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    try:
+        for module in training:
+            module.training = False
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class WaveformModel:
     """A pretrained model with our attention, and its waveforms.
 
-    model: the transformers model. checkpoint: what it was loaded from. device: where it is.
+    model: the transformers model; it may be changed, and another one may take its place. checkpoint: what it was loaded
+    from. input: how a waveform becomes what the model reads.
     """
+
+    input: Input
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto"):
         self.checkpoint = checkpoint
-        self.model: Any = replace_attention(checkpoint.model, backend=backend).to(device).eval()
-        self.device = device
-        self.config: Any = self.model.config
-        self.input = input_of(checkpoint)
+        self.model = replace_attention(checkpoint.model, backend=backend).to(device).eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles. A folder that was made for the checkpoint stays with this one: it has been read.
+
+        torch pickles no parametrized modules, so weight norms are taken off a copy of the model and put back later.
+        """
+        state = {**vars(self), "_model": copy.deepcopy(self.model)}
+        state["_weight_norms"] = weight_norms.take_off(state["_model"])
+        state["checkpoint"] = replace(self.checkpoint, model=None, kept=None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        norms = state.pop("_weight_norms")
+        vars(self).update(state)
+        weight_norms.put_on(self._model, norms)
+        self.checkpoint = replace(self.checkpoint, model=self._model)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = model
+        self.input = input_of(self.checkpoint, model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
 
     @property
     def sample_rate(self) -> int:
@@ -95,6 +153,8 @@ class WaveformModel:
                 f"is too short: {len(waveform)} samples at {self.sample_rate} Hz, "
                 f"at least {self.input.least_samples} are needed"
             )
+        if not bool(torch.isfinite(waveform).all()):
+            raise ValueError("has samples that are NaN or infinite")
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
         """Each as `prepare` makes it: one when it is asked for on a CPU, all together on accelerators."""

@@ -84,11 +84,8 @@ class _Alone:
     def __call__(self, input_values: Tensor) -> Tensor:
         """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._extractor.parameters())
-        if learns:
-            for laid_out in (self._convolutions, *self._together.values()):
-                laid_out.forget()
-            if not self._learns_here(input_values):
-                return self._stock(input_values)
+        if learns and not self._learns_here(input_values):
+            return self._stock(input_values)
         # In evaluation one recording is heard at a time.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
@@ -121,9 +118,11 @@ class _Alone:
             if frontend_together.pays(like.device):
                 if dtype not in self._together:
                     self._together[dtype] = frontend_together.ConvolutionsTogether(self._extractor, dtype)
+                self._together[dtype].follow()
                 together = torch.cat(list(self._together[dtype](waveforms)))
                 blocks = ([own] for own in together.split(counts))
             else:
+                self._convolutions.follow()
                 blocks = map(self._convolutions, waveforms)
             for frames, own in zip(found, blocks, strict=True):
                 write_blocks(own, frames)

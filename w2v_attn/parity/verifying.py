@@ -166,7 +166,10 @@ class _Proof:
         alone = sides.climb_alone(model, inputs)
         is_alone = sides.padding_is_alone(model, self._request.backend)
         padded = alone if is_alone else sides.climb_together(model, inputs, alone.shapes)
-        return Theirs(alone, padded, self._weights(model, inputs, alone.stages))
+        weights = self._weights(model, inputs, alone.stages)
+        if is_alone:  # the second half is that of the padded batch
+            weights = {stage: found[: len(found) // 2] * 2 for stage, found in weights.items()}
+        return Theirs(alone, padded, weights)
 
     def _describe(self, subject: WaveformModel, model: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
         return {

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention.gate import Gate, from_openings
-from w2v_attn.attention.layer import MultiHeadSelfAttention, is_plain
+from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import split_heads
+from w2v_attn.attention.plain import is_plain
 from w2v_attn.attention.position import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 from w2v_attn.pretrained.families import FAMILIES
 from w2v_attn.pretrained.swapping import derived
 
-OUR_ATTRIBUTES = ("input_size", "key_size", "value_size", "output_size", "scale", "backend")
+OUR_ATTRIBUTES = ("input_size", "key_size", "value_size", "output_size", "backend")
+# Arguments that stock hands on to its implementations of attention, where some of them heed them.
+UNKNOWN_ARGUMENTS = ("is_causal", "softcap", "position_bias")
 
 
 class HuggingFaceAttention(MultiHeadSelfAttention):
@@ -26,6 +29,11 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
 
     config: Any
     scaling: float
+
+    @property
+    def scale(self) -> float:  # type: ignore[override]
+        """Factor on the scores: stock's, as it is now."""
+        return self.scaling
 
     def forward(  # type: ignore[override]
         self,
@@ -37,26 +45,25 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states [B, T, C] and, only when asked for, the probabilities [B, H, T, T].
 
-        attention_mask: as transformers makes it for any of its implementations: float [B, 1, T, T] of 0 and the lowest
-            number, bool [B, 1, T, T] with True = attend, or [B, T] with 1 = a real frame.
+        attention_mask: see `mask_from_transformers`.
         output_attentions: None asks the model's config.
 
         Raises:
-            ValueError: states of another sequence to attend; this is self-attention.
+            ValueError: states of another sequence to attend, for this is self-attention; a mask that cannot be read.
         """
+        self._check_arguments(kwargs)
         if key_value_states is not None:
             raise ValueError(
                 "w2v_attn computes self-attention, but this block was given the states of another sequence to attend "
                 "(key_value_states): call restore_attention(model) to use it as cross-attention"
             )
-        return self.attend(
-            hidden_states, mask_from_transformers(attention_mask), return_scores=self._wants_scores(output_attentions)
-        )
+        mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
+        return self.attend(hidden_states, mask, return_scores=self._wants_scores(output_attentions))
 
     def adopt(self, backend: str, config: Any) -> None:
         """Gives a block that was Hugging Face's what our layer has besides. config: of the model that it is in."""
         width = self.num_heads * self._head_size
-        for name, value in zip(OUR_ATTRIBUTES, (width, width, width, width, self.scaling, backend), strict=True):
+        for name, value in zip(OUR_ATTRIBUTES, (width, width, width, width, backend), strict=True):
             setattr(self, name, value)
 
     def leave(self) -> None:
@@ -67,6 +74,17 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
     @property
     def _head_size(self) -> int:
         return self.head_dim  # type: ignore[return-value]
+
+    def _check_arguments(self, arguments: dict[str, Any]) -> None:
+        """Raises ValueError where stock would compute something else: what is ignored must not matter."""
+        asked = {name: arguments[name] for name in UNKNOWN_ARGUMENTS if arguments.get(name) not in (None, False)}
+        if getattr(self, "is_causal", False):
+            asked["is_causal"] = True
+        if asked:
+            raise ValueError(
+                f"w2v_attn's attention attends in both directions and takes no {', '.join(asked)}, but was given "
+                "it: call restore_attention(model) to have stock's"
+            )
 
     def _wants_scores(self, output_attentions: bool | None) -> bool:
         if output_attentions is None:
@@ -86,6 +104,11 @@ class GatedAttention(HuggingFaceAttention):
     gru_rel_pos_linear: nn.Linear
     gru_rel_pos_const: Tensor
     rel_attn_embed: nn.Embedding
+
+    @property
+    def scale(self) -> float:  # type: ignore[override]
+        """Factor on the scores: that of torch's function, which stock calls; it does not read `scaling`."""
+        return self.head_dim**-0.5  # type: ignore[operator]
 
     def adopt(self, backend: str, config: Any) -> None:
         """See `HuggingFaceAttention`."""
@@ -109,9 +132,21 @@ class GatedAttention(HuggingFaceAttention):
         """Hidden states [B, T, C], the probabilities [B, H, T, T] when asked for, and the table for the next block.
 
         position_bias: the table [H, R] that the block before returned; None in the first block.
+
+        Raises:
+            ValueError: biases of all pairs of frames, which a block of stock's returned.
         """
+        self._check_arguments(kwargs)
+        shape = (self.num_heads, 2 * self.max_distance + 1)
+        if position_bias is not None and position_bias.shape != shape:
+            raise ValueError(
+                f"position_bias must be the table {list(shape)} that a block of w2v_attn returned, got "
+                f"{list(position_bias.shape)}: are only some of this model's blocks replaced? WavLM's blocks hand "
+                "their biases on to each other: call replace_attention on the whole model"
+            )
         table = self.table() if position_bias is None else position_bias
-        mask = mask_from_transformers(attention_mask).with_positions(self.positions(hidden_states, table))
+        mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
+        mask = mask.with_positions(self.positions(hidden_states, table))
         return *self.attend(hidden_states, mask, return_scores=self._wants_scores(output_attentions)), table
 
     def table(self) -> Tensor:
@@ -168,7 +203,8 @@ class ConformerAttention(HuggingFaceAttention):
         kind = self.position_embeddings_type
         if relative_position_embeddings is None and kind in ("relative", "rotary"):
             raise ValueError(f"relative_position_embeddings are missing: {kind} positions are made of them")
-        mask = mask_from_transformers(attention_mask)
+        self._check_arguments(kwargs)
+        mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
         options = {"return_scores": self._wants_scores(output_attentions)}
         if kind == "rotary":
             assert relative_position_embeddings is not None
@@ -225,8 +261,18 @@ def __getattr__(name: str) -> type[nn.Module]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def mask_from_transformers(attention_mask: Tensor | AttentionMask | None) -> AttentionMask:
-    """transformers' conventions to ours. What a GPU holds is not looked into: that would make the host wait."""
+def mask_from_transformers(
+    attention_mask: Tensor | AttentionMask | None, hidden_states: Tensor, num_heads: int
+) -> AttentionMask:
+    """transformers' masks as ours, for hidden states [B, T, C].
+
+    attention_mask: as transformers makes it for any of its implementations: float [B, 1, T, T] of 0 and the lowest
+        number, bool [B, 1, T, T] with True = attend, or [B, T] with 1 = a real frame. Whatever broadcasts to these or
+        to [B, H, T, T] does, too. Of what a GPU holds, only floats of [B, T] are looked into: the host would wait.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
     if attention_mask is None:
         return NO_MASK
     if isinstance(attention_mask, AttentionMask):  # from our own encoder
@@ -236,8 +282,21 @@ def mask_from_transformers(attention_mask: Tensor | AttentionMask | None) -> Att
             f"w2v_attn reads attention masks that are tensors, got {type(attention_mask).__name__}: load the model "
             'with attn_implementation="sdpa", "eager" or "flash_attention_2"'
         )
+    B, T = hidden_states.shape[:2]
     if attention_mask.dim() == 2:
-        return AttentionMask(padding=attention_mask.bool())
+        return AttentionMask(padding=_padding(attention_mask, B, T))
+    shape, full = (1,) * (4 - attention_mask.dim()) + tuple(attention_mask.shape), (B, num_heads, T, T)
+    if len(shape) > 4 or any(n not in (1, m) for n, m in zip(shape, full, strict=True)):
+        raise ValueError(
+            f"attention_mask must broadcast to [B, H, T, T] = {list(full)} or be [B, T] = {[B, T]}, got "
+            f"{list(attention_mask.shape)}"
+        )
+    if attention_mask.dtype != torch.bool and not attention_mask.is_floating_point():
+        raise ValueError(
+            "an attention_mask of all pairs of frames must be bool (True = attend) or float (added to the scores), got "
+            f"{attention_mask.dtype}: convert 0/1 integers with .bool()"
+        )
+    attention_mask = attention_mask.reshape(shape)
     on_cpu = attention_mask.device.type == "cpu"
     if attention_mask.dtype != torch.bool:
         lowest = torch.finfo(attention_mask.dtype).min
@@ -245,8 +304,25 @@ def mask_from_transformers(attention_mask: Tensor | AttentionMask | None) -> Att
         if not on_cpu or not bool((forbidden | (attention_mask == 0)).all()):
             return AttentionMask(bias=attention_mask)
         attention_mask = ~forbidden
-    if on_cpu and attention_mask.shape[1] == 1 and attention_mask.shape[2] > 0:
+    if on_cpu and attention_mask.shape[1] == 1 and T > 0 and attention_mask.shape[3] == T:
         first_row = attention_mask[:, :, :1]
         if torch.equal(first_row.expand_as(attention_mask), attention_mask):
-            return AttentionMask(padding=first_row[:, 0, 0])
+            return AttentionMask(padding=first_row[:, 0, 0].expand(B, T))
     return AttentionMask(allowed=attention_mask)
+
+
+def _padding(attention_mask: Tensor, B: int, T: int) -> Tensor:
+    """bool [B, T] of a mask [B or 1, T] with 1 for real frames."""
+    if attention_mask.shape not in ((B, T), (1, T)):
+        raise ValueError(
+            f"an attention_mask of two dimensions must be [B, T] = {[B, T]} with 1 for a real frame, got "
+            f"{list(attention_mask.shape)}: one of all pairs of frames needs all four, [1, 1, T, T]"
+        )
+    real = attention_mask.bool()
+    if attention_mask.is_floating_point() and not bool((attention_mask == real).all()):
+        raise ValueError(
+            f"a float attention_mask [B, T] must be 1 for a real frame and 0 else, got values from "
+            f"{attention_mask.min().item():g} to {attention_mask.max().item():g}: is it one that is added to the "
+            "scores? Those need all four dimensions, [B, 1, 1, T]"
+        )
+    return real.expand(B, T)

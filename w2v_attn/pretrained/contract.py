@@ -122,6 +122,12 @@ _ENCODER = Contract(
     optional=frozenset({"pool", "upsample"}),  # SEW's
     attributes=(("config", PretrainedConfig),),
 )
+ADAPTER = Contract(
+    forward=("hidden_states",),
+    parts=frozenset({"layers"}),
+    optional=frozenset({"proj", "proj_layer_norm"}),
+    attributes=(("layerdrop", (int, float)),),
+)
 _CONVOLUTION = Contract(
     forward=("hidden_states",), parts=frozenset({"conv"}), optional=frozenset({"layer_norm", "activation"})
 )

@@ -47,6 +47,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
             f"head: {supported()}"
         )
     check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
+    _check_whole(model, blocks)
     if unpad:
         unpad_encoders(model)
     configs = _configs(model)
@@ -59,7 +60,12 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
 
 
 def restore_attention(model: Model) -> Model:
-    """The same model, in place, with stock attention again and the same parameters."""
+    """The same model, in place, with stock attention again and the same parameters.
+
+    Raises:
+        ValueError: some of WavLM's blocks without the encoder that they are in.
+    """
+    _check_whole(model, [module for module in model.modules() if isinstance(module, HuggingFaceAttention)])
     for module in model.modules():
         if isinstance(module, HuggingFaceAttention):
             stock = _stock_class(module)
@@ -74,6 +80,17 @@ def core_in_use(model: nn.Module) -> str:
     """The name of the core that a model with our attention takes now, for hidden states without a mask."""
     block = next(module for module in model.modules() if isinstance(module, MultiHeadSelfAttention))
     return block.core_for(next(block.parameters()).new_empty(1, 1, block.input_size))
+
+
+def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
+    """Raises ValueError where WavLM's blocks would be changed without those that they hand biases on to."""
+    encoders = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
+    inside = {id(module) for encoder in encoders for module in encoder.modules()}
+    if any(type(block).__name__ == "WavLMAttention" and id(block) not in inside for block in blocks):
+        raise ValueError(
+            f"WavLM's blocks hand their position biases on to each other, in another form than stock's when they are "
+            f"replaced, and {type(model).__name__} is only some of them: give the whole model"
+        )
 
 
 def _configs(model: nn.Module) -> dict[nn.Module, PretrainedConfig]:

@@ -1,34 +1,91 @@
 """Hugging Face's encoders without work on padding: a batch is unpadded once, its frames side by side, [1, ΣT, C].
 
-An encoder and the feed-forwards of its blocks are swapped in place, like attention: what goes in and what comes out is
-what stock takes and gives, [B, T, C] and a mask. Between them only the attention and the positional convolution know
-where a recording ends. Dropouts, LayerDrop, gradient checkpointing and hooks work as they do in stock; padded frames
-come out as zeros.
+An encoder, its blocks with their feed-forwards, the adapter behind it and an x-vector head are swapped in place, like
+attention: what goes in and what comes out is what stock takes and gives, [B, T, C] and a mask. Between them only the
+attention, the positional convolution and the adapter know where a recording ends. Dropouts, LayerDrop, gradient
+checkpointing and hooks work as they do in stock; padded frames come out as zeros.
 
-Where hidden states or attentions are asked for, which transformers records block by block in the shape of the batch,
-and where a graph is compiled, a call goes through stock's forward.
+How a block is called depends on what transformers records of it, in the shape of the batch:
+
+- nothing: it sees the frames of all recordings, [1, ΣT, C];
+- hidden states: it is given padded frames, and unpads them inside;
+- attention weights, or where real frames follow padding: it computes padded frames, which nobody attends.
+
+Real frames are the same in all three. Where a graph is compiled, a call goes through stock's forward.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
 from w2v_attn.attention.feed_forward import feed_forward, is_gelu
 from w2v_attn.attention.fourier import FourierConvolution
-from w2v_attn.attention.layer import is_plain
-from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.attention.plain import is_observed, is_plain
 from w2v_attn.pretrained.blocks import GatedAttention
-from w2v_attn.pretrained.contract import check, encoder_contracts
+from w2v_attn.pretrained.contract import ADAPTER, check, encoder_contracts
 from w2v_attn.pretrained.families import FAMILIES
 from w2v_attn.pretrained.swapping import become, derived, stock_class
 
-RECORDED = ("output_attentions", "output_hidden_states")
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Which frames of a batch [B, T, C] are real.
+
+    real: bool [B, T]; None: all. lengths: real frames of each recording that has any, where they come first; else None.
+    places: int64 [ΣT], of the real frames among all; None: all.
+    """
+
+    shape: tuple[int, int]
+    real: Tensor | None
+    lengths: tuple[int, ...] | None
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, hidden_states: Tensor, attention_mask: Tensor | None) -> "PaddedBatch":
+        """attention_mask: [B, T], true or 1 for real frames; None: all are."""
+        B, T = hidden_states.shape[:2]
+        if attention_mask is None:
+            return cls((B, T), None, (T,) * B if B and T else None, None)
+        real = attention_mask.bool()
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            return cls((B, T), real, None, None)
+        lengths = tuple(length for length in real.sum(-1).tolist() if length)
+        return cls((B, T), real, lengths or None, real.flatten().nonzero()[:, 0])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [ΣT, C]."""
+        return x.flatten(0, 1) if self.places is None else x.flatten(0, 1).index_select(0, self.places)
+
+    def pad(self, frames: Tensor) -> Tensor:
+        """[ΣT, C] -> [B, T, C] with zeros elsewhere."""
+        B, T = self.shape
+        if self.places is None:
+            return frames.unflatten(0, (B, T))
+        padded = frames.new_zeros(B * T, frames.shape[-1]).index_copy(0, self.places, frames)
+        return padded.unflatten(0, (B, T))
+
+    def zeroed(self, x: Tensor) -> Tensor:
+        """[B, T, C] with zeros in padded frames."""
+        return x if self.real is None else x.masked_fill(~self.real.unsqueeze(-1), 0.0)
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """What a block that is given padded frames gets for a mask. unpads: whether it leaves the padding out inside."""
+
+    batch: PaddedBatch
+    unpads: bool
 
 
 class UnpaddedEncoder:
@@ -36,25 +93,42 @@ class UnpaddedEncoder:
 
     config: Any
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """hidden states [B, T, C] -> the same with what the blocks make of them; zeros where nothing real is.
 
-        attention_mask: [B, T], true or 1 for real frames, which come first; None: all are.
+        attention_mask: [B, T], true or 1 for real frames; None: all are.
         """
-        graph = torch.compiler.is_compiling()  # compilers want shapes that do not depend on values
-        lengths = None if graph else _lengths(hidden_states, attention_mask)
-        if lengths is None or self._is_recorded(kwargs):
+        if torch.compiler.is_compiling():  # compilers want shapes that do not depend on values
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
-        places = None if attention_mask is None else attention_mask.flatten().nonzero()[:, 0]
-        frames = self._blocks(_unpad(hidden_states, places), lengths)
-        return BaseModelOutput(last_hidden_state=_pad(frames, places, hidden_states))  # type: ignore[arg-type]
+        batch = PaddedBatch.of(hidden_states, attention_mask)
+        weights = self._is_asked_for("output_attentions", kwargs)
+        if batch.lengths is None:
+            x, mask = self._enter(*self._padded_positions(hidden_states, batch)), BlockMask(batch, unpads=False)
+        else:
+            frames = batch.unpad(hidden_states)
+            x = self._enter(frames, self._positions(frames, batch.lengths))
+            if weights or self._is_asked_for("output_hidden_states", kwargs):
+                x, mask = batch.pad(x), BlockMask(batch, unpads=not weights)
+            else:
+                x, mask = x[None], AttentionMask(lengths=batch.lengths)
+        x = self._through_blocks(x, mask, kwargs)
+        x = self.layer_norm(x) if self._norms_first else x
+        final = batch.zeroed(x) if isinstance(mask, BlockMask) else batch.pad(x[0])
+        if batch.lengths is not None:
+            final.recordings = batch  # type: ignore[attr-defined]  # for the adapter, which is given this tensor
+        return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
 
-    def _blocks(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """[ΣT, C] -> [ΣT, C]."""
-        x = frames + self._positions(frames, lengths)
-        norm_first = type(self).__name__.endswith("StableLayerNorm")
-        x = self.dropout(x if norm_first else self.layer_norm(x))[None]
-        mask = AttentionMask(lengths=lengths)
+    @property
+    def _norms_first(self) -> bool:
+        return type(self).__name__.endswith("StableLayerNorm")
+
+    def _enter(self: Any, frames: Tensor, positions: Tensor) -> Tensor:
+        """What enters the first block."""
+        x = frames + positions
+        return self.dropout(x if self._norms_first else self.layer_norm(x))
+
+    def _through_blocks(self: Any, x: Tensor, mask: AttentionMask | BlockMask, kwargs: dict[str, Any]) -> Tensor:
+        """[1, ΣT, C] or [B, T, C] -> the same."""
         in_step = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)  # all processes run every block then
         gated = isinstance(self.layers[0].attention, GatedAttention)
         handed_on: dict[str, Tensor] = {}  # WavLM's table of biases, from its first block, which is never dropped
@@ -63,20 +137,109 @@ class UnpaddedEncoder:
             may_drop = self.training and self.config.layerdrop > 0 and not (gated and number == 0)
             dropped = may_drop and torch.rand([]) < self.config.layerdrop
             if not dropped or in_step:
-                output = layer(x, attention_mask=mask, **handed_on)
+                output = layer(x, attention_mask=mask, **handed_on, **kwargs)
                 x = output if isinstance(output, Tensor) else output[0]
                 if gated:
                     handed_on["position_bias"] = output[1]
-        return (self.layer_norm(x) if norm_first else x)[0]
+        return x
 
     def _positions(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        fourier = FourierConvolution.of(self.pos_conv_embed, softmax_dtype(frames), live=True)
-        if fourier is not None:
-            return fourier(frames, lengths).to(frames.dtype)
-        return torch.cat([self.pos_conv_embed(part[None])[0] for part in frames.split(list(lengths))])
+        """Of the frames of recordings that lie side by side, [ΣT, C]."""
+        module = self.pos_conv_embed
+        if not any(is_observed(part) for part in module.modules()):
+            fourier = FourierConvolution.of(module, softmax_dtype(frames), live=True)
+            if fourier is not None:
+                return fourier(frames, lengths).to(frames.dtype)
+        return torch.cat([module(part[None])[0] for part in frames.split(list(lengths))])
 
-    def _is_recorded(self, kwargs: dict[str, Any]) -> bool:
-        return any(kwargs.get(name) or getattr(self.config, name, False) for name in RECORDED)
+    def _padded_positions(self: Any, hidden_states: Tensor, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+        """Frames with zeros in padding, and their positions, [B, T, C]: where real frames follow padding."""
+        x, module = batch.zeroed(hidden_states), self.pos_conv_embed
+        layers = getattr(module, "layers", None)
+        if layers is None or batch.real is None or is_observed(module):
+            return x, module(x)
+        # Data2Vec's convolutions follow each other, and stock's see in the padding what the one before left there.
+        y = x.transpose(1, 2)
+        for layer in layers:
+            y = layer(y).masked_fill(~batch.real.unsqueeze(1), 0.0)
+        return x, y.transpose(1, 2)
+
+    def _is_asked_for(self, name: str, kwargs: dict[str, Any]) -> bool:
+        """Whether transformers records this output; hidden states may be asked for by number, of which 0 is one."""
+        asked = kwargs.get(name, getattr(self.config, name, False))
+        return asked is not None and asked is not False
+
+
+class UnpaddedBlock:
+    """Stock's block, which may be given padded frames and leave the padding out inside."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """hidden states [B, T, C] or [1, ΣT, C] -> the same, alone or first of several values."""
+
+        def compute(x: Tensor, mask: Any) -> tuple[Tensor, tuple[Any, ...] | None]:
+            output = super(UnpaddedBlock, self).forward(x, attention_mask=mask, **kwargs)  # type: ignore[misc]
+            return (output, None) if isinstance(output, Tensor) else (output[0], output[1:])
+
+        if not isinstance(attention_mask, BlockMask):
+            y, others = compute(hidden_states, attention_mask)
+        elif attention_mask.unpads:
+            batch = attention_mask.batch
+            y, others = compute(batch.unpad(hidden_states)[None], AttentionMask(lengths=batch.lengths))
+            y = batch.pad(y[0])
+        else:
+            batch = attention_mask.batch
+            mask = NO_MASK if batch.real is None else AttentionMask(padding=batch.real)
+            y, others = compute(hidden_states, mask)
+            y = batch.zeroed(y)
+        return y if others is None else (y, *others)
+
+
+class UnpaddedAdapter:
+    """Stock's adapter, the strided convolutions behind an encoder, over each recording as if it were alone.
+
+    Behind a recording stand zeros in every layer, as its padding would be.
+    """
+
+    proj: nn.Module | None
+    proj_layer_norm: nn.Module | None
+    layers: nn.ModuleList
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T′, C′]."""
+        batch = getattr(hidden_states, "recordings", None)
+        if batch is None or batch.real is None or torch.compiler.is_compiling():
+            return super().forward(hidden_states)  # type: ignore[misc]
+        lengths = batch.real.sum(-1)
+        x = hidden_states
+        if self.proj is not None and self.proj_layer_norm is not None:
+            x = self.proj_layer_norm(self.proj(x))
+        x = _zeros_behind(x.transpose(1, 2), lengths)
+        for layer in self.layers:
+            # Drawn as stock does, from numpy, so that the same seed leaves out the same layers.
+            if self._keeps_layer():
+                conv = layer.conv
+                x = layer(x)
+                lengths = (lengths + 2 * conv.padding[0] - conv.kernel_size[0]).div(
+                    conv.stride[0], rounding_mode="floor"
+                ) + 1
+                x = _zeros_behind(x, lengths)
+        return x.transpose(1, 2)
+
+    def _keeps_layer(self: Any) -> bool:
+        drawn = np.random.random()
+        return not self.training or drawn > self.layerdrop
+
+
+class UnpaddedXVector:
+    """Stock's x-vector head, pooling the frames whose time-delay layers see nothing of the padding.
+
+    Stock leaves the dilation of these layers out when it counts them.
+    """
+
+    def _get_tdnn_output_lengths(self: Any, input_lengths: Any) -> Any:
+        for layer in self.tdnn:
+            input_lengths = input_lengths - layer.dilation * (layer.kernel_size - 1)
+        return input_lengths
 
 
 class OurFeedForward:
@@ -84,35 +247,69 @@ class OurFeedForward:
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        plain = is_plain(self.intermediate_dense) and is_plain(self.output_dense)
-        if not plain or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._is_plain():
             return super().forward(hidden_states)  # type: ignore[misc]
         rate = self.intermediate_dropout.p if self.training else 0.0
         y = feed_forward(hidden_states, self.intermediate_dense, self.output_dense, dropout=rate)
         return self.output_dropout(y)
 
+    def _is_plain(self: Any) -> bool:
+        """Whether it is two linear maps with GELU and dropout between, and none of these has to be called."""
+        dropout = self.intermediate_dropout
+        return (
+            is_plain(self.intermediate_dense)
+            and is_plain(self.output_dense)
+            and type(dropout) is nn.Dropout
+            and not is_observed(dropout)
+            and dropout.training == self.training
+            and _is_gelu_alone(self.intermediate_act_fn)
+        )
+
+
+def _is_gelu_alone(activation: Any) -> bool:
+    """Whether an activation is the exact GELU, as it is now, and need not be called."""
+    if isinstance(activation, nn.Module) and is_observed(activation):
+        return False
+    if activation is F.gelu or (type(activation) is GELUActivation and activation.act is F.gelu):
+        return True
+    return is_gelu(activation)
+
+
+def _zeros_behind(x: Tensor, lengths: Tensor) -> Tensor:
+    """[B, C, T] with zeros from the length of each recording on."""
+    padded = torch.arange(x.shape[-1], device=x.device) >= lengths.unsqueeze(-1)
+    return x.masked_fill(padded.unsqueeze(1), 0.0)
+
 
 def unpad_encoders(model: nn.Module) -> None:
-    """Swaps every encoder of `model` that can be unpadded, and the feed-forwards of its blocks; others stay stock's.
+    """Swaps every encoder of `model` that can be unpadded, and what belongs to it; others stay stock's.
 
     Raises:
         ValueError: an encoder of this transformers is not the one we know; none is swapped then.
     """
-    encoders = [module for module in model.modules() if _is_stock(module, UnpaddedEncoder, _ENCODERS)]
+    encoders = [module for module in model.modules() if _is_stock(module, UnpaddedEncoder)]
+    adapters = [module for module in model.modules() if _is_stock(module, UnpaddedAdapter)]
     for encoder in encoders:
         check(encoder_contracts(encoder), way_out="replace_attention(model, unpad=False)")
+    check(((ADAPTER, adapter) for adapter in adapters), way_out="replace_attention(model, unpad=False)")
     for encoder in encoders:
         if why_not(encoder) is None:
             become(encoder, UnpaddedEncoder)
             for module in encoder.modules():
-                if _is_stock(module, OurFeedForward, _FEED_FORWARDS):
-                    become(module, OurFeedForward)
+                for ours in (UnpaddedBlock, OurFeedForward):
+                    if _is_stock(module, ours):
+                        become(module, ours)
+    for adapter in adapters:
+        become(adapter, UnpaddedAdapter)
+    for module in model.modules():
+        if _is_stock(module, UnpaddedXVector):
+            become(module, UnpaddedXVector)
 
 
 def pad_encoders(model: nn.Module) -> None:
-    """Stock's encoders and feed-forwards again."""
+    """Stock's encoders, and what belongs to them, again."""
     for module in model.modules():
-        for ours in (UnpaddedEncoder, OurFeedForward):
+        for ours in _CLASSES:
             if isinstance(module, ours):
                 module.__class__ = stock_class(module, ours)  # type: ignore[assignment]
 
@@ -121,32 +318,7 @@ def why_not(encoder: Any) -> str | None:
     """What of an encoder keeps it from being unpadded; None where nothing does."""
     if getattr(encoder.pos_conv_embed, "batch_norm", None) is not None:
         return "its batch norm takes its statistics from padded batches"
-    if not all(is_gelu(layer.feed_forward.intermediate_act_fn) for layer in encoder.layers):
-        return "its feed-forward has another activation than GELU"
     return None
-
-
-def _lengths(hidden_states: Tensor, attention_mask: Tensor | None) -> tuple[int, ...] | None:
-    """Real frames of each recording that has any; None where they do not come first."""
-    B, T = hidden_states.shape[:2]
-    if attention_mask is None:
-        return (T,) * B if T else None
-    real = attention_mask.bool()
-    if bool((real[:, 1:] & ~real[:, :-1]).any()):
-        return None
-    return tuple(length for length in real.sum(-1).tolist() if length) or None
-
-
-def _unpad(x: Tensor, places: Tensor | None) -> Tensor:
-    """[B, T, C] -> [ΣT, C]. places: int64 [ΣT], of the real frames among all; None: all are real."""
-    return x.flatten(0, 1) if places is None else x.flatten(0, 1).index_select(0, places)
-
-
-def _pad(frames: Tensor, places: Tensor | None, like: Tensor) -> Tensor:
-    """[ΣT, C] -> [B, T, C] with zeros elsewhere."""
-    if places is None:
-        return frames.view(like.shape)
-    return frames.new_zeros(like.shape[0] * like.shape[1], like.shape[2]).index_copy(0, places, frames).view(like.shape)
 
 
 # SEW's encoder squeezes batches as they are padded; convolutions in Conformers see what stands beside a frame.
@@ -156,20 +328,30 @@ _PREFIXES = {
     for family, (module, attention) in FAMILIES.items()
     if family not in _OTHERS
 }
-_ENCODERS = {
-    f"{prefix}Encoder{kind}": module for prefix, module in _PREFIXES.items() for kind in ("", "StableLayerNorm")
+
+
+def _stock_names(*suffixes: str) -> dict[str, str]:
+    """Name -> module of stock's classes that are called as families, and then one of these."""
+    return {f"{prefix}{suffix}": module for prefix, module in _PREFIXES.items() for suffix in suffixes}
+
+
+_CLASSES: dict[type, dict[str, str]] = {
+    UnpaddedEncoder: _stock_names("Encoder", "EncoderStableLayerNorm"),
+    UnpaddedBlock: _stock_names("EncoderLayer", "EncoderLayerStableLayerNorm"),
+    UnpaddedAdapter: _stock_names("Adapter"),
+    UnpaddedXVector: _stock_names("ForXVector"),
+    OurFeedForward: _stock_names("FeedForward"),
 }
-_FEED_FORWARDS = {f"{prefix}FeedForward": module for prefix, module in _PREFIXES.items()}
 
 
-def _is_stock(module: nn.Module, ours: type, classes: dict[str, str]) -> bool:
+def _is_stock(module: nn.Module, ours: type) -> bool:
     stock = stock_class(module, ours)
-    return classes.get(stock.__name__) == stock.__module__
+    return _CLASSES[ours].get(stock.__name__) == stock.__module__
 
 
 def __getattr__(name: str) -> type[nn.Module]:
     """Makes a class when a pickle asks for it by name."""
-    for ours, classes in ((UnpaddedEncoder, _ENCODERS), (OurFeedForward, _FEED_FORWARDS)):
-        if name in classes:
-            return derived(ours, getattr(import_module(classes[name]), name))
+    for ours, names in _CLASSES.items():
+        if name in names:
+            return derived(ours, getattr(import_module(names[name]), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,8 @@ from w2v_attn.runs.sources import read_row
 class Model(Protocol):
     """What a run must know of a model to feed it; see `encoder.waveforms.WaveformModel`."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
     @property
     def sample_rate(self) -> int: ...

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.encoder.waveforms import WaveformModel, find_device
+from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.pretrained.tokenizers import read_tokenizer
@@ -68,7 +68,8 @@ class Recognizer(WaveformModel, ABC):
     def log_probabilities(self, waveform: Tensor) -> Tensor:
         """float32 [frames, symbols] or [labels]; one recording at a time, so that neighbours do not matter."""
         self.check_waveform(waveform)
-        return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
+        with evaluating(self.model):
+            return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
 
 
 def likeliest(log_probabilities: Tensor) -> Tensor:
