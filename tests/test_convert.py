@@ -12,7 +12,7 @@ from test_feature_sets import check
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
 from w2v_attn.feature_sets import destination, making, segments
-from w2v_attn.feature_sets.layouts.choice import LAYOUTS
+from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
 
 
 @pytest.fixture
@@ -57,6 +57,46 @@ def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corp
     assert torch.equal(found["a.flac"]["final"], corpus["a.flac"][0]["final"].half())
     assert found.metadata("a.flac")["dtype"] == "float16"
     assert convert("dtype=bfloat16", output="bfloat16")[0] == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_that_become_0_are_written_and_counted(convert, mirrored, corpus, tmp_path, layout):
+    if LAYOUTS[layout].library:
+        pytest.importorskip(LAYOUTS[layout].library)
+    features, metadata = corpus["a.wav"]
+    # float16's least value is 2**-24: what is above half of it is rounded up.
+    features["layer_10"][0, :4] = torch.tensor([2**-25, -(2**-26), 1.01 * 2**-25, 0.0])
+    features["final"][0, 0] = 1e-9
+    write_features(mirrored / "a.wav.safetensors", features, metadata)
+    if "float16" not in layout_of(layout).writer.holds:
+        assert convert(f"layout={layout}", "dtype=float16")[0] == 2
+        return
+    code, out, err = convert(f"layout={layout}", "dtype=float16")
+    assert (code, err) == (0, "")
+    said = " ".join(out.replace("│", "").split())
+    assert "6 of 6" in said
+    assert "underflow 3 values in 1 recording became 0: below float16's range, dtype=float32 keeps them" in said
+    found = open_features(tmp_path / "out")
+    assert torch.equal(found["a.wav"]["layer_10"], features["layer_10"].half())
+    assert {id: found.metadata(id).get("underflowed") for id in found} == {**dict.fromkeys(corpus), "a.wav": "3"}
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert record["underflow"] == {"values": 3, "recordings": 1}
+    assert "underflow" not in convert(f"layout={layout}", output="whole")[1]
+
+
+def test_means_of_half_precision_that_become_0_are_counted(call, corpus, tmp_path):
+    for number, (id, (features, metadata)) in enumerate(corpus.items()):
+        half = {layer: tensor.half() for layer, tensor in features.items()}
+        if number == 0:
+            half["final"][:, 0] = 0
+            half["final"][0, 0] = 2**-24  # of seven frames
+        said = {**metadata, "dtype": "float16", **({} if number else {"underflowed": "6"})}
+        write_features(tmp_path / "half" / f"{id}.safetensors", half, said)
+    code, out, _ = call("convert", f"features={tmp_path / 'half'}", f"output={tmp_path / 'out'}", "pool=mean")
+    assert code == 0
+    assert "1 value in 1 recording became 0: below half precision's range, dtype=float32 keeps" in " ".join(out.split())
+    found = open_features(tmp_path / "out")
+    assert found.metadata(next(iter(corpus)))["underflowed"] == "7"  # those of before, and this one
 
 
 def test_a_damaged_file_is_named_and_the_others_are_converted(convert, mirrored, corpus, tmp_path):

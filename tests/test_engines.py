@@ -1,6 +1,7 @@
 """Engines: whoever extracts which recordings, the same files, and a process that dies loses nothing."""
 
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SPEECH, save, tiny_model
+from test_product import save_faint
 
 from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
@@ -215,6 +217,20 @@ def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path)
     for row_id in expected:
         for layer in expected[row_id].layers:
             torch.testing.assert_close(found[row_id][layer], expected[row_id][layer], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
+    checkpoint = str(save_faint(tmp_path / "faint"))
+    asked = job("out", checkpoint=checkpoint, making=Making(dtype="float16", key="store"))
+    rows = rows_of(feeding.BLOCK + 3)
+    for kept in (False, True):
+        outcomes = extract(asked, rows, workers=2)
+        assert {outcome.kept for outcome in outcomes} == {kept}
+        frames = [outcome.result.frames for outcome in outcomes]
+        assert [outcome.underflowed for outcome in outcomes] == frames
+        record = json.loads((tmp_path / "out" / RUN).read_text())
+        assert record["underflow"] == {"values": sum(frames), "recordings": len(rows)}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Fine-tuning end to end, on speech: what it computes, that it goes on after a kill, and what comes out of it."""
 
 import csv
+import dataclasses
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ from started import Started
 from w2v_attn import read_audio, restore_attention
 from w2v_attn.finetuning import run, run_folder, trainer
 from w2v_attn.finetuning.errors import DataError, TrainingError
+from w2v_attn.finetuning.models import build_model
 from w2v_attn.finetuning.options import (
     AugmentationOptions,
     ClassificationOptions,
@@ -28,6 +30,7 @@ from w2v_attn.finetuning.options import (
     RegularizationOptions,
     TrainingOptions,
 )
+from w2v_attn.finetuning.tasks.classification import Classification
 from w2v_attn.finetuning.watching import Silent
 from w2v_attn.transcription.recognizer import load_recognizer
 
@@ -74,7 +77,7 @@ class Diary(Silent):
 def recipe(task=None, norm=GROUP_NORM, *, data=None, training=None, **changes):
     options = {
         "task": task or CtcOptions(),
-        "data": DataOptions(train=CLIPS, **(data or {})),
+        "data": DataOptions(**{"train": CLIPS, **(data or {})}),
         "checkpoint": None,
         "config": {**SCRATCH, **norm},
         "regularization": NO_DROPOUT,
@@ -162,13 +165,16 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [3, 4])
-def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, tmp_path):
+@pytest.mark.parametrize(("stop_after", "balanced"), [(3, False), (4, False), (4, True)])
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balanced, labelled, tmp_path):
     changes = {
         "regularization": DROPOUT,
         "augmentation": AugmentationOptions(speed=[0.9, 1.1], noise=0.5),
         "training": {"updates": 9, "gradient_checkpointing": True, "frozen_updates": 2},
     }
+    if balanced:
+        changes |= {"task": ClassificationOptions(), "data": {**labelled, "balance": True}}
+        changes["training"]["batch_seconds"] = 20  # several passes over the data
     whole, first, second = Diary(), Diary(stop_after), Diary()
     run.finetune(recipe(**changes), tmp_path / "whole", whole)
     assert run.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
@@ -623,6 +629,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
         ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
         ({"regularization": RegularizationOptions(mask_time_length=0)}, "mask_time_length must be 1 or above"),
+        ({"regularization": RegularizationOptions(mask_time_min_masks=-1)}, "mask_time_min_masks must be 0 or above"),
         ({"data": {"balance": True}}, "data.balance=true needs classes"),
         ({"training": {"lora": LoraOptions(rank=2)}, "task": ClassificationOptions(layers="weighted")}, "do not go"),
     ],
@@ -631,6 +638,19 @@ def test_options_that_contradict_each_other_are_told(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         run.finetune(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_are_squeezed_in_time_are_not_summed(labelled, tmp_path):
+    """Stock's classifier masks squeezed frames by the lengths that they had before, and pools padding."""
+    sew = {**SCRATCH, **GROUP_NORM, "model_type": "sew", "squeeze_factor": 2}
+    asked = recipe(ClassificationOptions(layers="weighted"), data=labelled, config=sew)
+    with pytest.raises(ValueError, match=r"but sew squeezes 2 into one \(squeeze_factor=2\): give task.layers=last"):
+        run.finetune(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for changes in ({"task": ClassificationOptions()}, {"config": {**sew, "squeeze_factor": 1}}):
+        whole = dataclasses.replace(asked, **changes)
+        task = Classification(["long", "short"], whole.task)
+        assert build_model(whole, task, None).config.use_weighted_layer_sum == (whole.task.layers == "weighted")
 
 
 def test_an_output_below_a_file_is_told(tmp_path):

@@ -5,11 +5,14 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import SPEECH, tiny_bert, tiny_model
+from conftest import SIZES, SPEECH, tiny_bert, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from w2v_attn import replace_attention
 from w2v_attn.corpus.rows import Row
@@ -20,11 +23,15 @@ from w2v_attn.finetuning.dataset import Collate
 from w2v_attn.finetuning.errors import DataError
 from w2v_attn.finetuning.forward import losses_of
 from w2v_attn.finetuning.metrics import classification_metrics, transcription_metrics
+from w2v_attn.finetuning.models import build_model
 from w2v_attn.finetuning.options import (
     AugmentationOptions,
     CtcOptions,
+    DataOptions,
     Factor,
     OptimizerOptions,
+    Recipe,
+    RegularizationOptions,
     ScheduleOptions,
 )
 from w2v_attn.finetuning.parameters import parameter_groups
@@ -32,6 +39,9 @@ from w2v_attn.finetuning.schedule import factor_of
 from w2v_attn.finetuning.spec_augment import draw_spans
 from w2v_attn.finetuning.tasks.ctc import Ctc
 from w2v_attn.finetuning.vocabulary import from_texts, from_tokenizer
+from w2v_attn.pretrained.checkpoints import Checkpoint
+
+SIZES_OF_ENCODER = {name: size for name, size in SIZES.items() if name != "vocab_size"}
 
 # ----------------------------------------------------------------------------------------------------- schedule
 
@@ -83,9 +93,32 @@ def test_each_pass_is_another_order_and_the_same_again():
     assert {number for batch in batches for _, number in batch} == {0, 1, 2}
 
 
-def test_rare_recordings_are_repeated():
-    batches = Batches([1.0, 1.0], 5, 1, repeats=[3, 1])
-    assert Counter(index for batch in batches.one_pass(0) for index in batch) == {0: 3, 1: 1}
+def counted(batches):
+    return Counter(index for batch in batches for index in batch)
+
+
+def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
+    classes = ["a"] * 30 + ["b"] * 21 + ["c"] * 13 + ["d"]
+    batches = Batches([1.0] * len(classes), 5, 1, classes=classes)
+    passes = [counted(batches.one_pass(number)) for number in range(20)]
+    for drawn in passes:
+        assert Counter(classes[index] for index in drawn.elements()) == {"a": 30, "b": 30, "c": 30, "d": 30}
+        # The rest of 30 / 21 and 30 / 13 is drawn without replacement: nobody stands there twice more than another.
+        times = {name: {drawn[i] for i, own in enumerate(classes) if own == name} for name in "abcd"}
+        assert times == {"a": {1}, "b": {1, 2}, "c": {2, 3}, "d": {30}}
+    assert passes[0] != passes[1]
+    assert len({index for drawn in passes for index, count in drawn.items() if count > 1 and index >= 30}) == 35
+    again = Batches([1.0] * len(classes), 5, 1, classes=classes)
+    assert [counted(again.one_pass(number)) for number in range(20)] == passes
+
+
+def test_a_recording_that_is_repeated_is_another_one_each_time():
+    """The number that comes with it says how it is augmented, whoever of two processes gets it."""
+    classes = ["a", "a", "a", "b"]
+    alone = list(Batches([1.0] * 4, 2, 12, seed=1, classes=classes))
+    assert sorted(number for batch in alone for index, number in batch if index == 3) == list(range(12))
+    shared = [list(Batches([1.0] * 4, 2, 6, seed=1, rank=r, processes=2, classes=classes)) for r in range(2)]
+    assert [batch for step in zip(*shared, strict=True) for batch in step] == alone
 
 
 # ------------------------------------------------------------------------------------------------- SpecAugment
@@ -95,26 +128,117 @@ def test_rare_recordings_are_repeated():
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     probability=st.floats(0, 1),
     span=st.integers(1, 80),
+    least=st.integers(0, 9),
 )
-def test_spans_lie_inside_and_have_their_length(lengths, probability, span):
+def test_spans_lie_inside_have_their_length_and_leave_something(lengths, probability, span, least):
     size = max(lengths)
-    mask = draw_spans(torch.tensor(lengths), size, probability, span)
+    mask = draw_spans(torch.tensor(lengths), size, probability, span, least)
     assert mask.shape == (len(lengths), size)
     for row, length in zip(mask, lengths, strict=True):
         assert not row[length:].any()
-        least = min(span, max(1, length // 2))
+        assert not row[:length].all()
+        shortest = min(span, max(1, length // 2))
         run = 0
         for masked in [*row.tolist(), False]:
-            assert masked or run == 0 or run >= least
+            assert masked or run == 0 or run >= shortest
             run = run + 1 if masked else 0
 
 
 @pytest.mark.parametrize("length", [7, 23, 400])
 def test_short_recordings_are_masked_as_much_as_long_ones(length):
     torch.manual_seed(0)
-    mask = draw_spans(torch.full((4000,), length), length, 0.2, 10)
-    # Spans overlap: the share is what independent spans leave, somewhat below 0.2.
+    mask = draw_spans(torch.full((4000,), length), length, 0.2, 10, 0)
+    # Spans overlap: the share is somewhat below 0.2.
     assert 0.13 < mask.float().mean() < 0.21
+
+
+@pytest.mark.parametrize(
+    ("length", "probability", "span", "least"),
+    [
+        (75, 0.05, 10, 2),
+        (75, 0.05, 10, 0),
+        (24, 0.1, 5, 2),
+        (20, 0.3, 10, 3),  # two spans fit
+        (31, 0.05, 10, 7),  # three fit
+        (149, 0.65, 10, 2),
+        (1024, 0.25, 64, 0),
+        (53, 1.0, 3, 1),
+    ],
+)
+def test_a_recording_in_a_batch_is_masked_as_much_as_by_stock_alone(length, probability, span, least):
+    draws = 3000
+    torch.manual_seed(0)
+    np.random.seed(0)  # stock's generator
+    lengths = torch.tensor([length, 2 * length] * draws)
+    ours = draw_spans(lengths, 2 * length, probability, span, least)[::2, :length].numpy()
+    theirs = [_compute_mask_indices((1, length), probability, span, min_masks=least)[0] for _ in range(draws)]
+    ours, theirs = ours.mean(1), np.mean(theirs, 1)
+    # A row that is masked whole keeps a span here: one in 55 of 20 places with two spans of 10, or 0.9 % of the share.
+    whole = span / length * (theirs == 1).mean()
+    error = math.sqrt((ours.var() + theirs.var()) / draws)
+    assert abs(ours.mean() - (theirs.mean() - whole)) < 4 * error + 1e-9
+
+
+def test_short_recordings_get_the_minimum_number_of_masked_spans():
+    lengths = torch.tensor([0, 1, 2, 3, 5, 75])
+    # Of one place each: as many as are masked. A recording keeps one place at least.
+    assert draw_spans(lengths, 75, 0.0, 1, 2).sum(1).tolist() == [0, 0, 1, 2, 2, 2]
+    assert draw_spans(lengths, 75, 0.0, 1, 4).sum(1).tolist() == [0, 0, 1, 2, 4, 4]
+    assert not draw_spans(lengths, 75, 0.0, 1, 0).any()
+    for masked in draw_spans(torch.full((200,), 75), 75, 0.0, 10, 2).sum(1).tolist():
+        assert 11 <= masked <= 20  # two spans of 10 that start at different places
+
+
+def test_no_value_is_read_back_while_spans_are_drawn():
+    """On a GPU that would wait for all that was launched before."""
+    with FakeTensorMode():  # tensors without values: reading one raises
+        lengths = torch.full((3,), 40)
+        assert draw_spans(lengths, 50, 0.5, 10, 2).shape == (3, 50)
+        with pytest.raises(DataDependentOutputException):
+            int(lengths.max())
+
+
+@pytest.mark.parametrize("least", [0, 2])
+def test_masking_takes_the_minimum_of_the_config(family, least):
+    changes = {"mask_time_prob": 1e-9, "mask_time_length": 1, "mask_time_min_masks": least}
+    changes |= {"mask_feature_prob": 1e-9, "mask_feature_length": 1, "mask_feature_min_masks": least + 1}
+    model = tiny_model(family, **changes).train()
+    spec_augment.install(model)
+    with torch.no_grad():
+        model.masked_spec_embed.fill_(2.0)
+    found = model._mask_hidden_states(torch.ones(3, 11, 24))
+    assert (found.amax(2) == 2).sum(1).tolist() == [least] * 3
+    assert (found == 0).all(1).sum(1).tolist() == [least + 1] * 3
+    model.config.mask_time_prob = model.config.mask_feature_prob = 0.0
+    assert torch.equal(model._mask_hidden_states(torch.ones(3, 11, 24)), torch.ones(3, 11, 24))
+
+
+def of_silent_checkpoint(regularization, config=None):
+    """A model that is built from a checkpoint whose config masks nothing, though it has probabilities."""
+    stock = tiny_model("wav2vec2-layer", "ForCTC", apply_spec_augment=False, mask_time_prob=0.5)
+    checkpoint = None if config else Checkpoint(stock, "here", Path(), (), (), 16_000, True, "said")
+    recipe = Recipe(
+        task=CtcOptions(),
+        data=DataOptions(train="x"),
+        checkpoint=None if config else "here",
+        config=config or {},
+        regularization=regularization,
+    )
+    return build_model(recipe, Ctc(from_texts(["ab"], unit="characters", case="lower", remove="")), checkpoint)
+
+
+def test_a_config_that_masks_nothing_does_so_until_the_recipe_asks():
+    for config in (None, {"model_type": "wav2vec2", **SIZES_OF_ENCODER, "apply_spec_augment": False}):
+        model = of_silent_checkpoint(RegularizationOptions(mask_time_length=3), config)
+        assert not model.config.apply_spec_augment
+        assert not model.wav2vec2.masked_spec_embed.requires_grad  # DistributedDataParallel would wait for it
+        for asked in ({"mask_time_prob": 0.2}, {"mask_feature_prob": 0.2}):
+            model = of_silent_checkpoint(RegularizationOptions(**asked), config)
+            assert model.config.apply_spec_augment
+            assert model.wav2vec2.masked_spec_embed.requires_grad
+        model = of_silent_checkpoint(RegularizationOptions(mask_time_prob=0.0, mask_feature_prob=0.2), config)
+        assert model.config.apply_spec_augment
+        assert not model.wav2vec2.masked_spec_embed.requires_grad
 
 
 def test_masking_takes_the_place_of_stocks_and_gives_it_back(family):

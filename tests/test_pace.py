@@ -12,6 +12,7 @@ from started import Started
 
 from w2v_attn.commands import console, corpus_run, progress
 from w2v_attn.corpus.rows import Corpus, Row
+from w2v_attn.extraction.product import Written
 from w2v_attn.runs import folder, pipeline
 from w2v_attn.runs.outcomes import Outcome, Settled, kind_of
 from w2v_attn.runs.pace import Pace
@@ -160,6 +161,15 @@ def test_a_tally_has_every_count_and_an_example_of_each_kind():
     assert tally.kinds == {"is cut short: … bytes": 3 * FEW, "is empty": 1}
     assert tally.examples["is cut short: … bytes"] == ("0", "is cut short: 0 bytes")
     assert len(tally.few) == FEW
+
+
+def test_a_tally_counts_values_that_became_0_of_results_that_are_new_and_kept():
+    tally = Tally()
+    for number, result in enumerate([Written(Path("/a"), 7, 3, 5), Written(Path("/a"), 7, 3), object()]):
+        tally.take(Outcome(ROW, result, None, 1.0, kept=number == 0))
+    tally.take(Outcome(ROW, None, "is empty"))
+    tally.take(Outcome(ROW, Written(Path("/a"), 7, 3, 2), None))
+    assert (tally.underflowed, tally.with_underflow) == (7, 2)
 
 
 def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):

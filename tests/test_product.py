@@ -5,12 +5,16 @@ import json
 import pytest
 import torch
 from conftest import SPEECH, save, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_feature_sets import same_bits
 
 from w2v_attn import app, load_encoder, open_features
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.product import Product
-from w2v_attn.feature_sets.making import Making
+from w2v_attn.feature_sets.arrays import DTYPES
+from w2v_attn.feature_sets.making import Making, count_underflow
+from w2v_attn.runs import feeding, shares
 
 CLIPS = SPEECH / "en-us+m5"
 
@@ -128,6 +132,76 @@ def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, mon
     assert "beyond float16, which ends at 65504; the largest is 70000: store=bfloat16 or store=float32" in reason
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] not in open_features(tmp_path / "out")
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(
+        st.sampled_from([0.0, -0.0, 1.0, -2.0, 2**-24, 2**-25, -(2**-25), 1.01 * 2**-25, -1e-9, 1e-40, 1e-44, -1e-60])
+        | st.just(float("nan")),
+        max_size=40,
+    ),
+    before=st.sampled_from(list(DTYPES.values())),
+    after=st.sampled_from(list(DTYPES.values())),
+)
+def test_exactly_the_values_that_became_0_are_counted(values, before, after):
+    tensor = torch.tensor(values, dtype=torch.float64).to(before)
+    made = tensor.to(after)
+    assert count_underflow(tensor, made) == sum(x != 0 and y == 0 for x, y in zip(tensor, made, strict=True))
+
+
+def save_faint(folder):
+    """Saves a model of whose final features one value in each frame is 1e-8: what is below 3e-8 is 0 in float16."""
+    model = tiny_model("wav2vec2-layer")
+    with torch.no_grad():
+        model.encoder.layer_norm.weight[3], model.encoder.layer_norm.bias[3] = 0.0, 1e-8
+    return save(model, folder)
+
+
+@pytest.fixture
+def faint(tmp_path):
+    """What the command is told of such a checkpoint."""
+    return ["model=local", f"model.checkpoint={save_faint(tmp_path / 'faint')}"]
+
+
+@pytest.mark.parametrize("layout", ["mirrored", "shards"])
+def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_them(extract, faint, tmp_path, layout):
+    for already_there in (False, True):
+        code, out, _ = extract(*faint, "store=float16", f"layout={layout}")
+        assert code == 0
+        found = open_features(tmp_path / "out")
+        frames = {id: len(recording["final"]) for id, recording in found.items()}
+        assert len(frames) == 2
+        said = " ".join(out.replace("│", "").split())
+        became = f"underflow {sum(frames.values())} values in 2 recordings became 0"
+        assert f"{became}: below float16's range, store=float32 keeps them" in said
+        assert ("already there 2" in said) == already_there
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert record["underflow"] == {"values": sum(frames.values()), "recordings": 2}
+        assert {id: found.metadata(id)["underflowed"] for id in frames} == {id: str(n) for id, n in frames.items()}
+        assert all((found[id]["final"][:, 3] == 0).all() for id in frames)
+    for number, asked in enumerate([[], ["store=bfloat16"]]):
+        code, out, _ = extract(*faint, *asked, f"layout={layout}", output=f"kept {number}")
+        assert code == 0
+        assert "underflow" not in out
+        kept = open_features(tmp_path / f"kept {number}")
+        assert all("underflowed" not in kept.metadata(id) for id in kept)
+        record = json.loads((tmp_path / f"kept {number}" / "run.json").read_text())
+        assert record["underflow"] == {"values": 0, "recordings": 0}
+
+
+def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
+    for module in (feeding, shares):
+        monkeypatch.setattr(module, "BLOCK", 1)
+    for rank in (0, 1):
+        code, out, _ = extract(*faint, "store=float16", f"share={rank}/2")
+        assert code == 0
+    frames = [len(recording["final"]) for recording in open_features(tmp_path / "out").values()]
+    own, together = " ".join(out.replace("│", "").split()).split("Extracted by all shares")
+    assert "in 1 recording became 0" in own
+    assert f"{sum(frames)} values in 2 recordings became 0: below float16's range" in together
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["underflow"] == {"values": sum(frames), "recordings": 2}
 
 
 WRONG = {

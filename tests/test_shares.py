@@ -335,7 +335,7 @@ def test_the_last_share_says_that_one_beside_it_was_stopped(start, tmp_path, mon
     found = record(tmp_path / "out")
     assert found["status"] == "stopped"
     assert found["counts"]["not_reached"] > 0
-    assert extract._conclude_shares(tmp_path / "out", 0) == 1
+    assert extract._conclude_shares(tmp_path / "out", 0, "float32") == 1
 
 
 def test_a_longer_list_is_not_done_before_every_share_has_gone_through_it(start, rows, tmp_path):

@@ -11,6 +11,7 @@ from w2v_attn.commands.process import Interruption
 from w2v_attn.commands.progress import ProgressLine
 from w2v_attn.feature_sets.converting import Conversion, ConversionError, Request
 from w2v_attn.feature_sets.destination import FAILURES
+from w2v_attn.feature_sets.making import describe_underflow
 from w2v_attn.feature_sets.reading import open_features
 
 
@@ -28,6 +29,7 @@ def run(config: Any) -> int:
     features = open_features(values.path(config, "features"))
     conversion = Conversion(features, output, request)
     done, failed, size, code = 0, [], 0, DONE
+    underflowed = with_underflow = 0
     started = time.monotonic()
     interruption = Interruption()
     try:
@@ -39,6 +41,8 @@ def run(config: Any) -> int:
             for converted in converting:
                 done += 1
                 size += converted.bytes
+                underflowed += converted.underflowed
+                with_underflow += converted.underflowed > 0
                 if converted.reason is not None:
                     failed.append((converted.id, converted.reason))
                 progress.advance(1, failed=converted.reason is not None)
@@ -59,6 +63,10 @@ def run(config: Any) -> int:
         ("tensors", f"{size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):,.0f} MB/s"),
         ("output", str(output)),
     ]
+    if underflowed:
+        # Without a dtype that is asked for, only sums and means of features in half precision are rounded.
+        dtype = request.dtype or "half precision"
+        rows.append(("underflow", describe_underflow(underflowed, with_underflow, dtype, "dtype")))
     if done < len(conversion.ids):
         rows.append(("not reached", str(len(conversion.ids) - done)))
     if len(features) > len(conversion.ids):

@@ -19,7 +19,7 @@ from w2v_attn.extraction.extracting import extract_with
 from w2v_attn.extraction.extractor import Extractor, Job, Task, Worker
 from w2v_attn.extraction.product import Written
 from w2v_attn.extraction.store import store_of
-from w2v_attn.feature_sets.making import Making
+from w2v_attn.feature_sets.making import Making, describe_underflow
 from w2v_attn.feature_sets.segments import read_segments
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.record import read_record
@@ -63,12 +63,14 @@ def run(config: Any) -> int:
         return SOME_FAILED
 
     rows = _described(extractor, task, f"{frames:,} × {channels} channels")
+    dtype, tally = making.dtype or extractor.description.dtype, watched.tally
+    rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
     if share.is_all:
         return corpus_run.conclude("Extracted", corpus, watched, output, rows)
     corpus_run.conclude(f"Extracted, share {share}", mine, watched, output, rows)
-    return _conclude_shares(output, watched.code)
+    return _conclude_shares(output, watched.code, dtype)
 
 
 def _making(config: Any, rows: Sequence[Row]) -> Making:
@@ -145,12 +147,17 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
     return rows
 
 
-def _conclude_shares(output: Path, code: int) -> int:
+def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
+    """A row of a summary, where values became 0."""
+    return [("underflow", describe_underflow(values, recordings, dtype, "store"))] if values else []
+
+
+def _conclude_shares(output: Path, code: int, dtype: str) -> int:
     """The summary of all shares, by the one that ends last; and the exit code of this one.
 
     Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
     not end with 0, and who has nothing to do ends before others have begun. code: of this share, where it did not come
-    to its end.
+    to its end. dtype: of what is stored.
     """
     record = read_record(output)
     if record is None or record["status"] == "running":
@@ -163,6 +170,7 @@ def _conclude_shares(output: Path, code: int) -> int:
         ("failed", counts["failed"]),
         ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
         *([("not reached", counts["not_reached"])] if counts["not_reached"] else []),
+        *_underflow(record["underflow"]["values"], record["underflow"]["recordings"], dtype),
         ("shares", record["share"]),
         ("output", output),
     ]

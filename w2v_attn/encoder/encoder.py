@@ -172,7 +172,9 @@ class Encoder(WaveformModel):
         """Numbers of waveforms that go together: in packs that take the whole machine, and packs for streams."""
         frames = [self.count_frames(len(waveform)) for waveform in waveforms]
         if self.device.type == "cpu":
-            return streams.plan(frames, streams=streams.streams_here(), budget=CPU_FRAMES, longest=LONG_FROM)
+            # Modes that watch every operation, such as a counter of them, are on in this thread alone.
+            count = 1 if torch.utils._python_dispatch._get_current_dispatch_mode() else streams.streams_here()
+            return streams.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_FROM)
         return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

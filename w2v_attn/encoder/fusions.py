@@ -62,7 +62,7 @@ def window_product(
         fusion_kernels.window_product, -(-M // ROWS) * -(-N // COLUMNS), y,
         TensorDescriptor(frames, [M, K], [stride * C, 1], [ROWS, INNER]),
         TensorDescriptor(weight, [N, K], [K, 1], [COLUMNS, INNER]),
-        bias,
+        _contiguous(bias),
         TensorDescriptor(y, [M, N], [N, 1], [ROWS, COLUMNS]),
         M, N, K, ROWS=ROWS, COLUMNS=COLUMNS, INNER=INNER, BAND=BAND, GELU=gelu, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
@@ -123,12 +123,17 @@ def _norm(
     from w2v_attn.encoder import fusion_kernels
 
     N, C = x.shape
+    weight, bias = _contiguous(norm.weight), _contiguous(norm.bias)  # kernels read them without gaps
     if N:
         _launch(
             fusion_kernels.norm, N, x,
-            x, y, norm.weight, norm.bias, total, None if wide is narrow else wide, narrow, C, norm.eps,
+            x, y, weight, bias, total, None if wide is narrow else wide, narrow, C, norm.eps,
             PADDED=1 << (C - 1).bit_length(), GELU=gelu, num_warps=1 if C <= 512 else 2,
         )  # fmt: skip
+
+
+def _contiguous(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.contiguous()
 
 
 def _launch(kernel: Any, programs: int, beside: Tensor, *arguments: Any, **options: Any) -> None:

@@ -10,6 +10,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.product import Product
 from w2v_attn.feature_sets.arrays import is_finite
+from w2v_attn.feature_sets.making import Made
 from w2v_attn.runs.processing import Batch
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 LONG, PATIENCE = 300.0, 120.0
 
 
-def compute(encoder: Encoder, product: Product, batch: Batch) -> list[dict[str, Tensor] | ValueError]:
+def compute(encoder: Encoder, product: Product, batch: Batch) -> list[Made | ValueError]:
     """What is made of each recording of a batch; a ValueError in the place of those that cannot be used.
 
     Such as features that are not finite, a value beyond the dtype that is asked for, a span beyond the end.
@@ -58,7 +59,7 @@ def _apart(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _made(product: Product, row: Row, features: dict[str, Tensor]) -> dict[str, Tensor] | ValueError:
+def _made(product: Product, row: Row, features: dict[str, Tensor]) -> Made | ValueError:
     if all(map(is_finite, features.values())):
         try:
             return product.make(row.id, features)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
@@ -20,6 +19,7 @@ from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import WRITERS, Store
 from w2v_attn.extraction.survey import PATIENCE, Looked, Survey, look
+from w2v_attn.feature_sets.making import Made
 from w2v_attn.runs.decoding import Decoding
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.sources import row_weight, source_state
@@ -159,7 +159,7 @@ def _bytes(
     recording = _noise(encoder, min(round(statistics.median(lengths)), round(WEIGHED * encoder.sample_rate)))
     recording = replace(recording, source=source_state(row) or "")
     found = encoder.extract([recording.waveform], product.layers)[0]
-    made = product.whole.make(row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()})
+    made = product.whole.make(row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}).features
     beside = store.beside(made, product.metadata(row, recording))
     tensors = sum(tensor.nbytes for tensor in made.values())
     if product.vectors is None:
@@ -205,7 +205,7 @@ def _rehearsed(
     return 0.0, taken / expected if expected else 1.0
 
 
-def _keep(row: Row, recording: Recording, made: dict[str, Tensor]) -> dict[str, Tensor]:
+def _keep(row: Row, recording: Recording, made: Made) -> Made:
     return made
 
 

@@ -17,18 +17,22 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.fingerprint import fingerprint_of
-from w2v_attn.feature_sets.making import Making
+from w2v_attn.feature_sets.making import Made, Making, underflow_of
 from w2v_attn.runs.outcomes import Settled
 from w2v_attn.runs.sources import source_state
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where the features of a recording are, and the size of the last of their tensors: of a vector, one frame."""
+    """Where the features of a recording are, and the size of the last of their tensors: of a vector, one frame.
+
+    underflowed: values that became 0 in the dtype in which they are stored.
+    """
 
     path: Path
     frames: int
     channels: int
+    underflowed: int = 0
 
 
 class Product:
@@ -56,7 +60,7 @@ class Product:
             "checkpoint_sha256": self.fingerprint["checkpoint"],
         }
 
-    def make(self, row_id: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def make(self, row_id: str, features: Mapping[str, Tensor]) -> Made:
         """What is made of the layers of a row, on the CPU. Raises ValueError: see `Making.make`."""
         return self._making.make(row_id, features, self._rates.__getitem__)
 
@@ -79,15 +83,15 @@ class Product:
         """Of what is made."""
         return self._making.dtype or _name(self._encoder.dtype)
 
-    def metadata(self, row: Row, recording: Recording) -> dict[str, str]:
+    def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""
         about = metadata_of(self._encoder, row, recording, self.layers)
-        return self._making.describe(row.id, about | self._identity, self.layers)
+        return self._making.describe(row.id, about | self._identity, self.layers, underflowed)
 
-    def written(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> Written:
+    def written(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> Written:
         """Where features of these shapes are."""
         frames, channels = (1, *shapes[self._names[-1]])[-2:]
-        return Written(path, frames, channels)
+        return Written(path, frames, channels, underflowed)
 
     def judge(
         self, row: Row, path: Path, about: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
@@ -117,7 +121,8 @@ class Product:
                 )
             return "of another state of their source"
         flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
-        return Settled(self.written(path, shapes), int(about["samples"]), int(about["sample_rate"]), flags)
+        written = self.written(path, shapes, underflow_of(about))
+        return Settled(written, int(about["samples"]), int(about["sample_rate"]), flags)
 
     def _check_sum(self) -> None:
         """Raises ValueError where the layers cannot be summed, whatever the recording."""

@@ -12,6 +12,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.feature_sets.errors import FeatureSetError
 from w2v_attn.feature_sets.layouts.choice import layout_of
+from w2v_attn.feature_sets.making import Made
 from w2v_attn.runs.outcomes import Outcome, Settled
 
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
@@ -93,7 +94,7 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
+    def write(self, row: Row, recording: Recording, made: Made) -> Written:
         """Takes what was made of a row, in any thread.
 
         Raises:

@@ -13,6 +13,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
 from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.feature_sets.making import Made
 from w2v_attn.runs.names import check_names
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
 from w2v_attn.runs.sources import source_state
@@ -77,14 +78,15 @@ class MirroredStore:
         self._removed.append(found)
         return None
 
-    def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
+    def write(self, row: Row, recording: Recording, made: Made) -> Written:
         path = feature_path(self._output, row.id)
         self._check_there()
         try:
-            write_features(path, features, self._product.metadata(row, recording))
+            write_features(path, made.features, self._product.metadata(row, recording, made.underflowed))
         except OSError as error:
             raise write_failed(path, error) from error
-        return self._product.written(path, {name: tensor.shape for name, tensor in features.items()})
+        shapes = {name: tensor.shape for name, tensor in made.features.items()}
+        return self._product.written(path, shapes, made.underflowed)
 
     def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
         return outcomes

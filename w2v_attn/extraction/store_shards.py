@@ -30,6 +30,7 @@ from w2v_attn.feature_sets.errors import DamagedError
 from w2v_attn.feature_sets.layouts.names import check_text, is_text
 from w2v_attn.feature_sets.layouts.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
 from w2v_attn.feature_sets.layouts.shards import ShardsReader
+from w2v_attn.feature_sets.making import Made
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled
 from w2v_attn.runs.sources import source_state
 from w2v_attn.whole_files import remove_leftovers
@@ -47,7 +48,7 @@ _FIND = (
     "SELECT s.number, s.name, s.bytes, s.header, r.tensors, r.metadata "
     "FROM recordings r JOIN shards s ON s.number = r.shard WHERE r.id = ?"
 )
-Made = tuple[dict[str, Tensor], dict[str, str]]
+Described = tuple[dict[str, Tensor], dict[str, str]]  # features and metadata
 
 
 class ShardsStore:
@@ -73,7 +74,7 @@ class ShardsStore:
         self._stretches: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
         self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
         self._index = _opened(output)
-        self._made: dict[str, Made] = {}  # by the ids of rows, until their outcomes come
+        self._made: dict[str, Described] = {}  # by the ids of rows, until their outcomes come
         self._looked = threading.Lock()
         self._checked: dict[int, bool] = {}  # by the numbers of shards: whether they are whole
         self._removed: Counter[str] = Counter()
@@ -122,10 +123,11 @@ class ShardsStore:
         self._removed[judged] += 1
         return None
 
-    def write(self, row: Row, recording: Recording, features: dict[str, Tensor]) -> Written:
+    def write(self, row: Row, recording: Recording, made: Made) -> Written:
         check_text(row.id)
-        self._made[row.id] = (features, self._product.metadata(row, recording))
-        return self._product.written(self._output, {name: tensor.shape for name, tensor in features.items()})
+        self._made[row.id] = (made.features, self._product.metadata(row, recording, made.underflowed))
+        shapes = {name: tensor.shape for name, tensor in made.features.items()}
+        return self._product.written(self._output, shapes, made.underflowed)
 
     def through(self, outcomes: Iterator[Outcome[Written]]) -> Generator[Outcome[Written], None, None]:
         filling, held, stretch = Filling(SIZE), list[Outcome[Written]](), 0

@@ -16,7 +16,7 @@ from w2v_attn.feature_sets.destination import check_destination, destination, no
 from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError
 from w2v_attn.feature_sets.layouts.choice import layout_of
 from w2v_attn.feature_sets.layouts.layout import Writer
-from w2v_attn.feature_sets.making import Making
+from w2v_attn.feature_sets.making import Made, Making
 from w2v_attn.feature_sets.reading import FeatureSet
 from w2v_attn.feature_sets.recording import Recording
 from w2v_attn.feature_sets.segments import read_segments
@@ -44,11 +44,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a recording. reason: why it is not in the output; None: it is. bytes: of its tensors."""
+    """What became of a recording. reason: why it is not in the output; None: it is. bytes: of its tensors.
+
+    underflowed: values that became 0 in the dtype of the output.
+    """
 
     id: str
     reason: str | None
     bytes: int = 0
+    underflowed: int = 0
 
 
 class Conversion:
@@ -81,21 +85,24 @@ class Conversion:
         Raises:
             ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
         """
-        written = 0
+        written, underflow = 0, {"values": 0, "recordings": 0}
         try:
             with destination(self._output, self._record) as finished:
                 with self._writer(self._output) as writer:
                     for id in self.ids:
                         try:
                             made, metadata = self._make(self._features[id])
-                            _write(writer, id, made, metadata)
+                            _write(writer, id, made.features, metadata)
                         except FeatureSetError as error:
                             note_failure(self._output, id, str(error))
                             yield Converted(id, str(error))
                         else:
                             written += 1
-                            yield Converted(id, None, sum(tensor.nbytes for tensor in made.values()))
-                finished(written)
+                            underflow["values"] += made.underflowed
+                            underflow["recordings"] += made.underflowed > 0
+                            size = sum(tensor.nbytes for tensor in made.features.values())
+                            yield Converted(id, None, size, made.underflowed)
+                finished({"written": written, "underflow": underflow})
         except OSError as error:
             raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
 
@@ -120,14 +127,14 @@ class Conversion:
         names = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
         return json.loads(json.dumps({**source, "sha256_of_ids": names, **request}, default=os.fspath))
 
-    def _make(self, recording: Recording) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _make(self, recording: Recording) -> tuple[Made, dict[str, str]]:
         """Features and metadata as they are to be written."""
         making, metadata = self._making, recording.metadata
         chosen = making.chosen(recording.layers)
         if making.pool != "none" and "pool" in metadata:
             raise FeatureSetError(f"is pooled already (pool={metadata['pool']}): it has no frames")
         made = making.make(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
-        return made, making.describe(recording.id, metadata, chosen)
+        return made, making.describe(recording.id, metadata, chosen, made.underflowed)
 
 
 def _write(writer: Writer, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

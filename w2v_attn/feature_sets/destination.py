@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,9 @@ def check_destination(output: Path, source: Path, request: dict[str, object]) ->
 
 
 @contextmanager
-def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[int], None]]:
-    """The folder, locked, and said to be unfinished; what this gives is called at its end with how many are written.
+def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """The folder, locked, and said to be unfinished; what this gives is called at its end with what was done: `written`
+    recordings, and more.
 
     Raises:
         FeatureSetError: another process writes to it. OSError: it cannot be written.
@@ -50,7 +51,7 @@ def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[
                 leftover.unlink()
         (output / FAILURES).unlink(missing_ok=True)
         _write(output, {"request": request, "whole": False})
-        yield lambda written: _write(output, {"request": request, "whole": True, "written": written})
+        yield lambda done: _write(output, {"request": request, "whole": True, **done})
     finally:
         os.close(lock)
 

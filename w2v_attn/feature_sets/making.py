@@ -6,6 +6,7 @@ layers → **choose → sum → pool → cast** → features, and what is said a
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,22 @@ from w2v_attn.feature_sets.arrays import DTYPES, dtype_name, is_finite
 from w2v_attn.feature_sets.errors import FeatureSetError
 from w2v_attn.feature_sets.pooling import POOLINGS, Span, pool, pool_spans
 from w2v_attn.feature_sets.selection import ALL, SUM, parse_sum, select
+
+# The name in metadata of the number of values that became 0, when they were stored or converted; absent where none did.
+UNDERFLOWED = "underflowed"
+# Values that are looked at together for zeros: half a megabyte in half precision stays in a core's cache.
+COUNTED = 1 << 18
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is made of a recording.
+
+    features: by name, contiguous. underflowed: values that became 0 in the dtype that was asked for.
+    """
+
+    features: dict[str, Tensor]
+    underflowed: int = 0
 
 
 class Making:
@@ -69,8 +86,8 @@ class Making:
         """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
         return 1 if self.pool != "none" and self.spans is None else 2
 
-    def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> dict[str, Tensor]:
-        """Chosen layers [frames, channels] -> what is made of them, by name, contiguous.
+    def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Made:
+        """Chosen layers [frames, channels] -> what is made of them.
 
         rate: layer -> frames a second; asked where there are spans.
 
@@ -91,10 +108,16 @@ class Making:
             else:
                 spans = self.spans[id]
                 features = {layer: pool_spans(x, spans, self.pool, rates[layer]) for layer, x in features.items()}
-        return {layer: cast(tensor, targets[layer], layer, self._key) for layer, tensor in features.items()}
+        made = {layer: cast(tensor, targets[layer], layer, self._key) for layer, tensor in features.items()}
+        return Made(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
 
-    def describe(self, id: str, metadata: Mapping[str, str], chosen: Sequence[str]) -> dict[str, str]:
-        """What is said about what is made of the chosen layers. metadata: about the recording that has them."""
+    def describe(
+        self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
+    ) -> dict[str, str]:
+        """What is said about what is made of the chosen layers. metadata: about the recording that has them.
+
+        underflowed: see `Made`; it adds to what a conversion before this one said.
+        """
         said, made = dict(metadata), self.made(chosen)
         if self.sum is not None:
             said["sum"] = json.dumps(self.sum.described(chosen))
@@ -108,6 +131,8 @@ class Making:
             said["layers"] = layers
         if self.dtype is not None:
             said["dtype"] = self.dtype
+        if underflowed:
+            said[UNDERFLOWED] = str(underflowed + underflow_of(metadata))
         return said
 
     def fingerprint(self, chosen: Sequence[str]) -> dict[str, str]:
@@ -136,3 +161,34 @@ def cast(tensor: Tensor, dtype: torch.dtype, layer: str, key: str = "dtype") -> 
             + (f"{key}=bfloat16 or {key}=float32 holds them" if name == "float16" else f"{key}=float64 holds them")
         )
     return made
+
+
+def count_underflow(tensor: Tensor, made: Tensor) -> int:
+    """Values that are 0 in `made`, which is `tensor` in another dtype, and are not 0 in `tensor`."""
+    if torch.promote_types(tensor.dtype, made.dtype) == made.dtype:  # it holds every value
+        return 0
+    # Zeros are rare: they are counted only where there are some, and without a mask, which is slow in half precision.
+    blocks = zip(tensor.flatten().split(COUNTED), made.flatten().split(COUNTED), strict=True)
+    return sum(int(x.count_nonzero() - y.count_nonzero()) for x, y in blocks if len(y) and _may_have_zeros(y))
+
+
+def _may_have_zeros(values: Tensor) -> bool:
+    """Whether a value of a half precision is 0; quickly, by its bits. True for other dtypes."""
+    if values.element_size() != 2:
+        return True
+    bits = values.view(torch.int16)  # +0 is 0, and −0 the least integer
+    return int(bits.count_nonzero()) < len(bits) or int(bits.amin()) == torch.iinfo(torch.int16).min
+
+
+def underflow_of(metadata: Mapping[str, str]) -> int:
+    """How many values of a recording became 0 when it was stored."""
+    return int(metadata.get(UNDERFLOWED, 0))
+
+
+def describe_underflow(values: int, recordings: int, dtype: str, key: str) -> str:
+    """What became 0 in a dtype, and the way out, as a sentence. key: what the dtype is called where it is asked for."""
+    wider = "float64" if dtype == "float32" else "float32"
+    return (
+        f"{values:,} {'value' if values == 1 else 'values'} in {recordings:,} "
+        f"{'recording' if recordings == 1 else 'recordings'} became 0: below {dtype}'s range, {key}={wider} keeps them"
+    )

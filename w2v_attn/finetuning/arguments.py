@@ -90,6 +90,9 @@ def _check(recipe: Recipe) -> None:
         if name.endswith("_length"):
             if value < 1:
                 raise ValueError(f"regularization.{name} must be 1 or above, got {value}")
+        elif name.endswith("_min_masks"):
+            if value < 0:
+                raise ValueError(f"regularization.{name} must be 0 or above, got {value}")
         elif not 0 <= value <= 1:
             raise ValueError(f"regularization.{name} must be from 0 to 1, got {value}")
     _check_adapters(recipe)

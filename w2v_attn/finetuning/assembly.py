@@ -70,7 +70,7 @@ def build_trainer(
         seed=recipe.seed,
         rank=args.process_index,
         processes=args.world_size,
-        repeats=task.balance(rows) if recipe.data.balance else None,
+        classes=task.classes(rows) if recipe.data.balance else None,
     )
 
     def validate() -> tuple[dict[str, float], str | None]:

@@ -19,7 +19,9 @@ KEPT_SAMPLES = 16_000 * 3600 * 4  # a gigabyte of recordings stays in memory; wh
 
 
 class Recordings(Dataset[tuple[Tensor, list[int]]]):
-    """(waveform as the model hears it, target) of a row in a pass over the data; the same pass hears the same.
+    """(waveform as the model hears it, target) of a row; its augmentation follows from the number that comes with it.
+
+    Keys are (index of the row, number), see `batches.Batches`; the same key gives the same waveform.
 
     do_normalize: whether waveforms are brought to mean 0 and variance 1, as the checkpoint wants it.
     keep: whether decoded recordings stay in memory; each worker process would keep its own.

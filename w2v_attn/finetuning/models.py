@@ -6,6 +6,7 @@ from typing import Any
 
 from w2v_attn.finetuning.arguments import trains_on_cpu
 from w2v_attn.finetuning.options import Recipe
+from w2v_attn.finetuning.spec_augment import masks_frames
 from w2v_attn.finetuning.tasks.task import Task
 from w2v_attn.pretrained.adapters import reset_adapters
 from w2v_attn.pretrained.checkpoints import Checkpoint
@@ -34,17 +35,18 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
         raise ValueError(
             f"{config.model_type} reads filter banks, and fine-tuning feeds waveforms: take another family"
         )
+    _check_layer_sum(config, changes)
     model_class = _head_classes()[task.head][type(config)]
     if task.pooling != "mean":
         config.pooling, model_class = task.pooling, pooled_class(model_class)
     if checkpoint is not None and task.keeps_head:
         _keep_sizes(config, checkpoint.model.config, task)
-    if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
-        config.apply_spec_augment = True
+    if recipe.regularization.mask_time_prob or recipe.regularization.mask_feature_prob:
+        config.apply_spec_augment = True  # a checkpoint may say False
     model = model_class(config)
     for name, parameter in model.named_parameters():
         # Where frames are not masked nothing uses it: DistributedDataParallel would wait for its gradient.
-        if name.endswith("masked_spec_embed") and config.mask_time_prob == 0:
+        if name.endswith("masked_spec_embed") and not masks_frames(config):
             parameter.requires_grad_(False)
     if checkpoint is not None:
         _put_weights(model, checkpoint.model, same_head=_same_head(model, checkpoint.model, task))
@@ -52,6 +54,17 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
         reset_adapters(model)
     # On a GPU the launches of an unpadded step took longer than the padding: 1.2 × with ragged lengths on an H200.
     return replace_attention(model, backend=recipe.backend, unpad=trains_on_cpu(recipe.device))
+
+
+def _check_layer_sum(config: Any, changes: dict[str, Any]) -> None:
+    """Raises ValueError where the layers of a batch cannot be pooled without its padding."""
+    squeeze = getattr(config, "squeeze_factor", 1)
+    if changes.get("use_weighted_layer_sum") and squeeze > 1:
+        # Stock masks padding by the frames before they are squeezed: means are over padding, too.
+        raise ValueError(
+            "task.layers=weighted needs layers with a frame for each of the feature encoder's, but "
+            f"{config.model_type} squeezes {squeeze} into one (squeeze_factor={squeeze}): give task.layers=last"
+        )
 
 
 def _head_classes() -> dict[str, Any]:

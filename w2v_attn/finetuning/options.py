@@ -11,7 +11,7 @@ class DataOptions:
     train, valid, test: a manifest, a folder, a data set. valid, test: None takes them out of `train`.
     root, pattern, names: of `list_recordings`. The rest: of `make_splits`.
     max_duration: seconds; a longer recording is dropped.
-    balance: classes that are rarer than the most common one are seen as often as it, by repeating their recordings.
+    balance: in each pass over the data every class has as many recordings as the most common one, by repeating its own.
     """
 
     train: str
@@ -63,8 +63,9 @@ class ClassificationOptions:
 class RegularizationOptions:
     """Values of the model's config that training changes; None is what the checkpoint says. Names are Hugging Face's.
 
-    mask_time_prob, mask_feature_prob: SpecAugment's share of frames and channels; the spans' lengths are in frames and
-    channels, and clamped to short recordings.
+    mask_time_prob, mask_feature_prob: SpecAugment's share of frames and channels; 0 masks none. The spans' lengths are
+    in frames and channels, and clamped to short recordings. min_masks: spans of each recording at least, whatever the
+    share; in short recordings they decide.
     """
 
     hidden_dropout: float | None = None
@@ -75,8 +76,10 @@ class RegularizationOptions:
     layerdrop: float | None = None
     mask_time_prob: float | None = None
     mask_time_length: int | None = None
+    mask_time_min_masks: int | None = None
     mask_feature_prob: float | None = None
     mask_feature_length: int | None = None
+    mask_feature_min_masks: int | None = None
 
 
 @dataclass(kw_only=True)

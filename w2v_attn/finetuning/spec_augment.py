@@ -1,7 +1,8 @@
 """SpecAugment as wav2vec 2.0 has it: spans of frames become a learned vector, spans of channels zero.
 
-Source: D. S. Park et al., "SpecAugment", and wav2vec 2.0, section 4.3 and appendix B; where stock transformers draws
-with numpy and refuses recordings shorter than a span, this draws where the model is, and clamps spans to the recording.
+Source: D. S. Park et al., "SpecAugment", and wav2vec 2.0, section 4.3 and appendix B; `_compute_mask_indices` of stock
+transformers, which draws with numpy and refuses batches shorter than a span. Here spans are drawn where the model is,
+and are clamped to the recording.
 """
 
 from typing import Any
@@ -24,6 +25,11 @@ def uninstall(model: nn.Module) -> None:
             del module._mask_hidden_states
 
 
+def masks_frames(config: Any) -> bool:
+    """Whether training with this config masks frames."""
+    return getattr(config, "apply_spec_augment", True) and config.mask_time_prob > 0  # Data2VecAudio has no switch
+
+
 class _Masking:
     """Has the signature of `Wav2Vec2Model._mask_hidden_states`."""
 
@@ -40,33 +46,46 @@ class _Masking:
         device = hidden_states.device
         if mask_time_indices is None and base.training and config.mask_time_prob > 0:
             lengths = torch.full((B,), T, device=device) if attention_mask is None else attention_mask.sum(-1)
-            mask_time_indices = draw_spans(lengths, T, config.mask_time_prob, config.mask_time_length)
+            mask_time_indices = draw_spans(
+                lengths, T, config.mask_time_prob, config.mask_time_length, config.mask_time_min_masks
+            )
         if mask_time_indices is not None:
             masked = base.masked_spec_embed.to(hidden_states.dtype)
             hidden_states = torch.where(mask_time_indices[..., None], masked, hidden_states)
         if base.training and config.mask_feature_prob > 0:
             widths = torch.full((B,), C, device=device)
-            channels = draw_spans(widths, C, config.mask_feature_prob, config.mask_feature_length)
+            least = getattr(config, "mask_feature_min_masks", 0)  # WavLM's config lacks it
+            channels = draw_spans(widths, C, config.mask_feature_prob, config.mask_feature_length, least)
             hidden_states = hidden_states.masked_fill(channels[:, None], 0)
         return hidden_states
 
 
-def draw_spans(lengths: Tensor, size: int, probability: float, span: int) -> Tensor:
-    """Bool [B, size]: spans that start anywhere they fit, about `probability` · length / span of them; they overlap.
+def draw_spans(lengths: Tensor, size: int, probability: float, span: int, min_spans: int) -> Tensor:
+    """Bool [B, size]: spans that start at different places, anywhere they fit; they overlap.
+
+    There are about `probability` · length / span of them and at least `min_spans`, but no more than fit beside each
+    other. The number is rounded up or down at random, so that short rows are masked as much as long ones on average.
+    Something is left of every row. Nothing here waits for the device.
 
     lengths: int [B], of each row. span: places; at most as many as there are, and no more than leaves half the row.
-
-    The number of spans is rounded up or down at random, so that short rows are masked as much as long ones on average.
-    Nothing here waits for the device.
     """
     B, device = len(lengths), lengths.device
     spans = torch.clamp(lengths // 2, min=1, max=span)
     count = torch.floor(probability * lengths / spans + torch.rand(B, device=device))
+    count = torch.minimum(count.clamp(min=min_spans), lengths // spans)
     # Rows of twice the span or more have length / span spans at most; in shorter ones length / (length // 2) is 3.
-    most = int(probability * max(size / span, 3.0)) + 2
-    starts = (torch.rand(B, most, device=device) * (lengths - spans + 1)[:, None]).long()
+    most = min(size, max(min_spans, int(probability * max(size / span, 3.0)) + 2))
+    places = torch.arange(size, device=device)
+    # The places with the greatest numbers are a draw without replacement. Where a row has fewer places for a start
+    # than `most`, others come last, and `count` leaves them out.
+    last = (lengths - spans)[:, None]
+    numbers = torch.rand(B, size, device=device).masked_fill(places > last, -1)
+    starts = torch.minimum(numbers.topk(most).indices, last.clamp(min=0))
     counted = (torch.arange(most, device=device) < count[:, None]).int()
     # +1 where a span begins and -1 behind its end; inside spans their running sum is above 0.
     steps = torch.zeros(B, size + 1, dtype=torch.int32, device=device)
     steps.scatter_add_(1, starts, counted).scatter_add_(1, starts + spans[:, None], -counted)
-    return steps.cumsum(1)[:, :size] > 0
+    mask = steps.cumsum(1)[:, :size] > 0
+    # Spans that fill a row lie end to end: the first of them gives way.
+    full = mask.sum(1) == lengths
+    return mask & ~(full[:, None] & (places < spans[:, None]))

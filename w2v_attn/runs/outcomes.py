@@ -39,6 +39,11 @@ class Outcome(Generic[Result]):
     flags: tuple[str, ...] = ()
     kept: bool = False
 
+    @property
+    def underflowed(self) -> int:
+        """Values of the result that became 0 when it was stored; results that say nothing of them have none."""
+        return getattr(self.result, "underflowed", 0)
+
 
 @dataclass(frozen=True)
 class Settled(Generic[Result]):

@@ -180,9 +180,11 @@ def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> di
     """One record of those of the shares, of which some may not have begun."""
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
+    underflow: Counter[str] = Counter({"values": 0, "recordings": 0})
     for record in records:
         counts.update({name: record["counts"].get(name, 0) for name in COUNTS})
         kinds.update(record.get("failures", {}))
+        underflow.update(record.get("underflow", {}))
     found = {record["status"] for record in records}
     worst = [status for status in ("running", "stopped", "interrupted", "done") if status in found]
     sessions = [record["session"] for record in records]
@@ -203,5 +205,6 @@ def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> di
             "not_reached": recordings - counts.total(),
         },
         "failures": dict(kinds.most_common()),
+        "underflow": dict(underflow),
         "share": f"{len(records)} of {world}",
     }

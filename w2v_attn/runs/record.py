@@ -31,6 +31,7 @@ def tell(record: dict[str, Any], tally: Tally, seconds: float) -> None:
         "not_reached": recordings - tally.reached,
     }
     record["failures"] = dict(tally.kinds.most_common())
+    record["underflow"] = {"values": tally.underflowed, "recordings": tally.with_underflow}
     record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(tally.seconds, 3)}
 
 

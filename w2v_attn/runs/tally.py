@@ -15,6 +15,7 @@ class Tally:
     reached: rows with an outcome; of these, `kept` have the result of a run before this one, and `failed` have none.
     seconds: of audio that went through the model. flags: how often something was odd. kinds: how often a reason of each
     kind was given. examples: id and reason of the first of each kind. few: the same of the first `FEW` failures.
+    underflowed: values that became 0 when results were stored. with_underflow: rows that have some.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Tally:
         self.kinds: Counter[str] = Counter()
         self.examples: dict[str, tuple[str, str]] = {}
         self.few: list[tuple[str, str]] = []
+        self.underflowed = self.with_underflow = 0
 
     @property
     def written(self) -> int:
@@ -38,6 +40,8 @@ class Tally:
             self.seconds += outcome.seconds
         for flag in outcome.flags:
             self.flags[flag.split(" (")[0]] += 1
+        self.underflowed += outcome.underflowed
+        self.with_underflow += outcome.underflowed > 0
         if outcome.reason is not None:
             self._failed(outcome.row.id, outcome.reason)
 

@@ -105,10 +105,8 @@ class Classification(Task):
     def counts(self, rows: Sequence[Row]) -> Counter[str]:
         return Counter(self.reference(row) for row in rows)
 
-    def balance(self, rows: Sequence[Row]) -> list[int]:
-        counts = self.counts(rows)
-        most = max(counts.values())
-        return [round(most / counts[self.reference(row)]) for row in rows]
+    def classes(self, rows: Sequence[Row]) -> list[str]:
+        return [self.reference(row) for row in rows]
 
     def save(self, folder: Path) -> None:
         """All of it is in the config."""

@@ -85,8 +85,8 @@ class Task(ABC):
     def save(self, folder: Path) -> None:
         """Writes what the model needs beside its weights and its preprocessor."""
 
-    def balance(self, rows: Sequence[Row]) -> list[int]:
-        """How often each recording stands in a pass so that all classes are as common.
+    def classes(self, rows: Sequence[Row]) -> list[str]:
+        """The class of each recording.
 
         Raises:
             DataError: the task has no classes.
