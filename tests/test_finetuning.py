@@ -1,7 +1,6 @@
 """Fine-tuning end to end, on speech: what it computes, that it goes on after a kill, and what comes out of it."""
 
 import csv
-import dataclasses
 import fcntl
 import json
 import os
@@ -640,17 +639,22 @@ def test_options_that_contradict_each_other_are_told(changes, says, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_layers_that_are_squeezed_in_time_are_not_summed(labelled, tmp_path):
-    """Stock's classifier masks squeezed frames by the lengths that they had before, and pools padding."""
-    sew = {**SCRATCH, **GROUP_NORM, "model_type": "sew", "squeeze_factor": 2}
-    asked = recipe(ClassificationOptions(layers="weighted"), data=labelled, config=sew)
-    with pytest.raises(ValueError, match=r"but sew squeezes 2 into one \(squeeze_factor=2\): give task.layers=last"):
-        run.finetune(asked, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    for changes in ({"task": ClassificationOptions()}, {"config": {**sew, "squeeze_factor": 1}}):
-        whole = dataclasses.replace(asked, **changes)
-        task = Classification(["long", "short"], whole.task)
-        assert build_model(whole, task, None).config.use_weighted_layer_sum == (whole.task.layers == "weighted")
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+@pytest.mark.parametrize("pooling", ["mean", "attention", "statistics"])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_classifier_whose_encoder_squeezes_frames_gives_a_batch_what_it_gives_each(layers, pooling, factor):
+    """Stock's masks squeezed frames by the lengths that they had before, and squeezes recordings with their padding."""
+    sew = {**SCRATCH, "feat_extract_norm": "layer", "model_type": "sew", "squeeze_factor": factor}
+    options = ClassificationOptions(layers=layers, pooling=pooling)
+    model = build_model(recipe(options, config=sew), Classification(["long", "short"], options), None).eval()
+    assert model.config.use_weighted_layer_sum == (layers == "weighted")
+    waves = [torch.randn(samples) for samples in (9000, 6100, 4111)]
+    values = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    mask = (torch.arange(9000) < torch.tensor([len(wave) for wave in waves])[:, None]).long()
+    with torch.no_grad():
+        together = model(values, attention_mask=mask).logits
+        alone = torch.cat([model(wave[None]).logits for wave in waves])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
 def test_an_output_below_a_file_is_told(tmp_path):

@@ -95,7 +95,9 @@ def fault_of_a_parameter(model):
 def fault_of_the_scale(model):
     for layer in model.base_model.encoder.layers[1:]:
         options = layer.attention._options
-        layer.attention._options = lambda mask, options=options: options(mask)._replace(scale=1.01 * options(mask).scale)
+        layer.attention._options = lambda mask, options=options: options(mask)._replace(
+            scale=1.01 * options(mask).scale
+        )
 
 
 def fault_of_the_order(model):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 from w2v_attn.encoder import ragged, streams
 from w2v_attn.encoder.blocks import LONG_FROM
@@ -173,7 +174,8 @@ class Encoder(WaveformModel):
         frames = [self.count_frames(len(waveform)) for waveform in waveforms]
         if self.device.type == "cpu":
             # Modes that watch every operation, such as a counter of them, are on in this thread alone.
-            count = 1 if torch.utils._python_dispatch._get_current_dispatch_mode() else streams.streams_here()
+            watched = _python_dispatch._get_current_dispatch_mode() is not None
+            count = 1 if watched else streams.streams_here()
             return streams.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_FROM)
         return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 

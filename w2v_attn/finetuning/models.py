@@ -35,7 +35,6 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
         raise ValueError(
             f"{config.model_type} reads filter banks, and fine-tuning feeds waveforms: take another family"
         )
-    _check_layer_sum(config, changes)
     model_class = _head_classes()[task.head][type(config)]
     if task.pooling != "mean":
         config.pooling, model_class = task.pooling, pooled_class(model_class)
@@ -53,18 +52,9 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
     if recipe.training.new_adapters:
         reset_adapters(model)
     # On a GPU the launches of an unpadded step took longer than the padding: 1.2 × with ragged lengths on an H200.
-    return replace_attention(model, backend=recipe.backend, unpad=trains_on_cpu(recipe.device))
-
-
-def _check_layer_sum(config: Any, changes: dict[str, Any]) -> None:
-    """Raises ValueError where the layers of a batch cannot be pooled without its padding."""
-    squeeze = getattr(config, "squeeze_factor", 1)
-    if changes.get("use_weighted_layer_sum") and squeeze > 1:
-        # Stock masks padding by the frames before they are squeezed: means are over padding, too.
-        raise ValueError(
-            "task.layers=weighted needs layers with a frame for each of the feature encoder's, but "
-            f"{config.model_type} squeezes {squeeze} into one (squeeze_factor={squeeze}): give task.layers=last"
-        )
+    # But SEW's recordings are squeezed with their padding where it is kept.
+    unpad = trains_on_cpu(recipe.device) or config.model_type == "sew"
+    return replace_attention(model, backend=recipe.backend, unpad=unpad)
 
 
 def _head_classes() -> dict[str, Any]:

@@ -50,7 +50,10 @@ class PooledClassification:
         if attention_mask is None:
             real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         else:
-            real = self._get_feature_vector_attention_mask(hidden.shape[1], attention_mask).bool()  # type: ignore
+            lengths = self._get_feat_extract_output_lengths(attention_mask.sum(-1))  # type: ignore[attr-defined]
+            if weighted:  # SEW's layers have one frame for some
+                lengths = lengths // getattr(self.config, "squeeze_factor", 1)
+            real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
         logits = self.pooled_classifier(self._pool(hidden, real))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels.view(-1))
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 """Hugging Face's encoders without work on padding: a batch is unpadded once, its frames side by side, [1, ΣT, C].
 
-An encoder, its blocks with their feed-forwards, the adapter behind it and an x-vector head are swapped in place, like
-attention: what goes in and what comes out is what stock takes and gives, [B, T, C] and a mask. Between them only the
-attention, the positional convolution and the adapter know where a recording ends. Dropouts, LayerDrop, gradient
-checkpointing and hooks work as they do in stock; padded frames come out as zeros.
+An encoder, its blocks with their feed-forwards, the adapter behind it and heads that count frames are swapped in place,
+like attention: what goes in and what comes out is what stock takes and gives, [B, T, C] and a mask. Between them only
+the attention, the positional convolution, SEW's squeezing and the adapter know where a recording ends. Dropouts,
+LayerDrop, gradient checkpointing and hooks work as they do in stock; padded frames come out as zeros.
 
 How a block is called depends on what transformers records of it, in the shape of the batch:
 
@@ -42,13 +42,13 @@ from w2v_attn.pretrained.swapping import become, derived, stock_class
 class PaddedBatch:
     """Which frames of a batch [B, T, C] are real.
 
-    real: bool [B, T]; None: all. lengths: real frames of each recording that has any, where they come first; else None.
+    real: bool [B, T]; None: all. counts: real frames of each recording, where they come first; else None.
     places: int64 [ΣT], of the real frames among all; None: all.
     """
 
     shape: tuple[int, int]
     real: Tensor | None
-    lengths: tuple[int, ...] | None
+    counts: tuple[int, ...] | None
     places: Tensor | None
 
     @classmethod
@@ -56,12 +56,22 @@ class PaddedBatch:
         """attention_mask: [B, T], true or 1 for real frames; None: all are."""
         B, T = hidden_states.shape[:2]
         if attention_mask is None:
-            return cls((B, T), None, (T,) * B if B and T else None, None)
+            return cls((B, T), None, (T,) * B, None)
         real = attention_mask.bool()
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
             return cls((B, T), real, None, None)
-        lengths = tuple(length for length in real.sum(-1).tolist() if length)
-        return cls((B, T), real, lengths or None, real.flatten().nonzero()[:, 0])
+        return cls((B, T), real, tuple(real.sum(-1).tolist()), real.flatten().nonzero()[:, 0])
+
+    @classmethod
+    def of_counts(cls, counts: tuple[int, ...], T: int, device: torch.device) -> "PaddedBatch":
+        """Recordings of so many frames, padded to T."""
+        real = torch.arange(T, device=device) < torch.tensor(counts, device=device)[:, None]
+        return cls((len(counts), T), real, counts, real.flatten().nonzero()[:, 0])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Real frames of each recording that has any; empty where they do not come first."""
+        return tuple(count for count in self.counts or () if count)
 
     def unpad(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [ΣT, C]."""
@@ -101,31 +111,49 @@ class UnpaddedEncoder:
         if torch.compiler.is_compiling():  # compilers want shapes that do not depend on values
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = PaddedBatch.of(hidden_states, attention_mask)
+        if not self._can_unpad(batch):
+            return self._forward_padded(hidden_states, batch, attention_mask, kwargs)
+        frames, inner = self._enter(batch.unpad(hidden_states), batch)
+        x = self._before_blocks(frames)
         weights = self._is_asked_for("output_attentions", kwargs)
-        if batch.lengths is None:
-            x, mask = self._enter(*self._padded_positions(hidden_states, batch)), BlockMask(batch, unpads=False)
+        if weights or self._is_asked_for("output_hidden_states", kwargs):
+            x = self._through_blocks(inner.pad(x), BlockMask(inner, unpads=not weights), kwargs)
+            frames = inner.unpad(x)
         else:
-            frames = batch.unpad(hidden_states)
-            x = self._enter(frames, self._positions(frames, batch.lengths))
-            if weights or self._is_asked_for("output_hidden_states", kwargs):
-                x, mask = batch.pad(x), BlockMask(batch, unpads=not weights)
-            else:
-                x, mask = x[None], AttentionMask(lengths=batch.lengths)
-        x = self._through_blocks(x, mask, kwargs)
-        x = self.layer_norm(x) if self._norms_first else x
-        final = batch.zeroed(x) if isinstance(mask, BlockMask) else batch.pad(x[0])
-        if batch.lengths is not None:
-            final.recordings = batch  # type: ignore[attr-defined]  # for the adapter, which is given this tensor
+            frames = self._through_blocks(x[None], AttentionMask(lengths=inner.lengths), kwargs)[0]
+        final = self._leave(self._after_blocks(frames), batch)
+        final.recordings = batch  # for the adapter, which is given this tensor
         return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
+
+    def _can_unpad(self, batch: PaddedBatch) -> bool:
+        """Whether there are real frames, and they come first."""
+        return bool(batch.lengths)
+
+    def _forward_padded(
+        self: Any, hidden_states: Tensor, batch: PaddedBatch, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Any:
+        """The forward of a batch in which real frames follow padding, or which has none."""
+        x = self._before_blocks(self._with_padded_positions(hidden_states, batch))
+        x = self._after_blocks(self._through_blocks(x, BlockMask(batch, unpads=False), kwargs))
+        return BaseModelOutput(last_hidden_state=batch.zeroed(x))  # type: ignore[arg-type]
 
     @property
     def _norms_first(self) -> bool:
         return type(self).__name__.endswith("StableLayerNorm")
 
-    def _enter(self: Any, frames: Tensor, positions: Tensor) -> Tensor:
-        """What enters the first block."""
-        x = frames + positions
+    def _enter(self, frames: Tensor, batch: PaddedBatch) -> tuple[Tensor, PaddedBatch]:
+        """Frames [ΣT, C] with their positions, and the batch that the blocks see."""
+        return frames + self._positions(frames, batch.lengths), batch
+
+    def _leave(self, frames: Tensor, batch: PaddedBatch) -> Tensor:
+        """What the blocks made of the frames, as the batch that came in: [B, T, C]."""
+        return batch.pad(frames)
+
+    def _before_blocks(self: Any, x: Tensor) -> Tensor:
         return self.dropout(x if self._norms_first else self.layer_norm(x))
+
+    def _after_blocks(self: Any, x: Tensor) -> Tensor:
+        return self.layer_norm(x) if self._norms_first else x
 
     def _through_blocks(self: Any, x: Tensor, mask: AttentionMask | BlockMask, kwargs: dict[str, Any]) -> Tensor:
         """[1, ΣT, C] or [B, T, C] -> the same."""
@@ -152,22 +180,65 @@ class UnpaddedEncoder:
                 return fourier(frames, lengths).to(frames.dtype)
         return torch.cat([module(part[None])[0] for part in frames.split(list(lengths))])
 
-    def _padded_positions(self: Any, hidden_states: Tensor, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        """Frames with zeros in padding, and their positions, [B, T, C]: where real frames follow padding."""
+    def _with_padded_positions(self: Any, hidden_states: Tensor, batch: PaddedBatch) -> Tensor:
+        """Frames with zeros in padding and their positions added, [B, T, C]: where real frames follow padding."""
         x, module = batch.zeroed(hidden_states), self.pos_conv_embed
         layers = getattr(module, "layers", None)
         if layers is None or batch.real is None or is_observed(module):
-            return x, module(x)
+            return x + module(x)
         # Data2Vec's convolutions follow each other, and stock's see in the padding what the one before left there.
         y = x.transpose(1, 2)
         for layer in layers:
             y = layer(y).masked_fill(~batch.real.unsqueeze(1), 0.0)
-        return x, y.transpose(1, 2)
+        return x + y.transpose(1, 2)
 
     def _is_asked_for(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether transformers records this output; hidden states may be asked for by number, of which 0 is one."""
         asked = kwargs.get(name, getattr(self.config, name, False))
         return asked is not None and asked is not False
+
+
+class UnpaddedSqueezingEncoder(UnpaddedEncoder):
+    """SEW's: its blocks see one frame for some, and what they give is spread over as many again.
+
+    Stock squeezes the last frames of a recording with its padding; here they are left out, as where it is alone.
+    """
+
+    def _can_unpad(self: Any, batch: PaddedBatch) -> bool:
+        return bool(batch.lengths) and max(batch.lengths) >= self.upsample.squeeze_factor
+
+    def _forward_padded(
+        self: Any, hidden_states: Tensor, batch: PaddedBatch, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Any:
+        return super(UnpaddedEncoder, self).forward(  # type: ignore[misc]
+            hidden_states, attention_mask=attention_mask, **kwargs
+        )
+
+    def _enter(self: Any, frames: Tensor, batch: PaddedBatch) -> tuple[Tensor, PaddedBatch]:
+        factor, parts = self.upsample.squeeze_factor, []
+        for part in frames.split(list(batch.lengths)):
+            if len(part) >= factor:
+                channels_first = part.T[None]
+                places, pooled = self.pos_conv_embed(channels_first), self.pool(channels_first)
+                parts.append((pooled + places[..., : pooled.shape[-1]])[0].T)
+        counts = tuple(count // factor for count in batch.counts or ())
+        return torch.cat(parts), PaddedBatch.of_counts(counts, batch.shape[1] // factor, frames.device)
+
+    def _leave(self: Any, frames: Tensor, batch: PaddedBatch) -> Tensor:
+        factor = self.upsample.squeeze_factor
+        counts = tuple(count // factor * factor for count in batch.counts or ())
+        whole = PaddedBatch.of_counts(counts, batch.shape[1], frames.device)
+        return whole.pad(self.upsample(frames[None])[0])
+
+
+class UnpaddedSqueezedClassifier:
+    """Stock's classifier of SEW, which pools a weighted sum of squeezed layers by the lengths that they have."""
+
+    def _get_feature_vector_attention_mask(self: Any, feature_vector_length: int, attention_mask: Tensor) -> Tensor:
+        if not self.config.use_weighted_layer_sum:
+            return super()._get_feature_vector_attention_mask(feature_vector_length, attention_mask)  # type: ignore[misc]
+        lengths = self._get_feat_extract_output_lengths(attention_mask.sum(-1)) // self.config.squeeze_factor
+        return torch.arange(feature_vector_length, device=lengths.device) < lengths[:, None]
 
 
 class UnpaddedBlock:
@@ -287,14 +358,14 @@ def unpad_encoders(model: nn.Module) -> None:
     Raises:
         ValueError: an encoder of this transformers is not the one we know; none is swapped then.
     """
-    encoders = [module for module in model.modules() if _is_stock(module, UnpaddedEncoder)]
+    encoders = [module for module in model.modules() if any(_is_stock(module, ours) for ours in _ENCODERS)]
     adapters = [module for module in model.modules() if _is_stock(module, UnpaddedAdapter)]
     for encoder in encoders:
         check(encoder_contracts(encoder), way_out="replace_attention(model, unpad=False)")
     check(((ADAPTER, adapter) for adapter in adapters), way_out="replace_attention(model, unpad=False)")
     for encoder in encoders:
         if why_not(encoder) is None:
-            become(encoder, UnpaddedEncoder)
+            become(encoder, next(ours for ours in _ENCODERS if _is_stock(encoder, ours)))
             for module in encoder.modules():
                 for ours in (UnpaddedBlock, OurFeedForward):
                     if _is_stock(module, ours):
@@ -302,8 +373,9 @@ def unpad_encoders(model: nn.Module) -> None:
     for adapter in adapters:
         become(adapter, UnpaddedAdapter)
     for module in model.modules():
-        if _is_stock(module, UnpaddedXVector):
-            become(module, UnpaddedXVector)
+        for ours in (UnpaddedXVector, UnpaddedSqueezedClassifier):
+            if _is_stock(module, ours):
+                become(module, ours)
 
 
 def pad_encoders(model: nn.Module) -> None:
@@ -321,8 +393,8 @@ def why_not(encoder: Any) -> str | None:
     return None
 
 
-# SEW's encoder squeezes batches as they are padded; convolutions in Conformers see what stands beside a frame.
-_OTHERS = ("sew", "wav2vec2-conformer", "wav2vec2-bert")
+# Convolutions in Conformers see what stands beside a frame.
+_OTHERS = ("wav2vec2-conformer", "wav2vec2-bert")
 _PREFIXES = {
     attention.removesuffix("Attention"): module
     for family, (module, attention) in FAMILIES.items()
@@ -336,12 +408,21 @@ def _stock_names(*suffixes: str) -> dict[str, str]:
 
 
 _CLASSES: dict[type, dict[str, str]] = {
-    UnpaddedEncoder: _stock_names("Encoder", "EncoderStableLayerNorm"),
+    UnpaddedEncoder: {
+        name: module
+        for name, module in _stock_names("Encoder", "EncoderStableLayerNorm").items()
+        if name != "SEWEncoder"
+    },
+    UnpaddedSqueezingEncoder: {"SEWEncoder": _PREFIXES["SEW"]},
+    UnpaddedSqueezedClassifier: {"SEWForSequenceClassification": _PREFIXES["SEW"]},
     UnpaddedBlock: _stock_names("EncoderLayer", "EncoderLayerStableLayerNorm"),
     UnpaddedAdapter: _stock_names("Adapter"),
     UnpaddedXVector: _stock_names("ForXVector"),
     OurFeedForward: _stock_names("FeedForward"),
 }
+
+
+_ENCODERS = (UnpaddedEncoder, UnpaddedSqueezingEncoder)
 
 
 def _is_stock(module: nn.Module, ours: type) -> bool:
