@@ -115,9 +115,9 @@ def family(request):
 @pytest.fixture(params=["MKL's", "another"])
 def maker(request, monkeypatch):
     """Who made this processor: both ways to compute are tried wherever tests run."""
-    from w2v_attn.attention import products
+    from w2v_attn.ops import gemm
 
-    monkeypatch.setattr(products, "_is_of_mkls_maker", lambda: request.param == "MKL's")
+    monkeypatch.setattr(gemm, "_is_made_by_intel", lambda: request.param == "MKL's")
     return request.param
 
 

@@ -46,8 +46,8 @@ def test_every_command_composes_with_every_choice_of_its_groups(command):
                 OmegaConf.to_container(chosen, resolve=True, throw_on_missing=False)
 
 
-def test_every_attention_choice_is_a_core_and_every_model_a_checkpoint():
-    from w2v_attn.attention.cores import BACKENDS
+def test_every_attention_choice_is_a_backend_and_every_model_a_checkpoint():
+    from w2v_attn.attention.backends.select import BACKENDS
 
     backends = [OmegaConf.load(path).backend for path in CONF.glob("attention/*.yaml")]
     assert sorted(backends) == sorted(BACKENDS)
@@ -120,11 +120,11 @@ WRONG = {
     "no such device": (["device=cuda:99"], "device=auto"),
     "no number": (["max_duration=long"], "max_duration must be a number"),
     "a number below 0": (["max_duration=-1"], "above 0"),
-    "no such core": (["attention.backend=fast"], "auto, explicit, fused"),
+    "no such backend": (["attention.backend=fast"], "auto, tiled, sdpa"),
     "nonsense": (["=="], "w2v-attn extract --help"),
     "no layers": (["layers=null"], "layers must be a list"),
     "no group": (["model=null"], "group override"),
-    "no core": (["attention=null"], "group override"),
+    "no backend": (["attention=null"], "group override"),
     "a name too long": (["audio=" + "a" * 300], "no file or folder"),
     "somebody's home": (["audio='~nobody_123/x'"], "no file or folder"),
 }
@@ -161,7 +161,7 @@ def test_load_reports_and_saves_a_copy_that_stock_loads(call, tmp_path):
 
     code, out, _ = call("load", f"output={tmp_path / 'copy'}")
     assert code == 0
-    for expected in ("wav2vec2", "group norm", "16,000 Hz", "fused", "none", "Wav2Vec2ForCTC"):
+    for expected in ("wav2vec2", "group norm", "16,000 Hz", "sdpa", "none", "Wav2Vec2ForCTC"):
         assert expected in out
     transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "copy")
     transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "copy")
@@ -170,11 +170,11 @@ def test_load_reports_and_saves_a_copy_that_stock_loads(call, tmp_path):
     assert "not an empty folder" in err
 
 
-@pytest.mark.parametrize("attention", ["auto", "explicit", "fused"])
-def test_the_core_that_was_chosen_is_named(call, attention):
+@pytest.mark.parametrize("attention", ["auto", "tiled", "sdpa"])
+def test_the_selected_backend_is_named(call, attention):
     code, out, _ = call("load", f"attention={attention}")
     assert code == 0
-    assert ("explicit, on cpu" if attention == "explicit" else "fused, on cpu") in out
+    assert ("tiled on cpu" if attention == "tiled" else "sdpa on cpu") in out
 
 
 @pytest.mark.parametrize("command", app.COMMANDS)
@@ -243,13 +243,13 @@ def test_a_signal_ends_with_whole_files_and_a_summary(sent, code, tmp_path):
 
 def test_hydra_multirun_serves_several_choices(call, tmp_path):
     code, _, _ = call(
-        "extract", "--multirun", f"audio={ONE_CLIP}", "attention=explicit,fused", "output=out/${attention.backend}"
+        "extract", "--multirun", f"audio={ONE_CLIP}", "attention=tiled,sdpa", "output=out/${attention.backend}"
     )
     assert code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["explicit", "fused"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sdpa", "tiled"]
     # Each says how it is had alone.
-    made_by = json.loads((tmp_path / "out" / "fused" / "run.json").read_text())["command"]
-    assert made_by.startswith(f"w2v-attn extract audio={ONE_CLIP} attention=fused ")
+    made_by = json.loads((tmp_path / "out" / "sdpa" / "run.json").read_text())["command"]
+    assert made_by.startswith(f"w2v-attn extract audio={ONE_CLIP} attention=sdpa ")
     assert "--multirun" not in made_by
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "w2v_attn"
 # What stands further left may import what stands further right, never the other way round.
 ORDER = (
-    "app commands benchmarks extraction feature_sets finetuning transcription parity encoder pretrained attention"
+    "app commands benchmarks extraction feature_sets finetuning transcription parity encoder pretrained attention ops"
 ).split()
 ALONE = {
     "audio",
@@ -69,10 +69,14 @@ def test_every_room_has_its_place():
     assert {room(path) for path in modules()} == {*ORDER, *ALONE}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "attention").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for room in ("attention", "ops") for path in (PACKAGE / room).rglob("*.py")),
+    ids=lambda path: path.name,
+)
 def test_the_layer_knows_torch_alone(path):
     known = {"torch", "w2v_attn", *sys.stdlib_module_names}
-    if path.name == "triton_kernels.py":  # imported when one of them is to run
+    if path.name in ("fusions.py", "fusion_kernels.py", "triton_kernels.py"):  # imported when one of them is to run
         known.add("triton")
     assert {name.split(".")[0] for name in imports(path)} <= known
 
@@ -82,7 +86,7 @@ def test_the_layer_and_the_encoder_import_without_hydra_soundfile_rich_and_trito
     code = f"""
 import sys
 for name in {missing!r}: sys.modules[name] = None
-import w2v_attn, w2v_attn.attention.triton_core, w2v_attn.encoder.encoder, w2v_attn.pretrained.replace
+import w2v_attn, w2v_attn.attention.backends.triton, w2v_attn.encoder.encoder, w2v_attn.pretrained.replace
 w2v_attn.MultiHeadSelfAttention(8, 2); w2v_attn.load_encoder; w2v_attn.replace_attention
 """
     subprocess.run([sys.executable, "-c", code], check=True)

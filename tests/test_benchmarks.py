@@ -41,11 +41,11 @@ def report():
 def test_ours_and_every_peer_are_measured_at_every_length(report):
     seen = {(f["contender"], f["frames"], f["dropout"], f["what"]) for f in report["figures"]}
     for frames in (23, 40):
-        for name in ("w2v_attn explicit", "Hugging Face eager", "Hugging Face sdpa", "torch.nn.MultiheadAttention"):
+        for name in ("w2v_attn tiled", "Hugging Face eager", "Hugging Face sdpa", "torch.nn.MultiheadAttention"):
             assert (name, frames, 0.0, "forward") in seen
             assert (name, frames, 0.0, "forward+backward") in seen
             assert (name, frames, 0.1, "forward+backward") in seen
-        assert ("w2v_attn fused", frames, 0.0, "forward") in seen
+        assert ("w2v_attn sdpa", frames, 0.0, "forward") in seen
     assert not report["skipped"]
 
 
@@ -73,7 +73,7 @@ def test_peak_memory_is_what_a_call_takes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not measuring._linux(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("backend", "dropout"), [("explicit", 0.0), ("explicit", 0.1), ("fused", 0.0)])
+@pytest.mark.parametrize(("backend", "dropout"), [("tiled", 0.0), ("tiled", 0.1), ("sdpa", 0.0)])
 def test_memory_of_the_layer_grows_linearly(backend, dropout):
     from w2v_attn import MultiHeadSelfAttention
 

@@ -7,7 +7,7 @@ from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
 from w2v_attn import load_encoder
 from w2v_attn.encoder import memory
 from w2v_attn.encoder.layers import recorded
-from w2v_attn.encoder.waveforms import MOST_FRAMES
+from w2v_attn.encoder.waveforms import MAX_FRAMES
 
 
 def stock_features(folder, wave):
@@ -173,7 +173,7 @@ def test_the_features_of_a_batch_take_an_eighth_of_the_memory_at_most(group_chec
         monkeypatch.setattr(memory, "LIMITS", (tmp_path / "absent", limit))
         assert encoder.frame_budget() == budget
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 << 20)
-    assert encoder.frame_budget() <= MOST_FRAMES
+    assert encoder.frame_budget() <= MAX_FRAMES
 
 
 def test_a_device_that_is_not_there_is_told(group_checkpoint):

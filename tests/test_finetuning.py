@@ -121,11 +121,11 @@ def test_losses_over_200_updates_are_those_of_stock_attention(norm, tmp_path, mo
 
 
 def test_training_uses_our_backward(tmp_path, monkeypatch):
-    from w2v_attn.attention import function
+    from w2v_attn.attention import autograd
 
     calls = []
-    backward = function.SelfAttention.backward
-    monkeypatch.setattr(function.SelfAttention, "backward", staticmethod(lambda *a: calls.append(1) or backward(*a)))
+    backward = autograd.SelfAttention.backward
+    monkeypatch.setattr(autograd.SelfAttention, "backward", staticmethod(lambda *a: calls.append(1) or backward(*a)))
     run.finetune(recipe(training={"updates": 2}), tmp_path / "out")
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 

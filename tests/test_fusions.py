@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from w2v_attn import load_encoder
-from w2v_attn.attention.fourier import FourierConvolution, overlap_add, spread
-from w2v_attn.attention.triton_core import interpreted
 from w2v_attn.benchmarks.measuring import float32_is_float32
-from w2v_attn.encoder import frontend_together, fusions
+from w2v_attn.encoder import frontend_together
+from w2v_attn.ops import fusions
+from w2v_attn.ops.fourier import FourierConvolution, overlap_add, spread
+from w2v_attn.ops.triton_support import is_interpreted
 
 pytest.importorskip("triton")
-DEVICE = "cpu" if interpreted() else "cuda"
+DEVICE = "cpu" if is_interpreted() else "cuda"
 # Of a result of size 1: roundings of the result, for sums are in float32.
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -115,7 +116,7 @@ import json
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from w2v_attn.encoder import fusion_kernels, fusions
+from w2v_attn.ops import fusion_kernels, fusions
 
 def shared(kernel, capability, warps, stages, constants, **signature):
     names = kernel.arg_names

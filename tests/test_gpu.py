@@ -37,11 +37,11 @@ def distance(ours, theirs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("backend", ["auto", "explicit", "fused", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "tiled", "sdpa", "triton"])
 def test_every_layer_of_every_family_is_the_cpus(family, backend, speech, tmp_path):
-    if backend == "fused" and family not in ("wav2vec2-group", "wav2vec2-layer"):
+    if backend == "sdpa" and family not in ("wav2vec2-group", "wav2vec2-layer"):
         pytest.skip("the platform's kernels want 8·n channels a head, and some families more than that")
-    sizes = {"hidden_size": 32} if backend == "fused" else {}
+    sizes = {"hidden_size": 32} if backend == "sdpa" else {}
     folder = save(tiny_model(family, **sizes), tmp_path / "model")
     there, here = load_encoder(folder, device="cuda", backend=backend), load_encoder(folder, device="cpu")
     for ours, theirs in zip(there.extract(speech, ("all",)), here.extract(speech, ("all",)), strict=True):
@@ -83,7 +83,7 @@ def test_long_recordings_are_taken_as_on_the_cpu(norm_style, kind, speech, tmp_p
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("sew", *CONFORMERS)])
-@pytest.mark.parametrize("backend", ["auto", "triton", "explicit"])
+@pytest.mark.parametrize("backend", ["auto", "triton", "tiled"])
 def test_loss_and_every_gradient_without_padding_are_stocks(family, backend):
     if family == "data2vec-audio":
         pytest.skip("stock lets padding leak between its positional convolutions")
@@ -97,7 +97,7 @@ def test_loss_and_every_gradient_without_padding_are_stocks(family, backend):
         torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton", "fused"])
+@pytest.mark.parametrize("backend", ["auto", "triton", "sdpa"])
 def test_gradients_under_autocast_are_as_near_as_stocks(norm_style, backend):
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96}
     exact = tiny_model(norm_style, "ForCTC", mask_time_prob=0.0, layerdrop=0.0, **sizes).cuda()

@@ -14,13 +14,14 @@ from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 
 from w2v_attn import MultiHeadSelfAttention
-from w2v_attn.attention import explicit, mathematics, scores
+from w2v_attn.attention import mathematics, weights
+from w2v_attn.attention.backends import tiled
 from w2v_attn.attention.masks import AttentionMask
 
 B, T, H, C, K, V, M = 3, 7, 3, 5, 6, 12, 11
 # Its own default of one part in a thousand would let the faults below pass.
 gradcheck = partial(torch.autograd.gradcheck, rtol=1e-5, atol=1e-7)
-CORES = ("explicit", "fused")
+BACKENDS_BY_NAME = ("tiled", "sdpa")
 MASKS = ("none", "padding", "inner padding", "causal", "bool", "bias", "causal and padding", "bias and padding")
 
 
@@ -82,18 +83,18 @@ def reference(layer, x, padding_mask=None, attention_mask=None):
     return layer.out_proj((p @ v).transpose(1, 2).flatten(2)), p
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 @pytest.mark.parametrize("kind", MASKS)
 def test_forward_and_scores_are_the_definition(backend, kind):
     layer, mask = make_layer(backend), make_mask(kind)
     x = torch.randn(B, T, C, dtype=torch.float64)
-    ours, our_scores = layer(x, **mask, return_scores=True)
-    theirs, their_scores = reference(layer, x, **mask)
+    ours, our_weights = layer(x, **mask, return_weights=True)
+    theirs, their_weights = reference(layer, x, **mask)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    torch.testing.assert_close(our_scores, their_scores, rtol=0, atol=1e-12)
+    torch.testing.assert_close(our_weights, their_weights, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 @pytest.mark.parametrize("kind", MASKS)
 def test_gradients_are_those_of_the_definition(backend, kind):
     layer, mask = make_layer(backend), make_mask(kind)
@@ -106,7 +107,7 @@ def test_gradients_are_those_of_the_definition(backend, kind):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 @pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -1e9, 1e9])
 def test_a_bias_of_nothing_but_huge_numbers_leaves_scores_and_gradients_true(backend, lowest):
     """Softmax does not see what all keys of a row have in common; float32 would, if it were not taken off first."""
@@ -115,27 +116,27 @@ def test_a_bias_of_nothing_but_huge_numbers_leaves_scores_and_gradients_true(bac
     bias[..., :4, :] = lowest
     bias[..., 5, 2:] = -abs(lowest)
     x = torch.randn(B, T, C, requires_grad=True)
-    ours, scores = layer(x, attention_mask=bias, return_scores=True)
+    ours, weights = layer(x, attention_mask=bias, return_weights=True)
     shifted = bias.double() - bias.double().amax(-1, keepdim=True)
     exact, leaf = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
-    theirs, their_scores = reference(exact, leaf, attention_mask=shifted)
+    theirs, their_weights = reference(exact, leaf, attention_mask=shifted)
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores.double(), their_scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights.double(), their_weights, rtol=0, atol=1e-5)
     (our_dx,) = torch.autograd.grad(ours.square().sum(), x)
     (their_dx,) = torch.autograd.grad(theirs.square().sum(), leaf)
     torch.testing.assert_close(our_dx.double(), their_dx, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", CORES)
-def test_scores_sum_to_one_in_half_precision_with_a_large_bias(backend):
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
+def test_attention_weights_sum_to_one_in_half_precision_with_a_large_bias(backend):
     layer = MultiHeadSelfAttention(24, 4, backend=backend, dtype=torch.bfloat16)
-    _, scores = layer(
-        torch.randn(2, 13, 24, dtype=torch.bfloat16), attention_mask=30 * torch.randn(13, 13), return_scores=True
+    _, weights = layer(
+        torch.randn(2, 13, 24, dtype=torch.bfloat16), attention_mask=30 * torch.randn(13, 13), return_weights=True
     )
-    torch.testing.assert_close(scores.float().sum(-1), torch.ones(2, 4, 13), rtol=0, atol=0.02)
+    torch.testing.assert_close(weights.float().sum(-1), torch.ones(2, 4, 13), rtol=0, atol=0.02)
 
 
-def checked_function(layer, mask, x, return_scores=False):
+def checked_function(layer, mask, x, return_weights=False):
     """A function of every tensor that gets a gradient, and these tensors, for gradcheck."""
     names = [name for name, _ in layer.named_parameters()]
     tensors = [x, *layer.parameters()]
@@ -148,7 +149,7 @@ def checked_function(layer, mask, x, return_scores=False):
         torch.manual_seed(3)  # so that every call drops the same probabilities
         arguments = {**mask, "attention_mask": others[-1]} if learned_bias else mask
         parameters = dict(zip(names, others, strict=False))
-        return torch.func.functional_call(layer, parameters, (x,), {**arguments, "return_scores": return_scores})
+        return torch.func.functional_call(layer, parameters, (x,), {**arguments, "return_weights": return_weights})
 
     return function, tuple(tensors)
 
@@ -157,7 +158,7 @@ def checked_function(layer, mask, x, return_scores=False):
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("value_size", [K, V])
 def test_gradcheck_explicit(kind, dropout, value_size):
-    layer, mask = make_layer("explicit", value_size=value_size, dropout=dropout), make_mask(kind)
+    layer, mask = make_layer("tiled", value_size=value_size, dropout=dropout), make_mask(kind)
     if "bias" in kind:
         mask["attention_mask"] = mask["attention_mask"].clamp(min=-50).requires_grad_()
     x = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
@@ -167,18 +168,18 @@ def test_gradcheck_explicit(kind, dropout, value_size):
 
 @pytest.mark.parametrize("kind", ["none", "causal and padding", "bias"])
 def test_gradcheck_fused_and_through_the_scores(kind):
-    for backend in CORES:
+    for backend in BACKENDS_BY_NAME:
         layer, mask = make_layer(backend), make_mask(kind)
         x = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
-        function, tensors = checked_function(layer, mask, x, return_scores=True)
+        function, tensors = checked_function(layer, mask, x, return_weights=True)
         assert gradcheck(function, tensors, fast_mode=True)
 
 
 def test_gradcheck_in_full_for_every_entry():
-    layer = make_layer("explicit", dropout=0.2)
+    layer = make_layer("tiled", dropout=0.2)
     mask = {"attention_mask": torch.randn(1, H, T, T, dtype=torch.float64, requires_grad=True)}
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
-    function, tensors = checked_function(layer, mask, x, return_scores=True)
+    function, tensors = checked_function(layer, mask, x, return_weights=True)
     assert gradcheck(function, tensors)
 
 
@@ -186,7 +187,7 @@ def test_gradcheck_in_full_for_every_entry():
     "shape", [(T, T), (1, T), (T, 1), (1, 1, 1, T), (B, 1, T, 1), (B, H, T, T), (H, 1, 1)], ids=str
 )
 def test_a_bias_gets_its_gradient_summed_where_it_was_broadcast(shape):
-    layer = make_layer("explicit")
+    layer = make_layer("tiled")
     x = torch.randn(B, T, C, dtype=torch.float64)
     bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     (ours,) = torch.autograd.grad(layer(x, attention_mask=bias).square().sum(), bias)
@@ -206,25 +207,25 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_gradient_that_is_wrong_by_a_thousandth_is_caught(fault, monkeypatch):
-    layer = make_layer("explicit")
+    layer = make_layer("tiled")
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
-    function, tensors = checked_function(layer, {}, x, return_scores=fault == "softmax_backward")
+    function, tensors = checked_function(layer, {}, x, return_weights=fault == "softmax_backward")
     monkeypatch.setattr(mathematics, fault, FAULTS[fault](getattr(mathematics, fault)))
     with pytest.raises(GradcheckError):
         gradcheck(function, tensors, fast_mode=True)
 
 
 def test_a_weighted_sum_that_is_wrong_by_a_thousandth_is_caught(monkeypatch):
-    layer = make_layer("explicit")
+    layer = make_layer("tiled")
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
-    function, tensors = checked_function(layer, {}, x, return_scores=True)
-    right = scores.WeightedSum.backward
+    function, tensors = checked_function(layer, {}, x, return_weights=True)
+    right = weights.WeightedSum.backward
 
     def faulty(ctx, do):
         dp, dv, _ = right(ctx, do)
         return dp * 1.001, dv, None
 
-    monkeypatch.setattr(scores.WeightedSum, "backward", staticmethod(faulty))
+    monkeypatch.setattr(weights.WeightedSum, "backward", staticmethod(faulty))
     with pytest.raises(GradcheckError):
         gradcheck(function, tensors, fast_mode=True, rtol=1e-5, atol=1e-7)
 
@@ -234,7 +235,7 @@ def test_gradcheck_through_scores_and_dropout():
 
     def attend(q, k, v):
         torch.manual_seed(0)
-        return scores.attend(q, k, v, AttentionMask(), scale=0.4, dropout=0.3)
+        return weights.attend(q, k, v, AttentionMask(), scale=0.4, dropout=0.3)
 
     assert gradcheck(attend, (q, k, v), fast_mode=True, rtol=1e-5, atol=1e-7)
 
@@ -242,10 +243,10 @@ def test_gradcheck_through_scores_and_dropout():
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_stay_on_scores_that_retain_them(dropout):
     """As stock's do: what comes out is made from them. With dropout they are those before it."""
-    layer = make_layer("explicit").train()
+    layer = make_layer("tiled").train()
     layer.dropout = dropout
     x = torch.randn(2, T, C, dtype=torch.float64)
-    y, p = layer(x, return_scores=True)
+    y, p = layer(x, return_weights=True)
     p.retain_grad()
     y.square().sum().backward()
     assert p.grad is not None
@@ -257,7 +258,7 @@ def test_gradients_stay_on_scores_that_retain_them(dropout):
 
 @pytest.mark.parametrize("wrong", ["dq", "dk", "dv", "ds"])
 def test_a_core_that_is_wrong_by_a_thousandth_is_caught(wrong, monkeypatch):
-    right = explicit.attend_rows_backward
+    right = tiled.attend_rows_backward
 
     def faulty(do, q, k, v, delta, *, dk_HTD, dv_HTE, **options):
         before_k, before_v = dk_HTD.clone(), dv_HTE.clone()
@@ -268,23 +269,23 @@ def test_a_core_that_is_wrong_by_a_thousandth_is_caught(wrong, monkeypatch):
             dv_HTE.add_(0.001 * (dv_HTE - before_v))
         return dq * (1.001 if wrong == "dq" else 1), ds * (1.001 if wrong == "ds" else 1)
 
-    layer = make_layer("explicit")
+    layer = make_layer("tiled")
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
     mask = {"attention_mask": torch.randn(1, H, T, T, dtype=torch.float64, requires_grad=True)}
     function, tensors = checked_function(layer, mask, x)
-    monkeypatch.setattr(explicit, "attend_rows_backward", faulty)
+    monkeypatch.setattr(tiled, "attend_rows_backward", faulty)
     with pytest.raises(GradcheckError):
         gradcheck(function, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 @pytest.mark.parametrize("kind", ["none", "padding", "causal"])
 def test_in_float32_our_error_is_at_most_twice_torchs_own(backend, kind):
     frames, heads, channels = 331, 4, 64
     torch.manual_seed(0)
     layer = MultiHeadSelfAttention(channels, heads, backend=backend, bias_initializer="narrow_normal")
     exact = copy.deepcopy(layer).double()
-    exact.backend = "explicit"
+    exact.backend = "tiled"
     x = torch.randn(2, frames, channels)
     dy = torch.randn(2, frames, channels)
     real = torch.arange(frames) < torch.tensor([frames, 200])[:, None]
@@ -318,7 +319,7 @@ def test_half_precisions_keep_their_softmax_in_float32():
     layer = MultiHeadSelfAttention(64, 4)
     x = 3 * torch.randn(2, 97, 64)
     truth = layer(x)
-    for backend, dtype in itertools.product(CORES, (torch.bfloat16, torch.float16)):
+    for backend, dtype in itertools.product(BACKENDS_BY_NAME, (torch.bfloat16, torch.float16)):
         ours = copy.deepcopy(layer).to(dtype)
         ours.backend = backend
         q, k, v = (
@@ -361,38 +362,38 @@ def test_dropout_keeps_the_expectation():
 @settings(max_examples=25, deadline=None)
 def test_dropout_drops_at_its_rate_and_the_same_entries_for_the_same_seed(rate, seed):
     shape = (3, 101, 211)
-    dropper = explicit.Dropper(seed, rate, torch.device("cpu"), torch.float32)
-    keep = dropper.draw(*shape)
-    assert dropper.keep_rate == 1 - rate
+    dropout_mask = tiled.DropoutMask(seed, rate, torch.device("cpu"), torch.float32)
+    keep = dropout_mask.draw(*shape)
+    assert dropout_mask.keep_rate == 1 - rate
     assert set(keep.unique().tolist()) <= {0.0, 1.0}
     # Six standard deviations, of the entries and of the rows' roundings to a 256th.
     spread = (rate * (1 - rate) / keep.numel()) ** 0.5 + 0.5 / 256 / (3 * 101) ** 0.5
-    assert abs(keep.mean().item() - dropper.keep_rate) < 6 * spread
-    assert torch.equal(keep, explicit.Dropper(seed, rate, torch.device("cpu"), torch.float32).draw(*shape))
+    assert abs(keep.mean().item() - dropout_mask.keep_rate) < 6 * spread
+    assert torch.equal(keep, tiled.DropoutMask(seed, rate, torch.device("cpu"), torch.float32).draw(*shape))
     # No byte of the 64-bit numbers is special: each of the eight drops alike.
     bytewise = keep.flatten()[: keep.numel() // 8 * 8].view(-1, 8).mean(0)
-    assert (bytewise - dropper.keep_rate).abs().max() < 0.05
+    assert (bytewise - dropout_mask.keep_rate).abs().max() < 0.05
 
 
 def test_the_rate_of_dropout_is_exact_and_not_rounded():
     rate = 0.1  # 25.6 of 256 levels
-    dropper = explicit.Dropper(1, rate, torch.device("cpu"), torch.float32)
-    share = torch.stack([dropper.draw(4, 500, 500) for _ in range(40)]).double().mean().item()
+    dropout_mask = tiled.DropoutMask(1, rate, torch.device("cpu"), torch.float32)
+    share = torch.stack([dropout_mask.draw(4, 500, 500) for _ in range(40)]).double().mean().item()
     assert abs(share - 0.9) < 1e-4  # to the next 256th it would be 1.6e-3 off
 
 
 def test_forward_and_backward_drop_the_same_entries_over_many_tiles(monkeypatch):
     # One head and few rows a tile, so that the stream of the seed is read in many pieces, in both directions.
-    monkeypatch.setattr(explicit, "CPU_TILE", 64)
-    monkeypatch.setattr(explicit, "LEAST_ROWS", 2)
-    layer = make_layer("explicit", dropout=0.4)
+    monkeypatch.setattr(tiled, "CPU_TILE", 64)
+    monkeypatch.setattr(tiled, "MIN_ROWS", 2)
+    layer = make_layer("tiled", dropout=0.4)
     x = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
     function, tensors = checked_function(layer, make_mask("causal and padding"), x)
     assert gradcheck(function, tensors, fast_mode=True)
 
 
 def test_a_change_of_threads_between_forward_and_backward_changes_nothing():
-    layer = make_layer("explicit", dropout=0.4, dtype=torch.float32)
+    layer = make_layer("tiled", dropout=0.4, dtype=torch.float32)
     x = torch.randn(B, T, C)
     gradients = []
     before = torch.get_num_threads()
@@ -412,30 +413,30 @@ def test_a_change_of_threads_between_forward_and_backward_changes_nothing():
 # --------------------------------------------------------------------------------------------------- edges
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 def test_rows_without_a_key_give_zeros_in_both_directions(backend):
     layer = make_layer(backend)
     nn.init.zeros_(layer.out_proj.bias)
     x = torch.randn(B, T, C, dtype=torch.float64, requires_grad=True)
     real = torch.ones(B, T, dtype=torch.bool)
     real[1] = False
-    y, scores = layer(x, padding_mask=real, return_scores=True)
-    (dx,) = torch.autograd.grad(y.square().sum() + scores.square().sum(), x)
+    y, weights = layer(x, padding_mask=real, return_weights=True)
+    (dx,) = torch.autograd.grad(y.square().sum() + weights.square().sum(), x)
     assert not y[1].any()
-    assert not scores[1].any()
+    assert not weights[1].any()
     assert not dx[1].any()
     assert torch.isfinite(dx).all()
     assert dx[0].any()
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 @pytest.mark.parametrize(("batch", "frames"), [(0, 5), (2, 0), (0, 0), (2, 1)])
 def test_no_recordings_no_frames_and_one_frame_work(backend, batch, frames):
     layer = make_layer(backend)
     x = torch.randn(batch, frames, C, dtype=torch.float64, requires_grad=True)
-    y, scores = layer(x, padding_mask=torch.ones(batch, frames, dtype=torch.bool), return_scores=True)
+    y, weights = layer(x, padding_mask=torch.ones(batch, frames, dtype=torch.bool), return_weights=True)
     assert y.shape == (batch, frames, M)
-    assert scores.shape == (batch, H, frames, frames)
+    assert weights.shape == (batch, H, frames, frames)
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
@@ -455,7 +456,7 @@ def test_views_and_strided_inputs_are_the_same_as_copies():
         torch.testing.assert_close(our, their, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 def test_padding_does_not_change_real_frames(backend):
     layer = make_layer(backend, torch.float32)
     x = torch.randn(1, T, C)
@@ -479,10 +480,10 @@ def test_any_sizes_and_any_tiling_give_the_definition(batch, frames, heads, key,
     q, k = torch.randn(2, batch, heads, frames, key, dtype=torch.float64)
     v = torch.randn(batch, heads, frames, value, dtype=torch.float64)
     mask = AttentionMask(padding=torch.rand(batch, frames) > 0.3, causal=frames % 2 == 0)
-    plan = explicit.Memory(heads=max(1, heads - 1), rows=rows, seed=0)
+    plan = tiled.Memory(heads=max(1, heads - 1), rows=rows, seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explicit, "_plan", lambda *_: plan)
-        o, _, _ = explicit.forward(q, k, v, mask, scale=0.5, dropout=0.0)
+        patch.setattr(tiled, "_plan", lambda *_: plan)
+        o, _, _ = tiled.forward(q, k, v, mask, scale=0.5, dropout=0.0)
     s = (q @ k.mT * 0.5).masked_fill(~mask.padding[:, None, None], -torch.inf)
     if mask.causal:
         s = s.masked_fill(~torch.ones(frames, frames, dtype=torch.bool).tril(), -torch.inf)
@@ -501,15 +502,15 @@ def test_gradients_that_nobody_needs_are_not_computed(monkeypatch):
             mathematics, name, lambda *a, right=right, name=name, **k: calls.append(name) or right(*a, **k)
         )
     core_runs = []
-    right_core = explicit.backward
-    layer = make_layer("explicit", torch.float32)
-    from w2v_attn.attention import cores
+    right_core = tiled.backward
+    layer = make_layer("tiled", torch.float32)
+    from w2v_attn.attention.backends import select
 
     monkeypatch.setitem(
-        cores.CORES,
-        "explicit",
-        cores.Core(
-            "explicit", explicit.why_not, explicit.forward, lambda *a, **k: core_runs.append(1) or right_core(*a, **k)
+        select.BACKENDS_BY_NAME,
+        "tiled",
+        select.Backend(
+            "tiled", tiled.unsupported_reason, tiled.forward, lambda *a, **k: core_runs.append(1) or right_core(*a, **k)
         ),
     )
     x = torch.randn(B, T, C)
@@ -533,10 +534,10 @@ def test_a_second_derivative_is_refused_and_not_wrong():
         torch.autograd.grad(layer(x), x, dy, create_graph=True)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 def test_nothing_quadratic_is_kept_for_backward(backend):
     frames = 512
-    layer = MultiHeadSelfAttention(16, 2, dropout=0.1 if backend == "explicit" else 0.0, backend=backend)
+    layer = MultiHeadSelfAttention(16, 2, dropout=0.1 if backend == "tiled" else 0.0, backend=backend)
     x = torch.randn(1, frames, 16, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -586,7 +587,7 @@ def test_projections_that_are_no_plain_linear_maps_are_called(monkeypatch):
     assert gradcheck(function, [p for p in layer.parameters() if p.requires_grad], fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", CORES)
+@pytest.mark.parametrize("backend", BACKENDS_BY_NAME)
 def test_under_autocast_substituted_projections_lose_no_more_than_plain_ones(backend):
     torch.manual_seed(0)
     layer = MultiHeadSelfAttention(64, 4, backend=backend)
@@ -679,7 +680,7 @@ def test_initialisers_fill_what_they_say():
         ({"input_size": 9, "num_heads": 3, "value_size": 10}, "num_heads must divide value_size"),
         ({"input_size": 9, "num_heads": 0}, "num_heads must divide"),
         ({"input_size": 9, "num_heads": 3, "dropout": 1.0}, "dropout must be in"),
-        ({"input_size": 9, "num_heads": 3, "backend": "flash"}, "auto, explicit, fused"),
+        ({"input_size": 9, "num_heads": 3, "backend": "flash"}, "auto, tiled, sdpa"),
         ({"input_size": 9, "num_heads": 3, "weight_initializer": "golrot"}, "weight_initializer must be one of"),
     ],
 )
@@ -708,13 +709,13 @@ def test_wrong_inputs_are_told(shape, mask, says):
 def test_a_core_that_cannot_says_so_and_auto_takes_one_that_can():
     x = torch.randn(2, 13, 24)
     with pytest.raises(ValueError, match="no dropout"):
-        MultiHeadSelfAttention(24, 4, dropout=0.1, backend="fused")(x)
+        MultiHeadSelfAttention(24, 4, dropout=0.1, backend="sdpa")(x)
     with pytest.raises(ValueError, match="as many channels a head"):
-        MultiHeadSelfAttention(24, 4, value_size=12, backend="fused")(x)
+        MultiHeadSelfAttention(24, 4, value_size=12, backend="sdpa")(x)
     bias = torch.zeros(13, 13, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient for what is added"):
-        MultiHeadSelfAttention(24, 4, backend="fused")(x, attention_mask=bias)
+        MultiHeadSelfAttention(24, 4, backend="sdpa")(x, attention_mask=bias)
     layer = MultiHeadSelfAttention(24, 4, dropout=0.1)
-    assert layer.core_for(x) == "explicit"
-    assert layer.eval().core_for(x) == "fused"
-    assert MultiHeadSelfAttention(24, 4, value_size=12).core_for(x) == "explicit"
+    assert layer.backend_for(x) == "tiled"
+    assert layer.eval().backend_for(x) == "sdpa"
+    assert MultiHeadSelfAttention(24, 4, value_size=12).backend_for(x) == "tiled"

@@ -848,7 +848,7 @@ def test_some_of_wavlms_blocks_alone_are_refused(change):
 def functions():
     """Every autograd function of the package."""
     for info in pkgutil.walk_packages(w2v_attn.__path__, "w2v_attn."):
-        if not info.name.startswith(("w2v_attn.attention", "w2v_attn.encoder", "w2v_attn.pretrained")):
+        if not info.name.startswith(("w2v_attn.attention", "w2v_attn.encoder", "w2v_attn.ops", "w2v_attn.pretrained")):
             continue
         if info.name.endswith("_kernels"):  # they need Triton
             continue
@@ -866,7 +866,7 @@ def test_every_autograd_function_refuses_to_be_differentiated_twice():
             function.backward(None, torch.zeros(1))
 
 
-@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: lambda x: layer(x, return_scores=True)[0]])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: lambda x: layer(x, return_weights=True)[0]])
 def test_a_second_derivative_around_a_residual_connection_is_refused(wrap):
     layer = wrap(MultiHeadSelfAttention(16, 4))
     x = torch.randn(2, 9, 16, requires_grad=True)
@@ -915,7 +915,7 @@ def test_what_comes_out_may_be_added_to_in_place(frames):
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("backend", ["explicit", "fused", "auto"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa", "auto"])
 @pytest.mark.parametrize("kind", ["padding_mask", "attention_mask", "float"])
 @pytest.mark.parametrize("way", ["whole block", "weights", "projections"])
 def test_a_mask_that_was_changed_before_backward_is_noticed(backend, kind, way):
@@ -925,7 +925,7 @@ def test_a_mask_that_was_changed_before_backward_is_noticed(backend, kind, way):
     mask = torch.rand(2, 9) > 0.3 if kind == "padding_mask" else torch.rand(2, 1, 9, 9) > 0.3
     mask = torch.zeros(2, 1, 9, 9).masked_fill(~mask, -torch.inf) if kind == "float" else mask
     arguments = {"padding_mask" if kind == "padding_mask" else "attention_mask": mask}
-    y = layer(x, **arguments, return_scores=way == "weights")
+    y = layer(x, **arguments, return_weights=way == "weights")
     y = y[0] if way == "weights" else y
     mask.copy_(torch.ones_like(mask))
     if way == "weights" and kind != "float":  # P is kept, and tells by itself which keys were forbidden
@@ -973,24 +973,24 @@ def test_parameters_and_states_may_lie_in_memory_as_they_like(layout, maker, fra
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", ["explicit", "fused"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
 def test_queries_keys_and_values_may_lie_in_memory_as_they_like(layout, backend):
     layer = MultiHeadSelfAttention(64, 4, backend=backend).eval()
     states = [torch.randn(2, 13, 64) for _ in range(3)]
     from w2v_attn.attention.masks import NO_MASK
 
-    expected = layer.attend_projected(*(LAYOUTS[layout](x).contiguous() for x in states), NO_MASK, return_scores=False)
+    expected = layer.attend_projected(*(LAYOUTS[layout](x).contiguous() for x in states), NO_MASK, return_weights=False)
     leaves = [LAYOUTS[layout](x).detach().requires_grad_() for x in states]
-    found = layer.attend_projected(*leaves, NO_MASK, return_scores=False)
+    found = layer.attend_projected(*leaves, NO_MASK, return_weights=False)
     torch.testing.assert_close(found[0], expected[0])
     plain = [leaf.detach().contiguous().requires_grad_() for leaf in leaves]
     ours = torch.autograd.grad(found[0].square().sum(), leaves)
-    others = torch.autograd.grad(layer.attend_projected(*plain, NO_MASK, return_scores=False)[0].square().sum(), plain)
+    others = torch.autograd.grad(layer.attend_projected(*plain, NO_MASK, return_weights=False)[0].square().sum(), plain)
     for one, other in zip(ours, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["explicit", "auto"])
+@pytest.mark.parametrize("backend", ["tiled", "auto"])
 def test_dropout_is_the_same_whatever_the_default_dtype_becomes(backend):
     layer, x = MultiHeadSelfAttention(16, 4, dropout=0.4, backend=backend), torch.randn(2, 600, 16, requires_grad=True)
     gradients = []
@@ -1021,7 +1021,7 @@ def test_dropout_of_everything_gives_zeros_as_in_stock(unpad):
     assert our_gradients["wav2vec2.encoder.layers.0.attention.v_proj.weight"].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["explicit", "fused", "auto"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa", "auto"])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.float64, torch.float32)], ids=str)
 def test_a_narrow_bias_is_added_without_a_further_rounding(backend, dtypes):
     wide, narrow = dtypes

@@ -11,11 +11,12 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from w2v_attn import MultiHeadSelfAttention, replace_attention
-from w2v_attn.attention import cores, ragged, scores
-from w2v_attn.attention.function import Options, attention_core
+from w2v_attn.attention import packed, weights
+from w2v_attn.attention.autograd import Options, attention_core
+from w2v_attn.attention.backends import select
 from w2v_attn.attention.gate import Gate
 from w2v_attn.attention.masks import AttentionMask
-from w2v_attn.attention.position import RelativePositions
+from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 
 B, H, T, D, SCALE = 2, 3, 11, 5, 0.3
@@ -59,7 +60,7 @@ def as_bias(positions, batch=B, frames=T):
     return torch.stack([torch.as_tensor(one) for one in found]).view(batch, H, frames, frames)
 
 
-def options(mask, *, backend="explicit", dropout=0.0):
+def options(mask, *, backend="tiled", dropout=0.0):
     return Options(num_heads=H, scale=SCALE, dropout=dropout, backend=backend, mask=mask)
 
 
@@ -75,7 +76,7 @@ def with_tensors(positions, tensors):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reach", REACHES)
-@pytest.mark.parametrize("backend", ["explicit", "fused"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
 def test_cores_add_what_the_equation_says(kind, reach, backend):
     q, k, v = (numbers(B, H, T, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach)
@@ -86,7 +87,7 @@ def test_cores_add_what_the_equation_says(kind, reach, backend):
 
 @pytest.mark.parametrize("masked", ["padding", "causal", "bias"])
 @pytest.mark.parametrize("kind", ["gated", "vectors"])
-@pytest.mark.parametrize("backend", ["explicit", "fused"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
 def test_positions_and_masks_go_together(kind, masked, backend):
     q, k, v = (numbers(B, H, T, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, (2, 4))
@@ -117,7 +118,7 @@ def test_gradients_are_those_of_finite_differences(kind, reach, how):
     def attend(q, k, v, *tensors):
         asked = mask.with_positions(with_tensors(positions, tensors))
         if how == "scores":
-            return scores.attend(q, k, v, asked, scale=SCALE, dropout=0.0)
+            return weights.attend(q, k, v, asked, scale=SCALE, dropout=0.0)
         return attention_core(q, k, v, options(asked))
 
     inputs = [x.requires_grad_() for x in (q, k, v, *tensors_of(positions))]
@@ -187,11 +188,11 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
     theirs = theirs.transpose(0, 1).flatten(1)
     bound = 1e-5 if dtype is torch.float32 else 5e-2
     found = {
-        "attend": ragged.attend(q, k, v, [frames], num_heads=H, scale=SCALE, positions=positions),
-        "attend_all": ragged.attend_all(q, keys, values, num_heads=H, scale=SCALE, positions=positions),
+        "attend": packed.attend(q, k, v, [frames], num_heads=H, scale=SCALE, positions=positions),
+        "attend_all": packed.attend_all(q, keys, values, num_heads=H, scale=SCALE, positions=positions),
         "rows of attend_all": torch.cat(
             [
-                ragged.attend_all(
+                packed.attend_all(
                     q[rows],
                     keys,
                     values,
@@ -203,7 +204,7 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
                 for rows in (slice(0, 13), slice(13, frames))
             ]
         ),
-        "attend_window": ragged.attend_window(
+        "attend_window": packed.attend_window(
             q, k, v, num_heads=H, scale=SCALE, first_row=0, first_key=0, reach=frames, positions=positions
         ),
     }
@@ -227,7 +228,7 @@ def test_the_triton_core_has_positions_and_their_gradients(kind, reach):
         (o * numbers(*o.shape, seed=9, dtype=torch.float32)).sum().backward()
         return [o.detach(), *(x.grad for x in inputs)]
 
-    for ours, theirs in zip(found("triton"), found("explicit"), strict=True):
+    for ours, theirs in zip(found("triton"), found("tiled"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -238,13 +239,13 @@ def test_cores_say_what_of_positions_they_cannot_do():
     far = AttentionMask(positions=positions_of("vectors", (4000, 4000), batch=1, frames=24, dtype=torch.float32))
     for mask, told in ((lopsided, "as far before a query as after it"), (far, "8001 are too many")):
         with pytest.raises(ValueError, match=told):
-            cores.choose("triton", q, q, mask, dropout=0.0, needs_added=False)
+            select.select("triton", q, q, mask, dropout=0.0, needs_added=False)
     with pytest.raises(ValueError, match="no gradient for what is added"):
-        cores.choose("fused", q, q, vectors, dropout=0.0, needs_added=True)
+        select.select("sdpa", q, q, vectors, dropout=0.0, needs_added=True)
     long = q.new_empty(1, H, 3000, D)
     with pytest.raises(ValueError, match="position biases"):
-        cores.choose("fused", long, long, vectors, dropout=0.0, needs_added=False)
-    assert cores.choose("auto", long, long, vectors, dropout=0.0, needs_added=False).name == "explicit"
+        select.select("sdpa", long, long, vectors, dropout=0.0, needs_added=False)
+    assert select.select("auto", long, long, vectors, dropout=0.0, needs_added=False).name == "tiled"
 
 
 # ------------------------------------------------------------------------------------------------ gate and rotation

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from w2v_attn import load_encoder
-from w2v_attn.attention import products
-from w2v_attn.encoder import blocks, encoder, frontend, ragged, streams, winograd
+from w2v_attn.encoder import blocks, encoder, frontend, ragged, streams
 from w2v_attn.encoder.inputs import Samples
 from w2v_attn.encoder.long import Long, batches_of
+from w2v_attn.ops import gemm, winograd
 
 
 def stock(folder, wave):
@@ -76,9 +76,9 @@ def test_blocks_of_the_waveform_do_not_show(folder, block, wide_block, maker, mo
 
 
 def test_a_long_recording_is_exact(folder, maker, monkeypatch):
-    from w2v_attn.attention import ragged as core
+    from w2v_attn.attention import packed as core
 
-    monkeypatch.setattr(blocks, "LONG_FROM", 13)
+    monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
     monkeypatch.setattr(core, "TILE_ROWS", 5)
     monkeypatch.setattr(core, "TILE_KEYS", 17)
@@ -94,7 +94,7 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
 def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long, tmp_path, monkeypatch):
     """Blocks write over what nobody wants any more."""
-    monkeypatch.setattr(blocks, "LONG_FROM", 13)
+    monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
     encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long=long)
     (wave,) = noise(2.1)
@@ -105,7 +105,7 @@ def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(famil
 
 
 def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monkeypatch):
-    monkeypatch.setattr(blocks, "LONG_FROM", 13)
+    monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     in_place, original = [], blocks.Block._long
     monkeypatch.setattr(blocks.Block, "_long", lambda self, x, y: in_place.append(x is y) or original(self, x, y))
     (wave,) = noise(2.1)
@@ -114,7 +114,7 @@ def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monke
 
 
 def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monkeypatch):
-    from w2v_attn.attention import ragged as core
+    from w2v_attn.attention import packed as core
 
     in_tiles = Mock(wraps=core._attend_keys)
     monkeypatch.setattr(core, "_attend_keys", in_tiles)
@@ -144,7 +144,7 @@ def test_a_window_wider_than_the_recording_is_exact(folder):
 @pytest.mark.parametrize("tile", [4, 256])
 def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
     """The same features come from our layer with a mask that forbids what is further away."""
-    from w2v_attn.attention import ragged as core
+    from w2v_attn.attention import packed as core
 
     monkeypatch.setattr(blocks, "LONG_ROWS", rows)
     monkeypatch.setattr(core, "WINDOW_ROWS", tile)
@@ -231,7 +231,7 @@ def test_weights_that_change_are_followed(folder, tmp_path):
 def test_without_onednn_the_features_are_the_same(folder, monkeypatch):
     waves = noise(0.7, 1.1)
     with_it = load_encoder(folder).extract(waves)
-    monkeypatch.setattr(products, "serves", lambda x: False)
+    monkeypatch.setattr(gemm, "serves", lambda x: False)
     without = load_encoder(folder).extract(waves)
     for ours, theirs in zip(without, with_it, strict=True):
         torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
@@ -302,16 +302,16 @@ def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("frames", [128, 173, 211, 400, 511])
 def test_one_call_for_all_heads_is_attention(frames, dtype, bound, monkeypatch):
-    from w2v_attn.attention import cores
-    from w2v_attn.attention import ragged as core
+    from w2v_attn.attention import packed as core
+    from w2v_attn.attention.backends import select
     from w2v_attn.attention.masks import NO_MASK
 
     torch.manual_seed(frames)
     q, k, v = (core.split_heads(torch.randn(1, frames, 96).to(dtype), 3) for _ in range(3))
-    monkeypatch.setattr(products, "_is_of_mkls_maker", lambda: False)
+    monkeypatch.setattr(gemm, "_is_made_by_intel", lambda: False)
     if not core._short(q, v):
         pytest.skip("no oneDNN here")
-    theirs, _, _ = cores.EXPLICIT.forward(q.double(), k.double(), v.double(), NO_MASK, scale=0.3, dropout=0.0)
+    theirs, _, _ = select.TILED.forward(q.double(), k.double(), v.double(), NO_MASK, scale=0.3, dropout=0.0)
     ours = core._all_heads(q, k, v, 0.3, None)
     torch.testing.assert_close(ours.double(), core.merge_heads(theirs)[0], rtol=0, atol=bound)
     alone = core.attend(*(core.merge_heads(x)[0] for x in (q, k, v)), [frames], num_heads=3, scale=0.3)
@@ -369,7 +369,7 @@ def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker
     x = torch.randn(frames, channels, generator=generator, dtype=torch.float64)
     weight = torch.randn(19, channels, 3, generator=generator, dtype=torch.float64) / channels**0.5
     bias = torch.randn(19, generator=generator, dtype=torch.float64)
-    found = winograd.SevenProducts(weight.to(dtype), bias.to(dtype))(x.to(dtype))
+    found = winograd.Winograd(weight.to(dtype), bias.to(dtype))(x.to(dtype))
     expected = torch.nn.functional.conv1d(x.T, weight, bias, stride=2).T
     bound = 1e-5 if dtype is torch.float32 else 1e-12
     torch.testing.assert_close(found.double(), expected[: len(found)], rtol=bound, atol=bound)
@@ -377,7 +377,7 @@ def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker
 
 @given(count=st.integers(1, 99))
 def test_as_many_frames_come_out_of_seven_products_as_are_asked_for(count):
-    products_ = winograd.SevenProducts(torch.ones(1, 1, 3), None)
+    products_ = winograd.Winograd(torch.ones(1, 1, 3), None)
     frames = torch.ones(products_.takes(count), 1)
     assert count <= len(products_(frames)) < count + 3
     assert len(frames) == 7 or len(products_(frames[:-1])) < count
@@ -389,7 +389,7 @@ def test_seven_products_add_up_in_pieces(maker):
     x, weight = torch.nn.functional.gelu(torch.randn(1, 512, 205)), torch.randn(64, 512, 3)
     exact = torch.nn.functional.conv1d(x.double(), weight.double(), stride=2)[0].T
     theirs = torch.nn.functional.conv1d(x, weight, stride=2)[0].T
-    ours = winograd.SevenProducts(weight, None)(x[0].T.contiguous())
+    ours = winograd.Winograd(weight, None)(x[0].T.contiguous())
     assert (ours - exact).norm() <= 2.5 * (theirs - exact).norm()
 
 

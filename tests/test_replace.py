@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES, tiny_model
 
 from w2v_attn import MultiHeadSelfAttention, replace_attention, restore_attention
-from w2v_attn.pretrained.replace import core_in_use
+from w2v_attn.pretrained.replace import backend_in_use
 
 HEADS = {
     "Wav2Vec2": ["ForCTC", "ForSequenceClassification", "ForPreTraining", "ForXVector", "ForAudioFrameClassification"],
@@ -133,7 +133,7 @@ def ctc_loss(model, **options):
     return model(waves(), attention_mask=padded(), labels=labels, **options).loss
 
 
-@pytest.mark.parametrize("backend", ["auto", "explicit", "fused"])
+@pytest.mark.parametrize("backend", ["auto", "tiled", "sdpa"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_every_parameters_gradient_is_stocks(norm_style, backend, attention):
     changes = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
@@ -207,9 +207,9 @@ def test_half_precision_is_as_near_to_float32_as_stock(norm_style, dtype):
 
 
 def test_deepcopies_and_pickles_keep_our_attention(family):
-    model = replace_attention(tiny_model(family), backend="explicit")
+    model = replace_attention(tiny_model(family), backend="tiled")
     twin = copy.deepcopy(model)
-    assert all(block.backend == "explicit" for block in blocks(twin))
+    assert all(block.backend == "tiled" for block in blocks(twin))
     with torch.no_grad():
         assert torch.equal(model(waves()).last_hidden_state, twin(waves()).last_hidden_state)
     layer = model.encoder.layers[0]  # stock's weight norm cannot be pickled; all that is around our attention can
@@ -235,10 +235,10 @@ def test_save_and_load_need_nothing_of_ours(norm_style, tmp_path):
     assert stock.config.architectures == ["Wav2Vec2ForCTC"]
 
 
-def test_replacing_again_changes_the_core():
-    model = replace_attention(tiny_model("wav2vec2-group"), backend="explicit")
-    assert core_in_use(model) == "explicit"
-    assert core_in_use(replace_attention(model, backend="auto")) == "fused"
+def test_replacing_again_changes_the_backend():
+    model = replace_attention(tiny_model("wav2vec2-group"), backend="tiled")
+    assert backend_in_use(model) == "tiled"
+    assert backend_in_use(replace_attention(model, backend="auto")) == "sdpa"
 
 
 def test_a_part_of_a_model_can_be_replaced():
@@ -301,9 +301,9 @@ def test_lora_finds_its_targets_and_only_they_learn(norm_style):
     assert all(isinstance(block, MultiHeadSelfAttention) for block in blocks(tuned))
 
 
-def test_an_unknown_core_and_cross_attention_are_refused():
+def test_an_unknown_backend_and_cross_attention_are_refused():
     model = tiny_model("wav2vec2-group")
-    with pytest.raises(ValueError, match="auto, explicit, fused"):
+    with pytest.raises(ValueError, match="auto, tiled, sdpa"):
         replace_attention(model, backend="fast")
     block = replace_attention(model).encoder.layers[0].attention
     with pytest.raises(ValueError, match="self-attention"):

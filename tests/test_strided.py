@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from w2v_attn.attention import products
-from w2v_attn.attention.strided import StridedConvolution, windows_of
+from w2v_attn.ops import gemm
+from w2v_attn.ops.strided import StridedConvolution, windows_of
 
 pytestmark = pytest.mark.usefixtures("maker")
 
@@ -44,8 +44,8 @@ def test_a_gradient_that_nobody_asks_for_is_not_computed(wanted, products_of, mo
     y = StridedConvolution.apply(*leaves, 2)
     computed = []
     for name, gradient in (("linear", "dw"), ("add_linear", "dx")):
-        step = getattr(products, name)
-        monkeypatch.setattr(products, name, lambda *a, s=step, g=gradient: computed.append(g) or s(*a))
+        step = getattr(gemm, name)
+        monkeypatch.setattr(gemm, name, lambda *a, s=step, g=gradient: computed.append(g) or s(*a))
     y.sum().backward()
     assert set(computed) == ({products_of} - {""})
 

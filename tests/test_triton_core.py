@@ -12,8 +12,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from w2v_attn.attention import triton_core
-from w2v_attn.attention.triton_core import Plan, Tiles, interpreted
+from w2v_attn.attention.backends import triton
+from w2v_attn.attention.backends.triton import Plan, Tiles
+from w2v_attn.ops import triton_support
+from w2v_attn.ops.triton_support import is_interpreted
 
 SCALE = 0.6
 BIASES = ("none", "table", "gated table")
@@ -36,14 +38,14 @@ SETTINGS = [
     pytest.param(
         Setting("cpu", (0, 37, 1, 0, 70, 0), H=2, D=5, E=19, R=11),
         id="interpreted",
-        marks=pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported"),
+        marks=pytest.mark.skipif(not is_interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported"),
     ),
     *(
         pytest.param(
             Setting("cuda", (0, 499, 1, 0, 50, 128, 1501, 0), H=3, D=D, E=E, R=R),
             id=f"compiled-{D}-{E}",
             marks=pytest.mark.skipif(
-                not torch.cuda.is_available() or interpreted(), reason="needs a GPU, and TRITON_INTERPRET unset"
+                not torch.cuda.is_available() or is_interpreted(), reason="needs a GPU, and TRITON_INTERPRET unset"
             ),
         )
         for D, E, R in ((64, 64, 320), (80, 24, 7), (5, 19, 2000), (256, 256, 100))
@@ -87,14 +89,14 @@ class Case:
         return {"max_frames": longest, "scale": SCALE, "table_HR": self.table, "gate_NH": self.gate, **options}
 
     def forward(self, **options):
-        return triton_core.forward(self.q, self.k, self.v, self.offsets, **self.options(**options))
+        return triton.forward(self.q, self.k, self.v, self.offsets, **self.options(**options))
 
     def run(self, **options):
         """[o, lse, dq, dk, dv] and dtable and dgate where there are such."""
         o, lse = self.forward(**options)
         return [
             o, lse,
-            *(d for d in triton_core.backward(
+            *(d for d in triton.backward(
                 self.do, self.q, self.k, self.v, o, lse, self.offsets, **self.options(**options)
             ) if d is not None),
         ]  # fmt: skip
@@ -141,8 +143,8 @@ def drawn_mask(setting, lengths, seed, dropout):
     frame = torch.cat([torch.arange(length) for length in lengths]).to(setting.device)
     length_N = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths)).to(setting.device)
     parts = []
-    for first in range(0, longest, triton_core.MAX_CHANNELS):  # as many keys at a time as a value has channels
-        keys = torch.arange(first, min(first + triton_core.MAX_CHANNELS, longest), device=setting.device)
+    for first in range(0, longest, triton.MAX_CHANNELS):  # as many keys at a time as a value has channels
+        keys = torch.arange(first, min(first + triton.MAX_CHANNELS, longest), device=setting.device)
         v = (frame[:, None] == keys).float()[:, None].expand(-1, setting.H, -1)
         case = Case(zeros, zeros, v, v, None, None, lengths)
         parts.append(case.forward(dropout=dropout, seed=seed)[0])
@@ -278,7 +280,7 @@ def test_tile_sizes_change_neither_results_nor_what_is_dropped(setting, monkeypa
     ours = case.run(dropout=0.3, seed=5)
     for rows, keys in ((16, 32), (32, 16)):
         tiles = Tiles(rows, keys, 4, 1)
-        monkeypatch.setattr(triton_core, "_plan", lambda *_, tiles=tiles: Plan(tiles, tiles, tiles, tiles))
+        monkeypatch.setattr(triton, "_plan", lambda *_, tiles=tiles: Plan(tiles, tiles, tiles, tiles))
         assert_same(case.run(dropout=0.3, seed=5), ours)
 
 
@@ -323,16 +325,16 @@ def test_what_is_dropped_depends_on_every_bit_of_the_seed_and_on_nothing_but_the
 def test_what_it_cannot_do_is_told(monkeypatch):
     x = torch.zeros(3, 2, 8)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert triton_core.why_not(x, x) == "the Triton kernels run on CUDA devices, got cpu"
+    assert triton.unsupported_reason(x, x) == "the Triton kernels run on CUDA devices, got cpu"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton_core.why_not(x, x) is None
-    assert "got torch.float64" in triton_core.why_not(x.double(), x)
-    assert "at most 256 channels a head, got 257" in triton_core.why_not(x, torch.zeros(3, 2, 257))
+    assert triton.unsupported_reason(x, x) is None
+    assert "got torch.float64" in triton.unsupported_reason(x.double(), x)
+    assert "at most 256 channels a head, got 257" in triton.unsupported_reason(x, torch.zeros(3, 2, 257))
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert triton_core.why_not(x, x) == "triton is not installed"
+    assert triton.unsupported_reason(x, x) == "triton is not installed"
 
 
-@pytest.mark.skipif(not interpreted(), reason="asks what a CPU with Triton's interpreter would say")
+@pytest.mark.skipif(not is_interpreted(), reason="asks what a CPU with Triton's interpreter would say")
 @pytest.mark.parametrize("compiler", [True, False])
 def test_triton_is_taken_where_it_works_and_a_missing_compiler_is_told(compiler, monkeypatch, caplog):
     def fail(*_, **__):
@@ -340,8 +342,8 @@ def test_triton_is_taken_where_it_works_and_a_missing_compiler_is_told(compiler,
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     if not compiler:
-        monkeypatch.setattr(triton_core, "_launch", fail)
-    assert triton_core.works.__wrapped__(torch.device("cpu")) is compiler
+        monkeypatch.setattr(triton_support, "_is_right", fail)
+    assert triton_support.is_available.__wrapped__(torch.device("cpu")) is compiler
     assert ("Failed to find C compiler." in caplog.text) is not compiler
     assert "More of it" not in caplog.text
 
@@ -352,7 +354,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from w2v_attn.attention import triton_core, triton_kernels
+from w2v_attn.attention.backends import triton as backend
+from w2v_attn.attention.backends import triton_kernels
 
 # What the host would launch is compiled for devices that need not be there.
 def compile_it(kernel, programs, *arguments, **options):
@@ -387,7 +390,7 @@ for case in json.loads(sys.argv[1]):
         if not only or kernel is triton_kernels.attend_backward_rows:
             compiled.append((case, kernel.__name__, pool.submit(compile_it, kernel, *arguments, **options)))
 
-    triton_core._launch = launch
+    backend._launch = launch
     x = torch.zeros(5, 2, channels, dtype=getattr(torch, dtype))
     bias = {
         "bias": {"table_HR": torch.zeros(2, 7), "gate_NH": torch.zeros(5, 2)},
@@ -395,8 +398,8 @@ for case in json.loads(sys.argv[1]):
         "none": {},
     }[bias]
     options = dict(max_frames=5, scale=1.0, dropout=0.1, seed=1, **bias)
-    o, lse = triton_core.forward(x, x, x, offsets, **options)
-    triton_core.backward(x, x, x, x, o, lse, offsets, **options)
+    o, lse = backend.forward(x, x, x, offsets, **options)
+    backend.backward(x, x, x, x, o, lse, offsets, **options)
 print(json.dumps([(case, name, future.result()) for case, name, future in compiled]))
 """
 # Bytes of one program, by compute capability. 8.0 compiles to what 8.9 does, and has 163 KiB.
@@ -424,7 +427,7 @@ def test_kernels_compile_and_fit_the_shared_memory_of_every_device(cases):
         assert all(most <= SHARED_MEMORY[capability] for capability, most in shared.items()), (case, kernel, shared)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or interpreted(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available() or is_interpreted(), reason="needs a GPU")
 def test_memory_is_linear_in_the_number_of_frames():
     def extra(frames):
         case = make_case(Setting("cuda", (frames,), H=2, D=64, E=64, R=10), "gated table").to(torch.bfloat16)

@@ -12,12 +12,12 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from w2v_attn import replace_attention, restore_attention
-from w2v_attn.attention import products
-from w2v_attn.attention.feed_forward import FeedForward, feed_forward
-from w2v_attn.attention.fourier import FourierConvolution
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import AttentionMask
-from w2v_attn.pretrained.unpadding import OurFeedForward, UnpaddedEncoder
+from w2v_attn.ops import gemm
+from w2v_attn.ops.feed_forward import FeedForward, feed_forward
+from w2v_attn.ops.fourier import FourierConvolution
+from w2v_attn.pretrained.unpadding import FusedFeedForward, UnpaddedEncoder
 
 UNPADDED = [family for family in FAMILIES if family not in CONFORMERS]
 # Stock lets padding leak between its stacked positional convolutions, and into squeezed frames.
@@ -46,7 +46,7 @@ def test_loss_and_every_gradient_are_stocks(family):
     theirs = tiny_model(family, "ForCTC", mask_time_prob=0.0, layerdrop=0.0)
     ours = replace_attention(copy.deepcopy(theirs), unpad=True)
     assert isinstance(ours.base_model.encoder, UnpaddedEncoder)
-    assert sum(isinstance(module, OurFeedForward) for module in ours.modules()) == 3
+    assert sum(isinstance(module, FusedFeedForward) for module in ours.modules()) == 3
     their_loss, their_gradients = loss_and_gradients(theirs, a_batch())
     our_loss, our_gradients = loss_and_gradients(ours, a_batch())
     torch.testing.assert_close(our_loss, their_loss, rtol=1e-6, atol=1e-5)
@@ -174,7 +174,7 @@ def test_recordings_that_are_shorter_than_a_squeezed_frame_are_what_they_are_alo
 # ---------------------------------------------------------------------------- attention over side by side
 
 
-@pytest.mark.parametrize("backend", ["explicit", "fused", "auto", "triton"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa", "auto", "triton"])
 def test_side_by_side_attention_is_that_of_each_recording(backend):
     if backend == "triton":
         pytest.importorskip("triton")
@@ -182,7 +182,7 @@ def test_side_by_side_attention_is_that_of_each_recording(backend):
     torch.manual_seed(0)
     layer = MultiHeadSelfAttention(15, 3, backend=backend)
     x = torch.randn(1, sum(lengths), 15, requires_grad=True)
-    y, _ = layer.attend(x, AttentionMask(lengths=lengths), return_scores=False)
+    y, _ = layer.attend(x, AttentionMask(lengths=lengths), return_weights=False)
     weights = torch.randn_like(y)
     (dx, dw) = torch.autograd.grad((y * weights).sum(), [x, layer.k_proj.weight])
     parts = [layer(part) for part in x.split(list(lengths), 1)]
@@ -200,7 +200,7 @@ def test_the_gradient_of_side_by_side_attention_with_dropout_is_right():
 
     def function(x):
         torch.manual_seed(1)
-        return layer.attend(x, AttentionMask(lengths=(5, 6)), return_scores=False)[0]
+        return layer.attend(x, AttentionMask(lengths=(5, 6)), return_weights=False)[0]
 
     assert gradcheck(function, [x])
 
@@ -239,7 +239,7 @@ def test_the_feed_forward_under_autocast_has_its_dtype():
 
 def patched_gradients(ours, weights, wanted, channels):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("w2v_attn.attention.fourier.CPU_CHANNELS", channels)
+        patch.setattr("w2v_attn.ops.fourier.CPU_CHANNELS", channels)
         return torch.autograd.grad((ours * weights).sum(), wanted)
 
 
@@ -260,8 +260,8 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
         norm.running_var.uniform_(0.5, 2)
     frames = torch.randn(sum(lengths), 12, dtype=torch.float64, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("w2v_attn.attention.fourier.CPU_WINDOWS", windows)
-        patch.setattr("w2v_attn.attention.fourier.CPU_CHANNELS", at_once)
+        patch.setattr("w2v_attn.ops.fourier.CPU_WINDOWS", windows)
+        patch.setattr("w2v_attn.ops.fourier.CPU_CHANNELS", at_once)
         ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, live=True)(frames, lengths)
 
     def theirs_of(part):
@@ -295,7 +295,7 @@ def test_products_are_torchs_whatever_the_strides(dtype, gelu):
         torches = F.linear(x, weight, bias)
         torches = F.gelu(torches) if gelu else torches
         bound = 2 * (torches.double() - theirs).norm() + 1e-6
-        for ours in (products.linear(x, weight, bias, gelu=gelu), products.prepare(weight, bias)(x, gelu=gelu)):
+        for ours in (gemm.linear(x, weight, bias, gelu=gelu), gemm.prepare(weight, bias)(x, gelu=gelu)):
             assert ours.dtype == dtype
             assert (ours.double() - theirs).norm() <= bound
 
@@ -305,9 +305,9 @@ def test_summands_add_up_where_the_results_lie(dtype, maker):
     torch.manual_seed(0)
     x, y = torch.randn(150, 400, dtype=dtype)[::2, :200], torch.randn(150, 96, dtype=dtype)[::2]
     weight, bias = torch.randn(96, 200, dtype=dtype) / 14, torch.randn(96, dtype=dtype)
-    summand = products.prepare_summand(weight, None)
+    summand = gemm.prepare_summand(weight, None)
     sums = y + x @ weight.T
-    torch.testing.assert_close(products.prepare_summand(weight, bias)(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gemm.prepare_summand(weight, bias)(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
     found = summand.add_to(y, x)
     torch.testing.assert_close(found, sums, rtol=1e-5, atol=1e-5)
     assert found.data_ptr() == y.data_ptr()
@@ -318,9 +318,9 @@ def test_batched_products_are_torchs(dtype):
     torch.manual_seed(0)
     for M, K, N in ((3, 5, 7), (190, 128, 230)):
         a, b, c = (torch.randn(2, *shape, dtype=dtype) for shape in ((M, K), (N, K), (M, N)))
-        torch.testing.assert_close(products.times_transposed(a, b), a @ b.mT, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(products.times(a, b.mT), a @ b.mT, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(products.transposed_times(a, c), a.mT @ c, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.times_transposed(a, b), a @ b.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.times(a, b.mT), a @ b.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.transposed_times(a, c), a.mT @ c, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

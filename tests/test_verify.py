@@ -62,7 +62,7 @@ def test_every_bound_holds_for_filter_banks(positions, tmp_path):
     assert {"embed", "layer_03", "final", "logits"} <= {comparison.stage for comparison in report.comparisons}
 
 
-@pytest.mark.parametrize("backend", ["explicit", "fused"])
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
 def test_every_bound_holds_for_every_core(norm_style, backend, tmp_path):
     folder = save(tiny_model(norm_style, "ForCTC"), tmp_path / "model")
     assert list(broken(proof(folder, dtypes=("float64", "float32"), backend=backend))) == []

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.first_order import first_order_only
+from w2v_attn.ops.first_order import first_order_only
 
 # Rows that are added up for each of u and z.
 ROWS = 4

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention import cores, mathematics, scores
-from w2v_attn.attention.function import Options, attention_core, self_attention
+from w2v_attn.attention import mathematics, weights
+from w2v_attn.attention.autograd import Options, attention_core, self_attention
+from w2v_attn.attention.backends import select
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.plain import is_plain
-from w2v_attn.attention.position import RelativePositions
+from w2v_attn.attention.relative import RelativePositions
 
 Initializer = Callable[[Tensor], object]
 
@@ -40,7 +41,7 @@ class MultiHeadSelfAttention(nn.Module):
         dropout: rate in [0, 1) of dropout on the probabilities, in training only.
         bias: whether the four projections have a bias.
         scale: factor on the scores. Default: 1/√(key_size / num_heads).
-        backend: "auto", "explicit", "fused" or "triton"; see `cores.py`.
+        backend: "auto", "tiled", "sdpa" or "triton"; see `backends/select.py`.
         weight_initializer: "glorot", "he", "orthogonal", "narrow_normal", "zeros", "ones", or a function that fills a
             tensor in place.
         bias_initializer: "zeros", "ones", "narrow_normal", or such a function.
@@ -80,7 +81,7 @@ class MultiHeadSelfAttention(nn.Module):
                 )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        cores.check_backend(backend)
+        select.check_backend(backend)
         self.input_size = input_size
         self.num_heads = num_heads
         self.key_size = key_size
@@ -113,16 +114,16 @@ class MultiHeadSelfAttention(nn.Module):
         padding_mask: Tensor | None = None,
         attention_mask: Tensor | str | None = None,
         positions: RelativePositions | None = None,
-        return_scores: bool = False,
+        return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states [B, T, output_size], and with `return_scores` the probabilities [B, H, T, T].
+        """Hidden states [B, T, output_size], and with `return_weights` the probabilities [B, H, T, T].
 
         x: hidden states [B, T, input_size].
         padding_mask: bool [B, T], True = a real frame; the others are attended by nobody.
         attention_mask: "causal"; or bool (True = attend) or float (added to the scores; it gets its gradient), of a
             shape that broadcasts to [B, H, T, T].
-        positions: what relative positions add to the scores; see `position.py`. Its tensors get their gradients.
-        return_scores: also return P of step (3), before dropout. Gradients flow through it.
+        positions: what relative positions add to the scores; see `relative.py`. Its tensors get their gradients.
+        return_weights: also return P of step (3), before dropout. Gradients flow through it.
 
         A row that may attend no key gets zeros from the heads, and gives no gradient.
 
@@ -138,35 +139,35 @@ class MultiHeadSelfAttention(nn.Module):
         if positions is not None:
             positions.check(x.shape[0], self.num_heads, x.shape[1], self.key_size // self.num_heads)
             mask = mask.with_positions(positions)
-        y, p = self.attend(x, mask, return_scores=return_scores)
+        y, p = self.attend(x, mask, return_weights=return_weights)
         return y if p is None else (y, p)
 
-    def attend(self, x: Tensor, mask: AttentionMask, *, return_scores: bool) -> tuple[Tensor, Tensor | None]:
+    def attend(self, x: Tensor, mask: AttentionMask, *, return_weights: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
         if torch.compiler.is_compiling():
-            return _outside_graphs(self.attend, x, mask, return_scores=return_scores)
+            return _outside_graphs(self.attend, x, mask, return_weights=return_weights)
         projections = self._projections()
-        if x.numel() > 0 and not return_scores and all(is_plain(projection) for projection in projections):
+        if x.numel() > 0 and not return_weights and all(is_plain(projection) for projection in projections):
             return _whole_block(x, projections, self._options(mask)), None
         q, k, v = (projection(x) for projection in projections[:3])
-        return self.attend_projected(q, k, v, mask, return_scores=return_scores)
+        return self.attend_projected(q, k, v, mask, return_weights=return_weights)
 
     def attend_projected(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, return_scores: bool
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, return_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Steps (2) to (6) on queries, keys and values, [B, T, H·D], whose projections torch differentiates."""
         if torch.compiler.is_compiling():
-            return _outside_graphs(self.attend_projected, q, k, v, mask, return_scores=return_scores)
+            return _outside_graphs(self.attend_projected, q, k, v, mask, return_weights=return_weights)
         out_proj = self._projections()[3]
         if v.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
             y = out_proj(v) + q.sum() + k.sum()  # + 0, so that every parameter still gets a gradient
-            p = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_scores else None
+            p = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_weights else None
             return y, p
         q, k, v = (mathematics.split_heads(x, self.num_heads) for x in (q, k, v))
         options, p = self._options(mask), None
         with torch.autocast(q.device.type, enabled=False):
-            if return_scores:
-                o, p = scores.attend(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+            if return_weights:
+                o, p = weights.attend(q, k, v, mask, scale=options.scale, dropout=options.dropout)
             else:
                 o = attention_core(q, k, v, options)
         return out_proj(mathematics.merge_heads(o)), p
@@ -180,14 +181,14 @@ class MultiHeadSelfAttention(nn.Module):
             mask=mask,
         )
 
-    def core_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
-        """The name of the core that a call with these hidden states [B, T, input_size] takes now."""
+    def backend_for(self, x: Tensor, mask: AttentionMask | None = None) -> str:
+        """Return the name of the backend that a call with these hidden states [B, T, input_size] takes now."""
         mask = NO_MASK if mask is None else mask
         q = x.new_empty(1, self.num_heads, 1, self.key_size // self.num_heads)
         v = x.new_empty(1, self.num_heads, 1, self.value_size // self.num_heads)
         needs_added = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in mask.added)
         dropout = self._dropout_rate if self.training else 0.0
-        return cores.choose(self.backend, q, v, mask, dropout=dropout, needs_added=needs_added).name
+        return select.select(self.backend, q, v, mask, dropout=dropout, needs_added=needs_added).name
 
     @property
     def _dropout_rate(self) -> float:

@@ -1,4 +1,4 @@
-"""Which keys a query may attend, in one form for every core."""
+"""Which keys a query may attend, in one form for every backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.mathematics import Adder, softmax_dtype
-from w2v_attn.attention.position import RelativePositions
+from w2v_attn.attention.mathematics import Adder
+from w2v_attn.attention.relative import RelativePositions
+from w2v_attn.ops.numerics import softmax_dtype
 
 
 class Added(NamedTuple):
@@ -23,7 +24,7 @@ class Added(NamedTuple):
     vectors: Any = None
 
     @classmethod
-    def side_by_side(cls, parts: Sequence["Added"]) -> "Added":
+    def concatenate(cls, parts: Sequence["Added"]) -> "Added":
         """The gradients of recordings that lie side by side: each its own gates and queries, all the same table."""
 
         def joined(name: str) -> Tensor | None:

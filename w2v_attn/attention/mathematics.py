@@ -29,8 +29,8 @@ Backward, undoing the steps by number
 
 Nothing of size T² is kept. Saved are X, Q, K, V and O; a tile of P comes back from (2) and (3), and a tile of R from
 the seed it was drawn with. A kernel that sees a row in pieces keeps L too and has P as exp(S − L); here a tile holds
-whole rows. Steps (2) to (5) stand here for a tile of rows, because that is how they run: `explicit.py` takes them over
-all tiles, `fused.py` hands them to the platform's kernel.
+whole rows. Steps (2) to (5) stand here for a tile of rows, because that is how they run: `backends/tiled.py` takes them
+over all tiles, `backends/sdpa.py` hands them to the platform's kernel.
 
 A row that may attend no key has P = 0 by definition, and so O = 0 and no gradient.
 
@@ -46,11 +46,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import products
+from w2v_attn.ops import gemm
 
 INFINITY = float("inf")
 
-# Adds to scores [H, I, T] in place; see `position.py`.
+# Adds to scores [H, I, T] in place; see `relative.py`.
 Adder = Callable[[Tensor], object]
 
 
@@ -59,12 +59,12 @@ Adder = Callable[[Tensor], object]
 
 def project(x_BTC: Tensor, weight_MC: Tensor, bias_M: Tensor | None) -> Tensor:
     """Steps (1) and (6): x Wᵀ + b, [B, T, M]."""
-    return products.linear(x_BTC, weight_MC, bias_M)
+    return gemm.linear(x_BTC, weight_MC, bias_M)
 
 
 def project_backward_weight(dy_BTM: Tensor, x_BTC: Tensor) -> Tensor:
     """dW = dYᵀ X, [M, C]."""
-    return products.linear(dy_BTM.flatten(0, 1).T, x_BTC.flatten(0, 1).T)
+    return gemm.linear(dy_BTM.flatten(0, 1).T, x_BTC.flatten(0, 1).T)
 
 
 def project_backward_bias(dy_BTM: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ def project_backward_bias(dy_BTM: Tensor) -> Tensor:
 def project_backward_input(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     """dX = Σ dYᵢ Wᵢ over the projections that read X, [B, T, C]. pairs: (dy_BTM, weight_MC) of each projection."""
     (dy_BTM, weight_MC), *others = pairs
-    dx_BTC = products.linear(dy_BTM, weight_MC.T)
+    dx_BTC = gemm.linear(dy_BTM, weight_MC.T)
     for dy, weight in others:
-        dx_BTC += products.linear(dy, weight.T)
+        dx_BTC += gemm.linear(dy, weight.T)
     return dx_BTC
 
 
@@ -90,16 +90,6 @@ def split_heads(x_BTM: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x_BHTD: Tensor) -> Tensor:
     """[B, H, T, D] as [B, T, H·D], heads side by side; no copy where frames already come first in memory."""
     return x_BHTD.transpose(1, 2).flatten(2)
-
-
-def keep_rate(dropout: float) -> float:
-    """1 − p of step (4), by which what is kept is divided; 1 where nothing is kept, so that zeros stay zeros."""
-    return 1.0 - dropout if dropout < 1 else 1.0
-
-
-def softmax_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of scores and their softmax: float32 for half precisions, x's own else."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 # ------------------------------------------------------------------------- (2) to (5), a tile of rows at a time
@@ -125,7 +115,7 @@ def attend_rows(
     p_HIT = probabilities(q_HID * scale, k_HTD, bias_HIT, allowed_HIT, add)  # (2), (3)
     if keep_HIT is not None:
         p_HIT.mul_(keep_HIT)  # (4)
-    o_HIE = products.times(p_HIT, v_HTE)  # (5)
+    o_HIE = gemm.times(p_HIT, v_HTE)  # (5)
     # Dividing the I·E outputs by 1 − p is less work than dividing the I·T probabilities.
     return o_HIE if keep_HIT is None else o_HIE.div_(keep_rate)
 
@@ -155,13 +145,13 @@ def attend_rows_backward(
         do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), once for both places where it enters
     p_HIT = probabilities(q_HID, k_HTD, bias_HIT, allowed_HIT, add)
     kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
-    dv_HTE += products.transposed_times(kept_HIT, do_HIE)  # (5)
-    dp_HIT = products.times_transposed(do_HIE, v_HTE)
+    dv_HTE += gemm.transposed_times(kept_HIT, do_HIE)  # (5)
+    dp_HIT = gemm.times_transposed(do_HIE, v_HTE)
     if keep_HIT is not None:
         dp_HIT.mul_(keep_HIT)  # (4)
     ds_HIT = dp_HIT.sub_(delta_HI.unsqueeze(-1)).mul_(p_HIT)  # (3)
-    dk_HTD += products.transposed_times(ds_HIT, q_HID)  # (2); s is in q already
-    return products.times(ds_HIT, k_HTD).mul_(scale), ds_HIT
+    dk_HTD += gemm.transposed_times(ds_HIT, q_HID)  # (2); s is in q already
+    return gemm.times(ds_HIT, k_HTD).mul_(scale), ds_HIT
 
 
 def softmax_backward(p_HIT: Tensor, dp_HIT: Tensor) -> Tensor:
@@ -197,7 +187,7 @@ def masked_scores(
     add: Adder | None = None,
 ) -> Tensor:
     """S of (2), [H, I, T], from queries that are scaled already."""
-    s_HIT = products.times_transposed(scaled_q_HID, k_HTD)
+    s_HIT = gemm.times_transposed(scaled_q_HID, k_HTD)
     if bias_HIT is not None:
         s_HIT.add_(bias_HIT)
     if add is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.first_order import first_order_only
+from w2v_attn.ops.first_order import first_order_only
 
 
 class Rotate(torch.autograd.Function):

@@ -99,8 +99,8 @@ def _contenders(
     weights = origin.state_dict()
     drops_on_cpu = dropout > 0 and device.type == "cpu"
 
-    for backend in ("explicit", "fused"):
-        if backend == "fused" and drops_on_cpu:
+    for backend in ("tiled", "sdpa"):
+        if backend == "sdpa" and drops_on_cpu:
             continue
         ours = MultiHeadSelfAttention(channels, heads, dropout=dropout, backend=backend)
         ours.load_state_dict(weights)

@@ -11,7 +11,7 @@ from w2v_attn.finetuning.evaluating import evaluate_corpus, task_of
 from w2v_attn.finetuning.evaluation import measure
 from w2v_attn.finetuning.options import CtcOptions
 from w2v_attn.finetuning.predictions import Prediction
-from w2v_attn.pretrained.replace import core_in_use
+from w2v_attn.pretrained.replace import backend_in_use
 from w2v_attn.transcription.recognizer import load_recognizer
 
 
@@ -26,7 +26,7 @@ def run(config: Any) -> int:
     predictions: list[Prediction] = []
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
     watched = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
-    rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
+    rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
         shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.SHOWN]]

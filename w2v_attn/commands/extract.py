@@ -138,7 +138,7 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
     rows = [
         ("layers", layers if making.sum is None else f"sum of {layers}"),
         ("frames" if making.pool == "none" else "vectors", f"{found}, {making.dtype or described.dtype}"),
-        ("attention", f"{described.core} core on {described.device}"),
+        ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long.kind != "exact":
         rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))

@@ -8,7 +8,7 @@ from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.pretrained.checkpoints import load_checkpoint
 from w2v_attn.pretrained.copies import check_destination, check_form, save_copy
 from w2v_attn.pretrained.description import describe
-from w2v_attn.pretrained.replace import core_in_use, replace_attention
+from w2v_attn.pretrained.replace import backend_in_use, replace_attention
 
 
 def run(config: Any) -> int:
@@ -30,7 +30,10 @@ def run(config: Any) -> int:
     if output is not None:
         save_copy(checkpoint, output, form=form)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
-    rows: list[tuple[str, object]] = [*describe(checkpoint), ("attention core", f"{core_in_use(model)}, on {device}")]
+    rows: list[tuple[str, object]] = [
+        *describe(checkpoint),
+        ("attention", f"{backend_in_use(model)} on {device}"),
+    ]
     if output is not None:
         rows.append(("saved to", output))
     console.show(f"Loaded {checkpoint.source}", rows)

@@ -6,7 +6,7 @@ from typing import Any
 from w2v_attn.commands import console, corpus_run, values
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.pretrained.replace import core_in_use
+from w2v_attn.pretrained.replace import backend_in_use
 from w2v_attn.transcription.files import TRANSCRIPTS
 from w2v_attn.transcription.recognizer import Label, Transcript, load_recognizer
 from w2v_attn.transcription.transcribing import transcribe_corpus
@@ -32,5 +32,5 @@ def run(config: Any) -> int:
     written = watched.tally.written
     more = f" (the first {len(shown)} of {written})" if written > len(shown) else ""
     console.show(f"Heard{more}", shown, header=("recording", "text", "score"))
-    rows = [("attention", f"{core_in_use(recognizer.model)} core on {recognizer.device}")]
+    rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
     return corpus_run.conclude("Transcribed", corpus, watched, output / TRANSCRIPTS, rows)

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention import products, ragged
-from w2v_attn.attention.feed_forward import is_gelu
+from w2v_attn.attention import packed
 from w2v_attn.attention.mathematics import split_heads
-from w2v_attn.encoder import fusions
 from w2v_attn.encoder.frontend import layer_norm
+from w2v_attn.ops import fusions, gemm
+from w2v_attn.ops.feed_forward import is_gelu
 
-Linear = products.Packed | products.Plain
+Linear = gemm.Packed | gemm.Plain
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
 # Frames from which a recording is a long one, and its rows that go through a block together: 100 and 40 seconds.
-LONG_FROM, LONG_ROWS = 5000, 2000
+LONG_THRESHOLD, LONG_ROWS = 5000, 2000
 
 
 class Block:
@@ -76,7 +76,7 @@ class Block:
             return y, None
         h = self._input(x) if entering is None else entering
         q, k, v = self._heads(h)
-        o = ragged.attend(q, k, v, lengths, backend=self._backend, **self._of_core(h))
+        o = packed.attend(q, k, v, lengths, backend=self._backend, **self._of_core(h))
         return self._finish(x, o)
 
     def _heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +89,7 @@ class Block:
 
     def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
         """Whether a recording of this length goes through a block some rows at a time."""
-        return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_FROM)
+        return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_THRESHOLD)
 
     def _long(self, x: Tensor, y: Tensor) -> None:
         """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time.
@@ -102,7 +102,7 @@ class Block:
             k[:, rows], v[:, rows] = (split_heads(part[None], H)[0] for part in self._keys_values(x[rows]))
         for rows in _rows_of(len(x)):
             h = self._input(x[rows])
-            o = ragged.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
+            o = packed.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
             y[rows], _ = self._finish(x[rows], o)
 
     def _windowed(self, x: Tensor, reach: int, y: Tensor) -> None:
@@ -122,7 +122,7 @@ class Block:
                 first_key += len(held.popleft()[0])
             k, v = (torch.cat(parts) for parts in zip(*held, strict=True))
             h = self._input(x[first:last])
-            o = ragged.attend_window(
+            o = packed.attend_window(
                 self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._of_core(h)
             )
             y[first:last], _ = self._finish(x[first:last], o)
@@ -207,13 +207,13 @@ def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
     q_proj, k_proj, v_proj = attention.q_proj, attention.k_proj, attention.v_proj
     if q_proj.weight.device.type == "cpu":
         return _linear(q_proj), _linear(k_proj, v_proj), None
-    qkv = products.Plain(*_stacked(q_proj, k_proj, v_proj))
+    qkv = gemm.Plain(*_stacked(q_proj, k_proj, v_proj))
     return qkv.rows(slice(None, q_proj.out_features)), qkv.rows(slice(q_proj.out_features, None)), qkv
 
 
 def _linear(*linears: nn.Linear) -> Linear:
     """Linear maps of one input as one, their outputs side by side."""
-    return products.prepare(*_stacked(*linears))
+    return gemm.prepare(*_stacked(*linears))
 
 
 def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:

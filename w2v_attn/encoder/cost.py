@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from w2v_attn.attention import products
+from w2v_attn.ops import gemm
 
 SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; frames of filter banks, two by two, a second
 # The product that rates are taken at: ten seconds of frames times the first weight of base's feed-forward; five minutes
@@ -49,7 +49,7 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """GFLOP/s of matrix products on this machine, from a few of them: some milliseconds, once in a process."""
     rows = ROWS if device.type == "cpu" else ACCELERATOR_ROWS
     x, weight = torch.randn(rows, INNER, device=device).to(dtype), torch.randn(OUTER, INNER, device=device).to(dtype)
-    linear = products.prepare(weight, None)
+    linear = gemm.prepare(weight, None)
 
     def taken() -> float:
         if device.type == "cuda":

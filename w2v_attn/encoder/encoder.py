@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch
 
 from w2v_attn.encoder import ragged, streams
-from w2v_attn.encoder.blocks import LONG_FROM
+from w2v_attn.encoder.blocks import LONG_THRESHOLD
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long import Long, batches_of
@@ -37,7 +37,7 @@ def load_encoder(
     revision: branch, tag or commit, for hub ids.
     language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
-    backend: the attention core, "auto", "explicit", "fused" or "triton".
+    backend: of the attention, "auto", "tiled", "sdpa" or "triton".
     long: how long recordings are taken; None: exactly.
 
     Raises:
@@ -176,7 +176,7 @@ class Encoder(WaveformModel):
             # Modes that watch every operation, such as a counter of them, are on in this thread alone.
             watched = _python_dispatch._get_current_dispatch_mode() is not None
             count = 1 if watched else streams.streams_here()
-            return streams.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_FROM)
+            return streams.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
         return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

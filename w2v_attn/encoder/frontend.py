@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_attn.attention import products
-from w2v_attn.attention.feed_forward import is_gelu
-from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.attention.strided import windows_of
 from w2v_attn.encoder import model_state
 from w2v_attn.encoder.pack import Grid
-from w2v_attn.encoder.winograd import SevenProducts
+from w2v_attn.ops import gemm
+from w2v_attn.ops.feed_forward import is_gelu
+from w2v_attn.ops.numerics import softmax_dtype
+from w2v_attn.ops.strided import windows_of
+from w2v_attn.ops.winograd import Winograd
 
 # Frames that leave the convolutions together: four seconds, so that the last products are not thin.
 CPU_BLOCK = 200
@@ -67,7 +67,7 @@ class Convolution:
 
     kernel: int
     stride: int
-    linear: products.Packed | products.Plain
+    linear: gemm.Packed | gemm.Plain
     ending: Ending
 
     def takes(self, count: int) -> int:
@@ -86,7 +86,7 @@ class Convolution:
 class FewerProducts:
     """One convolution of kernel 3 and stride 2 with what follows it."""
 
-    linear: SevenProducts
+    linear: Winograd
     ending: Ending
 
     def takes(self, count: int) -> int:
@@ -208,7 +208,7 @@ class Convolutions(FeatureExtractor):
             weight, bias = fold_group_norm(mean, moment, conv, norm, exact)
         else:
             weight, bias = conv.weight[:, 0], conv.bias
-        linear = products.prepare(weight.to(wide), None if bias is None else bias.to(wide))
+        linear = gemm.prepare(weight.to(wide), None if bias is None else bias.to(wide))
         return Convolution(conv.kernel_size[0], conv.stride[0], linear, self._first_ending)
 
 
@@ -296,7 +296,7 @@ def convolution_of(layer: Any, dtype: torch.dtype | None = None) -> Convolution:
     """That of a Hugging Face layer. dtype: of its weights; None: as they are."""
     conv = layer.conv
     dtype = conv.weight.dtype if dtype is None else dtype
-    linear = products.prepare(weight_of(conv).to(dtype), None if conv.bias is None else conv.bias.to(dtype))
+    linear = gemm.prepare(weight_of(conv).to(dtype), None if conv.bias is None else conv.bias.to(dtype))
     return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm_of(layer)))
 
 
@@ -306,7 +306,7 @@ def weight_of(conv: nn.Conv1d) -> Tensor:
 
 
 def _fewer_products(layer: Any) -> FewerProducts:
-    return FewerProducts(SevenProducts(layer.conv.weight, layer.conv.bias), Ending.of(layer, norm_of(layer)))
+    return FewerProducts(Winograd(layer.conv.weight, layer.conv.bias), Ending.of(layer, norm_of(layer)))
 
 
 def _takes_fewer_products(layer: Any) -> bool:
@@ -318,14 +318,14 @@ def norm_of(layer: Any) -> Any:
     return getattr(layer, "layer_norm", None)
 
 
-def _projection(model: Any) -> tuple[nn.LayerNorm | None, products.Packed | products.Plain | None]:
+def _projection(model: Any) -> tuple[nn.LayerNorm | None, gemm.Packed | gemm.Plain | None]:
     """The norm and the linear map between convolutions and blocks; families place and omit them differently."""
     projection = getattr(model, "feature_projection", None)
     if isinstance(projection, nn.Linear) or projection is None:  # SEW
         norm, linear = model.layer_norm, projection
     else:
         norm, linear = getattr(projection, "layer_norm", None), projection.projection
-    return norm, None if linear is None else products.prepare(linear.weight, linear.bias)
+    return norm, None if linear is None else gemm.prepare(linear.weight, linear.bias)
 
 
 def why_not(model: Any) -> str | None:

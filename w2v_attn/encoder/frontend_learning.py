@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.attention.strided import StridedConvolution
 from w2v_attn.encoder.frontend import fold_group_norm, grid_of, layer_norm, norm_of
 from w2v_attn.encoder.pack import Pack, Piece, own_products, window_moments
+from w2v_attn.ops.numerics import softmax_dtype
+from w2v_attn.ops.strided import StridedConvolution
 
 
 class LearningConvolutions:

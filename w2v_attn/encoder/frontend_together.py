@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_attn.attention.mathematics import softmax_dtype
-from w2v_attn.encoder import fusions
 from w2v_attn.encoder.frontend import (
     Convolution,
     Ending,
@@ -27,6 +25,8 @@ from w2v_attn.encoder.frontend import (
     weight_of,
 )
 from w2v_attn.encoder.pack import Pack, Piece, own_products, window_moments
+from w2v_attn.ops import fusions
+from w2v_attn.ops.numerics import softmax_dtype
 
 
 def pays(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention.fourier import FourierConvolution
+from w2v_attn.ops.fourier import FourierConvolution
 
 
 class Positions(Protocol):

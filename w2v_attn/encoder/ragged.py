@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from w2v_attn.attention import plain
-from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.encoder import frontend, frontend_together
 from w2v_attn.encoder.blocks import Block
 from w2v_attn.encoder.frontend import Frontend, layer_norm
 from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
+from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
 from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
 

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 Pack = list[int]
 
 # Beyond these, streams wait for Python's lock; each has several cores then.
-MOST_STREAMS = 16
+MAX_STREAMS = 16
 # What waiting for each other costs the cores: streams that wait longer for the last of them do not pay.
 WAITING = 1.06
 # How much smaller the last packs are: still thick enough for the products of a core.
@@ -28,7 +28,7 @@ TAPER = 3
 
 def streams_here() -> int:
     """How many packs go through a model at once on this CPU, in torch's threads."""
-    return min(torch.get_num_threads(), MOST_STREAMS)
+    return min(torch.get_num_threads(), MAX_STREAMS)
 
 
 def plan(lengths: Sequence[int], *, streams: int, budget: int, longest: int) -> tuple[list[Pack], list[Pack]]:

@@ -19,7 +19,7 @@ from w2v_attn.pretrained.replace import replace_attention
 # Frames of a batch. On a CPU, for each core: at the end of a batch all cores wait for the last one, and of recordings
 # of ten seconds and more it takes several for each to be even (1600 are up to a fifth slower than 4000). Beyond the
 # other there is nothing to gain, on a GPU as well.
-CORE_BUDGET, MOST_FRAMES = 4000, 65_536
+CORE_BUDGET, MAX_FRAMES = 4000, 65_536
 # The part of a machine's memory that features of a batch may take on a CPU.
 SHARE_OF_MEMORY = 1 / 8
 
@@ -125,7 +125,7 @@ class WaveformModel:
     def frame_budget(self) -> int:
         """Frames of a batch, over all its recordings, that fit into the memory there is."""
         if self.device.type != "cuda":
-            budget = min(CORE_BUDGET * torch.get_num_threads(), MOST_FRAMES)
+            budget = min(CORE_BUDGET * torch.get_num_threads(), MAX_FRAMES)
             # As where every layer is asked for, in float32, and once more as what is written.
             bytes_of_frame = 2 * 4 * self.config.hidden_size * (self.config.num_hidden_layers + 2)
             memory = most_bytes()
@@ -133,7 +133,7 @@ class WaveformModel:
         free, _ = torch.cuda.mem_get_info(self.device)
         # Widest is a feed-forward; some dozen tensors of a block's own width stand beside it, at most in float32.
         bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)
-        return max(1, min(MOST_FRAMES, free // 2 // bytes_of_frame))
+        return max(1, min(MAX_FRAMES, free // 2 // bytes_of_frame))
 
     def frame_rate(self, layer: str = "final") -> float:
         """Frames a second in this layer."""

@@ -14,7 +14,7 @@ from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, esti
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
 from w2v_attn.feature_sets.making import Making
-from w2v_attn.pretrained.replace import core_in_use
+from w2v_attn.pretrained.replace import backend_in_use
 from w2v_attn.runs.decoding import HERE, Decoding
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
@@ -67,7 +67,7 @@ class Description:
     batch_frames: int
     device: str
     dtype: str
-    core: str
+    backend: str
     long: Long
     one_by_one: str | None
 
@@ -147,15 +147,15 @@ class Worker:
 
 
 def _describe(encoder: Encoder, product: Product, layout: str) -> Description:
-    device, core = str(encoder.device), core_in_use(encoder.model)
+    device, backend = str(encoder.device), backend_in_use(encoder.model)
     return Description(
         # The layout is not in the product's, for the features are the same in every one.
         fingerprint=product.fingerprint | ({} if layout == MIRRORED else {"layout": layout}),
-        made_with={**made_with(), "device": device, "attention": core},
+        made_with={**made_with(), "device": device, "attention": backend},
         batch_frames=encoder.frame_budget(),
         device=device,
         dtype=str(encoder.dtype).removeprefix("torch."),
-        core=core,
+        backend=backend,
         long=encoder.long,
         one_by_one=encoder.why_not_ragged,
     )

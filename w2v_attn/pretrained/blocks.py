@@ -14,7 +14,7 @@ from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import split_heads
 from w2v_attn.attention.plain import is_plain
-from w2v_attn.attention.position import RelativePositions
+from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 from w2v_attn.pretrained.families import FAMILIES
 from w2v_attn.pretrained.swapping import derived
@@ -58,7 +58,7 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
                 "(key_value_states): call restore_attention(model) to use it as cross-attention"
             )
         mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
-        return self.attend(hidden_states, mask, return_scores=self._wants_scores(output_attentions))
+        return self.attend(hidden_states, mask, return_weights=self._wants_weights(output_attentions))
 
     def adopt(self, backend: str, config: Any) -> None:
         """Gives a block that was Hugging Face's what our layer has besides. config: of the model that it is in."""
@@ -86,7 +86,7 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
                 "it: call restore_attention(model) to have stock's"
             )
 
-    def _wants_scores(self, output_attentions: bool | None) -> bool:
+    def _wants_weights(self, output_attentions: bool | None) -> bool:
         if output_attentions is None:
             return bool(getattr(self.config, "output_attentions", False))
         return output_attentions
@@ -147,7 +147,7 @@ class GatedAttention(HuggingFaceAttention):
         table = self.table() if position_bias is None else position_bias
         mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
         mask = mask.with_positions(self.positions(hidden_states, table))
-        return *self.attend(hidden_states, mask, return_scores=self._wants_scores(output_attentions)), table
+        return *self.attend(hidden_states, mask, return_weights=self._wants_weights(output_attentions)), table
 
     def table(self) -> Tensor:
         """Biases by distance, [H, R]: those at `max_distance` count for all beyond, as the last bucket has them."""
@@ -205,7 +205,7 @@ class ConformerAttention(HuggingFaceAttention):
             raise ValueError(f"relative_position_embeddings are missing: {kind} positions are made of them")
         self._check_arguments(kwargs)
         mask = mask_from_transformers(attention_mask, hidden_states, self.num_heads)
-        options = {"return_scores": self._wants_scores(output_attentions)}
+        options = {"return_weights": self._wants_weights(output_attentions)}
         if kind == "rotary":
             assert relative_position_embeddings is not None
             cos, sin = relative_position_embeddings[:, : hidden_states.shape[1], 0, 0]

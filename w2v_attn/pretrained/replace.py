@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig
 
-from w2v_attn.attention import cores
+from w2v_attn.attention.backends import select
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.pretrained.blocks import HuggingFaceAttention, ours_for
 from w2v_attn.pretrained.contract import attention_contract, check
@@ -27,7 +27,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
 
     model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP).
         Blocks that are ours already only change their backend.
-    backend: the core, "auto", "explicit", "fused" or "triton".
+    backend: of the attention, "auto", "tiled", "sdpa" or "triton".
     unpad: also let encoders and feed-forwards do no work on padding; see `unpadding.py`. Faster, also in training;
         forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
 
@@ -35,7 +35,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         ValueError: there is nothing to replace; or this transformers builds blocks that are not the ones we know, see
             `contract.py`; the model is then as it was.
     """
-    cores.check_backend(backend)
+    select.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
     if not blocks:
         refused = REFUSED.get(str(getattr(getattr(model, "config", None), "model_type", None)))
@@ -76,10 +76,10 @@ def restore_attention(model: Model) -> Model:
     return model
 
 
-def core_in_use(model: nn.Module) -> str:
-    """The name of the core that a model with our attention takes now, for hidden states without a mask."""
+def backend_in_use(model: nn.Module) -> str:
+    """Return the name of the backend that a model with our attention takes now, for hidden states without a mask."""
     block = next(module for module in model.modules() if isinstance(module, MultiHeadSelfAttention))
-    return block.core_for(next(block.parameters()).new_empty(1, 1, block.input_size))
+    return block.backend_for(next(block.parameters()).new_empty(1, 1, block.input_size))
 
 
 def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:

@@ -27,11 +27,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
-from w2v_attn.attention.feed_forward import feed_forward, is_gelu
-from w2v_attn.attention.fourier import FourierConvolution
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.mathematics import softmax_dtype
 from w2v_attn.attention.plain import is_observed, is_plain
+from w2v_attn.ops.feed_forward import feed_forward, is_gelu
+from w2v_attn.ops.fourier import FourierConvolution
+from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.pretrained.blocks import GatedAttention
 from w2v_attn.pretrained.contract import ADAPTER, check, encoder_contracts
 from w2v_attn.pretrained.families import FAMILIES
@@ -313,7 +313,7 @@ class UnpaddedXVector:
         return input_lengths
 
 
-class OurFeedForward:
+class FusedFeedForward:
     """Stock's feed-forward with a derived backward."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -367,7 +367,7 @@ def unpad_encoders(model: nn.Module) -> None:
         if why_not(encoder) is None:
             become(encoder, next(ours for ours in _ENCODERS if _is_stock(encoder, ours)))
             for module in encoder.modules():
-                for ours in (UnpaddedBlock, OurFeedForward):
+                for ours in (UnpaddedBlock, FusedFeedForward):
                     if _is_stock(module, ours):
                         become(module, ours)
     for adapter in adapters:
@@ -418,7 +418,7 @@ _CLASSES: dict[type, dict[str, str]] = {
     UnpaddedBlock: _stock_names("EncoderLayer", "EncoderLayerStableLayerNorm"),
     UnpaddedAdapter: _stock_names("Adapter"),
     UnpaddedXVector: _stock_names("ForXVector"),
-    OurFeedForward: _stock_names("FeedForward"),
+    FusedFeedForward: _stock_names("FeedForward"),
 }
 
 

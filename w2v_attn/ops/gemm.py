@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_attn.attention import flops
+from w2v_attn.ops import flops
 
 NO_EPILOGUE, GELU = "none", "gelu"
 # A call of oneDNN takes some 20 µs before it begins: products of fewer multiplications than this are over by then.
-LEAST_WORK = 1 << 21
+MIN_WORK = 1 << 21
 
 flops.register()
 
@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
     x: [..., K]. weight: [N, K], of any strides. bias: [N].
     """
-    if x.numel() * len(weight) >= LEAST_WORK and weight.dtype == x.dtype and serves(x):
+    if x.numel() * len(weight) >= MIN_WORK and weight.dtype == x.dtype and serves(x):
         return _onednn(x, _dense(weight), bias, gelu)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
@@ -48,7 +48,7 @@ def add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ for each of a batch, [G, M, N]. a: [G, M, K], b: [G, N, K], of any strides."""
-    if a.shape[1] * a.shape[2] * b.shape[1] < LEAST_WORK or not serves(a):
+    if a.shape[1] * a.shape[2] * b.shape[1] < MIN_WORK or not serves(a):
         return torch.bmm(a, b.transpose(1, 2))
     if len(a) == 1:
         return linear(a[0], b[0])[None]
@@ -84,12 +84,12 @@ def heads_times_transposed(x: Tensor, weights: Tensor, bias: Tensor | None = Non
 
 def serves(x: Tensor) -> bool:
     """Whether oneDNN computes products of tensors like `x` here, they are right, and MKL is not faster at them."""
-    return _packs(x) and not mkl_is_at_home(x)
+    return _packs(x) and not prefers_mkl(x)
 
 
-def mkl_is_at_home(x: Tensor) -> bool:
+def prefers_mkl(x: Tensor) -> bool:
     """Whether MKL computes products of tensors like `x` at this processor's full width: it is of MKL's maker."""
-    return x.device.type == "cpu" and x.dtype is torch.float32 and _is_of_mkls_maker()
+    return x.device.type == "cpu" and x.dtype is torch.float32 and _is_made_by_intel()
 
 
 def _packs(x: Tensor) -> bool:
@@ -98,7 +98,7 @@ def _packs(x: Tensor) -> bool:
 
 
 @cache
-def _is_of_mkls_maker() -> bool:
+def _is_made_by_intel() -> bool:
     # On Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"; on Linux it would ask another program.
     known = Path("/proc/cpuinfo")
     described = known.read_text(encoding="utf-8", errors="replace") if known.exists() else platform.processor()

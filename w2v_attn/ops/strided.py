@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import products
-from w2v_attn.attention.first_order import first_order_only, unaliased
+from w2v_attn.ops import gemm
+from w2v_attn.ops.first_order import first_order_only, unaliased
 
 
 def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
@@ -38,9 +38,9 @@ class StridedConvolution(torch.autograd.Function):
         ctx.save_for_backward(frames, weight)
         ctx.stride = stride
         first, *others = _parts(frames, weight, stride)
-        y = products.linear(*first, bias)
+        y = gemm.linear(*first, bias)
         for windows, w in others:
-            products.add_linear(y, windows, w)
+            gemm.add_linear(y, windows, w)
         return unaliased(y)
 
     @staticmethod
@@ -52,9 +52,9 @@ class StridedConvolution(torch.autograd.Function):
         if need_x:
             dx = torch.zeros_like(frames)
             for dwindows, w in _parts(dx, weight, ctx.stride):
-                products.add_linear(dwindows, dy, w.T)
+                gemm.add_linear(dwindows, dy, w.T)
         if need_w:
-            parts = [products.linear(dy.T, windows.T) for windows, _ in _parts(frames, weight, ctx.stride)]
+            parts = [gemm.linear(dy.T, windows.T) for windows, _ in _parts(frames, weight, ctx.stride)]
             dw = torch.cat(parts, 1).unflatten(1, (weight.shape[2], -1)).permute(0, 2, 1)
         return dx, dw, dy.sum(0) if need_b else None, None
 

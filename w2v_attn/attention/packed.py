@@ -7,15 +7,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import cores, products
-from w2v_attn.attention.explicit import FASTER_FROM
+from w2v_attn.attention.backends import select
+from w2v_attn.attention.backends.tiled import FASTER_THRESHOLD
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.mathematics import Adder, attend_rows, masked_scores, merge_heads, softmax_dtype, split_heads
-from w2v_attn.attention.position import RelativePositions
-from w2v_attn.attention.products import mkl_is_at_home, serves_heads
+from w2v_attn.attention.mathematics import Adder, attend_rows, masked_scores, merge_heads, split_heads
+from w2v_attn.attention.relative import RelativePositions
+from w2v_attn.ops import gemm
+from w2v_attn.ops.gemm import prefers_mkl, serves_heads
+from w2v_attn.ops.numerics import softmax_dtype
 
-# oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the fused kernel.
-BLOCK, SHORT_FROM = 16, 128
+# oneDNN's blocks of channels, and the frames from which one call for all heads is faster than the sdpa kernel.
+BLOCK, SHORT_THRESHOLD = 16, 128
 # A tile of a long recording: 8 MB of scores, thick enough for its products.
 TILE_ROWS, TILE_KEYS = 1024, 2048
 # Rows of a window at once: few beside the window, so that little of a tile is cut off.
@@ -39,7 +41,7 @@ def attend(
     """
     q, k, v = (split_heads(x[None], num_heads) for x in (q, k, v))
     mask = AttentionMask(lengths=tuple(lengths), positions=positions)
-    together = cores.choose_together(backend, q, v, mask, dropout=0.0, needs_added=False)
+    together = select.select_varlen(backend, q, v, mask, dropout=0.0, needs_added=False)
     if together is not None:
         return merge_heads(together.forward(q, k, v, mask, scale=scale, dropout=0.0)[0])[0]
     outputs = []
@@ -49,8 +51,8 @@ def attend(
         if backend == "auto" and _short(q_one, v_one):
             outputs.append(_all_heads(q_one, k_one, v_one, scale, mask_one.positions))
             continue
-        core = cores.choose(backend, q_one, v_one, mask_one, dropout=0.0, needs_added=False)
-        o, _, _ = core.forward(q_one, k_one, v_one, mask_one, scale=scale, dropout=0.0)
+        chosen = select.select(backend, q_one, v_one, mask_one, dropout=0.0, needs_added=False)
+        o, _, _ = chosen.forward(q_one, k_one, v_one, mask_one, scale=scale, dropout=0.0)
         outputs.append(merge_heads(o)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -58,9 +60,9 @@ def attend(
 def _short(q: Tensor, v: Tensor) -> bool:
     """Whether a recording is one that all heads together are fastest for: short, but not next to nothing."""
     shapes = q.shape[-1] % BLOCK == 0 and v.shape[-1] % BLOCK == 0
-    length = SHORT_FROM <= q.shape[2] < FASTER_FROM
+    length = SHORT_THRESHOLD <= q.shape[2] < FASTER_THRESHOLD
     dtypes = {softmax_dtype(q), v.dtype}
-    if q.device.type != "cpu" or mkl_is_at_home(q):
+    if q.device.type != "cpu" or prefers_mkl(q):
         return False
     return shapes and length and all(serves_heads(dtype) for dtype in dtypes)
 
@@ -78,12 +80,12 @@ def _all_heads(q: Tensor, k: Tensor, v: Tensor, scale: float, positions: Relativ
     # Keys that fill up the last block are attended by nobody.
     nobody = q.new_zeros(H, padded, dtype=wide)
     nobody[:, T:] = -torch.inf
-    s = products.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
+    s = gemm.heads_times_transposed(merge_heads(q)[0].to(wide) * scale, keys, nobody.flatten())  # (2)
     s = s.view(T, H, padded)
     if positions is not None:
         positions.add_to(s[..., :T].transpose(0, 1), 0, slice(0, H), slice(0, T), slice(0, T))
     p = torch.softmax(s, -1, out=s).to(v.dtype)  # (3)
-    return products.heads_times_transposed(p.view(T, H * padded), values)  # (5)
+    return gemm.heads_times_transposed(p.view(T, H * padded), values)  # (5)
 
 
 def attend_window(
@@ -137,9 +139,9 @@ def attend_all(
     outputs are averaged by what the exponentials of each add up to, softmax(L) over tiles. The platform's kernel does
     that too, faster where MKL is at home.
     """
-    if positions is None and mkl_is_at_home(q) and k.shape == v.shape:
+    if positions is None and prefers_mkl(q) and k.shape == v.shape:
         q_1HID = split_heads(q[None], num_heads)
-        return merge_heads(cores.FUSED.forward(q_1HID, k[None], v[None], NO_MASK, scale=scale, dropout=0.0)[0])[0]
+        return merge_heads(select.SDPA.forward(q_1HID, k[None], v[None], NO_MASK, scale=scale, dropout=0.0)[0])[0]
     dtype, heads = softmax_dtype(q), []
     for head, (q_ID, k_TD, v_TE) in enumerate(zip(q.chunk(num_heads, -1), k, v, strict=True)):
         keys = [part.to(dtype).contiguous()[None] for part in k_TD.split(TILE_KEYS)]
@@ -184,7 +186,7 @@ def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, add: Adder | None) -> t
     largest = s.amax(-1, keepdim=True)
     p = torch.softmax(s, -1, out=s)
     lse = largest - p.amax(-1, keepdim=True).log()  # P = exp(S − L), also at the largest
-    return products.times(p, v), lse
+    return gemm.times(p, v), lse
 
 
 def _rows(

@@ -1,25 +1,21 @@
-"""The Triton core: attention of recordings of different lengths, without padding, with dropout and position bias.
+"""The Triton backend: attention of recordings of different lengths, without padding, with dropout and position bias.
 
 Frames of all recordings stand one after another, N = ΣT of them, and every frame attends the frames of its own
 recording. Memory is linear in N. Triton is imported when a kernel is to run, so this module is there without it.
 """
 
 import importlib.util
-import logging
-import os
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from w2v_attn.ops.triton_support import CAPABILITY, is_available, is_interpreted
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 256
-CAPABILITY = (8, 0)  # older ones have no bfloat16, and Triton no use for their tensor cores
 # What tl.dot multiplies is at least this wide.
-LEAST_CHANNELS = 16
+MIN_CHANNELS = 16
 # Rows of which δ is summed at a time: as many as keep a memory-bound kernel busy.
 DELTA_ROWS = 64
 DROPOUT_LEVELS = 1 << 16
@@ -62,14 +58,14 @@ SINGLE_PLANS = {
 }
 
 
-def why_not(q: Tensor, v: Tensor) -> str | None:
+def unsupported_reason(q: Tensor, v: Tensor) -> str | None:
     """What of this request the kernels cannot do; None when they can do it all.
 
     q: [N, H, D], v: [N, H, E].
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not interpreted():
+    if not is_interpreted():
         if not q.is_cuda:
             return f"the Triton kernels run on CUDA devices, got {q.device.type}"
         if torch.cuda.get_device_capability(q.device) < CAPABILITY:
@@ -87,35 +83,9 @@ def is_faster_than_flash(q: Tensor) -> bool:
     On an H200, with 64 channels a head, 1.2 to 1.3 × forward and 1.1 × backward; with dropout 0.7 × in both, for Philox
     is costly. Other generations and wider heads were not measured.
     """
-    return works(q.device) and torch.cuda.get_device_capability(q.device)[0] == 9 and q.shape[-1] <= min(HALF_PLANS)
-
-
-@cache
-def works(device: torch.device) -> bool:
-    """Whether Triton compiles and runs a kernel on this CUDA device, and it is right.
-
-    It needs a C compiler, which slim images lack. Asked where torch's own operators would do, too.
-    """
-    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
-        return False
-    if torch.cuda.get_device_capability(device) < CAPABILITY:
-        return False
-    try:
-        from w2v_attn.attention import triton_kernels
-
-        x, found = torch.ones(1, 1, LEAST_CHANNELS, device=device), torch.zeros(1, 1, device=device)
-        widths = {"E": LEAST_CHANNELS, "E_PADDED": LEAST_CHANNELS, "TILE_I": DELTA_ROWS}
-        _launch(triton_kernels.sum_rows, 1, *_strided(x, x), found, 1, 1, **widths)
-        return found.item() == LEAST_CHANNELS
-    except Exception as error:  # a compiler fails in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("Triton does not work here, and torch's own operators are slower: %s", reason)
-        return False
-
-
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, which works, slowly, on any device."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+    return (
+        is_available(q.device) and torch.cuda.get_device_capability(q.device)[0] == 9 and q.shape[-1] <= min(HALF_PLANS)
+    )
 
 
 def forward(
@@ -144,7 +114,7 @@ def forward(
     rows_NHM: float32 [N, H, M] and left: instead, added to the score of query i and key j is
     rows[i, h, clamp(j − i, −left, M − 1 − left) + left].
     """
-    from w2v_attn.attention import triton_kernels
+    from w2v_attn.attention.backends import triton_kernels
 
     N, H, _ = q_NHD.shape
     q, k, v = _unit_stride(q_NHD), _unit_stride(k_NHD), _unit_stride(v_NHE)
@@ -186,7 +156,7 @@ def backward(
     Arguments as in `forward`, and what it returned. dtable is added up in whatever order the device's programs come:
     its last bits may differ from run to run. Everything else is the same each time.
     """
-    from w2v_attn.attention import triton_kernels
+    from w2v_attn.attention.backends import triton_kernels
 
     N, H, _ = q_NHD.shape
     do, q, k, v, o = (_unit_stride(x) for x in (do_NHE, q_NHD, k_NHD, v_NHE, o_NHE))
@@ -248,7 +218,7 @@ def _slots(offsets: Tensor, num_frames: int, max_frames: int, tile: int) -> tupl
 
 
 def _padded(channels: int) -> int:
-    return max(LEAST_CHANNELS, 1 << (channels - 1).bit_length())
+    return max(MIN_CHANNELS, 1 << (channels - 1).bit_length())
 
 
 def _widths(q: Tensor, v: Tensor) -> dict[str, int]:

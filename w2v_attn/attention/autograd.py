@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import cores, mathematics
-from w2v_attn.attention.first_order import first_order_only, forward_mode_is_on, unaliased
+from w2v_attn.attention import mathematics
+from w2v_attn.attention.backends import select
 from w2v_attn.attention.masks import Added, AttentionMask
+from w2v_attn.ops.first_order import first_order_only, forward_mode_is_on, unaliased
+from w2v_attn.ops.numerics import softmax_dtype
 
 # Frames from which a copy of queries, keys and values pays on a CPU (3 % at 1500, 5 % at 4000, a loss at 300).
-TOGETHER_FROM = 512
+CONTIGUOUS_THRESHOLD = 512
 
 
 class Options(NamedTuple):
@@ -37,8 +39,8 @@ class Options(NamedTuple):
         return self._replace(mask=self.mask.with_limits(padding, allowed).of(added))
 
 
-# How the heads were attended, for their backward: core and memory of each recording, or of all together.
-Parts = tuple[tuple[cores.Core, Any], ...]
+# How the heads were attended, for their backward: backend and memory of each recording, or of all together.
+Parts = tuple[tuple[select.Backend, Any], ...]
 
 
 class SelfAttention(torch.autograd.Function):
@@ -158,26 +160,26 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     and gain more than the copy costs.
     """
     heads = mathematics.split_heads(x, num_heads)
-    return heads.contiguous() if x.device.type == "cpu" and x.shape[1] >= TOGETHER_FROM else heads
+    return heads.contiguous() if x.device.type == "cpu" and x.shape[1] >= CONTIGUOUS_THRESHOLD else heads
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, options: Options, *, needs_added: bool
 ) -> tuple[Tensor, Tensor | None, Parts]:
-    """Steps (2) to (5) with the core that serves this call -> o, log-sum-exp, and the parts of it."""
+    """Steps (2) to (5) with the backend that serves this call -> o, log-sum-exp, and the parts of it."""
     mask = options.mask
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask
-    ) -> tuple[Tensor, Tensor | None, tuple[cores.Core, Any]]:
-        core = cores.choose(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
-        o, lse, memory = core.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
-        return o, lse, (core, memory)
+    ) -> tuple[Tensor, Tensor | None, tuple[select.Backend, Any]]:
+        backend = select.select(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
+        o, lse, memory = backend.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+        return o, lse, (backend, memory)
 
     if mask.lengths is None:
         o, lse, part = attend(q, k, v, mask)
         return o, lse, (part,)
-    together = cores.choose_together(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
+    together = select.select_varlen(options.backend, q, v, mask, dropout=options.dropout, needs_added=needs_added)
     if together is not None:
         o, lse, memory = together.forward(q, k, v, mask, scale=options.scale, dropout=options.dropout)
         return o, lse, ((together, memory),)
@@ -191,7 +193,7 @@ def _attend(
 
 def _side_by_side(sums: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
     """The log-sum-exp of each recording, [1, H, ΣT]; what nobody reads where there is none."""
-    dtype = mathematics.softmax_dtype(outputs[0])
+    dtype = softmax_dtype(outputs[0])
     pairs = zip(sums, outputs, strict=True)
     return torch.cat([o.new_empty(o.shape[:3], dtype=dtype) if lse is None else lse for lse, o in pairs], 2)
 
@@ -211,17 +213,17 @@ def _attend_backward(
     """Undoes steps (5) to (2), from the gradient of what the heads return."""
     mask, asked = options.mask, {"scale": options.scale, "dropout": options.dropout, "needs": needs}
     if len(parts) == 1:
-        ((core, memory),) = parts
-        dq, dk, dv, dadded = core.backward(do, q, k, v, o, lse, memory, mask, **asked)
+        ((backend, memory),) = parts
+        dq, dk, dv, dadded = backend.backward(do, q, k, v, o, lse, memory, mask, **asked)
     else:
         found = []
-        for n, (core, memory) in zip(mask.recordings, parts, strict=True):
+        for n, (backend, memory) in zip(mask.recordings, parts, strict=True):
             here = (None if x is None else x[:, :, n] for x in (do, q, k, v, o, lse))
-            found.append(core.backward(*here, memory, mask.frames(n), **asked))  # type: ignore[arg-type]
+            found.append(backend.backward(*here, memory, mask.frames(n), **asked))  # type: ignore[arg-type]
         dq, dk, dv = (
             mathematics.split_heads(torch.cat([mathematics.merge_heads(d[i]) for d in found], 1), options.num_heads)
             for i in range(3)
         )
-        dadded = Added.side_by_side([d[3] for d in found])
+        dadded = Added.concatenate([d[3] for d in found])
     pairs = zip(dadded, mask.added, strict=True)
     return dq, dk, dv, Added(*(None if d is None else d.to(x.dtype) for d, x in pairs))

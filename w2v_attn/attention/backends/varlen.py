@@ -1,8 +1,8 @@
 """Cores that take all recordings of a batch in one launch, their frames side by side: for accelerators.
 
 `flash` is the platform's flash attention over offsets, for half precisions; `triton` is our own kernel, for float32 as
-well, and on GPUs that the other does not serve. Both have dropout. They have the interface of `cores.Core`, with q, k
-and v of [1, H, ΣT, D] and the lengths in the mask. On a CPU a loop over recordings is as fast.
+well, and on GPUs that the other does not serve. Both have dropout. They have the interface of `select.Backend`, with q,
+k and v of [1, H, ΣT, D] and the lengths in the mask. On a CPU a loop over recordings is as fast.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import fused, triton_core
+from w2v_attn.attention.backends import sdpa, triton
 from w2v_attn.attention.masks import Added, AttentionMask
 
 aten = torch.ops.aten
 
-# Distances that vectors may tell apart in the Triton core, which holds a number for each, row and head: those of 2048
-# frames, with 16 heads half a gigabyte.
-MOST_DISTANCES = 4096
+# Distances that vectors may tell apart in the Triton backend, which holds a number for each, row and head: those of
+# 2048 frames, with 16 heads half a gigabyte.
+MAX_DISTANCES = 4096
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,19 @@ def offsets_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ flash
 
 
-def why_not_flash(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
+def unsupported_reason_flash(
+    q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool
+) -> str | None:
     """What of this request the platform's flash attention cannot do; None when it can do it all."""
     if mask.forbids or mask.causal or mask.positions is not None:
         return "flash attention over offsets has no masks, and nothing is added to its scores"
     if dropout >= 1:
-        return fused.ALL_DROPPED
-    if q.device.type != "cuda" or q.dtype not in fused.CUDA_FLASH_DTYPES:
+        return sdpa.ALL_DROPPED
+    if q.device.type != "cuda" or q.dtype not in sdpa.CUDA_FLASH_DTYPES:
         return f"flash attention needs a GPU and half precision, got {q.device.type} and {q.dtype}"
-    if torch.cuda.get_device_capability(q.device) < fused.CUDA_FLASH_CAPABILITY:
+    if torch.cuda.get_device_capability(q.device) < sdpa.CUDA_FLASH_CAPABILITY:
         return "this GPU is too old for flash attention"
-    if q.shape[-1] != v.shape[-1] or q.shape[-1] % 8 or q.shape[-1] > fused.CUDA_FLASH_CHANNELS:
+    if q.shape[-1] != v.shape[-1] or q.shape[-1] % 8 or q.shape[-1] > sdpa.CUDA_FLASH_CHANNELS:
         return f"flash attention needs 8·n channels a head in keys and values, got {q.shape[-1]} and {v.shape[-1]}"
     return None
 
@@ -59,10 +61,10 @@ def why_not_flash(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, 
 def flash_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor, Memory]:
-    """See `cores.Forward`."""
+    """See `select.Forward`."""
     assert mask.lengths is not None
     offsets, longest = offsets_of(mask.lengths, q.device), max(mask.lengths)
-    q, k, v = (fused.unit_stride(_frames_first(x)) for x in (q, k, v))
+    q, k, v = (sdpa.unit_stride(_frames_first(x)) for x in (q, k, v))
     o, lse, seed, offset, _ = aten._flash_attention_forward(
         q, k, v, offsets, offsets, longest, longest, dropout, False, False, scale=scale
     )
@@ -73,8 +75,8 @@ def flash_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, memory: Memory, mask: AttentionMask,
     *, scale: float, dropout: float, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
-    """See `cores.Backward`."""
-    do, q, k, v, o = (fused.unit_stride(_frames_first(x)) for x in (do, q, k, v, o))
+    """See `select.Backward`."""
+    do, q, k, v, o = (sdpa.unit_stride(_frames_first(x)) for x in (do, q, k, v, o))
     assert memory.random_state is not None
     offsets, longest = memory.offsets, memory.max_frames
     gradients = aten._flash_attention_backward(
@@ -88,28 +90,32 @@ def flash_backward(
 # ----------------------------------------------------------------------------------------------------- triton
 
 
-def why_not_triton(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
+def unsupported_reason_triton(
+    q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool
+) -> str | None:
     """What of this request our Triton kernels cannot do; None when they can do it all."""
     if dropout >= 1:
-        return fused.ALL_DROPPED
+        return sdpa.ALL_DROPPED
     if mask.forbids or mask.causal:
-        return "the Triton core has no masks but the ends of recordings"
+        return "the Triton backend has no masks but the ends of recordings"
     positions = mask.positions
     if positions is not None and positions.table is not None and not positions.is_symmetric_table:
-        return "the Triton core wants a table that reaches as far before a query as after it"
-    if positions is not None and positions.vectors is not None and positions.num_distances > MOST_DISTANCES:
-        return f"the Triton core holds what each row has at each distance, and {positions.num_distances} are too many"
-    return triton_core.why_not(_frames_first(q), _frames_first(v))
+        return "the Triton backend wants a table that reaches as far before a query as after it"
+    if positions is not None and positions.vectors is not None and positions.num_distances > MAX_DISTANCES:
+        return (
+            f"the Triton backend holds what each row has at each distance, and {positions.num_distances} are too many"
+        )
+    return triton.unsupported_reason(_frames_first(q), _frames_first(v))
 
 
 def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor, Memory]:
-    """See `cores.Forward`; without lengths in the mask, each row of the batch is a recording."""
+    """See `select.Forward`; without lengths in the mask, each row of the batch is a recording."""
     lengths = (q.shape[2],) * q.shape[0] if mask.lengths is None else mask.lengths
-    seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0  # from torch's own generator, as in `explicit`
+    seed = int(torch.randint(1 << 62, ())) if dropout > 0 else 0  # from torch's own generator, as in `tiled`
     memory = Memory(offsets_of(lengths, q.device), max(lengths), seed)
-    o, lse = triton_core.forward(
+    o, lse = triton.forward(
         _frames_first(q), _frames_first(k), _frames_first(v), memory.offsets,
         max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=seed, **_positions(mask),
     )  # fmt: skip
@@ -120,9 +126,9 @@ def triton_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, memory: Memory, mask: AttentionMask,
     *, scale: float, dropout: float, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:  # fmt: skip
-    """See `cores.Backward`."""
+    """See `select.Backward`."""
     do, q_NHD, k, v, o = (_frames_first(x) for x in (do, q, k, v, o))
-    dq, dk, dv, dtable, dgate, drows = triton_core.backward(
+    dq, dk, dv, dtable, dgate, drows = triton.backward(
         do, q_NHD, k, v, o, lse[0], memory.offsets,
         max_frames=memory.max_frames, scale=scale, dropout=dropout, seed=memory.seed, **_positions(mask),
     )  # fmt: skip

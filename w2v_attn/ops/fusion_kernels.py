@@ -10,10 +10,10 @@ Sums are in float32 whatever the dtypes are.
 import triton
 import triton.language as tl
 
-from w2v_attn.attention.triton_core import interpreted
+from w2v_attn.ops.triton_support import is_interpreted
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
-INTERPRETED = tl.constexpr(interpreted())
+INTERPRETED = tl.constexpr(is_interpreted())
 # Counts that change from batch to batch: specialised to their values, kernels would be compiled again and again.
 VARYING = ["M", "T"]
 

@@ -22,18 +22,18 @@ Source: S. Winograd, Arithmetic Complexity of Computations, 1980.
 import torch
 from torch import Tensor
 
-from w2v_attn.attention import products
+from w2v_attn.ops import gemm
 
 # With 512, 256 and 128 the frames of a base model are 2.6, 2.1 and 1.7 times as far from float64 as stock's; 128 cost a
 # sixth more time. MKL adds up in pieces itself: 2.0.
 CHANNELS = 256
 
 
-class SevenProducts:
+class Winograd:
     """weight: [out, in, 3], of stride 2. bias: [out] or None."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self._channels = weight.shape[1] if products.mkl_is_at_home(weight) else CHANNELS
+        self._channels = weight.shape[1] if gemm.prefers_mkl(weight) else CHANNELS
         first, *others = weight.split(self._channels, 1)
         self._pieces = [_Piece(first, bias), *(_Piece(other, None) for other in others)]
 
@@ -56,9 +56,9 @@ class _Piece:
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         w_0, w_1, w_2 = weight.unbind(-1)
-        self._sums = products.prepare_summand((w_0 + w_2) / 2, bias)
-        self._differences = products.prepare_summand((w_0 - w_2) / 2, None)
-        self._zero, self._one, self._two = (products.prepare_summand(w, None) for w in (w_0, w_1, w_2))
+        self._sums = gemm.prepare_summand((w_0 + w_2) / 2, bias)
+        self._differences = gemm.prepare_summand((w_0 - w_2) / 2, None)
+        self._zero, self._one, self._two = (gemm.prepare_summand(w, None) for w in (w_0, w_1, w_2))
 
     def __call__(self, x: Tensor) -> Tensor:
         threes = (len(x) - 1) // 6

@@ -5,7 +5,7 @@ The steps are those of `mathematics.py`, a suffix spells the axes of a tile, and
     R  radius: the distance from which on all distances have the same bias                W  distances in a tile
 
 (2) is here  S = s Q Kᵀ + gᵢ table[clamp(j − i, −R, R)], with a gate g for each row and head, or with what a row has for
-each of M distances, A of `position.py`,  S = s Q Kᵀ + A[i, clamp(j − i + left, 0, M − 1)]. In the kernels S and L are
+each of M distances, A of `relative.py`,  S = s Q Kᵀ + A[i, clamp(j − i + left, 0, M − 1)]. In the kernels S and L are
 in units of log 2 ("bits"), because the hardware's exponential is the one to the base of 2. Sums, softmax and products
 add up in float32; factors of a product have the dtype of the inputs, and float32 is never rounded to tf32.
 
@@ -13,7 +13,7 @@ One program serves one tile of one head of one recording and loops over the tile
 follow each other serve the same head and recording, so that what they all read stays in the cache. Addresses are
 64-bit numbers for the start of a tile and 32-bit numbers inside it.
 
-This module needs triton; `triton_core.py` imports it when a kernel is to run.
+This module needs triton; `triton.py` imports it when a kernel is to run.
 
 Source: T. Dao, "FlashAttention-2", algorithms 1 and 2, for the order of the loops; J. Salmon et al., "Parallel Random
 Numbers: As Easy as 1, 2, 3", for Philox and its rounds.
@@ -25,7 +25,7 @@ Numbers: As Easy as 1, 2, 3", for Philox and its rounds.
 import triton
 import triton.language as tl
 
-from w2v_attn.attention.triton_core import interpreted
+from w2v_attn.ops.triton_support import is_interpreted
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -34,7 +34,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 KEYS_A_NUMBER = tl.constexpr(8)
 # The fewest with which Philox passes every test of randomness of its authors; the default of 10 leaves a margin.
 PHILOX_ROUNDS = tl.constexpr(7)
-INTERPRETED = tl.constexpr(interpreted())
+INTERPRETED = tl.constexpr(is_interpreted())
 # Counts and seeds that change from batch to batch: specialised to their values, they would be compiled again and again.
 VARYING = [
     "num_recordings",

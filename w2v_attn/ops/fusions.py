@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.attention import triton_core
+from w2v_attn.ops import triton_support
 
 HALF = (torch.float16, torch.bfloat16)
 # The products load their tiles with the copy engine that GPUs have from Hopper on.
@@ -30,7 +30,7 @@ FIRST_WINDOWS, FIRST_CHANNELS, FIRST_WIDTH = 64, 128, 16
 
 def serves(device: torch.device) -> bool:
     """Whether the kernels of norms and of the first convolution run there."""
-    return device.type == "cuda" and triton_core.works(device)
+    return device.type == "cuda" and triton_support.is_available(device)
 
 
 def serves_products(weight: Tensor, kernel: int) -> bool:
@@ -53,7 +53,7 @@ def window_product(
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from w2v_attn.encoder import fusion_kernels
+    from w2v_attn.ops import fusion_kernels
 
     (T, C), (N, K) = frames.shape, weight.shape
     M = (T - kernel) // stride + 1
@@ -78,7 +78,7 @@ def first_frames(
     samples: float32 [samples]. weights: float32 [R, FIRST_WIDTH, C], the bias after `kernel` of them, then zeros.
     owners: int64 [blocks], the recording that the `windows` windows of each block are of. gelu: whether GELU follows.
     """
-    from w2v_attn.encoder import fusion_kernels
+    from w2v_attn.ops import fusion_kernels
 
     C = weights.shape[-1]
     y = torch.empty(count, C, dtype=dtype, device=samples.device)
@@ -120,7 +120,7 @@ def _norm(
     x: Tensor, y: Tensor | None, norm: nn.LayerNorm, *, narrow: Tensor, total: Tensor | None = None,
     wide: Tensor | None = None, gelu: bool = False,
 ) -> None:  # fmt: skip
-    from w2v_attn.encoder import fusion_kernels
+    from w2v_attn.ops import fusion_kernels
 
     N, C = x.shape
     weight, bias = _contiguous(norm.weight), _contiguous(norm.bias)  # kernels read them without gaps

@@ -1,4 +1,4 @@
-"""The explicit core: the mathematics over all tiles, in memory linear in the number of frames."""
+"""The tiled backend: the mathematics over all tiles, in memory linear in the number of frames."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention.masks import Added, AttentionMask
-from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, keep_rate, row_sums, softmax_dtype
-from w2v_attn.attention.products import LEAST_WORK, mkl_is_at_home, serves
+from w2v_attn.attention.mathematics import attend_rows, attend_rows_backward, row_sums
+from w2v_attn.ops.gemm import MIN_WORK, prefers_mkl, serves
+from w2v_attn.ops.numerics import keep_rate, softmax_dtype
 
 # Scores in one tile. On a CPU a tile stays near the cores' caches; an accelerator wants few, large launches.
 CPU_TILE = 1 << 20
 ACCELERATOR_TILE = 1 << 26
 # Fewer rows than this make thin products, whatever the length: a tile then grows with T, which is still linear.
-LEAST_ROWS = 64
+MIN_ROWS = 64
 
 KEEP_LEVELS = 1 << 8
 
-# Frames from which tiles of oneDNN's products are faster than the fused kernel, whose own are MKL's away from home.
-FASTER_FROM = 512
+# Frames from which tiles of oneDNN's products are faster than the sdpa kernel, whose own are MKL's away from home.
+FASTER_THRESHOLD = 512
 
 
 @dataclass(frozen=True)
@@ -41,34 +42,34 @@ class Tile:
     num_keys: int
 
 
-def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
-    """None: there is nothing this core cannot do."""
+def unsupported_reason(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
+    """None: there is nothing this backend cannot do."""
     return None
 
 
 def is_faster(q: Tensor, mask: AttentionMask) -> bool:
-    """Whether this core is the fastest one for queries like these, [B, H, T, D]."""
+    """Whether this backend is the fastest one for queries like these, [B, H, T, D]."""
     # MKL's kernel wants position biases as T² numbers; tiles add them as they come.
-    tiles_pay = serves(q) or (mkl_is_at_home(q) and mask.positions is not None)
-    return q.shape[2] >= FASTER_FROM and tiles_pay
+    tiles_pay = serves(q) or (prefers_mkl(q) and mask.positions is not None)
+    return q.shape[2] >= FASTER_THRESHOLD and tiles_pay
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
 ) -> tuple[Tensor, None, Memory]:
-    """See `cores.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
+    """See `select.Forward`. Products and softmax run in float32 for half precisions, in their own dtype else."""
     B, H, T, _ = q.shape
     # Frames come before heads in memory, so that heads side by side, as step (6) reads them, is a view.
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
     dtype = softmax_dtype(q)
     q, k, v = (_together(x, dtype) for x in (q, k, v))
     memory = _plan(q, dropout)
-    dropper = Dropper(memory.seed, dropout, q.device, dtype)
+    dropout_mask = DropoutMask(memory.seed, dropout, q.device, dtype)
     for tile in _tiles(mask, B, H, T, memory):
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, like=q)
         add = mask.adder(b, heads, rows, tile.num_keys)
-        keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
+        keep = dropout_mask.draw(_length(heads), _length(rows), tile.num_keys)
         o[b, heads, rows] = attend_rows(
             q[b, heads, rows],
             k[b, heads, keys],
@@ -77,7 +78,7 @@ def forward(
             bias_HIT=bias,
             allowed_HIT=allowed,
             keep_HIT=keep,
-            keep_rate=dropper.keep_rate,
+            keep_rate=dropout_mask.keep_rate,
             add=add,
         )
     return o, None, memory
@@ -97,10 +98,10 @@ def backward(
     dropout: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:
-    """See `cores.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
+    """See `select.Backward`. Visits the tiles in the order of forward, so that dropout's stream is the same."""
     B, H, T, _ = q.shape
     dtype = softmax_dtype(q)
-    dropper = Dropper(memory.seed, dropout, q.device, dtype)
+    dropout_mask = DropoutMask(memory.seed, dropout, q.device, dtype)
     dq = q.new_zeros(B, T, H, q.shape[-1]).transpose(1, 2)
     q, k, v, do = (_together(x, dtype) for x in (q, k, v, do))
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
@@ -110,7 +111,7 @@ def backward(
         b, heads, rows, keys = tile.recording, tile.heads, tile.rows, slice(0, tile.num_keys)
         bias, allowed = mask.tile(b, heads, rows, tile.num_keys, like=q)
         add = mask.adder(b, heads, rows, tile.num_keys)
-        keep = dropper.draw(_length(heads), _length(rows), tile.num_keys)
+        keep = dropout_mask.draw(_length(heads), _length(rows), tile.num_keys)
         dq[b, heads, rows], ds = attend_rows_backward(
             do[b, heads, rows],
             q[b, heads, rows],
@@ -123,14 +124,14 @@ def backward(
             bias_HIT=bias,
             allowed_HIT=allowed,
             keep_HIT=keep,
-            keep_rate=dropper.keep_rate,
+            keep_rate=dropout_mask.keep_rate,
             add=add,
         )
         mask.tile_backward(ds, b, heads, rows, dadded)
     return dq, dk.to(dq.dtype), dv.to(dq.dtype), dadded
 
 
-class Dropper:
+class DropoutMask:
     """Draws which probabilities are kept, tile after tile, from the stream of one seed.
 
     An entry is dropped where its 8 random bits, a number from 0 to 255, are below 256 p. That is rarely an integer:
@@ -168,13 +169,13 @@ def _plan(q: Tensor, dropout: float) -> Memory:
     if q.device.type == "cpu":
         # oneDNN's products, one for each head, keep all cores at one where it is work enough. MKL takes a batch of
         # them, and heads that go together need fewer calls.
-        apart = serves(q) and T * T * q.shape[-1] >= LEAST_WORK
+        apart = serves(q) and T * T * q.shape[-1] >= MIN_WORK
         heads = 1 if apart else max(1, min(H, CPU_TILE // max(1, T * T)))
         budget = CPU_TILE
     else:
-        heads = max(1, min(H, ACCELERATOR_TILE // max(1, T * LEAST_ROWS)))
+        heads = max(1, min(H, ACCELERATOR_TILE // max(1, T * MIN_ROWS)))
         budget = ACCELERATOR_TILE
-    rows = max(LEAST_ROWS, budget // max(1, heads * T))
+    rows = max(MIN_ROWS, budget // max(1, heads * T))
     return Memory(heads, min(rows, max(T, 1)), seed)
 
 

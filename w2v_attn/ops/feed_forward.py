@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_attn.attention import products
-from w2v_attn.attention.first_order import first_order_only, unaliased
-from w2v_attn.attention.mathematics import keep_rate
+from w2v_attn.ops import gemm
+from w2v_attn.ops.first_order import first_order_only, unaliased
+from w2v_attn.ops.numerics import keep_rate
 
 
 def is_gelu(activation: Any) -> bool:
@@ -52,12 +52,12 @@ class FeedForward(torch.autograd.Function):
     ) -> Tensor:
         keeps = any(ctx.needs_input_grad)
         if not keeps and dropout == 0:
-            return unaliased(products.linear(products.linear(x, w_1, b_1, gelu=True), w_2, b_2))
-        u = products.linear(x, w_1, b_1)  # (1)
+            return unaliased(gemm.linear(gemm.linear(x, w_1, b_1, gelu=True), w_2, b_2))
+        u = gemm.linear(x, w_1, b_1)  # (1)
         a, kept = _activate(u, None, dropout)  # (2)
         ctx.dropout = dropout
         ctx.save_for_backward(x, u, kept, w_1, w_2)
-        return unaliased(products.linear(a, w_2, b_2))  # (3)
+        return unaliased(gemm.linear(a, w_2, b_2))  # (3)
 
     @staticmethod
     @first_order_only
@@ -69,15 +69,15 @@ class FeedForward(torch.autograd.Function):
         kept = None if kept is None else kept.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
             if need_w2:  # (3)
-                dw_2 = products.linear(dy.T, _activate(u, kept, ctx.dropout)[0].T)
+                dw_2 = gemm.linear(dy.T, _activate(u, kept, ctx.dropout)[0].T)
             db_2 = dy.sum(0) if need_b2 else None
             if need_x or need_w1 or need_b1:
-                da = products.linear(dy, w_2.T)
+                da = gemm.linear(dy, w_2.T)
                 if kept is not None:  # (2)
                     da.mul_(kept).div_(keep_rate(ctx.dropout))
                 du = torch.ops.aten.gelu_backward(da, u)
-                dx = products.linear(du, w_1.T).view(shape) if need_x else None  # (1)
-                dw_1 = products.linear(du.T, x.T) if need_w1 else None
+                dx = gemm.linear(du, w_1.T).view(shape) if need_x else None  # (1)
+                dw_1 = gemm.linear(du.T, x.T) if need_w1 else None
                 db_1 = du.sum(0) if need_b1 else None
         return dx, dw_1, db_1, dw_2, db_2, None
 

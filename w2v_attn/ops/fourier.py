@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2v_attn.attention.first_order import first_order_only
+from w2v_attn.ops.first_order import first_order_only
 
 # Windows transformed at once: about 2000 frames, which stay near the caches, and 66 000.
 CPU_WINDOWS, ACCELERATOR_WINDOWS = 16, 512

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention import mathematics
-from w2v_attn.attention.first_order import first_order_only
 from w2v_attn.attention.masks import AttentionMask
+from w2v_attn.ops.first_order import first_order_only
+from w2v_attn.ops.numerics import keep_rate, softmax_dtype
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float) -> tuple[Tensor, ...]:
@@ -40,7 +41,7 @@ class Scores(torch.autograd.Function):
     def backward(ctx: Any, dp: Tensor) -> tuple[Tensor | None, ...]:
         q, k, p, padding, allowed, *added = ctx.saved_tensors
         mask = ctx.mask.with_limits(padding, allowed).of(added)
-        wide = mathematics.softmax_dtype(q)
+        wide = softmax_dtype(q)
         ds = mathematics.softmax_backward(p.to(wide), dp.to(wide))  # (3)
         dq, dk = ds @ k.to(wide) * ctx.scale, ds.mT @ q.to(wide) * ctx.scale  # (2)
         gradients = mask.added_backward(ds, ctx.needs_input_grad[4:])
@@ -55,7 +56,7 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, p: Tensor, v: Tensor, dropout: float) -> Tensor:
         keep = torch.rand_like(p, dtype=torch.float32) >= dropout if dropout > 0 else None
         ctx.save_for_backward(p, v, keep)
-        ctx.keep_rate = mathematics.keep_rate(dropout)
+        ctx.keep_rate = keep_rate(dropout)
         return _kept(p, keep, ctx.keep_rate).to(v.dtype) @ v
 
     @staticmethod
@@ -68,7 +69,7 @@ class WeightedSum(torch.autograd.Function):
 
 def _probabilities(q: Tensor, k: Tensor, scale: float, mask: AttentionMask) -> Tensor:
     B, H, T, _ = q.shape
-    wide, heads, rows = mathematics.softmax_dtype(q), slice(0, H), slice(0, T)
+    wide, heads, rows = softmax_dtype(q), slice(0, H), slice(0, T)
     p = torch.empty(B, H, T, T, dtype=q.dtype, device=q.device)
     for b in range(B):
         bias, allowed = mask.tile(b, heads, rows, T, like=q)

@@ -1,4 +1,4 @@
-"""The fused core: the platform's own kernel, called with the kernel's own backward.
+"""The sdpa backend: the platform's own kernel, called with the kernel's own backward.
 
 On a CPU that is torch's flash attention; on CUDA flash attention where nothing is masked (float16, bfloat16), and
 memory-efficient attention else. Backward is the matching kernel, so nothing of size T² is kept here either.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.attention.masks import Added, AttentionMask
-from w2v_attn.attention.mathematics import softmax_dtype
+from w2v_attn.ops.numerics import softmax_dtype
 
 aten = torch.ops.aten
 
@@ -20,7 +20,7 @@ CUDA_FLASH_CHANNELS, CUDA_FLASH_CAPABILITY = 256, (8, 0)
 # The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
 BIAS_ALIGNMENT = 16
 # Frames of recordings whose position biases are held whole: with 16 heads a quarter of a gigabyte of float32.
-MOST_POSITIONS = 2048
+MAX_POSITIONS = 2048
 ALL_DROPPED = "kernels divide what dropout keeps by its share, and dropout=1 keeps nothing"
 
 
@@ -36,27 +36,27 @@ class Memory:
 CPU_FLASH = Memory("cpu flash")
 
 
-def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
+def unsupported_reason(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
     """What of this request the platform's kernels cannot do; None when they can do it all."""
     device = q.device.type
-    if mask.positions is not None and q.shape[2] > MOST_POSITIONS:
-        return f"the fused kernels hold all T² position biases, which is too much beyond {MOST_POSITIONS} frames"
+    if mask.positions is not None and q.shape[2] > MAX_POSITIONS:
+        return f"the sdpa kernels hold all T² position biases, which is too much beyond {MAX_POSITIONS} frames"
     if dropout >= 1:
         return ALL_DROPPED
     if device not in ("cpu", "cuda"):
-        return f"there is no fused kernel for the device {device}"
+        return f"there is no sdpa kernel for the device {device}"
     if q.shape[-1] != v.shape[-1]:
         return (
-            f"the fused kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
+            f"the sdpa kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
         )
     if device == "cpu":
         if dropout > 0:
-            return "the fused CPU kernel has no dropout"
+            return "the sdpa CPU kernel has no dropout"
         if needs_added:
-            return "the fused CPU kernel has no gradient for what is added to the scores"
+            return "the sdpa CPU kernel has no gradient for what is added to the scores"
     elif q.dtype not in (*CUDA_FLASH_DTYPES, torch.float32) or q.shape[-1] % 8:
         return (
-            f"the fused CUDA kernels need single or half precision and 8·n channels a head, got {q.dtype} {q.shape[-1]}"
+            f"the sdpa CUDA kernels need single or half precision and 8·n channels a head, got {q.dtype} {q.shape[-1]}"
         )
     return None
 
@@ -64,7 +64,7 @@ def why_not(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor, Memory]:
-    """See `cores.Forward`."""
+    """See `select.Forward`."""
     num_frames = q.shape[2]
     q, k, v = (unit_stride(x) for x in (q, k, v))
     if q.device.type == "cpu":
@@ -102,7 +102,7 @@ def backward(
     dropout: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Added]:
-    """See `cores.Backward`."""
+    """See `select.Backward`."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
     empty = mask.rows_without_keys(q.shape[2])
     if empty is not None:

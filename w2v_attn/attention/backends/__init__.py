@@ -1,0 +1,1 @@
+"""Implementations of the attention core behind one interface, and the choice between them."""

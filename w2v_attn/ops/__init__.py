@@ -1,0 +1,1 @@
+"""Fast operations beside attention: products, convolutions, the feed-forward, and launches that do several steps."""
