@@ -35,7 +35,7 @@ def written(folder):
 
 @pytest.mark.parametrize("command", app.COMMANDS)
 def test_every_command_composes_with_every_choice_of_its_groups(command):
-    OmegaConf.register_new_resolver("embedded", lambda name: f"/data/{name}", replace=True)
+    OmegaConf.register_new_resolver("bundled", lambda name: f"/data/{name}", replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain = compose(command)
         assert not OmegaConf.missing_keys(plain)
@@ -288,7 +288,7 @@ def test_every_recipe_is_complete_and_of_the_right_types(experiment):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("finetune", [f"experiment={experiment}", "data.train=x"])
     recipe = recipe_of(config)
-    assert recipe.training.updates > 0
+    assert recipe.training.max_steps > 0
     assert recipe.data.train == "x"
 
 
@@ -310,18 +310,18 @@ def test_librispeechs_recipes_have_the_authors_values(labels, size):
     recipe = recipe_of(config)
     regularization, training = recipe.regularization, recipe.training
     found = (
-        training.updates,
-        recipe.optimizer.rate,
+        training.max_steps,
+        recipe.optimizer.lr,
         regularization.mask_time_prob,
         regularization.mask_feature_prob,
         regularization.layerdrop,
-        training.frozen_updates,
+        training.freeze_encoder_steps,
     )
     assert found == AUTHORS[labels][size == "large"]
     assert recipe.checkpoint == {"base": "facebook/wav2vec2-base", "large": "facebook/wav2vec2-large-lv60"}[size]
     assert (regularization.activation_dropout, regularization.mask_feature_length) == (0.1, 64)
     assert (recipe.optimizer.betas, recipe.optimizer.schedule.hold) == ([0.9, 0.98], 0.4)
-    samples = training.batch_seconds * 16_000 * training.accumulate
+    samples = training.batch_seconds * 16_000 * training.gradient_accumulation_steps
     assert samples in ({"base": {25_600_000}, "large": {25_600_000, 30_720_000}}[size])
 
 

@@ -132,7 +132,7 @@ def test_an_unknown_benchmark_is_told(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("freeze", ["frontend", "nothing"])
+@pytest.mark.parametrize("freeze", ["feature_encoder", "none"])
 def test_a_training_step_is_compared_on_the_same_loss(freeze, tmp_path, capsys):
     pytest.importorskip("accelerate")
     with pytest.raises(SystemExit) as done:

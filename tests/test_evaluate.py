@@ -53,7 +53,7 @@ def test_evaluate_on_recordings_without_text_is_a_wrong_request(call, tmp_path):
 WRONG = {
     "no data": (["data=local"], "data.train"),
     "no such data": (["data=local", "data.train=absent"], "no file or folder"),
-    "a word for a number": (["training.updates=many"], "training.updates"),
+    "a word for a number": (["training.max_steps=many"], "training.max_steps"),
     "an unknown key": (["training.epochs=3"], "training.epochs"),
     "an unknown task": (["task=regression"], "regression"),
     "a share that is none": (["data=local", f"data.train={CLIPS}", "data.valid_share=2"], "shares of all"),
@@ -74,13 +74,13 @@ def test_a_wrong_request_to_finetune_gives_code_2_and_leaves_nothing(call, tmp_p
 
 def test_finetune_reports_before_and_after(call, tmp_path):
     code, out, err = call(
-        "finetune", "data=local", f"data.train={CLIPS}", "training.updates=4", "training.evaluate_every=2",
-        "training.batch_seconds=6", "output=mine", "'optimizer.factors=[{pattern: lm_head, rate: 2}]'".strip("'"),
+        "finetune", "data=local", f"data.train={CLIPS}", "training.max_steps=4", "training.eval_steps=2",
+        "training.batch_seconds=6", "output=mine", "'optimizer.factors=[{pattern: lm_head, lr: 2}]'".strip("'"),
     )  # fmt: skip
     assert code == 0, err
     assert out.index("Before training") < out.index("On valid") < out.index("Fine-tuned")
     assert "update 2: wer" in err
-    assert "rate: 2" in (tmp_path / "mine" / "recipe.yaml").read_text()
+    assert "lr: 2" in (tmp_path / "mine" / "recipe.yaml").read_text()
     code, _, err = call("finetune", "data=local", f"data.train={CLIPS}", "output=mine")
     assert code == 2
     assert "holds a finished run" in err
@@ -90,7 +90,7 @@ def test_finetune_reports_before_and_after(call, tmp_path):
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path):
     command = [
         "finetune", "data=local", f"data.train={CLIPS}", f"output={tmp_path / 'out'}",
-        "training.updates=40", "training.evaluate_every=10", "training.batch_seconds=6",
+        "training.max_steps=40", "training.eval_steps=10", "training.batch_seconds=6",
     ]  # fmt: skip
     for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = checkpoints(tmp_path)

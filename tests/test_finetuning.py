@@ -80,9 +80,9 @@ def recipe(task=None, norm=GROUP_NORM, *, data=None, training=None, **changes):
         "checkpoint": None,
         "config": {**SCRATCH, **norm},
         "regularization": NO_DROPOUT,
-        "optimizer": OptimizerOptions(rate=1e-3),
+        "optimizer": OptimizerOptions(lr=1e-3),
         "training": TrainingOptions(
-            **{"updates": 6, "batch_seconds": 6, "evaluate_every": 3, "freeze": "nothing", **(training or {})}
+            **{"max_steps": 6, "batch_seconds": 6, "eval_steps": 3, "freeze": "none", **(training or {})}
         ),
         **changes,
     }
@@ -107,7 +107,7 @@ def labelled(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", [GROUP_NORM, LAYER_NORM], ids=["group", "layer"])
 def test_losses_over_200_updates_are_those_of_stock_attention(norm, tmp_path, monkeypatch):
-    asked = recipe(norm=norm, training={"updates": 200, "evaluate_every": 100, "batch_seconds": 3})
+    asked = recipe(norm=norm, training={"max_steps": 200, "eval_steps": 100, "batch_seconds": 3})
     ours, theirs = Diary(), Diary()
     run.finetune(asked, tmp_path / "ours", ours)
     build = run.build_model
@@ -126,7 +126,7 @@ def test_training_uses_our_backward(tmp_path, monkeypatch):
     calls = []
     backward = autograd.SelfAttention.backward
     monkeypatch.setattr(autograd.SelfAttention, "backward", staticmethod(lambda *a: calls.append(1) or backward(*a)))
-    run.finetune(recipe(training={"updates": 2}), tmp_path / "out")
+    run.finetune(recipe(training={"max_steps": 2}), tmp_path / "out")
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 
 
@@ -140,7 +140,7 @@ def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, mon
         return compute(self, model, inputs, **options)
 
     monkeypatch.setattr(trainer.SpeechTrainer, "compute_loss", watched)
-    run.finetune(recipe(training={"updates": 4, "accumulate": 2}), tmp_path / "out")
+    run.finetune(recipe(training={"max_steps": 4, "gradient_accumulation_steps": 2}), tmp_path / "out")
     for (first, total), (second, same) in zip(counted[::2], counted[1::2], strict=True):
         assert first + second == total == same
 
@@ -151,8 +151,8 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
     diary = Diary()
     asked = recipe(
         checkpoint=str(TINY),
-        training={"updates": 24, "evaluate_every": 12, "batch_seconds": 10},
-        optimizer=OptimizerOptions(rate=7e-4),
+        training={"max_steps": 24, "eval_steps": 12, "batch_seconds": 10},
+        optimizer=OptimizerOptions(lr=7e-4),
     )
     asked.data.train = str(ROOT / "data" / "lessons" / "lessons.csv")
     run.finetune(asked, tmp_path / "out", diary)
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balance
     changes = {
         "regularization": DROPOUT,
         "augmentation": AugmentationOptions(speed=[0.9, 1.1], noise=0.5),
-        "training": {"updates": 9, "gradient_checkpointing": True, "frozen_updates": 2},
+        "training": {"max_steps": 9, "gradient_checkpointing": True, "freeze_encoder_steps": 2},
     }
     if balanced:
         changes |= {"task": ClassificationOptions(), "data": {**labelled, "balance": True}}
@@ -187,7 +187,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balance
 def command(output):
     return [
         "finetune", "data=local", f"data.train={CLIPS}", f"output={output}",
-        "training.updates=25", "training.evaluate_every=5", "training.batch_seconds=6", "optimizer.rate=1e-4",
+        "training.max_steps=25", "training.eval_steps=5", "training.batch_seconds=6", "optimizer.lr=1e-4",
     ]  # fmt: skip
 
 
@@ -219,8 +219,8 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
 
 def test_another_recipe_on_a_begun_run_is_refused_with_the_difference(tmp_path):
     run.finetune(recipe(), tmp_path / "out", Diary(stop_after=2))
-    with pytest.raises(ValueError, match=r"optimizer\.rate: was 0\.001, now 0\.002"):
-        run.finetune(recipe(optimizer=OptimizerOptions(rate=2e-3)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"optimizer\.lr: was 0\.001, now 0\.002"):
+        run.finetune(recipe(optimizer=OptimizerOptions(lr=2e-3)), tmp_path / "out")
 
 
 def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
@@ -301,7 +301,7 @@ def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_pat
     for name in clips:
         (tmp_path / name).write_bytes((SPEECH / "en-us+m5" / "00-three.flac").read_bytes())
     (tmp_path / "l.csv").write_text("path,text\n" + "".join(f"{name},three\n" for name in clips))
-    asked = recipe(training={"batch_seconds": 1, "evaluate_every": 1})
+    asked = recipe(training={"batch_seconds": 1, "eval_steps": 1})
     asked.data.train = str(tmp_path / "l.csv")
 
     class Vandal(Diary):
@@ -321,14 +321,14 @@ def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_pat
 
 def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
     diary = Diary()
-    done = run.finetune(recipe(optimizer=OptimizerOptions(rate=1e-9), training={"updates": 1}), tmp_path / "out", diary)
+    done = run.finetune(recipe(optimizer=OptimizerOptions(lr=1e-9), training={"max_steps": 1}), tmp_path / "out", diary)
     said = [prediction["hypothesis"] for prediction in predictions(tmp_path / "out" / "valid")]
     assert (done.warning is not None) == (said.count("") >= 0.95 * len(said))
     from w2v_attn.finetuning.predictions import Prediction
     from w2v_attn.finetuning.tasks.ctc import Ctc
     from w2v_attn.finetuning.vocabulary import from_texts
 
-    task = Ctc(from_texts(["ab"], unit="characters", case="lower", remove=""))
+    task = Ctc(from_texts(["ab"], unit="characters", case="lower", remove_characters=""))
     empty, right = (Prediction(None, "ab", said, None) for said in ("", "ab"))
     assert "19 of 20 transcripts are empty" in task.warning([empty] * 19 + [right])
     assert task.warning([empty, right]) is None
@@ -390,12 +390,12 @@ def test_a_recording_in_two_splits_is_refused(tmp_path):
         ({"training": {"precision": "float8"}}, "training.precision must be one of"),
         ({"training": {"precision": "float16"}}, "needs a GPU"),
         ({"training": {"fsdp": True}}, "training.fsdp shards a model over GPUs"),
-        ({"training": {"updates": 0}}, "training.updates must be above 0"),
+        ({"training": {"max_steps": 0}}, "training.max_steps must be above 0"),
         ({"training": {"freeze": "all"}}, "training.freeze must be one of"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),
         ({"config": {"model_type": "bert"}}, "model_type is 'bert'"),
         ({"config": {**SCRATCH, "hidden_size": 25}}, "hidden_size|embed_dim|divisible"),
-        ({"optimizer": OptimizerOptions(rate=0.0)}, "optimizer.rate must be above 0"),
+        ({"optimizer": OptimizerOptions(lr=0.0)}, "optimizer.lr must be above 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_told(changes, says, tmp_path):
@@ -444,7 +444,7 @@ def test_a_classifiers_folder_is_one_that_stock_loads(pooling, layers, labelled,
 
     asked = recipe(ClassificationOptions(pooling=pooling, layers=layers, width=7), norm=LAYER_NORM)
     asked.data.train, asked.data.root, asked.data.balance = labelled["train"], labelled["root"], True
-    asked.training.freeze = "encoder" if layers == "weighted" else "frontend"
+    asked.training.freeze = "encoder" if layers == "weighted" else "feature_encoder"
     out = tmp_path / "model"
     run.finetune(asked, out)
     wave = read_audio(SPEECH / "en-us+m5" / "00-three.flac")
@@ -468,7 +468,7 @@ def test_a_frozen_encoder_stays_as_it_was(labelled, tmp_path):
 
 
 def test_the_frontend_is_frozen_and_the_head_alone_trains_at_first(tmp_path):
-    trained = {"updates": 3, "frozen_updates": 3, "freeze": "frontend"}
+    trained = {"max_steps": 3, "freeze_encoder_steps": 3, "freeze": "feature_encoder"}
     run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -476,7 +476,7 @@ def test_the_frontend_is_frozen_and_the_head_alone_trains_at_first(tmp_path):
 
 
 def test_low_rank_updates_end_in_ordinary_weights(tmp_path):
-    asked = recipe(checkpoint=str(TINY), training={"lora": LoraOptions(rank=4), "freeze": "frontend"})
+    asked = recipe(checkpoint=str(TINY), training={"lora": LoraOptions(rank=4), "freeze": "feature_encoder"})
     run.finetune(asked, tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert set(before) - set(after) == {"wav2vec2.masked_spec_embed"}
@@ -496,14 +496,16 @@ def test_words_can_be_the_symbols(tmp_path):
 
 def test_early_stop_ends_a_run_that_no_longer_gets_better(tmp_path):
     diary = Diary()
-    asked = recipe(training={"updates": 50, "evaluate_every": 1, "patience": 3}, optimizer=OptimizerOptions(rate=1e-12))
+    asked = recipe(
+        training={"max_steps": 50, "eval_steps": 1, "early_stopping_patience": 3}, optimizer=OptimizerOptions(lr=1e-12)
+    )
     run.finetune(asked, tmp_path / "out", diary)
     assert len(diary.losses) < 10
 
 
 def test_bfloat16_trains(tmp_path):
     diary = Diary()
-    run.finetune(recipe(training={"precision": "bfloat16", "updates": 3}), tmp_path / "out", diary)
+    run.finetune(recipe(training={"precision": "bfloat16", "max_steps": 3}), tmp_path / "out", diary)
     assert all(0 < loss < 1000 for loss in diary.losses.values())
 
 
@@ -559,8 +561,8 @@ def test_names_that_are_no_unicode_come_through_to_the_end(tmp_path):
 
 def test_patience_survives_an_interruption(tmp_path):
     changes = {
-        "training": {"updates": 30, "evaluate_every": 1, "patience": 4},
-        "optimizer": OptimizerOptions(rate=1e-12),
+        "training": {"max_steps": 30, "eval_steps": 1, "early_stopping_patience": 4},
+        "optimizer": OptimizerOptions(lr=1e-12),
     }
     whole, first, second = Diary(), Diary(3), Diary()
     run.finetune(recipe(**changes), tmp_path / "whole", whole)
@@ -614,7 +616,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
         def evaluated(self, update, metrics, best, warning):
             assert best == (update == 3)
 
-    asked = recipe(optimizer=OptimizerOptions(rate=1e-12))
+    asked = recipe(optimizer=OptimizerOptions(lr=1e-12))
     done = run.finetune(asked, tmp_path / "out", Vandal())
     assert done.update == 6
     assert "model.safetensors is damaged: the last weights are taken" in caplog.text
@@ -623,7 +625,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task": CtcOptions(remove="(")}, "task.remove=\\( is no regular expression"),
+        ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is no regular expression"),
         ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
         ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
@@ -664,7 +666,7 @@ def test_an_output_below_a_file_is_told(tmp_path):
 
 
 def test_low_rank_updates_wait_for_the_head_too(tmp_path):
-    trained = {"updates": 3, "frozen_updates": 3, "lora": LoraOptions(rank=2)}
+    trained = {"max_steps": 3, "freeze_encoder_steps": 3, "lora": LoraOptions(rank=2)}
     run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}

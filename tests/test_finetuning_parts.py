@@ -56,11 +56,13 @@ def test_the_rate_rises_holds_and_decays_as_the_authors_have_it():
 
 
 def test_a_linear_rate_ends_at_zero():
-    factor = factor_of(ScheduleOptions(warm_up=0.1, hold=0.0, decay="linear", start=0.0, end=0.0), 1000)
+    factor = factor_of(ScheduleOptions(warmup=0.1, hold=0.0, decay="linear", init_scale=0.0, final_scale=0.0), 1000)
     assert [factor(0), factor(100), factor(550), factor(1000)] == [0.0, 1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("wrong", [{"warm_up": -0.1}, {"warm_up": 0.7, "hold": 0.6}, {"decay": "steep"}, {"end": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"warmup": -0.1}, {"warmup": 0.7, "hold": 0.6}, {"decay": "steep"}, {"final_scale": 0.0}]
+)
 def test_a_schedule_that_cannot_be_is_told(wrong):
     with pytest.raises(ValueError, match="schedule"):
         factor_of(ScheduleOptions(**wrong), 100)
@@ -224,7 +226,9 @@ def of_silent_checkpoint(regularization, config=None):
         config=config or {},
         regularization=regularization,
     )
-    return build_model(recipe, Ctc(from_texts(["ab"], unit="characters", case="lower", remove="")), checkpoint)
+    return build_model(
+        recipe, Ctc(from_texts(["ab"], unit="characters", case="lower", remove_characters="")), checkpoint
+    )
 
 
 def test_a_config_that_masks_nothing_does_so_until_the_recipe_asks():
@@ -300,7 +304,7 @@ def rates(options):
 
 
 def test_rates_decay_from_the_head_down():
-    found = rates(OptimizerOptions(rate=1.0, layer_decay=0.5, weight_decay=0.1))
+    found = rates(OptimizerOptions(lr=1.0, layer_decay=0.5, weight_decay=0.1))
     assert found["lm_head.weight"] == (1.0, 0.1)
     assert found["lm_head.bias"] == (1.0, 0.0)
     for block, rate in enumerate((0.25, 0.5, 1.0)):
@@ -311,9 +315,9 @@ def test_rates_decay_from_the_head_down():
 def test_factors_change_what_their_pattern_names():
     found = rates(
         OptimizerOptions(
-            rate=1.0,
+            lr=1.0,
             weight_decay=0.1,
-            factors=[Factor(pattern=r"lm_head", rate=10), Factor(pattern=r"\.weight$", decay=0.0)],
+            factors=[Factor(pattern=r"lm_head", lr=10), Factor(pattern=r"\.weight$", weight_decay=0.0)],
         )
     )
     assert found["lm_head.weight"] == (10.0, 0.0)
@@ -332,7 +336,7 @@ texts = st.text("abcxyz éß'", max_size=30)
 def test_texts_come_back_from_their_numbers_by_stocks_tokenizer(said, unit):
     if not any(text.strip() for text in said):
         return
-    vocabulary = from_texts(said, unit=unit, case="auto", remove="")
+    vocabulary = from_texts(said, unit=unit, case="auto", remove_characters="")
     tokenizer = Ctc(vocabulary).tokenizer
     for text in said:
         wanted = vocabulary.normalize(text)
@@ -342,7 +346,7 @@ def test_texts_come_back_from_their_numbers_by_stocks_tokenizer(said, unit):
 
 
 def test_texts_are_brought_into_one_form():
-    vocabulary = from_texts(["Hello,  WORLD!", "cafe\u0301"], unit="characters", case="auto", remove="[,!]")
+    vocabulary = from_texts(["Hello,  WORLD!", "cafe\u0301"], unit="characters", case="auto", remove_characters="[,!]")
     assert vocabulary.normalize(" Hello,World! ") == "hello world"
     assert vocabulary.normalize("CAFÉ") == "café"
     assert vocabulary.symbols["é"] > 4
@@ -350,30 +354,34 @@ def test_texts_are_brought_into_one_form():
 
 def test_a_checkpoints_vocabulary_says_the_case(tmp_path):
     for text, case in (("AB C", "upper"), ("ab c", "lower"), ("aB", "keep"), ("北京", "keep")):
-        tokenizer = from_texts([text], unit="characters", case="keep", remove="").tokenizer(tmp_path)
-        assert from_tokenizer(tokenizer, case="auto", remove="").case == case
+        tokenizer = from_texts([text], unit="characters", case="keep", remove_characters="").tokenizer(tmp_path)
+        assert from_tokenizer(tokenizer, case="auto", remove_characters="").case == case
 
 
 def test_symbols_outside_the_vocabulary_are_counted():
     rows = [Row("a", Path("a"), text="ab"), Row("b", Path("b"), text="äbä")]
-    letters = Ctc(from_texts(["ab"], unit="characters", case="lower", remove=""))
-    with pytest.raises(DataError, match=r"'ä' × 2.*task\.remove.*task\.outside=drop.*task\.vocabulary=data"):
-        given_vocabulary(letters, rows, outside="refuse")
-    task = given_vocabulary(letters, rows, outside="drop")
+    letters = Ctc(from_texts(["ab"], unit="characters", case="lower", remove_characters=""))
+    with pytest.raises(
+        DataError, match=r"'ä' × 2.*task\.remove_characters.*task\.out_of_vocabulary=drop.*task\.vocabulary=data"
+    ):
+        given_vocabulary(letters, rows, out_of_vocabulary="error")
+    task = given_vocabulary(letters, rows, out_of_vocabulary="drop")
     assert task.obstacle(rows[0], 99) is None
     assert "outside the vocabulary: ä" in task.obstacle(rows[1], 99)
 
 
-def given_vocabulary(letters, rows, outside):
+def given_vocabulary(letters, rows, out_of_vocabulary):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         letters.tokenizer.save_pretrained(folder)
-        return Ctc.from_data(CtcOptions(vocabulary=f"{folder}/vocab.json", outside=outside), rows, None)
+        return Ctc.from_data(
+            CtcOptions(vocabulary=f"{folder}/vocab.json", out_of_vocabulary=out_of_vocabulary), rows, None
+        )
 
 
 def test_a_text_longer_than_its_frames_is_an_obstacle():
-    task = Ctc(from_texts(["aab"], unit="characters", case="lower", remove=""))
+    task = Ctc(from_texts(["aab"], unit="characters", case="lower", remove_characters=""))
     row = Row("a", Path("a"), text="aab")
     assert task.obstacle(row, 4) is None  # between two equal symbols stands a blank
     assert "4 symbols for 3 frames" in task.obstacle(row, 3)
@@ -381,7 +389,7 @@ def test_a_text_longer_than_its_frames_is_an_obstacle():
 
 def test_the_loss_of_a_recording_is_stocks(norm_style):
     model = tiny_model(norm_style, "ForCTC", ctc_loss_reduction="mean", ctc_zero_infinity=True, pad_token_id=0)
-    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove=""))
+    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove_characters=""))
     waves, labels = torch.randn(3, 6000), torch.tensor([[5, 6, 7], [6, 6, -100], [-100, -100, -100]])
     with torch.no_grad():
         theirs = model(waves, labels=labels)
@@ -484,7 +492,7 @@ def test_no_checkpoint_is_none(tmp_path):
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "hubert-group", "unispeech-group"])
 def test_a_batch_trains_as_its_recordings_alone(family):
     """Logits and gradients of a padded batch are those of one recording at a time; stock's group norm cannot."""
-    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove=""))
+    task = Ctc(from_texts(["abcdef"], unit="characters", case="lower", remove_characters=""))
     model = replace_attention(
         tiny_model(
             family,

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 def command(output, *more):
     return [
-        "finetune", "data=local", f"data.train={CLIPS}", f"output={output}", "device=cpu", "training.updates=6",
-        "training.evaluate_every=3", "training.batch_seconds=5", "optimizer.rate=1e-4", *more,
+        "finetune", "data=local", f"data.train={CLIPS}", f"output={output}", "device=cpu", "training.max_steps=6",
+        "training.eval_steps=3", "training.batch_seconds=5", "optimizer.lr=1e-4", *more,
     ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_two_processes_are_one_with_twice_the_batch(call, tmp_path):
     names = "hidden_dropout attention_dropout feat_proj_dropout layerdrop mask_time_prob mask_feature_prob".split()
     off = [f"regularization.{name}=0" for name in names]
     said = by_two(command(tmp_path / "two", *off))
-    assert call(*command(tmp_path / "one", *off, "training.accumulate=2"))[0] == 0
+    assert call(*command(tmp_path / "one", *off, "training.gradient_accumulation_steps=2"))[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     for name, parameter in theirs.items():
@@ -64,5 +64,5 @@ def test_two_processes_are_one_with_twice_the_batch(call, tmp_path):
 
 
 def test_layerdrop_and_frozen_updates_leave_no_parameter_unused(tmp_path):
-    by_two(command(tmp_path / "out", "regularization.layerdrop=0.5", "training.frozen_updates=2"))
+    by_two(command(tmp_path / "out", "regularization.layerdrop=0.5", "training.freeze_encoder_steps=2"))
     assert (tmp_path / "out" / "results.json").is_file()

@@ -168,6 +168,6 @@ def check_same_files(one, other):
 
 def test_the_finetune_command_trains_on_a_gpu(call, tmp_path):
     code, out, err = call(
-        "finetune", "experiment=embedded", "device=cuda", "training.updates=12", f"output={tmp_path / 'run'}"
+        "finetune", "experiment=bundled", "device=cuda", "training.max_steps=12", f"output={tmp_path / 'run'}"
     )
     assert code == 0, out + err

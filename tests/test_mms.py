@@ -329,13 +329,13 @@ def test_a_copy_in_a_language_speaks_it_in_stock_and_keeps_the_others(mms, tmp_p
 
 
 def recipe(mms, language, *, task=None, training=None, **changes):
-    options = {"updates": 3, "batch_seconds": 6, "evaluate_every": 3, "freeze": "all_but_adapters"}
+    options = {"max_steps": 3, "batch_seconds": 6, "eval_steps": 3, "freeze": "all_but_adapters"}
     return Recipe(
         task=task or CtcOptions(vocabulary="data"),
         data=DataOptions(train=CLIPS),
         checkpoint=str(mms),
         language=language,
-        optimizer=OptimizerOptions(rate=1e-3),
+        optimizer=OptimizerOptions(lr=1e-3),
         training=TrainingOptions(**{**options, "new_adapters": True, **(training or {})}),
         **changes,
     )
@@ -376,9 +376,9 @@ def test_a_new_language_trains_its_adapters_and_head_alone_and_stock_takes_them(
 
 def test_the_adapters_of_a_language_that_is_there_are_trained_further(mms, tmp_path):
     out = tmp_path / "eng"
-    task = CtcOptions(outside="drop")
+    task = CtcOptions(out_of_vocabulary="drop")
     training = {"new_adapters": False}
-    run.finetune(recipe(mms, "deu", task=task, training={**training, "updates": 1}), out)
+    run.finetune(recipe(mms, "deu", task=task, training={**training, "max_steps": 1}), out)
     before, after = (load_file(folder / "adapter.deu.safetensors") for folder in (mms, out))
     assert {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in after.items()}
     moved = max((before[name] - after[name]).abs().max().item() for name in before)
@@ -403,7 +403,7 @@ def test_new_adapters_hardly_change_what_passes(mms, speech):
         (None, {}, "name it, model.language=tur"),
         ("a b", {}, "a language is named by letters"),
         ("tur", {"freeze": "encoder"}, "training.new_adapters must be trained"),
-        ("tur", {"freeze": "frontend", "lora": LoraOptions(rank=2)}, "training.new_adapters must be trained"),
+        ("tur", {"freeze": "feature_encoder", "lora": LoraOptions(rank=2)}, "training.new_adapters must be trained"),
         ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "do not go together"),
         ("tur", {"new_adapters": False}, "no adapter for the language “tur”"),
     ],

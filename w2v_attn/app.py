@@ -137,10 +137,10 @@ def _name_job(command: str, overrides: Sequence[str]) -> bool:
 
 
 def _register_resolvers() -> None:
-    """What configurations can say beside Hydra's own: `${embedded:speech}`, which comes with the package."""
+    """What configurations can say beside Hydra's own: `${bundled:speech}`, which comes with the package."""
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("embedded", lambda name: str(folders.find("data") / name), replace=True)
+    OmegaConf.register_new_resolver("bundled", lambda name: str(folders.find("data") / name), replace=True)
 
 
 def _checked(command: str, config: Any, wants_trace: bool) -> int:

@@ -63,10 +63,10 @@ def run(
 ) -> dict[str, Any]:
     """The report: circumstances, settings and figures.
 
-    lengths: seconds of the recordings of the batch. freeze: "frontend", the convolutions, or "nothing".
+    lengths: seconds of the recordings of the batch. freeze: "feature_encoder", the convolutions, or "none".
     """
-    if freeze not in ("frontend", "nothing"):
-        raise ValueError(f"freeze must be frontend or nothing, got {freeze}")
+    if freeze not in ("feature_encoder", "none"):
+        raise ValueError(f"freeze must be feature_encoder or none, got {freeze}")
     sizes = {"channels": channels, "heads": heads, "layers": layers, "freeze": freeze}
     settings = {"seconds": list(lengths), **sizes, "rounds": rounds}
     report: dict[str, Any] = {"what": "training", **circumstances(device), "settings": settings, "figures": []}
@@ -172,7 +172,7 @@ def _trainer(
     """wav2vec2-base's recipe: CTC on letters; all dropout but the attention's off, so that losses compare."""
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-    task = Ctc(from_texts([LETTERS], unit="characters", case="lower", remove=""))
+    task = Ctc(from_texts([LETTERS], unit="characters", case="lower", remove_characters=""))
     torch.manual_seed(0)
     config = Wav2Vec2Config(
         hidden_size=channels,
@@ -191,7 +191,7 @@ def _trainer(
     )
     config._attn_implementation = "sdpa"
     model: Any = Wav2Vec2ForCTC(config)
-    if freeze == "frontend":
+    if freeze == "feature_encoder":
         model.freeze_feature_encoder()
     place = "cuda" if device.type == "cuda" else "cpu"
     recipe = Recipe(

@@ -22,7 +22,11 @@ def run(config: Any) -> int:
     recognizer = load_recognizer(
         values.text(config.model, "checkpoint"), **values.model_options(config), beam=values.beam(config)
     )
-    task = task_of(recognizer, corpus.rows, CtcOptions(case=str(config.case), remove=str(config.remove or "")))
+    task = task_of(
+        recognizer,
+        corpus.rows,
+        CtcOptions(case=str(config.case), remove_characters=str(config.remove_characters or "")),
+    )
     predictions: list[Prediction] = []
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
     watched = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))

@@ -27,11 +27,11 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
     from transformers import TrainingArguments
 
     training = recipe.training
-    for name in ("updates", "batch_seconds", "accumulate", "evaluate_every"):
+    for name in ("max_steps", "batch_seconds", "gradient_accumulation_steps", "eval_steps"):
         if not getattr(training, name) > 0:
             raise ValueError(f"training.{name} must be above 0, got {getattr(training, name)}")
-    if not recipe.optimizer.rate > 0:
-        raise ValueError(f"optimizer.rate must be above 0, got {recipe.optimizer.rate}")
+    if not recipe.optimizer.lr > 0:
+        raise ValueError(f"optimizer.lr must be above 0, got {recipe.optimizer.lr}")
     _check(recipe)
     on_cpu = trains_on_cpu(recipe.device)
     if training.fsdp and (on_cpu or int(os.environ.get("WORLD_SIZE", "1")) == 1):
@@ -39,18 +39,18 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
     if training.fsdp and training.lora.rank > 0:
         raise ValueError("training.fsdp and training.lora do not go together: low-rank updates need no sharding")
     precision = _precision(training.precision, on_cpu)
-    every = min(training.evaluate_every, training.updates)
+    every = min(training.eval_steps, training.max_steps)
     args = TrainingArguments(
         output_dir=str(folder),
-        max_steps=training.updates,
-        gradient_accumulation_steps=training.accumulate,
-        max_grad_norm=recipe.optimizer.clip,
+        max_steps=training.max_steps,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         ddp_timeout=DAY,  # the others wait while the first reads every recording once
-        ddp_find_unused_parameters=training.frozen_updates > 0,
+        ddp_find_unused_parameters=training.freeze_encoder_steps > 0,
         fsdp="full_shard auto_wrap" if training.fsdp else None,
         fsdp_config={"fsdp_version": 2} if training.fsdp else None,
         seed=recipe.seed,
@@ -59,7 +59,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
         logging_strategy="steps",
         eval_steps=every,
         save_steps=every,
-        logging_steps=_divisor(every, max(1, training.updates // LOGGED)),
+        logging_steps=_divisor(every, max(1, training.max_steps // LOGGED)),
         logging_nan_inf_filter=False,  # a loss that is not finite ends the run
         save_total_limit=KEPT,
         load_best_model_at_end=True,
@@ -77,13 +77,13 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
 def _check(recipe: Recipe) -> None:
     """What would be noticed late otherwise."""
     optimizer = recipe.optimizer
-    factor_of(optimizer.schedule, recipe.training.updates)
+    factor_of(optimizer.schedule, recipe.training.max_steps)
     for factor in optimizer.factors:
         check_expression("optimizer.factors", factor.pattern)
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
         raise ValueError(f"optimizer.betas must be two numbers from 0 to below 1, got {optimizer.betas}")
-    if optimizer.weight_decay < 0 or optimizer.clip < 0:
-        raise ValueError("optimizer.weight_decay and optimizer.clip must not be below 0")
+    if optimizer.weight_decay < 0 or optimizer.max_grad_norm < 0:
+        raise ValueError("optimizer.weight_decay and optimizer.max_grad_norm must not be below 0")
     for name, value in vars(recipe.regularization).items():
         if value is None:
             continue

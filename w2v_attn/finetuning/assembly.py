@@ -66,7 +66,7 @@ def build_trainer(
     batches = Batches(
         [found.seconds[f"train {row.id}"] * longest + 2 * recipe.augmentation.silence for row in rows],
         training.batch_seconds,
-        training.updates * training.accumulate,
+        training.max_steps * training.gradient_accumulation_steps,
         seed=recipe.seed,
         rank=args.process_index,
         processes=args.world_size,
@@ -86,10 +86,10 @@ def build_trainer(
 
     reporting = Reporting(watcher, lambda here: _any(here, args))
     callbacks: list[Any] = [reporting]
-    if training.frozen_updates > 0:
-        callbacks.append(FrozenUpdates(prefix, training.frozen_updates))
-    if training.patience > 0:
-        callbacks.append(Patience(f"eval_{task.best}", training.patience))
+    if training.freeze_encoder_steps > 0:
+        callbacks.append(FrozenUpdates(prefix, training.freeze_encoder_steps))
+    if training.early_stopping_patience > 0:
+        callbacks.append(Patience(f"eval_{task.best}", training.early_stopping_patience))
     if args.process_index == 0:
         callbacks.append(_tensorboard(output))
     trainer = SpeechTrainer(

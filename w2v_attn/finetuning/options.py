@@ -35,15 +35,16 @@ class CtcOptions:
     vocabulary: `auto` is the checkpoint's own, where it has one, else that of the training data; `data`; or a
     vocab.json.
     case: `auto` is that of the vocabulary's letters, lower where it is made; `lower`, `upper`, `keep`.
-    remove: a regular expression; what it matches in a text becomes a space.
-    outside: what becomes of a recording whose text has other symbols: `refuse` the run, or `drop` the recording.
+    remove_characters: a regular expression; what it matches in a text becomes a space.
+    out_of_vocabulary: what becomes of a recording whose text has other symbols: `error` refuses the run, `drop` drops
+    the recording.
     """
 
     unit: str = "characters"
     vocabulary: str = "auto"
     case: str = "auto"
-    remove: str = ""
-    outside: str = "refuse"
+    remove_characters: str = ""
+    out_of_vocabulary: str = "error"
 
 
 @dataclass(kw_only=True)
@@ -100,17 +101,18 @@ class AugmentationOptions:
 
 @dataclass(kw_only=True)
 class ScheduleOptions:
-    """The learning rate over the updates: warm up, hold, decay. Shares of all updates; what is left of 1 is decay.
+    """The learning rate over the steps: warm up, hold, decay. Shares of all steps; what is left of 1 is decay.
 
-    warm_up: from `start` × rate to rate. hold: at the rate. decay: `exponential` or `linear` to `end` × rate.
-    Source: the authors' tri-stage schedule (fairseq); warm_up=0.1 hold=0 decay=linear end=0 is the usual linear one.
+    warmup: from `init_scale` × lr to lr. hold: at lr. decay: `exponential` or `linear` to `final_scale` × lr.
+    Source: the authors' tri-stage schedule (fairseq); warmup=0.1 hold=0 decay=linear final_scale=0 is the usual linear
+    one.
     """
 
-    warm_up: float = 0.1
+    warmup: float = 0.1
     hold: float = 0.4
     decay: str = "exponential"
-    start: float = 0.01
-    end: float = 0.05
+    init_scale: float = 0.01
+    final_scale: float = 0.05
 
 
 @dataclass(kw_only=True)
@@ -121,24 +123,24 @@ class Factor:
     """
 
     pattern: str
-    rate: float = 1.0
-    decay: float = 1.0
+    lr: float = 1.0
+    weight_decay: float = 1.0
 
 
 @dataclass(kw_only=True)
 class OptimizerOptions:
-    """AdamW. rate: the highest learning rate. clip: the gradient's norm at most; 0 does not clip.
+    """AdamW. lr: the highest learning rate. max_grad_norm: the gradient's norm at most; 0 does not clip.
 
-    weight_decay: not applied to biases and norms. layer_decay: the rate of each block is this times that of the block
-    above.
+    weight_decay: not applied to biases and norms. layer_decay: the learning rate of each block is this times that of
+    the block above.
     factors: see `Factor`; several that match a name multiply.
     """
 
-    rate: float = 1e-4
+    lr: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     layer_decay: float = 1.0
     factors: list[Factor] = field(default_factory=list)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
@@ -158,28 +160,28 @@ class LoraOptions:
 class TrainingOptions:
     """How long, and on how much at a time.
 
-    updates: steps of the optimizer. batch_seconds: audio of one forward pass of one process, padding included.
-    accumulate: forward passes of one update. precision: `float32`, `bfloat16`, `float16` (mixed), or `auto`: bfloat16
-    on a GPU that has it, else float32.
-    freeze: what is never trained: `nothing`, `frontend` (the convolutions), `encoder` (all but the head),
+    max_steps: steps of the optimizer. batch_seconds: audio of one forward pass of one process, padding included.
+    gradient_accumulation_steps: forward passes of one step.
+    precision: `float32`, `bfloat16`, `float16` (mixed), or `auto`: bfloat16 on a GPU that has it, else float32.
+    freeze: what is never trained: `none`, `feature_encoder` (the convolutions), `encoder` (all but the head),
     `all_but_adapters` (all but the adapters of the language, and the head).
     new_adapters: the adapters of the language, and its head, start anew instead of from the checkpoint's.
-    frozen_updates: the first updates, in which only the head is trained.
-    evaluate_every: updates between validations; each is also a checkpoint. patience: validations without a better one
-    after which training ends; 0 goes on. workers: processes that read audio; None chooses.
+    freeze_encoder_steps: the first steps, in which only the head is trained.
+    eval_steps: steps between validations; each is also a checkpoint. early_stopping_patience: validations without a
+    better one after which training ends; 0 never ends it. workers: processes that read audio; None chooses.
     fsdp: shards the model over the processes of torchrun instead of copying it.
     """
 
-    updates: int = 1000
+    max_steps: int = 1000
     batch_seconds: float = 100.0
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     precision: str = "auto"
     gradient_checkpointing: bool = False
-    freeze: str = "frontend"
+    freeze: str = "feature_encoder"
     new_adapters: bool = False
-    frozen_updates: int = 0
-    evaluate_every: int = 100
-    patience: int = 0
+    freeze_encoder_steps: int = 0
+    eval_steps: int = 100
+    early_stopping_patience: int = 0
     workers: int | None = None
     fsdp: bool = False
     lora: LoraOptions = field(default_factory=LoraOptions)

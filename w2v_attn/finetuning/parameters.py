@@ -8,7 +8,7 @@ from torch import nn
 from w2v_attn.finetuning.options import LoraOptions, OptimizerOptions
 from w2v_attn.pretrained.adapters import adapter_parameters, has_adapters
 
-FREEZE = ("nothing", "frontend", "encoder", "all_but_adapters")
+FREEZE = ("none", "feature_encoder", "encoder", "all_but_adapters")
 
 
 def base_of(model: Any) -> nn.Module:
@@ -19,14 +19,15 @@ def base_of(model: Any) -> nn.Module:
 def freeze(model: Any, what: str) -> None:
     """Parameters that are never trained.
 
-    what: "nothing", "frontend" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (nor the head).
+    what: "none", "feature_encoder" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (nor the
+        head).
 
     Raises:
         ValueError: another word, or there are no adapters.
     """
     if what not in FREEZE:
         raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
-    if what == "frontend":
+    if what == "feature_encoder":
         model.freeze_feature_encoder()
     elif what == "encoder":
         base_of(model).requires_grad_(False)
@@ -80,11 +81,11 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
             )
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trained.items():
-        rate = options.rate * options.layer_decay ** _blocks_above(name, depth)
+        rate = options.lr * options.layer_decay ** _blocks_above(name, depth)
         decay = options.weight_decay if parameter.dim() > 1 else 0.0
         for factor in options.factors:
             if re.search(factor.pattern, name):
-                rate, decay = rate * factor.rate, decay * factor.decay
+                rate, decay = rate * factor.lr, decay * factor.weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)

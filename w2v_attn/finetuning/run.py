@@ -96,7 +96,7 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 "a batch does not fit into the GPU's memory: try a smaller training.batch_seconds with a larger "
-                "training.accumulate, or training.gradient_checkpointing=true"
+                "training.gradient_accumulation_steps, or training.gradient_checkpointing=true"
             ) from error
         except (ValueError, OSError) as error:  # what cannot be is refused before: this came on the way
             raise TrainingError(f"{first_line(error)}. The same command goes on when that is mended") from error

@@ -15,27 +15,28 @@ def factor_of(options: ScheduleOptions, updates: int) -> Callable[[int], float]:
     Raises:
         ValueError: shares that are none, an unknown decay.
     """
-    if options.warm_up < 0 or options.hold < 0 or options.warm_up + options.hold > 1:
+    if options.warmup < 0 or options.hold < 0 or options.warmup + options.hold > 1:
         raise ValueError(
-            f"schedule: warm_up and hold must be shares of all updates, got {options.warm_up} and {options.hold}"
+            f"schedule: warmup and hold must be shares of all steps, got {options.warmup} and {options.hold}"
         )
     if options.decay not in ("exponential", "linear"):
         raise ValueError(f"schedule.decay must be exponential or linear, got {options.decay}")
-    if options.decay == "exponential" and not options.end > 0:
+    if options.decay == "exponential" and not options.final_scale > 0:
         raise ValueError(
-            f"an exponential decay never reaches {options.end}: give a schedule.end above 0, or decay=linear"
+            f"an exponential decay never reaches {options.final_scale}: give a schedule.final_scale above 0, or "
+            "decay=linear"
         )
-    warm_up, hold = int(options.warm_up * updates), int(options.hold * updates)
-    decay = max(1, updates - warm_up - hold)
+    warmup, hold = int(options.warmup * updates), int(options.hold * updates)
+    decay = max(1, updates - warmup - hold)
 
     def factor(update: int) -> float:
-        if update < warm_up:
-            return options.start + (1 - options.start) * update / warm_up
-        if update < warm_up + hold:
+        if update < warmup:
+            return options.init_scale + (1 - options.init_scale) * update / warmup
+        if update < warmup + hold:
             return 1.0
-        progress = min(1.0, (update - warm_up - hold) / decay)
+        progress = min(1.0, (update - warmup - hold) / decay)
         if options.decay == "linear":
-            return 1 + (options.end - 1) * progress
-        return options.end**progress
+            return 1 + (options.final_scale - 1) * progress
+        return options.final_scale**progress
 
     return factor

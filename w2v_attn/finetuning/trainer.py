@@ -80,7 +80,7 @@ class SpeechTrainer(Trainer):
             groups = parameter_groups(model or self.model, options)  # type: ignore[arg-type]
             self.optimizer = torch.optim.AdamW(
                 [{key: value for key, value in group.items() if key != "names"} for group in groups],
-                lr=options.rate,
+                lr=options.lr,
                 betas=(options.betas[0], options.betas[1]),
                 eps=options.eps,
             )
@@ -112,7 +112,7 @@ class SpeechTrainer(Trainer):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss of update {self.state.global_step + 1} is {loss.item()}. Try a lower rate "
-                "(optimizer.rate), a longer warm-up (optimizer.schedule.warm_up), or training.precision=float32"
+                "(optimizer.lr), a longer warm-up (optimizer.schedule.warmup), or training.precision=float32"
             )
         return loss
 
@@ -133,7 +133,7 @@ class SpeechTrainer(Trainer):
         if broken:
             raise TrainingError(
                 f"after update {self.state.global_step} the weights are not finite ({broken[0]}): they are not "
-                "saved. Try a lower rate (optimizer.rate) or training.precision=float32"
+                "saved. Try a lower rate (optimizer.lr) or training.precision=float32"
             )
         try:
             super()._save_checkpoint(model, trial)

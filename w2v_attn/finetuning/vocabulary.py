@@ -20,20 +20,20 @@ UNITS, CASES = ("characters", "words"), ("auto", "lower", "upper", "keep")
 class Vocabulary:
     """symbols: symbol -> number. unit: what a symbol of the text is, "characters" or "words".
 
-    case: what letters become, "lower", "upper" or "keep". remove: what it matches becomes a space.
+    case: what letters become, "lower", "upper" or "keep". remove_characters: what it matches becomes a space.
     blank, delimiter: the symbols of CTC's blank and of the space between words.
     """
 
     symbols: dict[str, int]
     unit: str
     case: str
-    remove: str
+    remove_characters: str
     blank: str = BLANK
     delimiter: str = DELIMITER
 
     def normalize(self, text: str) -> str:
         """The text as it is learned: NFC, in one case, single spaces, without what is removed."""
-        return normalize(text, self.case, self.remove)
+        return normalize(text, self.case, self.remove_characters)
 
     def split(self, text: str) -> list[str]:
         """A normalised text as symbols; between words stands the delimiter."""
@@ -59,34 +59,35 @@ class Vocabulary:
         return Wav2Vec2CTCTokenizer(str(path), pad_token=self.blank, word_delimiter_token=self.delimiter)
 
 
-def normalize(text: str, case: str, remove: str) -> str:
+def normalize(text: str, case: str, remove_characters: str) -> str:
     """See `Vocabulary.normalize`."""
     text = unicodedata.normalize("NFC", text)
     text = {"lower": text.lower, "upper": text.upper}.get(case, lambda: text)()
-    if remove:
-        text = re.sub(remove, " ", text)
+    if remove_characters:
+        text = re.sub(remove_characters, " ", text)
     return " ".join(text.split())
 
 
-def from_texts(texts: Iterable[str], *, unit: str, case: str, remove: str) -> Vocabulary:
+def from_texts(texts: Iterable[str], *, unit: str, case: str, remove_characters: str) -> Vocabulary:
     """The vocabulary of these texts: special symbols first, then those of the texts, sorted.
 
     Raises:
         DataError: the texts hold nothing to learn, or a symbol that has a meaning of its own.
     """
     case = "lower" if case == "auto" else case
-    plain = Vocabulary({}, unit, case, remove)
+    plain = Vocabulary({}, unit, case, remove_characters)
     found = {symbol for text in texts for symbol in plain.split(plain.normalize(text))} - {DELIMITER}
     if not found:
         raise DataError("all texts are empty: there is nothing to learn")
     if clash := found & set(SPECIAL):
         raise DataError(
-            f"texts hold {', '.join(sorted(clash))}, which stands for something else: take it out with task.remove"
+            f"texts hold {', '.join(sorted(clash))}, which stands for something else: take it out with "
+            "task.remove_characters"
         )
-    return Vocabulary({symbol: i for i, symbol in enumerate([*SPECIAL, *sorted(found)])}, unit, case, remove)
+    return Vocabulary({symbol: i for i, symbol in enumerate([*SPECIAL, *sorted(found)])}, unit, case, remove_characters)
 
 
-def from_tokenizer(tokenizer: Any, *, case: str, remove: str) -> Vocabulary:
+def from_tokenizer(tokenizer: Any, *, case: str, remove_characters: str) -> Vocabulary:
     """The vocabulary of a tokenizer of stock transformers (of characters, or of words made by this package)."""
     symbols = dict(tokenizer.get_vocab())
     special = {*SPECIAL, *tokenizer.all_special_tokens, tokenizer.word_delimiter_token}
@@ -97,7 +98,7 @@ def from_tokenizer(tokenizer: Any, *, case: str, remove: str) -> Vocabulary:
         symbols,
         unit,
         _case_of(ordinary) if case == "auto" else case,
-        remove,
+        remove_characters,
         blank=tokenizer.pad_token,
         delimiter=tokenizer.word_delimiter_token,
     )

@@ -69,17 +69,17 @@ class Ctc(Task):
             keeps_head = True
         elif options.vocabulary in ("auto", "data"):
             texts = (row.text for row in train if row.text is not None)
-            made = from_texts(texts, unit=options.unit, case=options.case, remove=options.remove)
+            made = from_texts(texts, unit=options.unit, case=options.case, remove_characters=options.remove_characters)
             return cls(made, language=language)
         else:
             tokenizer, keeps_head = _given_tokenizer(Path(options.vocabulary).expanduser(), language), False
-        vocabulary = from_tokenizer(tokenizer, case=options.case, remove=options.remove)
+        vocabulary = from_tokenizer(tokenizer, case=options.case, remove_characters=options.remove_characters)
         if vocabulary.unit != options.unit:
             raise DataError(
                 f"task.unit={options.unit}, but the vocabulary is one of {vocabulary.unit}: task.vocabulary=data "
                 "makes one from the texts"
             )
-        if options.outside == "refuse":
+        if options.out_of_vocabulary == "error":
             _check_symbols(vocabulary, train)
         return cls(vocabulary, tokenizer, keeps_head=keeps_head, language=language)
 
@@ -91,7 +91,11 @@ class Ctc(Task):
             DataError: options that cannot be, or rows without text.
         """
         _check(options, rows)
-        return cls(from_tokenizer(tokenizer, case=options.case, remove=options.remove), tokenizer, keeps_head=True)
+        return cls(
+            from_tokenizer(tokenizer, case=options.case, remove_characters=options.remove_characters),
+            tokenizer,
+            keeps_head=True,
+        )
 
     def config_changes(self) -> dict[str, Any]:
         symbols = self.vocabulary.symbols
@@ -183,11 +187,11 @@ def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
     for key, value, choices in (
         ("unit", options.unit, UNITS),
         ("case", options.case, CASES),
-        ("outside", options.outside, ("refuse", "drop")),
+        ("out_of_vocabulary", options.out_of_vocabulary, ("error", "drop")),
     ):
         if value not in choices:
             raise DataError(f"task.{key} must be one of {', '.join(choices)}, got {value}")
-    check_expression("task.remove", options.remove)
+    check_expression("task.remove_characters", options.remove_characters)
     if not any(row.text is not None for row in rows):
         raise DataError(
             "no recording has a text: expected a column `text` in the manifest (or transcripts beside LibriSpeech's "
@@ -203,8 +207,8 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
     if outside:
         listed = ", ".join(f"{symbol!r} × {count}" for symbol, count in outside.most_common(20))
         raise DataError(
-            f"texts have symbols that are not in the vocabulary: {listed}. Take them out (task.remove), drop such "
-            "recordings (task.outside=drop), or make the vocabulary from the data (task.vocabulary=data)"
+            f"texts have symbols that are not in the vocabulary: {listed}. Take them out (task.remove_characters), "
+            "drop such recordings (task.out_of_vocabulary=drop), or make the vocabulary from the data (task.vocabulary=data)"
         )
 
 
