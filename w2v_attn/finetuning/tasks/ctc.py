@@ -208,7 +208,8 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
         listed = ", ".join(f"{symbol!r} × {count}" for symbol, count in outside.most_common(20))
         raise DataError(
             f"texts have symbols that are not in the vocabulary: {listed}. Take them out (task.remove_characters), "
-            "drop such recordings (task.out_of_vocabulary=drop), or make the vocabulary from the data (task.vocabulary=data)"
+            "drop such recordings (task.out_of_vocabulary=drop), or make the vocabulary from the data "
+            "(task.vocabulary=data)"
         )
 
 
