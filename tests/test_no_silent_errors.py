@@ -658,6 +658,15 @@ def test_classifiers_are_unpadded_though_transformers_always_asks_for_hidden_sta
     assert [tuple(x.shape) for x in seen] == [(1, real, 24)]
 
 
+def test_outputs_of_unpadded_encoders_are_saved_as_plain_tensors(norm_style, tmp_path):
+    _, values, mask = a_batch()
+    with torch.no_grad():
+        final = replace_attention(tiny_model(norm_style), unpad=True)(values, attention_mask=mask).last_hidden_state
+    torch.save(final, tmp_path / "final.pt")
+    assert torch.equal(torch.load(tmp_path / "final.pt", weights_only=True), final)
+    assert vars(final) == {}
+
+
 @pytest.mark.parametrize("family", ["wav2vec2-layer", "wavlm-layer", "data2vec-audio"])
 @pytest.mark.parametrize("width", [24, 10])
 def test_adapters_behind_unpadded_encoders_see_no_padding(family, width):

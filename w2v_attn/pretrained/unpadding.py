@@ -14,6 +14,7 @@ How a block is called depends on what transformers records of it, in the shape o
 Real frames are the same in all three. Where a graph is compiled, a call goes through stock's forward.
 """
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.activations import GELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
@@ -90,6 +92,10 @@ class PaddedBatch:
         return x if self.real is None else x.masked_fill(~self.real.unsqueeze(-1), 0.0)
 
 
+# What unpadded encoders gave out -> which of its frames are real, for the adapter behind them, which is given no mask.
+_RECORDINGS: MutableMapping[Tensor, PaddedBatch] = WeakTensorKeyDictionary()  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class BlockMask:
     """What a block that is given padded frames gets for a mask. unpads: whether it leaves the padding out inside."""
@@ -122,7 +128,7 @@ class UnpaddedEncoder:
         else:
             frames = self._through_blocks(x[None], AttentionMask(lengths=inner.lengths), kwargs)[0]
         final = self._leave(self._after_blocks(frames), batch)
-        final.recordings = batch  # for the adapter, which is given this tensor
+        _RECORDINGS[final] = batch
         return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
 
     def _can_unpad(self, batch: PaddedBatch) -> bool:
@@ -277,7 +283,7 @@ class UnpaddedAdapter:
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """[B, T, C] -> [B, T′, C′]."""
-        batch = getattr(hidden_states, "recordings", None)
+        batch = _RECORDINGS.get(hidden_states)
         if batch is None or batch.real is None or torch.compiler.is_compiling():
             return super().forward(hidden_states)  # type: ignore[misc]
         lengths = batch.real.sum(-1)
