@@ -118,7 +118,7 @@ class Encoder(WaveformModel):
             ValueError: an unknown layer, or a waveform that is not [samples], is too short, or has NaN in it.
         """
         wanted = check_layers(layers, self.num_layers)
-        waveforms = [torch.as_tensor(waveform) for waveform in waveforms]
+        waveforms = [one if isinstance(one, Tensor) else torch.as_tensor(one) for one in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
         with evaluating(self.model):

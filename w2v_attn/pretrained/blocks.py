@@ -208,6 +208,7 @@ class ConformerAttention(HuggingFaceAttention):
     pos_bias_v: Tensor
     distance_embedding: nn.Embedding
     left_max_position_embeddings: int
+    right_max_position_embeddings: int
 
     def forward(  # type: ignore[override]
         self,
@@ -246,8 +247,8 @@ class ConformerAttention(HuggingFaceAttention):
             left, queries = vectors.shape[1] // 2, q + self.pos_bias_v.flatten()
             q = (q + self.pos_bias_u.flatten()).to(k.dtype)  # under autocast the sum is wider
         else:
-            distances = torch.arange(self.distance_embedding.num_embeddings, device=q.device)
-            left, queries, vectors = self.left_max_position_embeddings, q, self.distance_embedding(distances)[None]
+            left, right = self.left_max_position_embeddings, self.right_max_position_embeddings
+            queries, vectors = q, self.distance_embedding(torch.arange(left + right + 1, device=q.device))[None]
         queries = split_heads(queries, self.num_heads)
         positions = RelativePositions(left=left, queries=queries, vectors=vectors, scale=self.scale)
         return self.attend_projected(q, k, v, mask.with_positions(positions), **options)

@@ -352,21 +352,11 @@ class FusedFeedForward:
 
 
 # Packages whose modules see one frame at a time where they are put in a block, but for attention, which is ours.
+_PACKAGES = "transformers w2v_attn peft bitsandbytes torchao deepspeed torch.ao torch.distributed torch.nn.utils"
+_TORCH = "activation container dropout linear normalization sparse"
 _FRAMEWISE = (
-    *(
-        "transformers.",
-        "w2v_attn.",
-        "peft.",
-        "bitsandbytes.",
-        "torchao.",
-        "deepspeed.",
-        "torch.ao.",
-        "torch.distributed.",
-    ),
-    *(
-        "torch.nn.utils.",
-        *(f"torch.nn.modules.{name}" for name in "activation container dropout linear sparse".split()),
-    ),
+    *(f"{name}." for name in _PACKAGES.split()),
+    *(f"torch.nn.modules.{name}" for name in _TORCH.split()),
 )
 # Classes of these packages that see several.
 _ACROSS_FRAMES = (nn.MultiheadAttention, nn.Softmax2d, nn.GroupNorm, nn.LocalResponseNorm, nn.EmbeddingBag)
