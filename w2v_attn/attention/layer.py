@@ -228,7 +228,7 @@ def _check_scale(scale: object) -> None:
 
 
 def _refuse_tracing() -> None:
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
         raise RuntimeError(
             "w2v_attn's attention cannot be traced by torch.jit.trace, which would take the values of this call's mask "
             "for those of every call: call restore_attention(model) first"
