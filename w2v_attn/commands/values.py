@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.runs.decoding import Decoding
 from w2v_attn.transcription.beam_search import BeamOptions
 
@@ -100,10 +100,10 @@ def language(model: Any) -> str | None:
     return text_or_none(model, "language")
 
 
-def long(config: Any) -> Long:
-    """How long recordings are taken."""
-    chosen = config.long
-    return Long(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
+def long_form(config: Any) -> LongForm:
+    """How long recordings are processed."""
+    chosen = config.long_form
+    return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
 
 
 def decoding(config: Any) -> Decoding:

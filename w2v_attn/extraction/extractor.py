@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder, load_encoder
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, estimate
 from w2v_attn.extraction.product import Product, Written
@@ -46,7 +46,7 @@ class Task:
 class Job:
     """A task and what to do it with, as something that another process, or another machine, can be told.
 
-    model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `Long`.
+    model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `LongForm`.
     """
 
     checkpoint: str
@@ -68,7 +68,7 @@ class Description:
     device: str
     dtype: str
     backend: str
-    long: Long
+    long_form: LongForm
     one_by_one: str | None
 
 
@@ -156,6 +156,6 @@ def _describe(encoder: Encoder, product: Product, layout: str) -> Description:
         device=device,
         dtype=str(encoder.dtype).removeprefix("torch."),
         backend=backend,
-        long=encoder.long,
+        long_form=encoder.long_form,
         one_by_one=encoder.why_not_ragged,
     )
