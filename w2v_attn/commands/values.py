@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from w2v_attn.encoder.long_form import LongForm
-from w2v_attn.runs.decoding import Decoding
+from w2v_attn.runs.audio_decoder import AudioDecoderOptions
 from w2v_attn.transcription.beam_search import BeamOptions
 
 Section = TypeVar("Section")
@@ -106,17 +106,17 @@ def long_form(config: Any) -> LongForm:
     return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
 
 
-def decoding(config: Any) -> Decoding:
+def audio_decoder(config: Any) -> AudioDecoderOptions:
     """Where and within which limits recordings are decoded."""
-    chosen = config.decoding
-    apart = {name: number(chosen, name) for name in ("seconds", "gigabytes") if name in chosen}
-    rates, channels = list_of(chosen, "rates", int), int(number(chosen, "max_channels"))
-    return Decoding(kind=str(chosen.kind), rates=tuple(rates), max_channels=channels, **apart)
+    chosen = config.audio_decoder
+    subprocess = {name: number(chosen, name) for name in ("timeout", "memory_gb") if name in chosen}
+    rates, channels = list_of(chosen, "sample_rates", int), int(number(chosen, "max_channels"))
+    return AudioDecoderOptions(kind=str(chosen.kind), sample_rates=tuple(rates), max_channels=channels, **subprocess)
 
 
 def limits(config: Any) -> dict[str, Any]:
     """What a run over a corpus takes of recordings: their longest duration, and how they are decoded."""
-    return {"max_duration": number(config, "max_duration"), "decoding": decoding(config)}
+    return {"max_duration": number(config, "max_duration"), "audio_decoder": audio_decoder(config)}
 
 
 def beam(config: Any) -> BeamOptions | None:

@@ -15,7 +15,7 @@ from w2v_attn.extraction.product import Product, Written
 from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.pretrained.replace import backend_in_use
-from w2v_attn.runs.decoding import HERE, Decoding
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.place import Place
@@ -30,8 +30,8 @@ class Task:
     """What is extracted from every recording, and where to.
 
     output: a folder. layers: see `encoder.layers.check_layers`. max_duration: seconds; longer recordings are not used.
-    layout: see `store.STORES`. making: what is made of the layers; None: nothing. decoding: where, and within which
-    limits, recordings are decoded.
+    layout: see `store.STORES`. making: what is made of the layers; None: nothing.
+    audio_decoder: where, and within which limits, recordings are decoded.
     """
 
     output: Path
@@ -39,7 +39,7 @@ class Task:
     max_duration: float
     layout: str = MIRRORED
     making: Making | None = None
-    decoding: Decoding = HERE
+    audio_decoder: AudioDecoderOptions = INLINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Worker:
             rows,
             task.output,
             max_duration=task.max_duration,
-            decoding=task.decoding,
+            audio_decoder=task.audio_decoder,
             rehearsal=rehearsal,
         )
 
@@ -140,7 +140,7 @@ class Worker:
             writers=WRITERS,
             settled=store.find,
             interrupted=interrupted,
-            decoding=self._task.decoding,
+            audio_decoder=self._task.audio_decoder,
         )
         yield from store.through(outcomes)
         store.report()
