@@ -22,7 +22,7 @@ GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")
 # What a choice leaves to the user.
 MISSING = {
     ("model", "local"): {"model.checkpoint"},
-    ("beam", "kenlm"): {"beam.language_model"},
+    ("decoder", "beam_search"): {"decoder.lm"},
     ("data", "local"): {"data.train"},
     ("data", "digits"): {"data.train"},
 }

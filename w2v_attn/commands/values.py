@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.runs.audio_decoder import AudioDecoderOptions
-from w2v_attn.transcription.beam_search import BeamOptions
+from w2v_attn.transcription.beam_search import BeamSearchOptions
 
 Section = TypeVar("Section")
 
@@ -119,16 +119,16 @@ def limits(config: Any) -> dict[str, Any]:
     return {"max_duration": number(config, "max_duration"), "audio_decoder": audio_decoder(config)}
 
 
-def beam(config: Any) -> BeamOptions | None:
-    """How to search with a language model; None where there is none."""
-    chosen = config.beam
-    if chosen.language_model is None:
+def decoder(config: Any) -> BeamSearchOptions | None:
+    """How logits become text: a beam search with a language model, or None for the greedy decoder."""
+    chosen = config.decoder
+    if chosen.lm is None:
         return None
-    return BeamOptions(
-        language_model=path(chosen, "language_model"),
+    return BeamSearchOptions(
+        lm=path(chosen, "lm"),
         lexicon=path_or_none(chosen, "lexicon"),
-        beam=int(chosen.beam),
-        weight=float(chosen.weight),
+        beam_size=int(chosen.beam_size),
+        lm_weight=float(chosen.lm_weight),
         word_score=float(chosen.word_score),
     )
 
