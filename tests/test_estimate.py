@@ -26,8 +26,8 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.feature_sets.pooling import Span
-from w2v_attn.runs import apart, sources
-from w2v_attn.runs.decoding import HERE
+from w2v_attn.runs import decoder_subprocess, sources
+from w2v_attn.runs.audio_decoder import INLINE
 
 CLIPS = list_recordings(SPEECH).rows
 
@@ -42,7 +42,7 @@ LITTLE = estimating.Rehearsal(0.0, 0.1, 0.1)
 
 
 def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", making=None):
-    product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "decoding": HERE}
+    product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "audio_decoder": INLINE}
     return estimate(encoder, product, store_of(layout), rows, output, rehearsal=LITTLE, **limits)
 
 
@@ -108,7 +108,7 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
         by_mean = 400 * np.mean(
             [
                 looked.duration
-                for looked in survey.look(rows, store_of("mirrored").peek(tmp_path / "out"), HERE.start()).sample
+                for looked in survey.look(rows, store_of("mirrored").peek(tmp_path / "out"), INLINE.start()).sample
             ]
         )
         assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
@@ -266,10 +266,10 @@ def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
 
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_decoders_that_do_not_start_end_it_in_a_line(dry, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(apart, "START_UP", "raise SystemExit(3)")
+    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit(3)")
     code, _, err = call("extract", f"dry_run={dry}", "output=out")
     assert code == 1
-    assert err.startswith("stopped: the processes that decode recordings do not start (exit code 3)")
+    assert err.startswith("stopped: the subprocesses that decode recordings do not start (exit code 3)")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

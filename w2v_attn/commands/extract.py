@@ -37,7 +37,7 @@ def run(config: Any) -> int:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
     mine = replace(corpus, rows=tuple(rows_of(share.of(parts_of(corpus.rows, store.together)))))
     task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
-    model = values.model_options(config) | {"long": values.long(config)}
+    model = values.model_options(config) | {"long_form": values.long_form(config)}
     job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
     frames = channels = 0
@@ -140,8 +140,10 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
         ("frames" if making.pool == "none" else "vectors", f"{found}, {making.dtype or described.dtype}"),
         ("attention", f"{described.backend} on {described.device}"),
     ]
-    if described.long.kind != "exact":
-        rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))
+    if described.long_form.kind != "full":
+        rows.append(
+            ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
+        )
     if described.one_by_one is not None:
         rows.append(("one by one", f"for {described.one_by_one}"))
     return rows

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from w2v_attn.encoder.long import Long
-from w2v_attn.runs.decoding import Decoding
-from w2v_attn.transcription.beam_search import BeamOptions
+from w2v_attn.encoder.long_form import LongForm
+from w2v_attn.runs.audio_decoder import AudioDecoderOptions
+from w2v_attn.transcription.beam_search import BeamSearchOptions
 
 Section = TypeVar("Section")
 
@@ -100,35 +100,35 @@ def language(model: Any) -> str | None:
     return text_or_none(model, "language")
 
 
-def long(config: Any) -> Long:
-    """How long recordings are taken."""
-    chosen = config.long
-    return Long(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
+def long_form(config: Any) -> LongForm:
+    """How long recordings are processed."""
+    chosen = config.long_form
+    return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
 
 
-def decoding(config: Any) -> Decoding:
+def audio_decoder(config: Any) -> AudioDecoderOptions:
     """Where and within which limits recordings are decoded."""
-    chosen = config.decoding
-    apart = {name: number(chosen, name) for name in ("seconds", "gigabytes") if name in chosen}
-    rates, channels = list_of(chosen, "rates", int), int(number(chosen, "max_channels"))
-    return Decoding(kind=str(chosen.kind), rates=tuple(rates), max_channels=channels, **apart)
+    chosen = config.audio_decoder
+    subprocess = {name: number(chosen, name) for name in ("timeout", "memory_gb") if name in chosen}
+    rates, channels = list_of(chosen, "sample_rates", int), int(number(chosen, "max_channels"))
+    return AudioDecoderOptions(kind=str(chosen.kind), sample_rates=tuple(rates), max_channels=channels, **subprocess)
 
 
 def limits(config: Any) -> dict[str, Any]:
     """What a run over a corpus takes of recordings: their longest duration, and how they are decoded."""
-    return {"max_duration": number(config, "max_duration"), "decoding": decoding(config)}
+    return {"max_duration": number(config, "max_duration"), "audio_decoder": audio_decoder(config)}
 
 
-def beam(config: Any) -> BeamOptions | None:
-    """How to search with a language model; None where there is none."""
-    chosen = config.beam
-    if chosen.language_model is None:
+def decoder(config: Any) -> BeamSearchOptions | None:
+    """How logits become text: a beam search with a language model, or None for the greedy decoder."""
+    chosen = config.decoder
+    if chosen.lm is None:
         return None
-    return BeamOptions(
-        language_model=path(chosen, "language_model"),
+    return BeamSearchOptions(
+        lm=path(chosen, "lm"),
         lexicon=path_or_none(chosen, "lexicon"),
-        beam=int(chosen.beam),
-        weight=float(chosen.weight),
+        beam_size=int(chosen.beam_size),
+        lm_weight=float(chosen.lm_weight),
         word_score=float(chosen.word_score),
     )
 
