@@ -44,19 +44,19 @@ def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corp
     features["layer_10"][0, 1:3] = torch.tensor([70_000.0, -65_520.0])  # 65,519 is still rounded down to 65,504
     features["layer_10"][0, 0] = torch.inf  # it was infinite before
     write_features(mirrored / "a.wav.safetensors", features, metadata)
-    code, out, _ = convert("dtype=float16")
+    code, out, _ = convert("output_dtype=float16")
     assert code == 1
     assert "5 of 6" in out
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     reason = json.loads(line)["reason"]
     assert json.loads(line)["id"] == "a.wav"
     assert "layer_10: 2 of 5 values are beyond float16, which ends at 65504; the largest is 70000" in reason
-    assert "dtype=bfloat16" in reason
+    assert "output_dtype=bfloat16" in reason
     found = open_features(tmp_path / "out")
     assert sorted(found) == sorted(set(corpus) - {"a.wav"})
     assert torch.equal(found["a.flac"]["final"], corpus["a.flac"][0]["final"].half())
-    assert found.metadata("a.flac")["dtype"] == "float16"
-    assert convert("dtype=bfloat16", output="bfloat16")[0] == 0
+    assert found.metadata("a.flac")["output_dtype"] == "float16"
+    assert convert("output_dtype=bfloat16", output="bfloat16")[0] == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,13 +69,13 @@ def test_values_that_become_0_are_written_and_counted(convert, mirrored, corpus,
     features["final"][0, 0] = 1e-9
     write_features(mirrored / "a.wav.safetensors", features, metadata)
     if "float16" not in layout_of(layout).writer.holds:
-        assert convert(f"layout={layout}", "dtype=float16")[0] == 2
+        assert convert(f"layout={layout}", "output_dtype=float16")[0] == 2
         return
-    code, out, err = convert(f"layout={layout}", "dtype=float16")
+    code, out, err = convert(f"layout={layout}", "output_dtype=float16")
     assert (code, err) == (0, "")
     said = " ".join(out.replace("│", "").split())
     assert "6 of 6" in said
-    assert "underflow 3 values in 1 recording became 0: below float16's range, dtype=float32 keeps them" in said
+    assert "underflow 3 values in 1 recording became 0: below float16's range, output_dtype=float32 keeps them" in said
     found = open_features(tmp_path / "out")
     assert torch.equal(found["a.wav"]["layer_10"], features["layer_10"].half())
     assert {id: found.metadata(id).get("underflowed") for id in found} == {**dict.fromkeys(corpus), "a.wav": "3"}
@@ -94,7 +94,9 @@ def test_means_of_half_precision_that_become_0_are_counted(call, corpus, tmp_pat
         write_features(tmp_path / "half" / f"{id}.safetensors", half, said)
     code, out, _ = call("convert", f"features={tmp_path / 'half'}", f"output={tmp_path / 'out'}", "pool=mean")
     assert code == 0
-    assert "1 value in 1 recording became 0: below half precision's range, dtype=float32 keeps" in " ".join(out.split())
+    assert "1 value in 1 recording became 0: below half precision's range, output_dtype=float32 keeps" in " ".join(
+        out.split()
+    )
     found = open_features(tmp_path / "out")
     assert found.metadata(next(iter(corpus)))["underflowed"] == "7"  # those of before, and this one
 
@@ -110,7 +112,7 @@ def test_a_damaged_file_is_named_and_the_others_are_converted(convert, mirrored,
 
 WRONG = {
     "no such layout": (["layout=hdf4"], "layout must be one of"),
-    "no such dtype": (["dtype=float8"], "dtype must be one of"),
+    "no such dtype": (["output_dtype=float8"], "output_dtype must be one of"),
     "no such layer": (["layers=layer_03"], "there is no layer_03, it has embed, layer_02"),
     "no such range": (["layers=layer_02-layer_09"], "there is no layer_09"),
     "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
@@ -120,7 +122,10 @@ WRONG = {
     "no such checkpoint": (["sum=absent"], "no checkpoint"),
     "no such features": (["features=absent"], "no folder absent"),
     "no features": (["features=."], "lie in each other"),
-    "a dtype that is not held": (["layout=npy", "dtype=bfloat16"], "npy holds no bfloat16: dtype=float32 keeps"),
+    "a dtype that is not held": (
+        ["layout=npy", "output_dtype=bfloat16"],
+        "npy holds no bfloat16: output_dtype=float32 keeps",
+    ),
 }
 
 
@@ -157,10 +162,10 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
         pytest.importorskip(LAYOUTS[layout].library)
     right = making.cast
 
-    def interrupted(tensor, dtype, layer, key):
+    def interrupted(tensor, dtype, layer):
         if tensor.shape[0] == 5 and layer == "final":  # of the third recording
             signal.raise_signal(signal.SIGTERM)
-        return right(tensor, dtype, layer, key)
+        return right(tensor, dtype, layer)
 
     monkeypatch.setattr(making, "cast", interrupted)
     code, out, err = convert(f"layout={layout}")

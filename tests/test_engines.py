@@ -222,7 +222,7 @@ def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path)
 @pytest.mark.slow
 def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
     checkpoint = str(save_faint(tmp_path / "faint"))
-    asked = job("out", checkpoint=checkpoint, making=Making(dtype="float16", key="store"))
+    asked = job("out", checkpoint=checkpoint, making=Making(output_dtype="float16"))
     rows = rows_of(feeding.BLOCK + 3)
     for kept in (False, True):
         outcomes = extract(asked, rows, workers=2)

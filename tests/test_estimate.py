@@ -115,7 +115,7 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
 
 
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
-@pytest.mark.parametrize("making", [{}, {"sum": "mean", "dtype": "float16"}, {"pool": "statistics"}], ids=str)
+@pytest.mark.parametrize("making", [{}, {"sum": "mean", "output_dtype": "float16"}, {"pool": "statistics"}], ids=str)
 def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder, tmp_path):
     rows = [Row(f"{n}/{row.id}", row.path) for n in range(6) for row in CLIPS]
     options = {"layers": ("layer_01", "final"), "layout": layout, "making": Making(**making)}

@@ -60,8 +60,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, call, phones, whole, tmp_path, case):
     layers, asked = CASES[case]
-    ours = [f"store={option}" if "=" not in option else option for option in asked]
-    theirs = [f"dtype={option}" if "=" not in option else option for option in asked]
+    ours = [f"output_dtype={option}" if "=" not in option else option for option in asked]
+    theirs = [f"output_dtype={option}" if "=" not in option else option for option in asked]
     layout = "layout=shards" if len(case) % 2 else "layout=mirrored"
     assert extract(*layers, *ours, layout)[::2] == (0, "")
     made = call("convert", f"features={whole}", f"output={tmp_path / 'converted'}", *layers, *theirs)
@@ -125,11 +125,14 @@ def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, mon
     monkeypatch.setattr(encoder, "extract", loud)
     made = extract_corpus(
         encoder, list_recordings(CLIPS).rows, tmp_path / "out", layers=["final"], max_duration=60, layout=layout,
-        making=Making(dtype="float16", key="store"),
+        making=Making(output_dtype="float16"),
     )  # fmt: skip
     (reason,) = [outcome.reason for outcome in made if outcome.reason is not None]
     assert "final: 1 of" in reason
-    assert "beyond float16, which ends at 65504; the largest is 70000: store=bfloat16 or store=float32" in reason
+    assert (
+        "beyond float16, which ends at 65504; the largest is 70000: output_dtype=bfloat16 or output_dtype=float32"
+        in reason
+    )
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] not in open_features(tmp_path / "out")
 
@@ -167,20 +170,20 @@ def faint(tmp_path):
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
 def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_them(extract, faint, tmp_path, layout):
     for already_there in (False, True):
-        code, out, _ = extract(*faint, "store=float16", f"layout={layout}")
+        code, out, _ = extract(*faint, "output_dtype=float16", f"layout={layout}")
         assert code == 0
         found = open_features(tmp_path / "out")
         frames = {id: len(recording["final"]) for id, recording in found.items()}
         assert len(frames) == 2
         said = " ".join(out.replace("│", "").split())
         became = f"underflow {sum(frames.values())} values in 2 recordings became 0"
-        assert f"{became}: below float16's range, store=float32 keeps them" in said
+        assert f"{became}: below float16's range, output_dtype=float32 keeps them" in said
         assert ("already there 2" in said) == already_there
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         assert record["underflow"] == {"values": sum(frames.values()), "recordings": 2}
         assert {id: found.metadata(id)["underflowed"] for id in frames} == {id: str(n) for id, n in frames.items()}
         assert all((found[id]["final"][:, 3] == 0).all() for id in frames)
-    for number, asked in enumerate([[], ["store=bfloat16"]]):
+    for number, asked in enumerate([[], ["output_dtype=bfloat16"]]):
         code, out, _ = extract(*faint, *asked, f"layout={layout}", output=f"kept {number}")
         assert code == 0
         assert "underflow" not in out
@@ -194,7 +197,7 @@ def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypat
     for module in (feeding, shares):
         monkeypatch.setattr(module, "BLOCK", 1)
     for rank in (0, 1):
-        code, out, _ = extract(*faint, "store=float16", f"share={rank}/2")
+        code, out, _ = extract(*faint, "output_dtype=float16", f"share={rank}/2")
         assert code == 0
     frames = [len(recording["final"]) for recording in open_features(tmp_path / "out").values()]
     own, together = " ".join(out.replace("│", "").split()).split("Extracted by all shares")
@@ -206,7 +209,7 @@ def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypat
 
 WRONG = {
     "no such layout": (["layout=tar"], "layout must be one of"),
-    "no such dtype": (["store=float8"], "store must be one of"),
+    "no such dtype": (["output_dtype=float8"], "output_dtype must be one of"),
     "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
     "segments without pooling": (["segments=x.csv"], "give pool=mean"),
     "no such segments": (["pool=mean", "segments=absent.csv"], "cannot be read"),
@@ -233,17 +236,17 @@ def test_another_product_is_refused_with_the_difference(extract, phones):
     code, _, err = extract("pool=mean", f"segments={phones}")
     assert code == 2
     assert "segments: was sha256" in err
-    code, _, err = extract("pool=statistics", f"segments={phones}", "store=float16")
+    code, _, err = extract("pool=statistics", f"segments={phones}", "output_dtype=float16")
     assert code == 2
     assert "pool: was mean, now statistics" in err
-    assert "store: was not asked for, now float16" in err
+    assert "output_dtype: was not asked for, now float16" in err
 
 
 def test_a_dtype_that_features_have_anyway_is_no_other_product(layer_checkpoint):
     encoder = load_encoder(layer_checkpoint)
     plain = Product(encoder, ("final",)).fingerprint
-    assert Product(encoder, ("final",), Making(dtype="float32", key="store")).fingerprint == plain
-    assert Product(encoder, ("final",), Making(dtype="float16", key="store")).fingerprint != plain
+    assert Product(encoder, ("final",), Making(output_dtype="float32")).fingerprint == plain
+    assert Product(encoder, ("final",), Making(output_dtype="float16")).fingerprint != plain
 
 
 def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):

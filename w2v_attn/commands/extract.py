@@ -63,7 +63,7 @@ def run(config: Any) -> int:
         return SOME_FAILED
 
     rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = making.dtype or extractor.description.dtype, watched.tally
+    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
     rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
@@ -80,8 +80,8 @@ def _making(config: Any, rows: Sequence[Row]) -> Making:
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
         raise ValueError("segments are what is pooled over: give pool=mean or pool=statistics")
-    store = values.text_or_none(config, "store")
-    return Making(dtype=store, key="store", sum=values.layer_weights(config), pool=pool, spans=segments)
+    dtype = values.text_or_none(config, "output_dtype")
+    return Making(output_dtype=dtype, sum=values.layer_weights(config), pool=pool, spans=segments)
 
 
 def _foretell(job: Job, rows: Sequence[Row]) -> None:
@@ -137,7 +137,7 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
     assert making is not None
     rows = [
         ("layers", layers if making.sum is None else f"sum of {layers}"),
-        ("frames" if making.pool == "none" else "vectors", f"{found}, {making.dtype or described.dtype}"),
+        ("frames" if making.pool == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
         ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long.kind != "exact":
@@ -149,7 +149,7 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
 
 def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
     """A row of a summary, where values became 0."""
-    return [("underflow", describe_underflow(values, recordings, dtype, "store"))] if values else []
+    return [("underflow", describe_underflow(values, recordings, dtype))] if values else []
 
 
 def _conclude_shares(output: Path, code: int, dtype: str) -> int:

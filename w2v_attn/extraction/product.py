@@ -51,8 +51,8 @@ class Product:
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
         made = self._making.fingerprint(self.layers)
-        if self._making.dtype == _name(encoder.dtype):
-            made = {name: said for name, said in made.items() if said != self._making.dtype}
+        if made.get("output_dtype") == _name(encoder.dtype):
+            del made["output_dtype"]  # it is what is computed in
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
         self._names = self._making.made(self.layers)
         self._identity = {
@@ -81,7 +81,7 @@ class Product:
     @property
     def dtype(self) -> str:
         """Of what is made."""
-        return self._making.dtype or _name(self._encoder.dtype)
+        return self._making.output_dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""
@@ -109,7 +109,7 @@ class Product:
         if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
             raise ValueError(
                 f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
-                f"{about.get('layers')}, {about.get('dtype')}: name another output"
+                f"{about.get('layers')}, {about.get('output_dtype', about.get('dtype'))}: name another output"
             )
         state = source_state(row)
         if state is None:

@@ -35,7 +35,7 @@ class Request:
     """
 
     layout: str
-    dtype: str | None = None
+    output_dtype: str | None = None
     layers: tuple[str, ...] = (ALL,)
     sum: str | tuple[float, ...] | None = None
     pool: str = "none"
@@ -69,7 +69,7 @@ class Conversion:
             raise FeatureSetError("segments are what is pooled over: give pool=mean or pool=statistics")
         spans = None if request.segments is None else read_segments(request.segments, features)
         self._making = Making(
-            dtype=request.dtype, layers=request.layers, sum=request.sum, pool=request.pool, spans=spans
+            output_dtype=request.output_dtype, layers=request.layers, sum=request.sum, pool=request.pool, spans=spans
         )
         self.ids = [id for id in features if spans is None or id in spans]
         self._check_first()
@@ -80,7 +80,7 @@ class Conversion:
         """Converts; yields what became of each recording. Closed before its end, it leaves what is whole.
 
         A recording that cannot be read or converted is written to `failures.jsonl` in the output with its reason, and
-        the conversion goes on. Without layers, sum, pool and dtype nothing is lost: no bit, no name.
+        the conversion goes on. Without layers, sum, pool and output_dtype nothing is lost: no bit, no name.
 
         Raises:
             ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
@@ -117,7 +117,7 @@ class Conversion:
             if self._making.sum is not None:
                 self._making.sum(frames)
             for tensor in frames.values():
-                check_holds(self._request.dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
+                check_holds(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
             return
 
     def _describe(self) -> dict[str, object]:
