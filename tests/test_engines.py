@@ -205,7 +205,7 @@ def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)
+@pytest.mark.parametrize("making", [{}, {"layer_weights": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches
     asked = {"layers": ("layer_01", "final"), "making": Making(**making)}

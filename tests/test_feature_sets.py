@@ -163,7 +163,7 @@ def test_a_dtype_is_kept_or_refused(tmp_path, layout, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_vectors_of_pooled_features_are_kept(tmp_path, layout):
-    corpus = {id: ({"final": torch.randn(6)}, {"pool": "mean"}) for id in IDS}
+    corpus = {id: ({"final": torch.randn(6)}, {"pooling": "mean"}) for id in IDS}
     check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
 
 

@@ -50,10 +50,10 @@ def whole(tmp_path_factory):
 CASES = {
     "a range": (["layers=[layer_01-layer_03]"], []),
     "half": (["layers=all"], ["float16"]),
-    "statistics": (["layers=[layer_02,final]"], ["pool=statistics", "float16"]),
-    "spans": (["layers=[layer_02,final]"], ["pool=mean", "segments=phones.csv"]),
-    "a sum": (["layers=[layer_02,final]"], ["sum=[0.25,2]", "bfloat16"]),
-    "all at once": (["layers=all"], ["sum=mean", "pool=statistics", "segments=phones.csv", "float16"]),
+    "statistics": (["layers=[layer_02,final]"], ["pooling=statistics", "float16"]),
+    "spans": (["layers=[layer_02,final]"], ["pooling=mean", "segments=phones.csv"]),
+    "a sum": (["layers=[layer_02,final]"], ["layer_weights=[0.25,2]", "bfloat16"]),
+    "all at once": (["layers=all"], ["layer_weights=mean", "pooling=statistics", "segments=phones.csv", "float16"]),
 }
 
 
@@ -81,7 +81,7 @@ def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, c
 
 def test_rows_without_segments_are_told(extract, phones, tmp_path):
     phones.write_text(phones.read_text().replace("21-down", "00-three"))
-    code, out, _ = extract("pool=mean", f"segments={phones}")
+    code, out, _ = extract("pooling=mean", f"segments={phones}")
     assert code == 0
     assert "1 of 1" in out
     assert "without segments" in out
@@ -95,11 +95,11 @@ def test_learned_weights_are_taken(extract, tmp_path):
         model.layer_weights.copy_(torch.randn(4))
     folder = save(model, tmp_path / "model")
     checkpoint = ["model=local", f"model.checkpoint={folder}"]
-    code, _, err = extract(*checkpoint, f"sum={folder}", output="refused")
+    code, _, err = extract(*checkpoint, f"layer_weights={folder}", output="refused")
     assert code == 2
     assert "it lacks embed, layer_01, layer_02, layer_03: extract layers=all" in err
     assert not (tmp_path / "refused").exists()
-    assert extract(*checkpoint, f"sum={folder}", "layers=all")[0] == 0
+    assert extract(*checkpoint, f"layer_weights={folder}", "layers=all")[0] == 0
     assert extract(*checkpoint, "layers=[embed-layer_03]", output="whole")[0] == 0
     found, whole = open_features(tmp_path / "out"), open_features(tmp_path / "whole")
     weights = model.layer_weights.double().softmax(-1)
@@ -210,11 +210,11 @@ def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypat
 WRONG = {
     "no such layout": (["layout=tar"], "layout must be one of"),
     "no such dtype": (["output_dtype=float8"], "output_dtype must be one of"),
-    "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
-    "segments without pooling": (["segments=x.csv"], "give pool=mean"),
-    "no such segments": (["pool=mean", "segments=absent.csv"], "cannot be read"),
-    "too few weights": (["layers=all", "sum=[0.5,0.5]"], "2 weights for 6 layers"),
-    "one layer to sum": (["sum=mean"], "there is only final: give layers=all, or a range"),
+    "no such pooling": (["pooling=max"], "pooling must be one of none, mean, statistics"),
+    "segments without pooling": (["segments=x.csv"], "give pooling=mean"),
+    "no such segments": (["pooling=mean", "segments=absent.csv"], "cannot be read"),
+    "too few weights": (["layers=all", "layer_weights=[0.5,0.5]"], "2 weights for 6 layers"),
+    "one layer to sum": (["layer_weights=mean"], "there is only final: give layers=all, or a range"),
     "no such end of a range": (["layers=layer_02-layer_09"], "no layer layer_09"),
     "a range that is empty": (["layers=layer_03-layer_01"], "the lower layer comes first"),
 }
@@ -231,14 +231,14 @@ def test_a_wrong_request_gives_code_2_and_leaves_nothing(extract, tmp_path, case
 
 
 def test_another_product_is_refused_with_the_difference(extract, phones):
-    assert extract("pool=mean", f"segments={phones}")[0] == 0
+    assert extract("pooling=mean", f"segments={phones}")[0] == 0
     phones.write_text(phones.read_text().replace("0.4", "0.5"))
-    code, _, err = extract("pool=mean", f"segments={phones}")
+    code, _, err = extract("pooling=mean", f"segments={phones}")
     assert code == 2
     assert "segments: was sha256" in err
-    code, _, err = extract("pool=statistics", f"segments={phones}", "output_dtype=float16")
+    code, _, err = extract("pooling=statistics", f"segments={phones}", "output_dtype=float16")
     assert code == 2
-    assert "pool: was mean, now statistics" in err
+    assert "pooling: was mean, now statistics" in err
     assert "output_dtype: was not asked for, now float16" in err
 
 
@@ -253,9 +253,11 @@ def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):
     """SEW's `final` has twice the frames of its blocks."""
     folder = save(tiny_model("sew"), tmp_path / "sew")
     base = [f"audio={CLIPS}", "model=local", f"model.checkpoint={folder}"]
-    assert call("extract", *base, "layers=[layer_01-layer_03]", "sum=mean", f"output={tmp_path / 'out'}")[0] == 0
+    assert (
+        call("extract", *base, "layers=[layer_01-layer_03]", "layer_weights=mean", f"output={tmp_path / 'out'}")[0] == 0
+    )
     assert call("extract", *base, "layers=all", f"output={tmp_path / 'whole'}")[0] == 0
-    convert = [f"features={tmp_path / 'whole'}", "layers=[layer_01-layer_03]", "sum=mean"]
+    convert = [f"features={tmp_path / 'whole'}", "layers=[layer_01-layer_03]", "layer_weights=mean"]
     assert call("convert", *convert, f"output={tmp_path / 'converted'}")[0] == 0
     id = "00-three.flac"
     whole = open_features(tmp_path / "whole")
@@ -263,7 +265,7 @@ def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):
         times = open_features(tmp_path / name).times(id, "sum")
         assert torch.equal(times, whole.times(id, "layer_01"))
         assert not torch.equal(times, whole.times(id, "final")[: len(times)])
-    code, _, err = call("extract", *base, "layers=all", "sum=mean", f"output={tmp_path / 'refused'}")
+    code, _, err = call("extract", *base, "layers=all", "layer_weights=mean", f"output={tmp_path / 'refused'}")
     assert code == 2
     assert "of other frame rates cannot be summed" in err
 

@@ -22,8 +22,8 @@ def run(config: Any) -> int:
         layout=values.text(config, "layout"),
         output_dtype=values.text_or_none(config, "output_dtype"),
         layers=tuple(values.list_of(config, "layers")),
-        sum=values.layer_weights(config),
-        pool=values.text(config, "pool"),
+        layer_weights=values.layer_weights(config),
+        pooling=values.text(config, "pooling"),
         segments=values.path_or_none(config, "segments"),
     )
     features = open_features(values.path(config, "features"))

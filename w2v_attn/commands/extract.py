@@ -75,13 +75,13 @@ def run(config: Any) -> int:
 
 def _making(config: Any, rows: Sequence[Row]) -> Making:
     """What is made of the layers of these rows."""
-    pool, segments = values.text(config, "pool"), None
-    if config.segments is not None and pool != "none":
+    pooling, segments = values.text(config, "pooling"), None
+    if config.segments is not None and pooling != "none":
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
-        raise ValueError("segments are what is pooled over: give pool=mean or pool=statistics")
+        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
     dtype = values.text_or_none(config, "output_dtype")
-    return Making(output_dtype=dtype, sum=values.layer_weights(config), pool=pool, spans=segments)
+    return Making(output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments)
 
 
 def _foretell(job: Job, rows: Sequence[Row]) -> None:
@@ -136,8 +136,8 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
     described, making, layers = extractor.description, task.making, ", ".join(task.layers)
     assert making is not None
     rows = [
-        ("layers", layers if making.sum is None else f"sum of {layers}"),
-        ("frames" if making.pool == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
+        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
+        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
         ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long.kind != "exact":

@@ -134,5 +134,6 @@ def beam(config: Any) -> BeamOptions | None:
 
 
 def layer_weights(config: Any) -> str | tuple[float, ...] | None:
-    """`sum`: weights, or what says which they are."""
-    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(list_of(config, "sum", float))
+    """`layer_weights`: weights, or what says which they are."""
+    value = config.layer_weights
+    return value if value is None or isinstance(value, str) else tuple(list_of(config, "layer_weights", float))

@@ -73,7 +73,7 @@ class Product:
     @property
     def vectors(self) -> float | None:
         """Of a recording, on average; None: it has frames."""
-        if self._making.pool == "none":
+        if self._making.pooling == "none":
             return None
         spans = self._making.spans
         return 1.0 if spans is None else sum(map(len, spans.values())) / max(1, len(spans))
@@ -126,11 +126,13 @@ class Product:
 
     def _check_sum(self) -> None:
         """Raises ValueError where the layers cannot be summed, whatever the recording."""
-        if self._making.sum is None:
+        if self._making.weighted_sum is None:
             return
-        self._making.sum({layer: torch.zeros(1, 1) for layer in self.layers})
+        self._making.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
         if len(self.layers) == 1:
-            raise ValueError(f"sum is over layers, and there is only {self.layers[0]}: give layers=all, or a range")
+            raise ValueError(
+                f"layer_weights sums layers, and there is only {self.layers[0]}: give layers=all, or a range"
+            )
         if len(set(self._rates.values())) > 1:
             rates = ", ".join(f"{layer} {rate:g}" for layer, rate in self._rates.items())
             raise ValueError(f"layers of other frame rates cannot be summed ({rates} Hz): choose others with layers=")

@@ -14,7 +14,7 @@ from torch import Tensor
 from w2v_attn.feature_sets.arrays import DTYPES, dtype_name, is_finite
 from w2v_attn.feature_sets.errors import FeatureSetError
 from w2v_attn.feature_sets.pooling import POOLINGS, Span, pool, pool_spans
-from w2v_attn.feature_sets.selection import ALL, SUM, parse_sum, select
+from w2v_attn.feature_sets.selection import ALL, SUM, parse_layer_weights, select
 
 # The name in metadata of the number of values that became 0, when they were stored or converted; absent where none did.
 UNDERFLOWED = "underflowed"
@@ -37,8 +37,9 @@ class Making:
     """What is made of every recording. Without arguments: all that there is, as it is.
 
     output_dtype: of what is made; None: as it is. layers: see `selection.select`.
-    sum: weights, `mean` or a checkpoint, see `selection.parse_sum`; the result is the layer `sum`. None: no sum.
-    pool: `none`, `mean` or `statistics`, over the whole recording; with spans, id -> spans, over each of its own.
+    layer_weights: weights, `mean` or a checkpoint, see `selection.parse_layer_weights`; the layers' sum by them
+        is the layer `sum`. None: no sum.
+    pooling: `none`, `mean` or `statistics`, over the whole recording; with spans, id -> spans, over each of its own.
 
     Raises:
         FeatureSetError: one of them cannot be had.
@@ -49,40 +50,42 @@ class Making:
         *,
         output_dtype: str | None = None,
         layers: Sequence[str] = (ALL,),
-        sum: str | Sequence[float] | None = None,
-        pool: str = "none",
+        layer_weights: str | Sequence[float] | None = None,
+        pooling: str = "none",
         spans: Mapping[str, Sequence[Span]] | None = None,
     ):
         if output_dtype is not None and output_dtype not in DTYPES:
             raise FeatureSetError(f"output_dtype must be one of {', '.join(DTYPES)}, got {output_dtype}")
-        if pool not in POOLINGS:
-            raise FeatureSetError(f"pool must be one of {', '.join(POOLINGS)}, got {pool}")
-        if spans is not None and pool == "none":
-            raise FeatureSetError("segments are what is pooled over: give pool=mean or pool=statistics")
-        self.output_dtype, self.layers, self.pool, self.spans = output_dtype, tuple(layers), pool, spans
-        self.sum = parse_sum(sum)
-        self._sum = sum
+        if pooling not in POOLINGS:
+            raise FeatureSetError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling}")
+        if spans is not None and pooling == "none":
+            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        self.output_dtype, self.layers, self.pooling, self.spans = output_dtype, tuple(layers), pooling, spans
+        self.weighted_sum = parse_layer_weights(layer_weights)
+        self._layer_weights = layer_weights
 
     @property
     def whole(self) -> "Making":
         """The same without spans."""
         if self.spans is None:
             return self
-        return Making(output_dtype=self.output_dtype, layers=self.layers, sum=self._sum, pool=self.pool)
+        return Making(
+            output_dtype=self.output_dtype, layers=self.layers, layer_weights=self._layer_weights, pooling=self.pooling
+        )
 
     def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
         """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""
         chosen = select(layers, self.layers)
-        return chosen if self.sum is None else self.sum.chosen(chosen)
+        return chosen if self.weighted_sum is None else self.weighted_sum.chosen(chosen)
 
     def made(self, chosen: Sequence[str]) -> tuple[str, ...]:
         """The names of what is made of the chosen layers."""
-        return tuple(chosen) if self.sum is None else (SUM,)
+        return tuple(chosen) if self.weighted_sum is None else (SUM,)
 
     @property
     def dimensions(self) -> int:
         """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
-        return 1 if self.pool != "none" and self.spans is None else 2
+        return 1 if self.pooling != "none" and self.spans is None else 2
 
     def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Made:
         """Chosen layers [frames, channels] -> what is made of them.
@@ -99,16 +102,16 @@ class Making:
         if self.spans is not None and id not in self.spans:
             raise FeatureSetError("has no segments")
         rates = {} if self.spans is None else {layer: rate(layer) for layer in features}
-        if self.sum is not None:
-            summed, last = self.sum(features), next(reversed(targets))  # which raises where there are none
+        if self.weighted_sum is not None:
+            summed, last = self.weighted_sum(features), next(reversed(targets))  # which raises where there are none
             features, targets = {SUM: summed}, {SUM: targets[last]}
             rates = {SUM: rates[last]} if rates else {}
-        if self.pool != "none":
+        if self.pooling != "none":
             if self.spans is None:
-                features = {layer: pool(tensor, self.pool) for layer, tensor in features.items()}
+                features = {layer: pool(tensor, self.pooling) for layer, tensor in features.items()}
             else:
                 spans = self.spans[id]
-                features = {layer: pool_spans(x, spans, self.pool, rates[layer]) for layer, x in features.items()}
+                features = {layer: pool_spans(x, spans, self.pooling, rates[layer]) for layer, x in features.items()}
         made = {layer: cast(tensor, targets[layer], layer) for layer, tensor in features.items()}
         return Made(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
 
@@ -120,12 +123,12 @@ class Making:
         underflowed: see `Made`; it adds to what a conversion before this one said.
         """
         said, made = dict(metadata), self.made(chosen)
-        if self.sum is not None:
-            said["sum"] = json.dumps(self.sum.described(chosen))
+        if self.weighted_sum is not None:
+            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
             if (rates := said.pop("frame_rates", None)) is not None:
                 said["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
-        if self.pool != "none":
-            said["pool"] = self.pool
+        if self.pooling != "none":
+            said["pooling"] = self.pooling
             if self.spans is not None:
                 said["spans"] = json.dumps(self.spans[id], ensure_ascii=False)
         if (layers := ",".join(made)) != said.get("layers"):
@@ -139,10 +142,10 @@ class Making:
     def fingerprint(self, chosen: Sequence[str]) -> dict[str, str]:
         """What decides what is made, beside the chosen layers; empty where they are kept as they are."""
         said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
-        if self.sum is not None:
-            said["sum"] = json.dumps(self.sum.described(chosen))
-        if self.pool != "none":
-            said["pool"] = self.pool
+        if self.weighted_sum is not None:
+            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+        if self.pooling != "none":
+            said["pooling"] = self.pooling
         if self.spans is not None:
             said["segments"] = f"sha256 {hashlib.sha256(json.dumps(self.spans).encode()).hexdigest()}"
         return said
