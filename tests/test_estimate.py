@@ -243,10 +243,10 @@ def test_what_takes_a_moment_is_done_and_not_estimated(call, tmp_path):
     assert estimating.is_worth_estimating([Row("hour", CLIPS[0].path, duration=3600)])
 
 
-def test_a_share_without_rows_is_done_at_once(call):
-    assert call("extract", "dry_run=true", "share=1/2", "output=out")[0] == 0  # all 36 are one block
+def test_a_rank_without_rows_is_done_at_once(call):
+    assert call("extract", "dry_run=true", "rank=1", "world_size=2", "output=out")[0] == 0  # all 36 are one block
     for rank in range(2):
-        code, out, err = call("extract", f"share={rank}/2", "output=out")
+        code, out, err = call("extract", f"rank={rank}", "world_size=2", "output=out")
         assert (code, err) == (0, "")
     assert "2 of 2" in out
 

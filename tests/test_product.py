@@ -14,7 +14,7 @@ from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.product import Product
 from w2v_attn.feature_sets.arrays import DTYPES
 from w2v_attn.feature_sets.making import Making, count_underflow
-from w2v_attn.runs import feeding, shares
+from w2v_attn.runs import feeding
 
 CLIPS = SPEECH / "en-us+m5"
 
@@ -193,14 +193,14 @@ def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_t
         assert record["underflow"] == {"values": 0, "recordings": 0}
 
 
-def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
-    for module in (feeding, shares):
-        monkeypatch.setattr(module, "BLOCK", 1)
+def test_ranks_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
+    monkeypatch.setattr(feeding, "BLOCK", 1)
+    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 1)
     for rank in (0, 1):
-        code, out, _ = extract(*faint, "output_dtype=float16", f"share={rank}/2")
+        code, out, _ = extract(*faint, "output_dtype=float16", f"rank={rank}", "world_size=2")
         assert code == 0
     frames = [len(recording["final"]) for recording in open_features(tmp_path / "out").values()]
-    own, together = " ".join(out.replace("│", "").split()).split("Extracted by all shares")
+    own, together = " ".join(out.replace("│", "").split()).split("Extracted by all ranks")
     assert "in 1 recording became 0" in own
     assert f"{sum(frames)} values in 2 recordings became 0: below float16's range" in together
     record = json.loads((tmp_path / "out" / "run.json").read_text())
