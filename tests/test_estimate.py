@@ -115,7 +115,9 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
 
 
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
-@pytest.mark.parametrize("making", [{}, {"sum": "mean", "dtype": "float16"}, {"pool": "statistics"}], ids=str)
+@pytest.mark.parametrize(
+    "making", [{}, {"layer_weights": "mean", "output_dtype": "float16"}, {"pooling": "statistics"}], ids=str
+)
 def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder, tmp_path):
     rows = [Row(f"{n}/{row.id}", row.path) for n in range(6) for row in CLIPS]
     options = {"layers": ("layer_01", "final"), "layout": layout, "making": Making(**making)}
@@ -133,7 +135,7 @@ def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder
 def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)
     spans = {row.id: [Span(0.0, 0.1), Span(0.1, 0.2, "b"), Span(0.2, 0.3)] for row in CLIPS}
-    making = Making(pool="mean", spans=spans)
+    making = Making(pooling="mean", spans=spans)
     found = ahead(encoder, CLIPS, tmp_path / "out", making=making)
     extract(encoder, CLIPS, tmp_path / "out", making=making)
     assert found.files == len(CLIPS)
@@ -241,10 +243,10 @@ def test_what_takes_a_moment_is_done_and_not_estimated(call, tmp_path):
     assert estimating.is_worth_estimating([Row("hour", CLIPS[0].path, duration=3600)])
 
 
-def test_a_share_without_rows_is_done_at_once(call):
-    assert call("extract", "dry_run=true", "share=1/2", "output=out")[0] == 0  # all 36 are one block
+def test_a_rank_without_rows_is_done_at_once(call):
+    assert call("extract", "dry_run=true", "rank=1", "world_size=2", "output=out")[0] == 0  # all 36 are one block
     for rank in range(2):
-        code, out, err = call("extract", f"share={rank}/2", "output=out")
+        code, out, err = call("extract", f"rank={rank}", "world_size=2", "output=out")
         assert (code, err) == (0, "")
     assert "2 of 2" in out
 

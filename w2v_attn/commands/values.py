@@ -60,6 +60,14 @@ def number(config: Any, key: str, *, least: float | None = None) -> float:
     return value
 
 
+def integer_or_none(config: Any, key: str) -> int | None:
+    """Return a whole number, or None where the key is null."""
+    try:
+        return None if config[key] is None else int(str(config[key]))
+    except ValueError:
+        raise ValueError(f"{key} must be a whole number, got {config[key]}") from None
+
+
 def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
     """A list that may be given as its only element."""
     value = config[key]
@@ -134,5 +142,6 @@ def decoder(config: Any) -> BeamSearchOptions | None:
 
 
 def layer_weights(config: Any) -> str | tuple[float, ...] | None:
-    """`sum`: weights, or what says which they are."""
-    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(list_of(config, "sum", float))
+    """`layer_weights`: weights, or what says which they are."""
+    value = config.layer_weights
+    return value if value is None or isinstance(value, str) else tuple(list_of(config, "layer_weights", float))

@@ -19,8 +19,8 @@ from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.place import Place
+from w2v_attn.runs.rank import Part, rows_of
 from w2v_attn.runs.record import check_same, made_with, read_record
-from w2v_attn.runs.shares import Part, rows_of
 
 Outcomes = Generator[Outcome[Written], None, None]
 
