@@ -1,4 +1,4 @@
-"""`what=long`: how far windows and chunks are from exact on one long recording of speech, and what they save."""
+"""`suite=long`: how far windows and chunks are from exact on one long recording of speech, and what they save."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -72,7 +72,7 @@ def run(
         width = None if long.kind == "exact" else long.seconds
         figures.append(Figure(long.kind, width, time_s, distance, same))
     settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
-    return {"what": "long", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
+    return {"suite": "long", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
 
 
 def _recording(audio: str, duration: float) -> Tensor:
