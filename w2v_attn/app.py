@@ -12,6 +12,7 @@ from typing import Any
 from w2v_attn import __version__, folders, start_and_end
 from w2v_attn.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
 from w2v_attn.commands.extras import need
+from w2v_attn.commands.former_keys import FORMER_CHOICES, FORMER_KEYS
 
 COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
 WITHOUT_MODEL = ("convert",)
@@ -163,7 +164,8 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
     except ValueError as error:  # all that a user can cause is one; HYDRA_FULL_ERROR=1 shows where it came from
         if wants_trace:
             raise
-        print(error, file=sys.stderr)
+        former = _former_choice(sys.argv[1:])
+        print(f"{error}\n{former}" if former else error, file=sys.stderr)
         return WRONG_REQUEST
 
 
@@ -224,10 +226,15 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
         wrong = next((o.partition("=")[0].lstrip("+~") for o in overrides if unknown[1] and unknown[1] in o), None)
         wrong = wrong or unknown[2] or unknown[1]
         known = _keys(command)
-        close = difflib.get_close_matches(wrong, known, 1, 0.5)
+        close = [FORMER_KEYS[wrong]] if wrong in FORMER_KEYS else difflib.get_close_matches(wrong, known, 1, 0.5)
         hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}."
         return f"there is no key {wrong}. {hint} See w2v-attn {command} --help"
-    return f"{text}\nSee w2v-attn {command} --help"
+    return f"{text}\n{_former_choice(overrides)}See w2v-attn {command} --help"
+
+
+def _former_choice(overrides: list[str]) -> str:
+    """A line with the present name of a choice that is given by its former one; empty where none is."""
+    return "".join(f"Did you mean {FORMER_CHOICES[given]}?\n" for given in overrides if given in FORMER_CHOICES)
 
 
 def _keys(command: str) -> list[str]:
