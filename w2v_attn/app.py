@@ -213,6 +213,7 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
             key
             and equals
             and (override == unread or override in text)
+            and not (key in FORMER_KEYS and "Could not override" in text)
             and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII)
         ):
             quoted = value.replace("\\", "\\\\").replace('"', '\\"')
