@@ -22,6 +22,7 @@ from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long import Long, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.ops.numerics import softmax_dtype
+from w2v_attn.pretrained.activations import is_elementwise
 from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
 from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
 
@@ -38,14 +39,20 @@ def why_not(model: Any) -> str | None:
         return reason
     if any(plain.GLOBAL_FORWARD_HOOKS):
         return "hooks for all modules want to be called"
+    if not len(model.encoder.layers):
+        return "it has no blocks"
     for block in model.encoder.layers:
         if not isinstance(getattr(block, "attention", None), HuggingFaceAttention) or not hasattr(
             block, "feed_forward"
         ):
             return "its blocks are not attention and feed-forward alone"
+        if reason := block.attention.unsupported_reason():
+            return reason
     for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
         if differences := contract.differences(module):
             return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
+    if not all(is_elementwise(block.feed_forward.intermediate_act_fn) for block in model.encoder.layers):
+        return "the activation of its feed-forward is not a known function of single numbers"
     for name, module in model.named_modules():
         if reason := _why_not_module(name.rpartition(".")[2], module):
             return f"{reason}: {name or type(module).__name__}"
@@ -84,8 +91,8 @@ def _why_not_module(name: str, module: Any) -> str | None:
         return None if known and isinstance(module, nn.Conv1d) else "a parametrization has to be computed"
     if not cls.__module__.startswith(("torch.nn.", "transformers.", "w2v_attn.")):
         return f"a module is of the class {cls.__module__}.{cls.__qualname__}, which is not known"
-    if not cls.forward.__module__.startswith(("torch.", "transformers.", "w2v_attn.")):
-        return f"the forward of {cls.__qualname__} was replaced by one of {cls.forward.__module__}"
+    if (home := plain.replaced_forward(cls)) is not None:
+        return f"the forward of {cls.__qualname__} was replaced by one of {home}"
     is_torchs = cls.__module__.startswith("torch.nn.")
     if is_torchs and any(name.endswith(role) and cls not in classes for role, classes in _ROLES):
         return f"a module of this name is no {cls.__qualname__} in the models that are known"
