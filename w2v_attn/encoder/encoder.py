@@ -14,7 +14,7 @@ from w2v_attn.encoder import ragged, streams
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
-from w2v_attn.encoder.long import Long, batches_of
+from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.encoder.model_state import Structure, checksum, tensors_of
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
@@ -31,7 +31,7 @@ def load_encoder(
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
-    long: Long | None = None,
+    long_form: LongForm | None = None,
 ) -> "Encoder":
     """The encoder of a checkpoint, without its head, with our attention in it.
 
@@ -40,13 +40,13 @@ def load_encoder(
     language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
     backend: of the attention, "auto", "tiled", "sdpa" or "triton".
-    long: how long recordings are taken; None: exactly.
+    long_form: how long recordings are processed; None: with full attention.
 
     Raises:
         CheckpointError: see `load_checkpoint`. ValueError: an unknown backend, or a device that is not there.
     """
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
-    return Encoder(loaded, device=find_device(device), backend=backend, long=long)
+    return Encoder(loaded, device=find_device(device), backend=backend, long_form=long_form)
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,18 @@ class Encoder(WaveformModel):
     by an optimizer, LoRA, a hook, another module in the place of one, or another model. What `extract` has laid out for
     its own computation it compares with the model at every call, and lays out anew where the model has changed.
 
-    long: how long recordings are taken.
+    long_form: how long recordings are processed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long: Long | None = None
+        self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long_form: LongForm | None = None
     ):
         super().__init__(checkpoint, device=device, backend=backend)
-        self.long = Long() if long is None else long
-        if self.why_not_ragged is not None and self.long.kind != "exact":
-            raise ValueError(f"long={self.long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
+        self.long_form = LongForm() if long_form is None else long_form
+        if self.why_not_ragged is not None and self.long_form.kind != "full":
+            raise ValueError(
+                f"long_form={self.long_form.kind} cannot be had from this checkpoint: {self.why_not_ragged}"
+            )
 
     @property
     def model(self) -> Any:
@@ -125,15 +127,15 @@ class Encoder(WaveformModel):
             layout = self._follow()
             if layout.encoder is not None:
                 return self._extract_packs(layout.encoder, waveforms, wanted)
-            if self.long.kind != "exact":
-                raise ValueError(f"long={self.long.kind} cannot be had from this model: {layout.reason}")
+            if self.long_form.kind != "full":
+                raise ValueError(f"long_form={self.long_form.kind} cannot be had from this model: {layout.reason}")
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
 
     def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
         """About how long a recording of so many samples will take here: its operations over a rate measured once."""
         wanted = check_layers(layers, self.num_layers)
         blocks = highest_block(wanted, self.num_layers)
-        attended = None if self.long.kind == "exact" else round(self.long.seconds * self.frame_rate("embed"))
+        attended = None if self.long_form.kind == "full" else round(self.long_form.seconds * self.frame_rate("embed"))
         work = operations(self.config, samples / SAMPLE_RATE, blocks=blocks, attended=attended)
         return work / (SHARE * product_rate(self.dtype, self.device))
 
@@ -168,7 +170,7 @@ class Encoder(WaveformModel):
         @torch.no_grad()  # it holds for the thread that asks for it alone
         def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
             prepared = self.prepare_all(waveforms[number] for number in pack)
-            return encoder.run(prepared, layers, long=self.long, frame_rate=self.frame_rate("embed"))
+            return encoder.run(prepared, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
 
         alone, shared = self._packs(waveforms)
         results = [*map(run, alone), *streams.run(run, shared)]
