@@ -51,7 +51,7 @@ def load_encoder(
         CheckpointError: the checkpoint cannot be found or read, or is of a family that is not supported.
         ValueError: an unknown backend, or a device that is not there.
 
-    Example:
+    Examples:
         >>> encoder = load_encoder("facebook/wav2vec2-base")
         >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
         >>> features["layer_06"]  # [frames, 768]
