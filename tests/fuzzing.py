@@ -1,4 +1,4 @@
-"""Damages recordings in every way that comes to mind, reads them apart, and says what went wrong in silence.
+"""Damages recordings in every way that comes to mind, reads them in subprocesses, and says what went wrong in silence.
 
   python tests/fuzzing.py --count 20000                 the speech of data/, in every format: a minute on two cores
   python tests/fuzzing.py --more recordings --seed 1    and real files of a folder
@@ -34,10 +34,10 @@ import torch
 from wavs import read_wav
 
 from w2v_attn.audio.reading import AudioError, Recording, read_recording
-from w2v_attn.runs.apart import Apart
+from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS, GIGABYTES, MAX_DURATION = 10.0, 0.3, 120.0
+TIMEOUT, MEMORY_GB, MAX_DURATION = 10.0, 0.3, 120.0
 # Seconds: more than is lost where an MP3's numbers are damaged, which say how much of its ends is no sound.
 SHORTER = 0.3
 FORMATS = {
@@ -285,7 +285,7 @@ def fuzz(
     cases = enumerate(damaged(all_seeds, seed, count))
     with (
         tempfile.TemporaryDirectory() as folder,
-        closing(Apart(seconds=SECONDS, gigabytes=GIGABYTES)) as decoder,
+        closing(SubprocessDecoder(timeout=TIMEOUT, memory_gb=MEMORY_GB)) as decoder,
         ThreadPoolExecutor(threads) as pool,
     ):
         while block := [case for case, _ in zip(cases, range(500), strict=False)]:

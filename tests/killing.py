@@ -39,7 +39,7 @@ from w2v_attn.runs.ledger import LEDGER
 
 FAULTS = Path(__file__).resolve().parent / "faults"
 # Recordings whose decoders go wrong each time, and those where they do so once in a run and then no more.
-ALWAYS = {"hold": r"/00701\.wav", "crash": r"/00353\.wav", "greedy": r"/00151\.wav"}
+ALWAYS = {"hold": r"/00701\.wav", "crash": r"/00353\.wav", "hoard": r"/00151\.wav"}
 ONCE = {"once hang": r"403\.wav", "once crash": r"[27]5\.wav", "once abort": r"23\.wav"}
 
 
@@ -146,7 +146,7 @@ def _soak(
 
     always = partial(decoders_fail, ALWAYS, marks) if place else nothing
     if place:
-        options = [*options, f"decoding.seconds={limit}", "decoding.gigabytes=0.2"]
+        options = [*options, f"audio_decoder.timeout={limit}", "audio_decoder.memory_gb=0.2"]
     began = time.monotonic()
     code = to_the_end(audio, once, log, options, always)
     needed = time.monotonic() - began

@@ -22,7 +22,7 @@ GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")
 # What a choice leaves to the user.
 MISSING = {
     ("model", "local"): {"model.checkpoint"},
-    ("beam", "kenlm"): {"beam.language_model"},
+    ("decoder", "beam_search"): {"decoder.lm"},
     ("data", "local"): {"data.train"},
     ("data", "digits"): {"data.train"},
 }
@@ -325,20 +325,20 @@ def test_librispeechs_recipes_have_the_authors_values(labels, size):
     assert samples in ({"base": {25_600_000}, "large": {25_600_000, 30_720_000}}[size])
 
 
-def test_long_recordings_can_be_taken_in_windows_and_chunks(call, tmp_path):
+def test_long_recordings_can_be_taken_in_sliding_windows_and_chunks(call, tmp_path):
     from safetensors.torch import load_file
 
     clip = next(SPEECH.rglob("*seven-*.flac"), sorted(SPEECH.rglob("*.flac"))[0])
     outputs = {}
-    for kind in ("exact", "window", "chunks"):
-        options = [] if kind == "exact" else [f"long={kind}", "long.seconds=0.6"]
-        options += ["long.overlap=0.1"] if kind == "chunks" else []
+    for kind in ("full", "sliding_window", "chunked"):
+        options = [] if kind == "full" else [f"long_form={kind}", "long_form.seconds=0.6"]
+        options += ["long_form.overlap=0.1"] if kind == "chunked" else []
         code, _, err = call("extract", f"audio={clip}", f"output={tmp_path / kind}", *options)
         assert (code, err) == (0, "")
         outputs[kind] = load_file(next((tmp_path / kind).rglob("*.safetensors")))["final"]
-    for kind in ("window", "chunks"):
-        assert outputs[kind].shape == outputs["exact"].shape
-        assert 1e-4 < (outputs[kind] - outputs["exact"]).norm() / outputs["exact"].norm() < 0.5
-    code, _, err = call("extract", f"audio={clip}", "long=chunks", "long.overlap=20")
+    for kind in ("sliding_window", "chunked"):
+        assert outputs[kind].shape == outputs["full"].shape
+        assert 1e-4 < (outputs[kind] - outputs["full"]).norm() / outputs["full"].norm() < 0.5
+    code, _, err = call("extract", f"audio={clip}", "long_form=chunked", "long_form.overlap=20")
     assert code == 2
     assert "less than half" in err

@@ -5,7 +5,7 @@ import torch
 from conftest import SPEECH, TINY
 
 from w2v_attn import read_audio
-from w2v_attn.transcription.beam_search import BeamOptions, BeamSearch
+from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 from w2v_attn.transcription.recognizer import load_recognizer
 
 pytest.importorskip("flashlight.lib.text.decoder")
@@ -44,13 +44,13 @@ def test_the_language_model_decides_between_what_sounds_alike(tmp_path):
     heard = frames("a", ["b", "c"], "|")
     for likely, unlikely in (("ab", "ac"), ("ac", "ab")):
         path = arpa(tmp_path, {likely: -0.1, unlikely: -3})
-        search = BeamSearch(BeamOptions(language_model=path), SYMBOLS, blank="<pad>", delimiter="|")
+        search = BeamSearch(BeamSearchOptions(lm=path), SYMBOLS, blank="<pad>", delimiter="|")
         assert words(search, heard) == [likely]
 
 
 def test_the_words_before_count(tmp_path):
     path = arpa(tmp_path, {"a": -1, "b": -1, "c": -1}, [("a b", -0.01), ("b c", -0.01)])
-    search = BeamSearch(BeamOptions(language_model=path), SYMBOLS, blank="<pad>", delimiter="|")
+    search = BeamSearch(BeamSearchOptions(lm=path), SYMBOLS, blank="<pad>", delimiter="|")
     assert words(search, frames("a", "|", ["b", "c"], "|")) == ["a", "b"]
     assert words(search, frames("b", "|", ["b", "c"], "|")) == ["b", "c"]
 
@@ -58,16 +58,16 @@ def test_the_words_before_count(tmp_path):
 def test_only_words_of_the_lexicon_are_found(tmp_path):
     path = arpa(tmp_path, {"ab": -1, "ac": -1, "ÄX": -1})
     (tmp_path / "words.txt").write_text("ac\n\n")
-    options = BeamOptions(language_model=path, lexicon=tmp_path / "words.txt")
+    options = BeamSearchOptions(lm=path, lexicon=tmp_path / "words.txt")
     search = BeamSearch(options, SYMBOLS, blank="<pad>", delimiter="|")
     assert words(search, frames("a", "b", "|")) == ["ac"]
 
 
 def test_speech_is_heard_as_before_with_a_language_model_of_its_words(tmp_path):
     path = arpa(tmp_path, dict.fromkeys(("play", "red", "seven", "SEVENTY"), -1))
-    beam = BeamOptions(language_model=path, weight=0.5)
+    options = BeamSearchOptions(lm=path, lm_weight=0.5)
     wave = read_audio(SPEECH / "en-029+f5" / "19-play-red-seven.flac")
-    plain, found = load_recognizer(TINY).recognize(wave), load_recognizer(TINY, beam=beam).recognize(wave)
+    plain, found = load_recognizer(TINY).recognize(wave), load_recognizer(TINY, decoder=options).recognize(wave)
     assert found.text == plain.text == "play red seven"
     for ours, theirs in zip(found.words, plain.words, strict=True):
         assert ours.start == pytest.approx(theirs.start, abs=0.05)
@@ -75,16 +75,16 @@ def test_speech_is_heard_as_before_with_a_language_model_of_its_words(tmp_path):
 
 def test_what_cannot_be_searched_with_is_told(tmp_path):
     def search(**options):
-        BeamSearch(BeamOptions(**options), SYMBOLS, blank="<pad>", delimiter="|")
+        BeamSearch(BeamSearchOptions(**options), SYMBOLS, blank="<pad>", delimiter="|")
 
     with pytest.raises(ValueError, match="there is no language model"):
-        search(language_model=tmp_path / "absent.arpa")
+        search(lm=tmp_path / "absent.arpa")
     (tmp_path / "lm.bin").write_bytes(b"mmap lm")
     with pytest.raises(ValueError, match=r"does not list its words.*lexicon=words\.txt"):
-        search(language_model=tmp_path / "lm.bin")
+        search(lm=tmp_path / "lm.bin")
     with pytest.raises(ValueError, match="there is no lexicon"):
-        search(language_model=tmp_path / "lm.bin", lexicon=tmp_path / "absent")
+        search(lm=tmp_path / "lm.bin", lexicon=tmp_path / "absent")
     with pytest.raises(ValueError, match="can be spelled"):
-        search(language_model=arpa(tmp_path, {"xyz": -1}))
-    with pytest.raises(ValueError, match="beam must be 1 or above"):
-        search(language_model=arpa(tmp_path, {"ab": -1}), beam=0)
+        search(lm=arpa(tmp_path, {"xyz": -1}))
+    with pytest.raises(ValueError, match=r"decoder\.beam_size must be 1 or above"):
+        search(lm=arpa(tmp_path, {"ab": -1}), beam_size=0)

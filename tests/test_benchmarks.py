@@ -390,18 +390,18 @@ def test_a_command_that_fails_is_told_with_what_it_said():
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
 
 
-def test_windows_and_chunks_come_nearer_to_exact_as_they_grow(call):
-    code, out, _ = call("benchmark", "what=long", "long_seconds=8", "widths=[12,1,4]", "output=long.json")
+def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(call):
+    code, out, _ = call("benchmark", "what=long_form", "long_seconds=8", "widths=[12,1,4]", "output=long_form.json")
     assert code == 0
     assert "relative L2" in out
-    figures = {(f["kind"], f["seconds"]): f for f in json.loads(Path("long.json").read_text())["figures"]}
-    assert figures["exact", None]["same_symbols"] == 1
-    for kind in ("window", "chunks"):
+    figures = {(f["kind"], f["seconds"]): f for f in json.loads(Path("long_form.json").read_text())["figures"]}
+    assert figures["full", None]["same_symbols"] == 1
+    for kind in ("sliding_window", "chunked"):
         far, near, whole = (figures[kind, width]["relative_l2"] for width in (1.0, 4.0, 12.0))
         assert whole < 1e-5 < near < far
 
 
 def test_too_little_audio_for_a_long_recording_is_told(call):
-    code, _, err = call("benchmark", "what=long", "long_seconds=100000")
+    code, _, err = call("benchmark", "what=long_form", "long_seconds=100000")
     assert code == 2
     assert "are needed" in err

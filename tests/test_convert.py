@@ -44,19 +44,19 @@ def test_what_overflows_is_named_counted_and_not_written(convert, mirrored, corp
     features["layer_10"][0, 1:3] = torch.tensor([70_000.0, -65_520.0])  # 65,519 is still rounded down to 65,504
     features["layer_10"][0, 0] = torch.inf  # it was infinite before
     write_features(mirrored / "a.wav.safetensors", features, metadata)
-    code, out, _ = convert("dtype=float16")
+    code, out, _ = convert("output_dtype=float16")
     assert code == 1
     assert "5 of 6" in out
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     reason = json.loads(line)["reason"]
     assert json.loads(line)["id"] == "a.wav"
     assert "layer_10: 2 of 5 values are beyond float16, which ends at 65504; the largest is 70000" in reason
-    assert "dtype=bfloat16" in reason
+    assert "output_dtype=bfloat16" in reason
     found = open_features(tmp_path / "out")
     assert sorted(found) == sorted(set(corpus) - {"a.wav"})
     assert torch.equal(found["a.flac"]["final"], corpus["a.flac"][0]["final"].half())
-    assert found.metadata("a.flac")["dtype"] == "float16"
-    assert convert("dtype=bfloat16", output="bfloat16")[0] == 0
+    assert found.metadata("a.flac")["output_dtype"] == "float16"
+    assert convert("output_dtype=bfloat16", output="bfloat16")[0] == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,13 +69,13 @@ def test_values_that_become_0_are_written_and_counted(convert, mirrored, corpus,
     features["final"][0, 0] = 1e-9
     write_features(mirrored / "a.wav.safetensors", features, metadata)
     if "float16" not in layout_of(layout).writer.holds:
-        assert convert(f"layout={layout}", "dtype=float16")[0] == 2
+        assert convert(f"layout={layout}", "output_dtype=float16")[0] == 2
         return
-    code, out, err = convert(f"layout={layout}", "dtype=float16")
+    code, out, err = convert(f"layout={layout}", "output_dtype=float16")
     assert (code, err) == (0, "")
     said = " ".join(out.replace("│", "").split())
     assert "6 of 6" in said
-    assert "underflow 3 values in 1 recording became 0: below float16's range, dtype=float32 keeps them" in said
+    assert "underflow 3 values in 1 recording became 0: below float16's range, output_dtype=float32 keeps them" in said
     found = open_features(tmp_path / "out")
     assert torch.equal(found["a.wav"]["layer_10"], features["layer_10"].half())
     assert {id: found.metadata(id).get("underflowed") for id in found} == {**dict.fromkeys(corpus), "a.wav": "3"}
@@ -92,9 +92,11 @@ def test_means_of_half_precision_that_become_0_are_counted(call, corpus, tmp_pat
             half["final"][0, 0] = 2**-24  # of seven frames
         said = {**metadata, "dtype": "float16", **({} if number else {"underflowed": "6"})}
         write_features(tmp_path / "half" / f"{id}.safetensors", half, said)
-    code, out, _ = call("convert", f"features={tmp_path / 'half'}", f"output={tmp_path / 'out'}", "pool=mean")
+    code, out, _ = call("convert", f"features={tmp_path / 'half'}", f"output={tmp_path / 'out'}", "pooling=mean")
     assert code == 0
-    assert "1 value in 1 recording became 0: below half precision's range, dtype=float32 keeps" in " ".join(out.split())
+    assert "1 value in 1 recording became 0: below half precision's range, output_dtype=float32 keeps" in " ".join(
+        out.split()
+    )
     found = open_features(tmp_path / "out")
     assert found.metadata(next(iter(corpus)))["underflowed"] == "7"  # those of before, and this one
 
@@ -110,17 +112,20 @@ def test_a_damaged_file_is_named_and_the_others_are_converted(convert, mirrored,
 
 WRONG = {
     "no such layout": (["layout=hdf4"], "layout must be one of"),
-    "no such dtype": (["dtype=float8"], "dtype must be one of"),
+    "no such dtype": (["output_dtype=float8"], "output_dtype must be one of"),
     "no such layer": (["layers=layer_03"], "there is no layer_03, it has embed, layer_02"),
     "no such range": (["layers=layer_02-layer_09"], "there is no layer_09"),
-    "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
-    "segments without pooling": (["segments=x.csv"], "give pool=mean"),
-    "no such segments": (["pool=mean", "segments=absent.csv"], "cannot be read"),
-    "too few weights": (["sum=[0.5,0.5]"], "2 weights for 4 layers"),
-    "no such checkpoint": (["sum=absent"], "no checkpoint"),
+    "no such pooling": (["pooling=max"], "pooling must be one of none, mean, statistics"),
+    "segments without pooling": (["segments=x.csv"], "give pooling=mean"),
+    "no such segments": (["pooling=mean", "segments=absent.csv"], "cannot be read"),
+    "too few weights": (["layer_weights=[0.5,0.5]"], "2 weights for 4 layers"),
+    "no such checkpoint": (["layer_weights=absent"], "no checkpoint"),
     "no such features": (["features=absent"], "no folder absent"),
     "no features": (["features=."], "lie in each other"),
-    "a dtype that is not held": (["layout=npy", "dtype=bfloat16"], "npy holds no bfloat16: dtype=float32 keeps"),
+    "a dtype that is not held": (
+        ["layout=npy", "output_dtype=bfloat16"],
+        "npy holds no bfloat16: output_dtype=float32 keeps",
+    ),
 }
 
 
@@ -157,10 +162,10 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
         pytest.importorskip(LAYOUTS[layout].library)
     right = making.cast
 
-    def interrupted(tensor, dtype, layer, key):
+    def interrupted(tensor, dtype, layer):
         if tensor.shape[0] == 5 and layer == "final":  # of the third recording
             signal.raise_signal(signal.SIGTERM)
-        return right(tensor, dtype, layer, key)
+        return right(tensor, dtype, layer)
 
     monkeypatch.setattr(making, "cast", interrupted)
     code, out, err = convert(f"layout={layout}")
@@ -218,14 +223,14 @@ def test_layers_are_chosen_by_name_and_range(convert, corpus, tmp_path):
 
 
 def test_layers_are_summed_by_fixed_weights(convert, corpus, tmp_path):
-    assert convert("layers=[layer_02,final]", "sum=[0.25,2]")[0] == 0
-    assert convert("sum=mean", output="mean")[0] == 0
+    assert convert("layers=[layer_02,final]", "layer_weights=[0.25,2]")[0] == 0
+    assert convert("layer_weights=mean", output="mean")[0] == 0
     found, mean = open_features(tmp_path / "out"), open_features(tmp_path / "mean")
     for id, (features, _) in corpus.items():
         assert found[id].layers == ("sum",)
         torch.testing.assert_close(found[id]["sum"], 0.25 * features["layer_02"] + 2 * features["final"])
         torch.testing.assert_close(mean[id]["sum"], sum(features.values()) / 4)
-        assert json.loads(found.metadata(id)["sum"]) == {"layer_02": 0.25, "final": 2.0}
+        assert json.loads(found.metadata(id)["layer_weights"]) == {"layer_02": 0.25, "final": 2.0}
 
 
 def test_learned_weights_of_a_checkpoint_give_its_own_sum(call, tmp_path):
@@ -238,7 +243,10 @@ def test_learned_weights_of_a_checkpoint_give_its_own_sum(call, tmp_path):
     audio = sorted(SPEECH.rglob("*.flac"))[0]
     checkpoint = ["model=local", f"model.checkpoint={folder}"]
     assert call("extract", *checkpoint, f"audio={audio}", "layers=all", f"output={tmp_path / 'features'}")[0] == 0
-    assert call("convert", f"features={tmp_path / 'features'}", f"output={tmp_path / 'out'}", f"sum={folder}")[0] == 0
+    assert (
+        call("convert", f"features={tmp_path / 'features'}", f"output={tmp_path / 'out'}", f"layer_weights={folder}")[0]
+        == 0
+    )
     ours = open_features(tmp_path / "out")[audio.name]["sum"]
 
     from transformers import Wav2Vec2FeatureExtractor
@@ -256,7 +264,7 @@ def test_learned_weights_of_a_checkpoint_give_its_own_sum(call, tmp_path):
 
 @pytest.mark.parametrize("kind", ["mean", "statistics"])
 def test_pooling_gives_a_vector_for_each_recording(convert, corpus, tmp_path, kind):
-    assert convert(f"pool={kind}")[0] == 0
+    assert convert(f"pooling={kind}")[0] == 0
     found = open_features(tmp_path / "out")
     for id, (features, _) in corpus.items():
         x = features["final"].double().numpy()
@@ -278,7 +286,7 @@ SEGMENTS = {
 def test_spans_are_pooled_over_the_frames_whose_centres_are_in_them(convert, corpus, tmp_path, kind):
     (tmp_path / f"spans.{kind}").write_text(SEGMENTS[kind].format("b c/x/final" if kind != "rttm" else "😀"))
     other = "b c/x/final.wav" if kind != "rttm" else "😀.ogg"
-    code, out, err = convert("pool=mean", f"segments={tmp_path / f'spans.{kind}'}", "layers=final")
+    code, out, err = convert("pooling=mean", f"segments={tmp_path / f'spans.{kind}'}", "layers=final")
     assert (code, err) == (0, "")
     assert "without segments │ 4" in out
     found = open_features(tmp_path / "out")
@@ -307,7 +315,7 @@ def test_spans_are_pooled_over_the_frames_whose_centres_are_in_them(convert, cor
 )
 def test_a_wrong_line_of_segments_is_named(convert, tmp_path, text, said):
     (tmp_path / "spans.csv").write_text(text)
-    code, _, err = convert("pool=mean", f"segments={tmp_path / 'spans.csv'}")
+    code, _, err = convert("pooling=mean", f"segments={tmp_path / 'spans.csv'}")
     assert code == 2
     assert said in err
 
@@ -324,7 +332,7 @@ def test_segments_name_recordings_as_briefly_as_is_clear():
 
 def test_a_span_beyond_the_end_is_named(convert, tmp_path):
     (tmp_path / "spans.csv").write_text("id,start,end\na.flac,0,0.1\na.wav,9,10\n")
-    code, _, _ = convert("pool=mean", f"segments={tmp_path / 'spans.csv'}")
+    code, _, _ = convert("pooling=mean", f"segments={tmp_path / 'spans.csv'}")
     assert code == 1
     assert "the span 9 to 10 s begins after its end" in (tmp_path / "out" / "failures.jsonl").read_text()
 

@@ -27,8 +27,8 @@ from w2v_attn.feature_sets.making import Making
 from w2v_attn.runs import feeding
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.outcomes import RunError
+from w2v_attn.runs.rank import ALONE, Rank, parts_of
 from w2v_attn.runs.record import RUN
-from w2v_attn.runs.shares import ALL, Share, parts_of
 
 CLIPS = sorted(SPEECH.rglob("*.flac"))
 
@@ -89,7 +89,7 @@ def job(checkpoint, tmp_path):
 
 
 def extract(job, rows, *, engine="local", workers=None):
-    with open_extractor(job, engine=engine, workers=workers, share=ALL) as extractor:
+    with open_extractor(job, engine=engine, workers=workers, rank=ALONE) as extractor:
         return list(extract_with(extractor, job.task, rows))
 
 
@@ -135,13 +135,13 @@ def test_what_is_wrong_is_said_by_processes_as_by_one(job, tmp_path):
         extract(job("out", layers=("layer_01",)), rows_of(3), workers=2)
     with pytest.raises(ValueError, match="engine must be local or ray"):
         extract(job("out"), rows_of(3), engine="spark")
-    with pytest.raises(ValueError, match="share"):
-        open_extractor(job("out"), engine="local", workers=2, share=Share(0, 2))
+    with pytest.raises(ValueError, match="rank 0 of 2 is one process"):
+        open_extractor(job("out"), engine="local", workers=2, rank=Rank(0, 2))
 
 
 def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_path):
     rows, seen = rows_of(600), []
-    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+    with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
         assert isinstance(extractor, processes.LocalProcesses)
         found = extract_with(extractor, job("out").task, rows, interrupted=lambda: len(seen) > 0)
         for outcome in found:
@@ -170,7 +170,7 @@ def test_a_process_that_is_killed_takes_no_lock_with_it(job):
 
 
 def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
-    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+    with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
         assert isinstance(extractor, processes.LocalProcesses)
         found = extract_with(extractor, job("out").task, rows_of(600))
         next(found)
@@ -180,7 +180,7 @@ def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
 
 
 def test_a_process_that_ends_within_a_word_has_died(job):
-    with open_extractor(job("out"), engine="local", workers=2, share=ALL) as extractor:
+    with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
         assert isinstance(extractor, processes.LocalProcesses)
         member = extractor._members[0]
         member.end()
@@ -199,13 +199,13 @@ def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
         if find_device(device).type == "cpu":
             asked = job("out")
             open_extractor(
-                replace(asked, model={**asked.model, "device": device}), engine="local", workers=2, share=ALL
+                replace(asked, model={**asked.model, "device": device}), engine="local", workers=2, rank=ALONE
             )
             assert made.pop() == ([device] * 2, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("making", [{}, {"sum": (0.5, 0.5)}], ids=str)
+@pytest.mark.parametrize("making", [{}, {"layer_weights": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches
     asked = {"layers": ("layer_01", "final"), "making": Making(**making)}
@@ -222,7 +222,7 @@ def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path)
 @pytest.mark.slow
 def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
     checkpoint = str(save_faint(tmp_path / "faint"))
-    asked = job("out", checkpoint=checkpoint, making=Making(dtype="float16", key="store"))
+    asked = job("out", checkpoint=checkpoint, making=Making(output_dtype="float16"))
     rows = rows_of(feeding.BLOCK + 3)
     for kept in (False, True):
         outcomes = extract(asked, rows, workers=2)
@@ -249,6 +249,6 @@ def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_th
     assert {name for name in {*one, *two} if one.get(name) != two.get(name)} == {"100.flac.safetensors"}
     with pytest.raises(ValueError, match="another configuration"):
         extract(job("one", layers=("layer_01",)), rows[:3], engine="ray", workers=1)
-    with open_extractor(job("three"), engine="ray", workers=1, share=ALL) as extractor:
+    with open_extractor(job("three"), engine="ray", workers=1, rank=ALONE) as extractor:
         list(extract_with(extractor, job("three").task, rows[:3], interrupted=lambda: True))
         assert not ray.is_initialized()  # nobody writes when the folder is given back

@@ -26,8 +26,8 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.feature_sets.pooling import Span
-from w2v_attn.runs import apart, sources
-from w2v_attn.runs.decoding import HERE
+from w2v_attn.runs import decoder_subprocess, sources
+from w2v_attn.runs.audio_decoder import INLINE
 
 CLIPS = list_recordings(SPEECH).rows
 
@@ -42,7 +42,7 @@ LITTLE = estimating.Rehearsal(0.0, 0.1, 0.1)
 
 
 def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", making=None):
-    product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "decoding": HERE}
+    product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "audio_decoder": INLINE}
     return estimate(encoder, product, store_of(layout), rows, output, rehearsal=LITTLE, **limits)
 
 
@@ -108,14 +108,16 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
         by_mean = 400 * np.mean(
             [
                 looked.duration
-                for looked in survey.look(rows, store_of("mirrored").peek(tmp_path / "out"), HERE.start()).sample
+                for looked in survey.look(rows, store_of("mirrored").peek(tmp_path / "out"), INLINE.start()).sample
             ]
         )
         assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
 
 
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
-@pytest.mark.parametrize("making", [{}, {"sum": "mean", "dtype": "float16"}, {"pool": "statistics"}], ids=str)
+@pytest.mark.parametrize(
+    "making", [{}, {"layer_weights": "mean", "output_dtype": "float16"}, {"pooling": "statistics"}], ids=str
+)
 def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder, tmp_path):
     rows = [Row(f"{n}/{row.id}", row.path) for n in range(6) for row in CLIPS]
     options = {"layers": ("layer_01", "final"), "layout": layout, "making": Making(**making)}
@@ -133,7 +135,7 @@ def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder
 def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)
     spans = {row.id: [Span(0.0, 0.1), Span(0.1, 0.2, "b"), Span(0.2, 0.3)] for row in CLIPS}
-    making = Making(pool="mean", spans=spans)
+    making = Making(pooling="mean", spans=spans)
     found = ahead(encoder, CLIPS, tmp_path / "out", making=making)
     extract(encoder, CLIPS, tmp_path / "out", making=making)
     assert found.files == len(CLIPS)
@@ -241,10 +243,10 @@ def test_what_takes_a_moment_is_done_and_not_estimated(call, tmp_path):
     assert estimating.is_worth_estimating([Row("hour", CLIPS[0].path, duration=3600)])
 
 
-def test_a_share_without_rows_is_done_at_once(call):
-    assert call("extract", "dry_run=true", "share=1/2", "output=out")[0] == 0  # all 36 are one block
+def test_a_rank_without_rows_is_done_at_once(call):
+    assert call("extract", "dry_run=true", "rank=1", "world_size=2", "output=out")[0] == 0  # all 36 are one block
     for rank in range(2):
-        code, out, err = call("extract", f"share={rank}/2", "output=out")
+        code, out, err = call("extract", f"rank={rank}", "world_size=2", "output=out")
         assert (code, err) == (0, "")
     assert "2 of 2" in out
 
@@ -266,10 +268,10 @@ def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
 
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_decoders_that_do_not_start_end_it_in_a_line(dry, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(apart, "START_UP", "raise SystemExit(3)")
+    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit(3)")
     code, _, err = call("extract", f"dry_run={dry}", "output=out")
     assert code == 1
-    assert err.startswith("stopped: the processes that decode recordings do not start (exit code 3)")
+    assert err.startswith("stopped: the subprocesses that decode recordings do not start (exit code 3)")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -157,13 +157,13 @@ def test_a_dtype_is_kept_or_refused(tmp_path, layout, dtype):
     if dtype in HOLDS.get(layout, "float64 float32 float16").split():
         check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
     else:
-        with pytest.raises(FeatureSetError, match=f"holds no {dtype}: dtype=float32 keeps every value"):
+        with pytest.raises(FeatureSetError, match=f"holds no {dtype}: output_dtype=float32 keeps every value"):
             written(layout, corpus, tmp_path / layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_vectors_of_pooled_features_are_kept(tmp_path, layout):
-    corpus = {id: ({"final": torch.randn(6)}, {"pool": "mean"}) for id in IDS}
+    corpus = {id: ({"final": torch.randn(6)}, {"pooling": "mean"}) for id in IDS}
     check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
 
 

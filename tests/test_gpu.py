@@ -10,7 +10,7 @@ from test_unpadding import a_batch, loss_and_gradients
 
 from w2v_attn import load_encoder, replace_attention, restore_attention
 from w2v_attn.benchmarks.measuring import float32_is_float32
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -73,10 +73,10 @@ def test_features_do_not_depend_on_the_neighbours(norm_style, dtype, speech, tmp
     assert distance(together, alone) < (1e-6 if dtype == "float32" else 5e-3)
 
 
-@pytest.mark.parametrize("kind", ["window", "chunks"])
+@pytest.mark.parametrize("kind", ["sliding_window", "chunked"])
 def test_long_recordings_are_taken_as_on_the_cpu(norm_style, kind, speech, tmp_path):
     folder = save(tiny_model(norm_style), tmp_path / "model")
-    ours, theirs = on_both(folder, speech, long=Long(kind=kind, seconds=1.0, overlap=0.2))
+    ours, theirs = on_both(folder, speech, long_form=LongForm(kind=kind, seconds=1.0, overlap=0.2))
     for one, other in zip(ours, theirs, strict=True):
         for name, features in one.items():
             torch.testing.assert_close(features, other[name], **FLOAT32)

@@ -16,9 +16,9 @@ from w2v_attn.extraction.product import Written
 from w2v_attn.runs import folder, pipeline
 from w2v_attn.runs.outcomes import Outcome, Settled, kind_of
 from w2v_attn.runs.pace import Pace
+from w2v_attn.runs.rank import parts_of
 from w2v_attn.runs.record import RUN
 from w2v_attn.runs.running import run
-from w2v_attn.runs.shares import parts_of
 from w2v_attn.runs.tally import FEW, Tally
 
 ROW = Row("a", Path("/a"))

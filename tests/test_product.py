@@ -14,7 +14,7 @@ from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.product import Product
 from w2v_attn.feature_sets.arrays import DTYPES
 from w2v_attn.feature_sets.making import Making, count_underflow
-from w2v_attn.runs import feeding, shares
+from w2v_attn.runs import feeding
 
 CLIPS = SPEECH / "en-us+m5"
 
@@ -50,18 +50,18 @@ def whole(tmp_path_factory):
 CASES = {
     "a range": (["layers=[layer_01-layer_03]"], []),
     "half": (["layers=all"], ["float16"]),
-    "statistics": (["layers=[layer_02,final]"], ["pool=statistics", "float16"]),
-    "spans": (["layers=[layer_02,final]"], ["pool=mean", "segments=phones.csv"]),
-    "a sum": (["layers=[layer_02,final]"], ["sum=[0.25,2]", "bfloat16"]),
-    "all at once": (["layers=all"], ["sum=mean", "pool=statistics", "segments=phones.csv", "float16"]),
+    "statistics": (["layers=[layer_02,final]"], ["pooling=statistics", "float16"]),
+    "spans": (["layers=[layer_02,final]"], ["pooling=mean", "segments=phones.csv"]),
+    "a sum": (["layers=[layer_02,final]"], ["layer_weights=[0.25,2]", "bfloat16"]),
+    "all at once": (["layers=all"], ["layer_weights=mean", "pooling=statistics", "segments=phones.csv", "float16"]),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, call, phones, whole, tmp_path, case):
     layers, asked = CASES[case]
-    ours = [f"store={option}" if "=" not in option else option for option in asked]
-    theirs = [f"dtype={option}" if "=" not in option else option for option in asked]
+    ours = [f"output_dtype={option}" if "=" not in option else option for option in asked]
+    theirs = [f"output_dtype={option}" if "=" not in option else option for option in asked]
     layout = "layout=shards" if len(case) % 2 else "layout=mirrored"
     assert extract(*layers, *ours, layout)[::2] == (0, "")
     made = call("convert", f"features={whole}", f"output={tmp_path / 'converted'}", *layers, *theirs)
@@ -81,7 +81,7 @@ def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, c
 
 def test_rows_without_segments_are_told(extract, phones, tmp_path):
     phones.write_text(phones.read_text().replace("21-down", "00-three"))
-    code, out, _ = extract("pool=mean", f"segments={phones}")
+    code, out, _ = extract("pooling=mean", f"segments={phones}")
     assert code == 0
     assert "1 of 1" in out
     assert "without segments" in out
@@ -95,11 +95,11 @@ def test_learned_weights_are_taken(extract, tmp_path):
         model.layer_weights.copy_(torch.randn(4))
     folder = save(model, tmp_path / "model")
     checkpoint = ["model=local", f"model.checkpoint={folder}"]
-    code, _, err = extract(*checkpoint, f"sum={folder}", output="refused")
+    code, _, err = extract(*checkpoint, f"layer_weights={folder}", output="refused")
     assert code == 2
     assert "it lacks embed, layer_01, layer_02, layer_03: extract layers=all" in err
     assert not (tmp_path / "refused").exists()
-    assert extract(*checkpoint, f"sum={folder}", "layers=all")[0] == 0
+    assert extract(*checkpoint, f"layer_weights={folder}", "layers=all")[0] == 0
     assert extract(*checkpoint, "layers=[embed-layer_03]", output="whole")[0] == 0
     found, whole = open_features(tmp_path / "out"), open_features(tmp_path / "whole")
     weights = model.layer_weights.double().softmax(-1)
@@ -125,11 +125,14 @@ def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, mon
     monkeypatch.setattr(encoder, "extract", loud)
     made = extract_corpus(
         encoder, list_recordings(CLIPS).rows, tmp_path / "out", layers=["final"], max_duration=60, layout=layout,
-        making=Making(dtype="float16", key="store"),
+        making=Making(output_dtype="float16"),
     )  # fmt: skip
     (reason,) = [outcome.reason for outcome in made if outcome.reason is not None]
     assert "final: 1 of" in reason
-    assert "beyond float16, which ends at 65504; the largest is 70000: store=bfloat16 or store=float32" in reason
+    assert (
+        "beyond float16, which ends at 65504; the largest is 70000: output_dtype=bfloat16 or output_dtype=float32"
+        in reason
+    )
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] not in open_features(tmp_path / "out")
 
@@ -167,20 +170,20 @@ def faint(tmp_path):
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
 def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_them(extract, faint, tmp_path, layout):
     for already_there in (False, True):
-        code, out, _ = extract(*faint, "store=float16", f"layout={layout}")
+        code, out, _ = extract(*faint, "output_dtype=float16", f"layout={layout}")
         assert code == 0
         found = open_features(tmp_path / "out")
         frames = {id: len(recording["final"]) for id, recording in found.items()}
         assert len(frames) == 2
         said = " ".join(out.replace("│", "").split())
         became = f"underflow {sum(frames.values())} values in 2 recordings became 0"
-        assert f"{became}: below float16's range, store=float32 keeps them" in said
+        assert f"{became}: below float16's range, output_dtype=float32 keeps them" in said
         assert ("already there 2" in said) == already_there
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         assert record["underflow"] == {"values": sum(frames.values()), "recordings": 2}
         assert {id: found.metadata(id)["underflowed"] for id in frames} == {id: str(n) for id, n in frames.items()}
         assert all((found[id]["final"][:, 3] == 0).all() for id in frames)
-    for number, asked in enumerate([[], ["store=bfloat16"]]):
+    for number, asked in enumerate([[], ["output_dtype=bfloat16"]]):
         code, out, _ = extract(*faint, *asked, f"layout={layout}", output=f"kept {number}")
         assert code == 0
         assert "underflow" not in out
@@ -190,14 +193,14 @@ def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_t
         assert record["underflow"] == {"values": 0, "recordings": 0}
 
 
-def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
-    for module in (feeding, shares):
-        monkeypatch.setattr(module, "BLOCK", 1)
+def test_ranks_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
+    monkeypatch.setattr(feeding, "BLOCK", 1)
+    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 1)
     for rank in (0, 1):
-        code, out, _ = extract(*faint, "store=float16", f"share={rank}/2")
+        code, out, _ = extract(*faint, "output_dtype=float16", f"rank={rank}", "world_size=2")
         assert code == 0
     frames = [len(recording["final"]) for recording in open_features(tmp_path / "out").values()]
-    own, together = " ".join(out.replace("│", "").split()).split("Extracted by all shares")
+    own, together = " ".join(out.replace("│", "").split()).split("Extracted by all ranks")
     assert "in 1 recording became 0" in own
     assert f"{sum(frames)} values in 2 recordings became 0: below float16's range" in together
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -206,12 +209,12 @@ def test_shares_count_together_what_became_0(extract, faint, tmp_path, monkeypat
 
 WRONG = {
     "no such layout": (["layout=tar"], "layout must be one of"),
-    "no such dtype": (["store=float8"], "store must be one of"),
-    "no such pooling": (["pool=max"], "pool must be one of none, mean, statistics"),
-    "segments without pooling": (["segments=x.csv"], "give pool=mean"),
-    "no such segments": (["pool=mean", "segments=absent.csv"], "cannot be read"),
-    "too few weights": (["layers=all", "sum=[0.5,0.5]"], "2 weights for 6 layers"),
-    "one layer to sum": (["sum=mean"], "there is only final: give layers=all, or a range"),
+    "no such dtype": (["output_dtype=float8"], "output_dtype must be one of"),
+    "no such pooling": (["pooling=max"], "pooling must be one of none, mean, statistics"),
+    "segments without pooling": (["segments=x.csv"], "give pooling=mean"),
+    "no such segments": (["pooling=mean", "segments=absent.csv"], "cannot be read"),
+    "too few weights": (["layers=all", "layer_weights=[0.5,0.5]"], "2 weights for 6 layers"),
+    "one layer to sum": (["layer_weights=mean"], "there is only final: give layers=all, or a range"),
     "no such end of a range": (["layers=layer_02-layer_09"], "no layer layer_09"),
     "a range that is empty": (["layers=layer_03-layer_01"], "the lower layer comes first"),
 }
@@ -228,31 +231,33 @@ def test_a_wrong_request_gives_code_2_and_leaves_nothing(extract, tmp_path, case
 
 
 def test_another_product_is_refused_with_the_difference(extract, phones):
-    assert extract("pool=mean", f"segments={phones}")[0] == 0
+    assert extract("pooling=mean", f"segments={phones}")[0] == 0
     phones.write_text(phones.read_text().replace("0.4", "0.5"))
-    code, _, err = extract("pool=mean", f"segments={phones}")
+    code, _, err = extract("pooling=mean", f"segments={phones}")
     assert code == 2
     assert "segments: was sha256" in err
-    code, _, err = extract("pool=statistics", f"segments={phones}", "store=float16")
+    code, _, err = extract("pooling=statistics", f"segments={phones}", "output_dtype=float16")
     assert code == 2
-    assert "pool: was mean, now statistics" in err
-    assert "store: was not asked for, now float16" in err
+    assert "pooling: was mean, now statistics" in err
+    assert "output_dtype: was not asked for, now float16" in err
 
 
 def test_a_dtype_that_features_have_anyway_is_no_other_product(layer_checkpoint):
     encoder = load_encoder(layer_checkpoint)
     plain = Product(encoder, ("final",)).fingerprint
-    assert Product(encoder, ("final",), Making(dtype="float32", key="store")).fingerprint == plain
-    assert Product(encoder, ("final",), Making(dtype="float16", key="store")).fingerprint != plain
+    assert Product(encoder, ("final",), Making(output_dtype="float32")).fingerprint == plain
+    assert Product(encoder, ("final",), Making(output_dtype="float16")).fingerprint != plain
 
 
 def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):
     """SEW's `final` has twice the frames of its blocks."""
     folder = save(tiny_model("sew"), tmp_path / "sew")
     base = [f"audio={CLIPS}", "model=local", f"model.checkpoint={folder}"]
-    assert call("extract", *base, "layers=[layer_01-layer_03]", "sum=mean", f"output={tmp_path / 'out'}")[0] == 0
+    assert (
+        call("extract", *base, "layers=[layer_01-layer_03]", "layer_weights=mean", f"output={tmp_path / 'out'}")[0] == 0
+    )
     assert call("extract", *base, "layers=all", f"output={tmp_path / 'whole'}")[0] == 0
-    convert = [f"features={tmp_path / 'whole'}", "layers=[layer_01-layer_03]", "sum=mean"]
+    convert = [f"features={tmp_path / 'whole'}", "layers=[layer_01-layer_03]", "layer_weights=mean"]
     assert call("convert", *convert, f"output={tmp_path / 'converted'}")[0] == 0
     id = "00-three.flac"
     whole = open_features(tmp_path / "whole")
@@ -260,7 +265,7 @@ def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):
         times = open_features(tmp_path / name).times(id, "sum")
         assert torch.equal(times, whole.times(id, "layer_01"))
         assert not torch.equal(times, whole.times(id, "final")[: len(times)])
-    code, _, err = call("extract", *base, "layers=all", "sum=mean", f"output={tmp_path / 'refused'}")
+    code, _, err = call("extract", *base, "layers=all", "layer_weights=mean", f"output={tmp_path / 'refused'}")
     assert code == 2
     assert "of other frame rates cannot be summed" in err
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from w2v_attn import load_encoder
 from w2v_attn.encoder import blocks, encoder, frontend, ragged, streams
 from w2v_attn.encoder.inputs import Samples
-from w2v_attn.encoder.long import Long, batches_of
+from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.ops import gemm, winograd
 
 
@@ -89,14 +89,15 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "long", [Long(), Long(kind="window", seconds=0.4), Long(kind="chunks", seconds=1.0, overlap=0.2)]
+    "long_form",
+    [LongForm(), LongForm(kind="sliding_window", seconds=0.4), LongForm(kind="chunked", seconds=1.0, overlap=0.2)],
 )
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
-def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long, tmp_path, monkeypatch):
+def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long_form, tmp_path, monkeypatch):
     """Blocks write over what nobody wants any more."""
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
-    encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long=long)
+    encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long_form=long_form)
     (wave,) = noise(2.1)
     layers = ("embed", "layer_01", "layer_02", "layer_03", "final")
     (together,) = encoder.extract([wave], layers)
@@ -128,14 +129,14 @@ def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monk
 
 def test_a_short_recording_beside_a_windowed_one_is_exact(folder):
     short, long = noise(0.35, 2.0)
-    windowed = load_encoder(folder, long=Long(kind="window", seconds=0.4)).extract([short, long])
+    windowed = load_encoder(folder, long_form=LongForm(kind="sliding_window", seconds=0.4)).extract([short, long])
     torch.testing.assert_close(windowed[0]["final"], stock(folder, short), rtol=0, atol=1e-4)
 
 
 def test_a_window_wider_than_the_recording_is_exact(folder):
     waves = noise(0.9, 0.4)
     exact = load_encoder(folder).extract(waves)
-    windowed = load_encoder(folder, long=Long(kind="window", seconds=2.0)).extract(waves)
+    windowed = load_encoder(folder, long_form=LongForm(kind="sliding_window", seconds=2.0)).extract(waves)
     for ours, theirs in zip(windowed, exact, strict=True):
         torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
 
@@ -149,8 +150,8 @@ def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
     monkeypatch.setattr(blocks, "LONG_ROWS", rows)
     monkeypatch.setattr(core, "WINDOW_ROWS", tile)
     (wave,) = noise(2.0)
-    options = Long(kind="window", seconds=0.4)  # 10 frames on either side
-    windowed = load_encoder(folder, long=options).extract([wave], ("embed", "layer_01"))[0]
+    options = LongForm(kind="sliding_window", seconds=0.4)  # 10 frames on either side
+    windowed = load_encoder(folder, long_form=options).extract([wave], ("embed", "layer_01"))[0]
     exact = load_encoder(folder)
     embed = exact.extract([wave], ("embed",))[0]["embed"]
     torch.testing.assert_close(windowed["embed"], embed, rtol=0, atol=1e-6)
@@ -166,7 +167,9 @@ def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
 def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
     waves = noise(0.3, 2.3, 0.9)
     exact = load_encoder(folder).extract(waves, ("embed", "final"))
-    ours = load_encoder(folder, long=Long(kind="chunks", seconds=1.0, overlap=0.2)).extract(waves, ("embed", "final"))
+    ours = load_encoder(folder, long_form=LongForm(kind="chunked", seconds=1.0, overlap=0.2)).extract(
+        waves, ("embed", "final")
+    )
     for mine, theirs in zip(ours, exact, strict=True):
         torch.testing.assert_close(mine["embed"], theirs["embed"], rtol=0, atol=1e-6)
         assert mine["final"].shape == theirs["final"].shape
@@ -182,7 +185,7 @@ def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
     frames=st.integers(1, 400),
 )
 def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, seconds, share, frames):
-    pieces = list(Long(kind="chunks", seconds=seconds, overlap=share * seconds).pieces(lengths, 50.0))
+    pieces = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).pieces(lengths, 50.0))
     assert [p.first for p in pieces] == [0, *(p.last for p in pieces[:-1])]
     assert pieces[-1].last == sum(lengths)
     assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
@@ -194,14 +197,14 @@ def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, se
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"kind": "short"}, "exact, window, chunks"),
-        ({"kind": "window", "seconds": 0}, "above 0"),
-        ({"kind": "chunks", "seconds": 4, "overlap": 2}, "less than half"),
+        ({"kind": "short"}, "full, sliding_window, chunked"),
+        ({"kind": "sliding_window", "seconds": 0}, "above 0"),
+        ({"kind": "chunked", "seconds": 4, "overlap": 2}, "less than half"),
     ],
 )
 def test_options_that_leave_nothing_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
-        Long(**options)
+        LongForm(**options)
 
 
 def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
@@ -247,7 +250,7 @@ def test_a_model_that_was_changed_goes_one_by_one(folder):
     torch.testing.assert_close(plain.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
     assert seen
     with pytest.raises(ValueError, match="hooks"):
-        encoder.Encoder(plain.checkpoint, device=plain.device, long=Long(kind="window"))
+        encoder.Encoder(plain.checkpoint, device=plain.device, long_form=LongForm(kind="sliding_window"))
     hook.remove()
     assert plain.why_not_ragged is None
     dense = plain.model.encoder.layers[0].feed_forward.output_dense
@@ -275,7 +278,7 @@ def test_an_offset_of_the_waveform_costs_no_precision(folder):
 
 
 def test_the_expected_time_grows_with_the_work(folder):
-    exact, windowed = load_encoder(folder), load_encoder(folder, long=Long(kind="window", seconds=10))
+    exact, windowed = load_encoder(folder), load_encoder(folder, long_form=LongForm(kind="sliding_window", seconds=10))
     minute, hour = 60 * 16_000, 3600 * 16_000
     assert exact.expected_seconds(hour) > 60 * exact.expected_seconds(minute)
     assert windowed.expected_seconds(hour) < exact.expected_seconds(hour)
@@ -296,7 +299,7 @@ def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog
         )
     )
     assert "minutes of audio will take about" in caplog.text
-    assert "long=window" in caplog.text
+    assert "long_form=sliding_window" in caplog.text
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])

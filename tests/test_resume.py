@@ -17,7 +17,7 @@ from started import Started
 from w2v_attn import load_encoder, whole_files
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction import extracting
 from w2v_attn.feature_files import read_header
 from w2v_attn.runs import reading, sources
@@ -249,12 +249,12 @@ def test_another_configuration_is_refused_with_the_difference(extract, group_che
     extract("out")
     before, run = content(tmp_path / "out"), record(tmp_path / "out")
     other = save(tiny_model("wav2vec2-group", "ForCTC", seed=1, **GROUP_NORM), tmp_path / "other")
-    windows = Long(kind="window", seconds=2)
+    windows = LongForm(kind="sliding_window", seconds=2)
     cases = {
         "layers: was final, now layer_01,final": {"layers": ("layer_01", "final")},
         "checkpoint: was": {"model": load_encoder(other)},
         "dtype: was float32, now float64": {"model": load_encoder(group_checkpoint, dtype="float64")},
-        "long: was exact, now window of 2 s": {"model": load_encoder(group_checkpoint, long=windows)},
+        "long_form: was full, now sliding_window of 2 s": {"model": load_encoder(group_checkpoint, long_form=windows)},
     }
     for difference, options in cases.items():
         with pytest.raises(ValueError, match="of another configuration") as caught:

@@ -26,7 +26,7 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store_shards import STRETCH, ShardsStore
 from w2v_attn.feature_sets.layouts import shard_files
 from w2v_attn.feature_sets.layouts.shard_files import INDEX, Index
-from w2v_attn.runs import feeding, reading, shares
+from w2v_attn.runs import feeding, reading
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.pipeline import process_rows
@@ -42,7 +42,7 @@ def encoder(group_checkpoint, monkeypatch):
     monkeypatch.setattr(feeding, "WINDOW", 1)  # the windows of a block are the same ones wherever a list begins
     monkeypatch.setattr(store_shards, "STRETCH", 4)
     monkeypatch.setattr(ShardsStore, "together", 4)
-    monkeypatch.setattr(shares, "BLOCK", 4)
+    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 4)
     monkeypatch.setattr(store_shards, "SIZE", 8000)
     return made
 
@@ -365,7 +365,7 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
     whole = content(tmp_path / "once")
     (tmp_path / "out").mkdir()
     ShardsStore.prepare(tmp_path / "out", rows)
-    work = partial(_share, encoder, rows, tmp_path / "out")
+    work = partial(_of_rank, encoder, rows, tmp_path / "out")
     torch.set_num_threads(1)  # threads of OpenMP's do not survive a fork
     processes = [multiprocessing.get_context("fork").Process(target=work, args=(parts,)) for parts in ([2, 0], [1])]
     for process in processes:
@@ -389,7 +389,7 @@ def test_a_shard_that_another_process_writes_anew_stays(extract, encoder, rows, 
     assert (tmp_path / "out" / name).exists()
 
 
-def _share(encoder, rows, output, parts):
+def _of_rank(encoder, rows, output, parts):
     parts = sorted(parts)
     mine = [row for part in parts for row in rows[4 * part : 4 * part + 4]]
     product = Product(encoder, ("final",))

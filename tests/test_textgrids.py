@@ -127,7 +127,7 @@ def test_the_command_pools_over_the_intervals_of_a_tier(call, tmp_path):
     write_features(tmp_path / "features" / "x" / "a.wav.safetensors", {"final": frames}, about)
     (tmp_path / "aligned" / "x").mkdir(parents=True)
     (tmp_path / "aligned" / "x" / "a.TextGrid").write_text(short(TIERS), encoding="utf-8")
-    code, _, err = call("convert", "features=features", "output=out", "pool=mean", "segments=aligned:phones")
+    code, _, err = call("convert", "features=features", "output=out", "pooling=mean", "segments=aligned:phones")
     assert (code, err) == (0, "")
     # Centres are at 12.5, 32.5 … ms.
     expected = torch.stack([frames[0:5].mean(0), frames[5:20].mean(0)])

@@ -32,7 +32,7 @@ if "FAULTS" in os.environ and "-P" in sys.orig_argv:  # the processes that decod
             return False
         return True
 
-    def _greedy():
+    def _hoard():
         hoard = []
         while True:
             hoard.append(bytearray(b"x" * 10_000_000))
@@ -43,6 +43,6 @@ if "FAULTS" in os.environ and "-P" in sys.orig_argv:  # the processes that decod
         "crash": lambda: ctypes.string_at(0),
         "abort": os.abort,
         "exit": lambda: os._exit(3),
-        "greedy": _greedy,
+        "hoard": _hoard,
     }
     soundfile.SoundFile.__init__ = wrong

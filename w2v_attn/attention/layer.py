@@ -79,6 +79,7 @@ class MultiHeadSelfAttention(nn.Module):
                 raise ValueError(
                     f"num_heads must divide {name}: {size} channels cannot be split into {num_heads} heads"
                 )
+        _check_scale(scale)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         select.check_backend(backend)
@@ -144,6 +145,7 @@ class MultiHeadSelfAttention(nn.Module):
 
     def attend(self, x: Tensor, mask: AttentionMask, *, return_weights: bool) -> tuple[Tensor, Tensor | None]:
         """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
+        _refuse_tracing()
         if torch.compiler.is_compiling():
             return _outside_graphs(self.attend, x, mask, return_weights=return_weights)
         projections = self._projections()
@@ -156,6 +158,7 @@ class MultiHeadSelfAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, return_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Steps (2) to (6) on queries, keys and values, [B, T, H·D], whose projections torch differentiates."""
+        _refuse_tracing()
         if torch.compiler.is_compiling():
             return _outside_graphs(self.attend_projected, q, k, v, mask, return_weights=return_weights)
         out_proj = self._projections()[3]
@@ -173,6 +176,7 @@ class MultiHeadSelfAttention(nn.Module):
         return out_proj(mathematics.merge_heads(o)), p
 
     def _options(self, mask: AttentionMask) -> Options:
+        _check_scale(self.scale)
         return Options(
             num_heads=self.num_heads,
             scale=self.scale,
@@ -216,6 +220,19 @@ def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options
     with torch.autocast(device, enabled=False):
         cast = tuple(None if p is None else p.to(dtype) for p in parameters)
         return self_attention(x.to(dtype), cast, options)
+
+
+def _check_scale(scale: object) -> None:
+    if isinstance(scale, Tensor):
+        raise ValueError("scale must be a number, got a tensor: multiply the queries by one that is learned")
+
+
+def _refuse_tracing() -> None:
+    if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
+        raise RuntimeError(
+            "w2v_attn's attention cannot be traced by torch.jit.trace, which would take the values of this call's mask "
+            "for those of every call: call restore_attention(model) first"
+        )
 
 
 def _called(

@@ -153,7 +153,7 @@ class AttentionMask:
         """
         if self.padding is None or self.padding.device.type != "cpu" or num_frames == 0:
             return [num_frames] * num_recordings
-        last_real = torch.where(self.padding, torch.arange(1, num_frames + 1), 0).amax(1)
+        last_real = torch.where(self.padding, torch.arange(1, num_frames + 1, device=self.padding.device), 0).amax(1)
         return last_real.tolist()
 
     def tile(

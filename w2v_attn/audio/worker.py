@@ -1,9 +1,9 @@
-"""A process that decodes one recording after the other, and may be killed at it.
+"""A subprocess that decodes one recording after the other, and may be killed at it.
 
-The process that started it is at the other end of its standard input and output; see `runs.apart`. A request is a line
-of JSON, the arguments of `read_samples`, or of `read_duration` under its name. A reply is messages: the blocks of
-samples as they come, then what was found, or why there is nothing. No message is a pickle: what comes out of a process
-that reads crafted files is data, not code.
+The process that started it is at the other end of its standard input and output; see `runs.decoder_subprocess`. A
+request is a line of JSON, the arguments of `read_samples`, or of `read_duration` under its name. A reply is messages:
+the blocks of samples as they come, then what was found, or why there is nothing. No message is a pickle: what comes out
+of a process that reads crafted files is data, not code.
 """
 
 import json
@@ -32,7 +32,7 @@ GRACE = 5
 
 def main() -> None:
     """Arguments: seconds that a block may take, bytes of memory beyond what the libraries take."""
-    seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    timeout, memory = float(sys.argv[1]), int(sys.argv[2])
     with suppress(ImportError):
         import av
         import av.error  # noqa: F401 - now, for what comes later counts against the limit
@@ -43,7 +43,7 @@ def main() -> None:
     _send(replies, READY)
     for line in sys.stdin.buffer:
         try:
-            _decode(json.loads(line), replies, seconds)
+            _decode(json.loads(line), replies, timeout)
         except AudioError as refusal:
             _send(replies, REFUSED, str(refusal).encode(errors="replace"))
         except MemoryError:
@@ -51,14 +51,14 @@ def main() -> None:
         _alarm(0)
 
 
-def _decode(request: dict[str, Any], replies: int, seconds: float) -> None:
+def _decode(request: dict[str, Any], replies: int, timeout: float) -> None:
     if (header := request.get("read_duration")) is not None:
-        _alarm(seconds + GRACE)
+        _alarm(timeout + GRACE)
         _send(replies, FOUND, json.dumps(read_duration(**header)).encode())
         return
     blocks = read_samples(**request)
     while True:
-        _alarm(seconds + GRACE)
+        _alarm(timeout + GRACE)
         try:
             block = next(blocks)
         except StopIteration as end:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.benchmarks import attention, cli, encoder, long, recordings
+from w2v_attn.benchmarks import attention, cli, encoder, long_form, recordings
 from w2v_attn.benchmarks.results import check_destination, write_json
 from w2v_attn.commands import console, extras, values
 from w2v_attn.commands.exit_codes import DONE
@@ -79,15 +79,15 @@ def _cli(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     return cli, cli.run(size=str(config.size), durations=recordings.RAGGED, dtype=str(config.dtype), **common)
 
 
-def _long(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
-    report = long.run(
+def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    report = long_form.run(
         checkpoint=values.text(config, "checkpoint"),
         audio=values.text(config, "audio"),
         duration=values.number(config, "long_seconds"),
         widths=values.list_of(config, "widths", float),
         **common,
     )
-    return long, report
+    return long_form, report
 
 
 def _block(config: Any) -> dict[str, Any]:
@@ -105,5 +105,5 @@ MEASURED: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, Report]]] = {
     "training": _training,
     "encoder": _encoder,
     "cli": _cli,
-    "long": _long,
+    "long_form": _long_form,
 }

@@ -20,10 +20,10 @@ def run(config: Any) -> int:
     output = values.folder(config, "output")
     request = Request(
         layout=values.text(config, "layout"),
-        dtype=values.text_or_none(config, "dtype"),
+        output_dtype=values.text_or_none(config, "output_dtype"),
         layers=tuple(values.list_of(config, "layers")),
-        sum=values.layer_weights(config),
-        pool=values.text(config, "pool"),
+        layer_weights=values.layer_weights(config),
+        pooling=values.text(config, "pooling"),
         segments=values.path_or_none(config, "segments"),
     )
     features = open_features(values.path(config, "features"))
@@ -65,8 +65,8 @@ def run(config: Any) -> int:
     ]
     if underflowed:
         # Without a dtype that is asked for, only sums and means of features in half precision are rounded.
-        dtype = request.dtype or "half precision"
-        rows.append(("underflow", describe_underflow(underflowed, with_underflow, dtype, "dtype")))
+        dtype = request.output_dtype or "half precision"
+        rows.append(("underflow", describe_underflow(underflowed, with_underflow, dtype)))
     if done < len(conversion.ids):
         rows.append(("not reached", str(len(conversion.ids) - done)))
     if len(features) > len(conversion.ids):

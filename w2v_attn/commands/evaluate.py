@@ -20,7 +20,7 @@ def run(config: Any) -> int:
     output, limits = values.folder(config, "output"), values.limits(config)
     corpus = _labelled(config)
     recognizer = load_recognizer(
-        values.text(config.model, "checkpoint"), **values.model_options(config), beam=values.beam(config)
+        values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )
     task = task_of(
         recognizer,

@@ -22,22 +22,23 @@ from w2v_attn.extraction.store import store_of
 from w2v_attn.feature_sets.making import Making, describe_underflow
 from w2v_attn.feature_sets.segments import read_segments
 from w2v_attn.runs.outcomes import RunError
+from w2v_attn.runs.rank import parts_of, read_rank, rows_of
 from w2v_attn.runs.record import read_record
-from w2v_attn.runs.shares import parts_of, read_share, rows_of
 
 
 def run(config: Any) -> int:
     """Extracts, with an estimate, progress and a summary; its exit code."""
     output, layers = values.folder(config, "output"), values.list_of(config, "layers")
-    layout, share = values.text(config, "layout"), read_share(values.text_or_none(config, "share"))
+    layout = values.text(config, "layout")
+    rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
     store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     making, listed = _making(config, corpus.rows), len(corpus.rows)
     if making.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
-    mine = replace(corpus, rows=tuple(rows_of(share.of(parts_of(corpus.rows, store.together)))))
+    mine = replace(corpus, rows=tuple(rows_of(rank.of(parts_of(corpus.rows, store.together)))))
     task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
-    model = values.model_options(config) | {"long": values.long(config)}
+    model = values.model_options(config) | {"long_form": values.long_form(config)}
     job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
     frames = channels = 0
@@ -50,38 +51,38 @@ def run(config: Any) -> int:
         if config.dry_run:
             _foretell(job, mine.rows)
             return DONE
-        with open_extractor(job, engine=str(config.engine), workers=workers, share=share) as extractor:
+        with open_extractor(job, engine=str(config.engine), workers=workers, rank=rank) as extractor:
             about = {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
             ahead = _estimated(extractor, mine.rows)
             if ahead is not None:
                 _show_estimate(ahead, layers)
                 about["estimate"] = ahead.as_record()
-            start = partial(extract_with, extractor, task, corpus.rows, share=share, about=about)
+            start = partial(extract_with, extractor, task, corpus.rows, rank=rank, about=about)
             watched = corpus_run.watch(mine, start, take, total=None if ahead is None else ahead.weight)
     except RunError as error:  # before it began
         print(f"stopped: {error}", file=sys.stderr)
         return SOME_FAILED
 
     rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = making.dtype or extractor.description.dtype, watched.tally
+    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
     rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
-    if share.is_all:
+    if rank.is_alone:
         return corpus_run.conclude("Extracted", corpus, watched, output, rows)
-    corpus_run.conclude(f"Extracted, share {share}", mine, watched, output, rows)
-    return _conclude_shares(output, watched.code, dtype)
+    corpus_run.conclude(f"Extracted, rank {rank}", mine, watched, output, rows)
+    return _conclude_ranks(output, watched.code, dtype)
 
 
 def _making(config: Any, rows: Sequence[Row]) -> Making:
     """What is made of the layers of these rows."""
-    pool, segments = values.text(config, "pool"), None
-    if config.segments is not None and pool != "none":
+    pooling, segments = values.text(config, "pooling"), None
+    if config.segments is not None and pooling != "none":
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
-        raise ValueError("segments are what is pooled over: give pool=mean or pool=statistics")
-    store = values.text_or_none(config, "store")
-    return Making(dtype=store, key="store", sum=values.layer_weights(config), pool=pool, spans=segments)
+        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+    dtype = values.text_or_none(config, "output_dtype")
+    return Making(output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments)
 
 
 def _foretell(job: Job, rows: Sequence[Row]) -> None:
@@ -136,12 +137,14 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
     described, making, layers = extractor.description, task.making, ", ".join(task.layers)
     assert making is not None
     rows = [
-        ("layers", layers if making.sum is None else f"sum of {layers}"),
-        ("frames" if making.pool == "none" else "vectors", f"{found}, {making.dtype or described.dtype}"),
+        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
+        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
         ("attention", f"{described.backend} on {described.device}"),
     ]
-    if described.long.kind != "exact":
-        rows.append(("long", f"{described.long.kind} of {described.long.seconds:g} s: not exact beyond that"))
+    if described.long_form.kind != "full":
+        rows.append(
+            ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
+        )
     if described.one_by_one is not None:
         rows.append(("one by one", f"for {described.one_by_one}"))
     return rows
@@ -149,14 +152,14 @@ def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, 
 
 def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
     """A row of a summary, where values became 0."""
-    return [("underflow", describe_underflow(values, recordings, dtype, "store"))] if values else []
+    return [("underflow", describe_underflow(values, recordings, dtype))] if values else []
 
 
-def _conclude_shares(output: Path, code: int, dtype: str) -> int:
-    """The summary of all shares, by the one that ends last; and the exit code of this one.
+def _conclude_ranks(output: Path, code: int, dtype: str) -> int:
+    """Shows the summary of all ranks, in the one that ends last; returns the exit code of this one.
 
     Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
-    not end with 0, and who has nothing to do ends before others have begun. code: of this share, where it did not come
+    not end with 0, and who has nothing to do ends before others have begun. code: of this rank, where it did not come
     to its end. dtype: of what is stored.
     """
     record = read_record(output)
@@ -171,10 +174,10 @@ def _conclude_shares(output: Path, code: int, dtype: str) -> int:
         ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
         *([("not reached", counts["not_reached"])] if counts["not_reached"] else []),
         *_underflow(record["underflow"]["values"], record["underflow"]["recordings"], dtype),
-        ("shares", record["share"]),
+        ("ranks", f"{record['ranks_begun']} of {record['world_size']}"),
         ("output", output),
     ]
-    console.show("Extracted by all shares", rows)
+    console.show("Extracted by all ranks", rows)
     if code or "TORCHELASTIC_RUN_ID" in os.environ:
         return code
     return SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE

@@ -18,7 +18,7 @@ def run(config: Any) -> int:
     limits = values.limits(config)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     recognizer = load_recognizer(
-        values.text(config.model, "checkpoint"), **values.model_options(config), beam=values.beam(config)
+        values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )
     shown: list[tuple[str, str, str]] = []
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from w2v_attn.encoder.long import Long
-from w2v_attn.runs.decoding import Decoding
-from w2v_attn.transcription.beam_search import BeamOptions
+from w2v_attn.encoder.long_form import LongForm
+from w2v_attn.runs.audio_decoder import AudioDecoderOptions
+from w2v_attn.transcription.beam_search import BeamSearchOptions
 
 Section = TypeVar("Section")
 
@@ -60,6 +60,14 @@ def number(config: Any, key: str, *, least: float | None = None) -> float:
     return value
 
 
+def integer_or_none(config: Any, key: str) -> int | None:
+    """Return a whole number, or None where the key is null."""
+    try:
+        return None if config[key] is None else int(str(config[key]))
+    except ValueError:
+        raise ValueError(f"{key} must be a whole number, got {config[key]}") from None
+
+
 def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
     """A list that may be given as its only element."""
     value = config[key]
@@ -100,39 +108,40 @@ def language(model: Any) -> str | None:
     return text_or_none(model, "language")
 
 
-def long(config: Any) -> Long:
-    """How long recordings are taken."""
-    chosen = config.long
-    return Long(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
+def long_form(config: Any) -> LongForm:
+    """How long recordings are processed."""
+    chosen = config.long_form
+    return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
 
 
-def decoding(config: Any) -> Decoding:
+def audio_decoder(config: Any) -> AudioDecoderOptions:
     """Where and within which limits recordings are decoded."""
-    chosen = config.decoding
-    apart = {name: number(chosen, name) for name in ("seconds", "gigabytes") if name in chosen}
-    rates, channels = list_of(chosen, "rates", int), int(number(chosen, "max_channels"))
-    return Decoding(kind=str(chosen.kind), rates=tuple(rates), max_channels=channels, **apart)
+    chosen = config.audio_decoder
+    subprocess = {name: number(chosen, name) for name in ("timeout", "memory_gb") if name in chosen}
+    rates, channels = list_of(chosen, "sample_rates", int), int(number(chosen, "max_channels"))
+    return AudioDecoderOptions(kind=str(chosen.kind), sample_rates=tuple(rates), max_channels=channels, **subprocess)
 
 
 def limits(config: Any) -> dict[str, Any]:
     """What a run over a corpus takes of recordings: their longest duration, and how they are decoded."""
-    return {"max_duration": number(config, "max_duration"), "decoding": decoding(config)}
+    return {"max_duration": number(config, "max_duration"), "audio_decoder": audio_decoder(config)}
 
 
-def beam(config: Any) -> BeamOptions | None:
-    """How to search with a language model; None where there is none."""
-    chosen = config.beam
-    if chosen.language_model is None:
+def decoder(config: Any) -> BeamSearchOptions | None:
+    """How logits become text: a beam search with a language model, or None for the greedy decoder."""
+    chosen = config.decoder
+    if chosen.lm is None:
         return None
-    return BeamOptions(
-        language_model=path(chosen, "language_model"),
+    return BeamSearchOptions(
+        lm=path(chosen, "lm"),
         lexicon=path_or_none(chosen, "lexicon"),
-        beam=int(chosen.beam),
-        weight=float(chosen.weight),
+        beam_size=int(chosen.beam_size),
+        lm_weight=float(chosen.lm_weight),
         word_score=float(chosen.word_score),
     )
 
 
 def layer_weights(config: Any) -> str | tuple[float, ...] | None:
-    """`sum`: weights, or what says which they are."""
-    return config.sum if config.sum is None or isinstance(config.sum, str) else tuple(list_of(config, "sum", float))
+    """`layer_weights`: weights, or what says which they are."""
+    value = config.layer_weights
+    return value if value is None or isinstance(value, str) else tuple(list_of(config, "layer_weights", float))

@@ -15,7 +15,7 @@ from w2v_attn.attention import packed
 from w2v_attn.attention.mathematics import split_heads
 from w2v_attn.encoder.frontend import layer_norm
 from w2v_attn.ops import fusions, gemm
-from w2v_attn.ops.feed_forward import is_gelu
+from w2v_attn.pretrained.activations import is_gelu
 
 Linear = gemm.Packed | gemm.Plain
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
@@ -220,8 +220,11 @@ def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of linear maps as those of one."""
     if len(linears) == 1:
         return linears[0].weight, linears[0].bias
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    return torch.cat([linear.weight.detach() for linear in linears]), torch.cat(biases) if biases else None
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    if all(linear.bias is None for linear in linears):
+        return weight, None
+    biases = [weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears]
+    return weight, torch.cat(biases).detach()
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:

@@ -2,18 +2,20 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
 from w2v_attn.encoder import ragged, streams
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
-from w2v_attn.encoder.long import Long, batches_of
-from w2v_attn.encoder.model_state import Structure, checksum
+from w2v_attn.encoder.long_form import LongForm, batches_of
+from w2v_attn.encoder.model_state import Structure, checksum, tensors_of
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 
@@ -29,7 +31,7 @@ def load_encoder(
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
-    long: Long | None = None,
+    long_form: LongForm | None = None,
 ) -> "Encoder":
     """The encoder of a checkpoint, without its head, with our attention in it.
 
@@ -38,13 +40,27 @@ def load_encoder(
     language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
     backend: of the attention, "auto", "tiled", "sdpa" or "triton".
-    long: how long recordings are taken; None: exactly.
+    long_form: how long recordings are processed; None: with full attention.
 
     Raises:
         CheckpointError: see `load_checkpoint`. ValueError: an unknown backend, or a device that is not there.
     """
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
-    return Encoder(loaded, device=find_device(device), backend=backend, long=long)
+    return Encoder(loaded, device=find_device(device), backend=backend, long_form=long_form)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What `extract` computes with, of a model as it was at one moment.
+
+    reason: why recordings go through the model itself; None: they go through `encoder`.
+    checksum: of the weights in `encoder`; None where they can change without it.
+    """
+
+    structure: Structure
+    reason: str | None = None
+    encoder: ragged.RaggedEncoder | None = None
+    checksum: Any = None
 
 
 class Encoder(WaveformModel):
@@ -54,17 +70,18 @@ class Encoder(WaveformModel):
     by an optimizer, LoRA, a hook, another module in the place of one, or another model. What `extract` has laid out for
     its own computation it compares with the model at every call, and lays out anew where the model has changed.
 
-    long: how long recordings are taken.
+    long_form: how long recordings are processed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long: Long | None = None
+        self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long_form: LongForm | None = None
     ):
         super().__init__(checkpoint, device=device, backend=backend)
-        self.long = Long() if long is None else long
-        self._forget()
-        if self.why_not_ragged is not None and self.long.kind != "exact":
-            raise ValueError(f"long={self.long.kind} cannot be had from this checkpoint: {self.why_not_ragged}")
+        self.long_form = LongForm() if long_form is None else long_form
+        if self.why_not_ragged is not None and self.long_form.kind != "full":
+            raise ValueError(
+                f"long_form={self.long_form.kind} cannot be had from this checkpoint: {self.why_not_ragged}"
+            )
 
     @property
     def model(self) -> Any:
@@ -78,6 +95,7 @@ class Encoder(WaveformModel):
                 f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
             )
         WaveformModel.model.fset(self, model)  # type: ignore[attr-defined]
+        self._layout: Layout | None = None
 
     @property
     def why_not_ragged(self) -> str | None:
@@ -102,55 +120,49 @@ class Encoder(WaveformModel):
             ValueError: an unknown layer, or a waveform that is not [samples], is too short, or has NaN in it.
         """
         wanted = check_layers(layers, self.num_layers)
-        waveforms = [torch.as_tensor(waveform) for waveform in waveforms]
+        waveforms = [one if isinstance(one, Tensor) else torch.as_tensor(one) for one in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
         with evaluating(self.model):
-            reason = self._follow()
-            if self._ragged is not None:
-                return self._extract_packs(self._ragged, waveforms, wanted)
-            if self.long.kind != "exact":
-                raise ValueError(f"long={self.long.kind} cannot be had from this model: {reason}")
+            layout = self._follow()
+            if layout.encoder is not None:
+                return self._extract_packs(layout.encoder, waveforms, wanted)
+            if self.long_form.kind != "full":
+                raise ValueError(f"long_form={self.long_form.kind} cannot be had from this model: {layout.reason}")
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
 
     def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
         """About how long a recording of so many samples will take here: its operations over a rate measured once."""
         wanted = check_layers(layers, self.num_layers)
         blocks = highest_block(wanted, self.num_layers)
-        attended = None if self.long.kind == "exact" else round(self.long.seconds * self.frame_rate("embed"))
+        attended = None if self.long_form.kind == "full" else round(self.long_form.seconds * self.frame_rate("embed"))
         work = operations(self.config, samples / SAMPLE_RATE, blocks=blocks, attended=attended)
         return work / (SHARE * product_rate(self.dtype, self.device))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
+        made = super().__deepcopy__(memo)
+        assert isinstance(made, Encoder)
+        made._layout = None
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: weights that are laid out cannot be copied, and are laid out anew."""
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in self._LAID_OUT}
+        """For pickles: weights that are laid out cannot be pickled, and are laid out anew."""
+        return {**super().__getstate__(), "_layout": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
-
-    _LAID_OUT = ("_ragged", "_structure", "_reason", "_checksum")
-
-    def _forget(self) -> None:
-        """Lays the weights out anew at the next call: that takes a moment, and as much memory again."""
-        self._ragged: ragged.RaggedEncoder | None = None
-        self._structure: Structure | None = None
-        self._reason: str | None = None
-        self._checksum: Any = None
-
-    def _follow(self) -> str | None:
-        """Lays out what has changed of the model; returns why recordings go through the model itself, if they do."""
-        model = self.model
-        if self._structure is None or not self._structure.is_that_of(model):
-            self._forget()
-            self._structure, self._reason = Structure(model), self.why_not_ragged
-        if self._reason is None:
-            found = checksum((*model.parameters(), *model.buffers()))
-            if self._ragged is None or found != self._checksum:
-                self._ragged = None  # before there is another one, for the memory
-                self._ragged, self._checksum = ragged.RaggedEncoder(model), found
-        return self._reason
+    def _follow(self) -> Layout:
+        """Return the layout of the model as it is now; a new one takes a moment, and as much memory again."""
+        model, layout = self.model, self._layout
+        if layout is None or not layout.structure.is_that_of(model):
+            layout = Layout(Structure(model), reason=self.why_not_ragged)
+        if layout.reason is None:
+            # Inside of `parametrize.cached()` weights are those of its first call, whatever becomes of their originals.
+            found = None if parametrize._cache_enabled else checksum(tensors_of(model))
+            if layout.encoder is None or found is None or found != layout.checksum:
+                structure = layout.structure
+                layout = self._layout = None  # before there is another one, for the memory
+                layout = Layout(structure, encoder=ragged.RaggedEncoder(model), checksum=found)
+        self._layout = layout
+        return layout
 
     def _extract_packs(
         self, encoder: ragged.RaggedEncoder, waveforms: Sequence[Tensor], layers: tuple[str, ...]
@@ -158,7 +170,7 @@ class Encoder(WaveformModel):
         @torch.no_grad()  # it holds for the thread that asks for it alone
         def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
             prepared = self.prepare_all(waveforms[number] for number in pack)
-            return encoder.run(prepared, layers, long=self.long, frame_rate=self.frame_rate("embed"))
+            return encoder.run(prepared, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
 
         alone, shared = self._packs(waveforms)
         results = [*map(run, alone), *streams.run(run, shared)]
@@ -181,7 +193,7 @@ class Encoder(WaveformModel):
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with recorded(self.model, layers) as found:
-            final = self.model(self.prepare(waveform)[None].to(self.dtype)).last_hidden_state
+            final = self.model(self.prepare(waveform)[None].to(self.dtype), return_dict=True).last_hidden_state
         # Whoever writes into one of two layers must not find that in the other.
         same = any(final.data_ptr() == other.data_ptr() for other in found.values())
         found["final"] = final.clone() if same else final

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from w2v_attn.encoder import model_state
 from w2v_attn.encoder.pack import Grid
 from w2v_attn.ops import gemm
-from w2v_attn.ops.feed_forward import is_gelu
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.ops.strided import windows_of
 from w2v_attn.ops.winograd import Winograd
+from w2v_attn.pretrained.activations import is_elementwise, is_gelu
 
 # Frames that leave the convolutions together: four seconds, so that the last products are not thin.
 CPU_BLOCK = 200
@@ -337,7 +337,9 @@ def why_not(model: Any) -> str | None:
         conv, norm = layer.conv, norm_of(layer)
         if type(conv) is not nn.Conv1d or conv.padding != (0,) or conv.dilation != (1,) or conv.groups != 1:
             return f"its convolution {number} is no plain one"
-        whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels
+        whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels and norm.affine
         if norm is not None and not isinstance(norm, nn.LayerNorm) and not whole:
             return f"the norm of its convolution {number} is not known"
+        if not is_elementwise(layer.activation):
+            return f"the activation of its convolution {number} is not a known function of single numbers"
     return None

@@ -57,27 +57,34 @@ def recorded(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """While open, a forward of the base model leaves what was asked for, [B, T, C], in the dictionary given out.
 
     `final` is not recorded: it is what the model returns. Hooks on the blocks do not depend on `output_hidden_states`,
-    whose last entry changed its meaning between versions of transformers.
+    whose last entry changed its meaning between versions of transformers. A block may stand in several places.
+
+    Raises:
+        ValueError: `embed` of an encoder without blocks.
     """
     found: dict[str, Tensor] = {}
     hooks = []
+    names: dict[Any, list[str]] = {}
+    for number, block in enumerate(model.encoder.layers, 1):
+        names.setdefault(block, []).append(f"layer_{number:02d}")
 
     def keep_input(_: object, inputs: tuple[Tensor, ...]) -> None:
-        found["embed"] = inputs[0]
+        found.setdefault("embed", inputs[0])
 
-    def keep_output(name: str) -> Any:
+    def keep_output(names: Iterator[str]) -> Any:
         def hook(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            found[name] = output if isinstance(output, Tensor) else output[0]
+            name = next(names)
+            if name in layers:
+                found[name] = output if isinstance(output, Tensor) else output[0]
 
         return hook
 
-    blocks = model.encoder.layers
     if "embed" in layers:
-        hooks.append(blocks[0].register_forward_pre_hook(keep_input))
-    for number, block in enumerate(blocks, 1):
-        name = f"layer_{number:02d}"
-        if name in layers:
-            hooks.append(block.register_forward_hook(keep_output(name)))
+        if not names:
+            raise ValueError("embed is what enters block 1, and this encoder has no blocks: ask for final")
+        hooks.append(next(iter(names)).register_forward_pre_hook(keep_input))
+    for block, places in names.items():
+        hooks.append(block.register_forward_hook(keep_output(iter(places))))
     try:
         yield found
     finally:

@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from xxhash import xxh3_128
 
 from w2v_attn.attention import plain
-
-try:
-    from xxhash import xxh3_128
-except ImportError:  # the sums below do the same on any device, five times slower on a CPU
-    xxh3_128 = None
 
 # Reading memory needs few cores.
 MAX_THREADS = 4
@@ -40,7 +37,9 @@ class Structure:
 
     def __init__(self, model: nn.Module):
         self._modules = [_SeenModule(module) for module in model.modules()]
+        self._forwards = {cls: _forwards(cls) for cls in {type(module) for module in model.modules()}}
         self._global_hooks = _global_hooks()
+        self._attention = _attention_implementation(model)
 
     def is_that_of(self, model: nn.Module) -> bool:
         """Whether a model has this structure: the same modules with the same attributes, in the same order."""
@@ -49,14 +48,18 @@ class Structure:
             before = next(seen, None)
             if before is None or not before.is_unchanged(module):
                 return False
-        return next(seen, None) is None and self._global_hooks == _global_hooks()
+        if next(seen, None) is not None or self._global_hooks != _global_hooks():
+            return False
+        if any(_forwards(cls) != forwards for cls, forwards in self._forwards.items()):
+            return False
+        return self._attention == _attention_implementation(model)
 
 
 class _SeenModule:
     """One module: what a change of it would change."""
 
     def __init__(self, module: nn.Module):
-        self._module, self._class, self._forward = module, type(module), type(module).forward
+        self._module, self._class = module, type(module)
         attributes = {name: value for name, value in vars(module).items() if name not in IGNORED}
         self._count = len(attributes)
         self._attributes = list(attributes.items())
@@ -64,7 +67,7 @@ class _SeenModule:
         self._items = [(value, list(value.items())) for value in attributes.values() if isinstance(value, dict)]
 
     def is_unchanged(self, module: nn.Module) -> bool:
-        if module is not self._module or type(module) is not self._class or self._class.forward is not self._forward:
+        if module is not self._module or type(module) is not self._class:
             return False
         attributes = vars(module)
         if len(attributes) - sum(name in attributes for name in IGNORED) != self._count:
@@ -79,14 +82,18 @@ class _SeenModule:
         return True
 
 
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Return all tensors of a model: its parameters, its buffers, and those that are plain attributes of a module."""
+    found = [*model.parameters(), *model.buffers()]
+    return found + [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+
+
 def checksum(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     """A value that changes when one of the tensors is written, however that is done, moved, or replaced."""
     tensors = [tensor.detach() for tensor in tensors]
     places = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
     on_cpu = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     others = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    if xxh3_128 is None:
-        on_cpu, others = [], tensors
     return *places, *_hashes(on_cpu), *_sums(others)
 
 
@@ -103,7 +110,6 @@ def _hashes(tensors: Sequence[Tensor]) -> list[bytes]:
 
 
 def _hash(tensors: Iterable[Tensor]) -> bytes:
-    assert xxh3_128 is not None
     hashed = xxh3_128()
     for tensor in tensors:
         memory: Any = _bytes(tensor).numpy()
@@ -156,6 +162,17 @@ def _words(tensor: Tensor) -> Tensor:
 def _bytes(tensor: Tensor) -> Tensor:
     """The memory of a tensor as uint8."""
     return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _forwards(cls: type[nn.Module]) -> list[Any]:
+    """The forwards of a class and of the classes that it is made of."""
+    return [vars(base).get("forward") for base in cls.__mro__]
+
+
+def _attention_implementation(model: Any) -> tuple[str | None, Any]:
+    """The implementation of attention that a config names, and the function that transformers has under that name."""
+    name = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return name, ALL_ATTENTION_FUNCTIONS.get(name)
 
 
 def _global_hooks() -> list[dict[int, Any]]:

@@ -96,16 +96,16 @@ class Pack:
     def of(cls, waveforms: Sequence[Tensor], grid: Grid) -> "Pack":
         """waveforms: [samples] each, of one dtype and device; all of the pack lies there, but is counted on the CPU."""
         device = waveforms[0].device
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        lengths = torch.tensor([len(waveform) for waveform in waveforms], device="cpu")
         blocks = (lengths + grid.block - 1) // grid.block
         firsts, total = blocks.cumsum(0) - blocks, int(blocks.sum())
         owners = torch.repeat_interleave(blocks)
         windows = (lengths - grid.kernel) // grid.stride + 1
-        remaining = windows[owners] - (torch.arange(total) - firsts[owners]) * grid.windows
+        remaining = windows[owners] - (torch.arange(total, device="cpu") - firsts[owners]) * grid.windows
 
-        frames = torch.tensor([grid.count_frames(len(waveform)) for waveform in waveforms])
+        frames = torch.tensor([grid.count_frames(len(waveform)) for waveform in waveforms], device="cpu")
         nobodys = firsts * BLOCK - (frames.cumsum(0) - frames)  # before the frames of each recording
-        kept = torch.arange(int(frames.sum())) + nobodys.repeat_interleave(frames)
+        kept = torch.arange(int(frames.sum()), device="cpu") + nobodys.repeat_interleave(frames)
         begins = range(0, total, PIECE)
         counts = torch.bincount(kept // (PIECE * BLOCK), minlength=len(begins)).tolist()
 

@@ -19,9 +19,10 @@ from w2v_attn.encoder import frontend, frontend_together
 from w2v_attn.encoder.blocks import Block
 from w2v_attn.encoder.frontend import Frontend, layer_norm
 from w2v_attn.encoder.layers import highest_block
-from w2v_attn.encoder.long import Long, batches_of
+from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.ops.numerics import softmax_dtype
+from w2v_attn.pretrained.activations import is_elementwise
 from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
 from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
 
@@ -38,14 +39,20 @@ def why_not(model: Any) -> str | None:
         return reason
     if any(plain.GLOBAL_FORWARD_HOOKS):
         return "hooks for all modules want to be called"
+    if not len(model.encoder.layers):
+        return "it has no blocks"
     for block in model.encoder.layers:
         if not isinstance(getattr(block, "attention", None), HuggingFaceAttention) or not hasattr(
             block, "feed_forward"
         ):
             return "its blocks are not attention and feed-forward alone"
+        if reason := block.attention.unsupported_reason():
+            return reason
     for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
         if differences := contract.differences(module):
             return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
+    if not all(is_elementwise(block.feed_forward.intermediate_act_fn) for block in model.encoder.layers):
+        return "the activation of its feed-forward is not a known function of single numbers"
     for name, module in model.named_modules():
         if reason := _why_not_module(name.rpartition(".")[2], module):
             return f"{reason}: {name or type(module).__name__}"
@@ -84,8 +91,8 @@ def _why_not_module(name: str, module: Any) -> str | None:
         return None if known and isinstance(module, nn.Conv1d) else "a parametrization has to be computed"
     if not cls.__module__.startswith(("torch.nn.", "transformers.", "w2v_attn.")):
         return f"a module is of the class {cls.__module__}.{cls.__qualname__}, which is not known"
-    if not cls.forward.__module__.startswith(("torch.", "transformers.", "w2v_attn.")):
-        return f"the forward of {cls.__qualname__} was replaced by one of {cls.forward.__module__}"
+    if (home := plain.replaced_forward(cls)) is not None:
+        return f"the forward of {cls.__qualname__} was replaced by one of {home}"
     is_torchs = cls.__module__.startswith("torch.nn.")
     if is_torchs and any(name.endswith(role) and cls not in classes for role, classes in _ROLES):
         return f"a module of this name is no {cls.__qualname__} in the models that are known"
@@ -120,13 +127,13 @@ class RaggedEncoder:
         ]
 
     def run(
-        self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long: Long, frame_rate: float
+        self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long_form: LongForm, frame_rate: float
     ) -> list[dict[str, Tensor]]:
         """For each waveform a dictionary: name of the layer -> [frames, channels] in the model's dtype.
 
         waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them; each is taken once.
         layers: valid names in the order of computation; nothing above the highest of them is computed.
-        frame_rate: frames a second in the blocks, which the seconds of `long` are counted in.
+        frame_rate: frames a second in the blocks, which the seconds of `long_form` are counted in.
 
         Several threads may run at once.
         """
@@ -134,7 +141,7 @@ class RaggedEncoder:
         found = [dict[str, Tensor]() for _ in lengths]
         counts = [length // self._squeeze for length in lengths]
         # Nothing here keeps a name for frames that are done with: an hour of them is half a gigabyte.
-        for name, layer in self._layers(self._enter(embedded, lengths), counts, layers, long, frame_rate):
+        for name, layer in self._layers(self._enter(embedded, lengths), counts, layers, long_form, frame_rate):
             for features, part in zip(found, layer.to(self._model.dtype).split(counts), strict=True):
                 features[name] = part
         if "final" in layers:
@@ -143,20 +150,20 @@ class RaggedEncoder:
         return found
 
     def _layers(
-        self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
+        self, x: Tensor, lengths: list[int], layers: Sequence[str], long_form: LongForm, frame_rate: float
     ) -> Iterable[tuple[str, Tensor]]:
         """(name, [ΣT, C]) of every layer that was asked for, from what enters the blocks."""
         embed = [("embed", x)] if "embed" in layers else []
-        if long.kind == "chunks":
-            return chain(embed, self._chunks_of(x, lengths, layers, long, frame_rate))
-        reach = round(long.seconds * frame_rate / 2) if long.kind == "window" else None
+        if long_form.kind == "chunked":
+            return chain(embed, self._chunks_of(x, lengths, layers, long_form, frame_rate))
+        reach = round(long_form.seconds * frame_rate / 2) if long_form.kind == "sliding_window" else None
         return chain(embed, self._blocks_of(x, lengths, layers, reach))
 
     def _chunks_of(
-        self, x: Tensor, lengths: list[int], layers: Sequence[str], long: Long, frame_rate: float
+        self, x: Tensor, lengths: list[int], layers: Sequence[str], long_form: LongForm, frame_rate: float
     ) -> Iterator[tuple[str, Tensor]]:
         """As `_blocks_of`, over overlapping pieces of long recordings."""
-        pieces = list(long.pieces(lengths, frame_rate))
+        pieces = list(long_form.pieces(lengths, frame_rate))
         results: dict[str, Tensor] = {}
         for batch in batches_of(pieces, lambda piece: piece.end - piece.begin, CHUNK_FRAMES):
             heard = torch.cat([x[piece.begin : piece.end] for piece in batch])

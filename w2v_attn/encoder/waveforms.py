@@ -1,10 +1,12 @@
 """What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -41,22 +43,43 @@ def find_device(device: str) -> torch.device:
     return found
 
 
+# Modules in training mode that are in evaluation mode for now, and how many calls need them there.
+_EVALUATING: MutableMapping[torch.nn.Module, int] = WeakKeyDictionary()
+_EVALUATING_LOCK = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """While open, a model is in evaluation mode and no autocast is on, as features are defined; then all is as before.
 
-    In training mode there would be dropout and SpecAugment in features, and batch norms would learn from them.
+    In training mode there would be dropout and SpecAugment in features, and batch norms would learn from them. Several
+    threads may be in here at once. A thread that trains the same model meanwhile would train in evaluation mode: take a
+    copy of the model for that.
     """
-    training = [module for module in model.modules() if module.training]
-    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-    try:
-        for module in training:
+    with _EVALUATING_LOCK:
+        held = [module for module in model.modules() if module.training or module in _EVALUATING]
+        for module in held:
+            _EVALUATING[module] = _EVALUATING.get(module, 0) + 1
             module.training = False
-        with torch.autocast(device, enabled=False):
+    try:
+        with torch.autocast(device_of(model).type, enabled=False):
             yield
     finally:
-        for module in training:
-            module.training = True
+        with _EVALUATING_LOCK:
+            for module in held:
+                _EVALUATING[module] -= 1
+                if _EVALUATING[module] == 0:
+                    del _EVALUATING[module]
+                    module.training = True
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Return the device that a model computes on, also where accelerate keeps its weights elsewhere between calls."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 class WaveformModel:
@@ -72,8 +95,15 @@ class WaveformModel:
         self.checkpoint = checkpoint
         self.model = replace_attention(checkpoint.model, backend=backend).to(device).eval()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WaveformModel":
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        model = copy.deepcopy(self.model, memo)
+        vars(made).update(vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, kept=None))
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles. A folder that was made for the checkpoint stays with this one: it has been read.
+        """For pickles. A folder that was made for the checkpoint stays with this one: it has been read.
 
         torch pickles no parametrized modules, so weight norms are taken off a copy of the model and put back later.
         """
@@ -96,12 +126,13 @@ class WaveformModel:
     @model.setter
     def model(self, model: Any) -> None:
         self._model = model
+        self.checkpoint = replace(self.checkpoint, model=model)
         self.input = input_of(self.checkpoint, model.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
+        """Where the model computes."""
+        return device_of(self.model)
 
     @property
     def config(self) -> Any:

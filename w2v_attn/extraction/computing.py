@@ -38,7 +38,7 @@ def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence
     if seconds > PATIENCE:
         logger.warning(
             "%s: %.0f minutes of audio will take about %.0f minutes%s", row.id, recording.duration / 60, seconds / 60,
-            "; long=window takes less, and is not exact" if encoder.long.kind == "exact" else "",
+            "; long_form=sliding_window takes less, and is not exact" if encoder.long_form.kind == "full" else "",
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import WRITERS, Store
 from w2v_attn.extraction.survey import PATIENCE, Looked, Survey, look
 from w2v_attn.feature_sets.making import Made
-from w2v_attn.runs.decoding import Decoding
+from w2v_attn.runs.audio_decoder import AudioDecoderOptions
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.sources import row_weight, source_state
 
@@ -97,14 +97,14 @@ def estimate(
     output: Path,
     *,
     max_duration: float,
-    decoding: Decoding,
+    audio_decoder: AudioDecoderOptions,
     rehearsal: Rehearsal = DRY_RUN,
 ) -> Estimate:
     """What it takes to make a product of rows and to keep it. Takes some seconds; writes nothing."""
     wanted = product.layers
     # A decoder that hangs is waited for by the run, and not twice.
-    decoding = replace(decoding, seconds=min(decoding.seconds, PATIENCE))
-    with closing(decoding.start()) as decoder:
+    audio_decoder = replace(audio_decoder, timeout=min(audio_decoder.timeout, PATIENCE))
+    with closing(audio_decoder.start()) as decoder:
         survey = look(rows, store.peek(output), decoder)
 
     def samples(looked: Looked) -> int:
@@ -127,7 +127,7 @@ def estimate(
     seconds = survey.total(predicted, missing=True)
     if (known := seconds + files * FILE) > WORTH_REHEARSING:
         usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
-        begun, times = _rehearsed(encoder, product, decoding, usable_rows, rehearsal.of(known))
+        begun, times = _rehearsed(encoder, product, audio_decoder, usable_rows, rehearsal.of(known))
         seconds = begun + seconds * times
     block, free, free_files = _disk(output)
     return Estimate(
@@ -168,7 +168,11 @@ def _bytes(
 
 
 def _rehearsed(
-    encoder: Encoder, product: Product, decoding: Decoding, rows: Sequence[tuple[Row, int]], amount: float
+    encoder: Encoder,
+    product: Product,
+    audio_decoder: AudioDecoderOptions,
+    rows: Sequence[tuple[Row, int]],
+    amount: float,
 ) -> tuple[float, float]:
     """What some of the recordings take here, read, computed, and all but written: (seconds until the first is done, how
     many times longer the others take than their operations let expect).
@@ -194,7 +198,7 @@ def _rehearsed(
     def tried(rows: Sequence[Row]) -> tuple[float, float]:
         """(seconds taken, seconds to be expected)"""
         began = time.perf_counter()
-        outcomes = list(process_rows(rows, encoder, process, _keep, decoding=decoding, **options))
+        outcomes = list(process_rows(rows, encoder, process, _keep, audio_decoder=audio_decoder, **options))
         taken = time.perf_counter() - began
         return taken, sum(chosen[outcome.row.id] for outcome in outcomes if outcome.reason is None)
 

@@ -13,8 +13,8 @@ from w2v_attn.extraction.store import store_of
 from w2v_attn.runs.folder import Claim, claimed
 from w2v_attn.runs.ledger import Ledger
 from w2v_attn.runs.outcomes import Outcome
-from w2v_attn.runs.ranks import joined
-from w2v_attn.runs.shares import ALL, Share, parts_of, rows_of
+from w2v_attn.runs.rank import ALONE, Rank, parts_of, rows_of
+from w2v_attn.runs.shared_folder import joined
 
 
 def extract_corpus(
@@ -42,11 +42,11 @@ def extract_with(
     task: Task,
     rows: Sequence[Row],
     *,
-    share: Share = ALL,
+    rank: Rank = ALONE,
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
 ) -> Iterator[Outcome[Written]]:
-    """Extracts the share's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
+    """Extracts the rank's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
 
     What a run before this one wrote stays and is not computed again, where the file is whole, of this configuration,
     and of the source as it is now. Killed and started again any number of times, it ends with the same files to the
@@ -67,7 +67,7 @@ def extract_with(
     """
     described, output, store = extractor.description, task.output, store_of(task.layout)
     parts = parts_of(rows, store.together)
-    mine = share.of(parts)
+    mine = rank.of(parts)
     claim = Claim(
         parts=parts,
         fingerprint=described.fingerprint,
@@ -77,7 +77,7 @@ def extract_with(
         prepare=lambda: store.prepare(output, rows),
         one_machine=store.one_machine,
     )
-    with claimed(output, claim) if share.is_all else joined(output, share, claim) as folder:
+    with claimed(output, claim) if rank.is_alone else joined(output, rank, claim) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
             with Ledger(folder.ledger, rows_of(mine)) as ledger, closing(outcomes):

@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder, load_encoder
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, estimate
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
 from w2v_attn.feature_sets.making import Making
 from w2v_attn.pretrained.replace import backend_in_use
-from w2v_attn.runs.decoding import HERE, Decoding
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.place import Place
+from w2v_attn.runs.rank import Part, rows_of
 from w2v_attn.runs.record import check_same, made_with, read_record
-from w2v_attn.runs.shares import Part, rows_of
 
 Outcomes = Generator[Outcome[Written], None, None]
 
@@ -30,8 +30,8 @@ class Task:
     """What is extracted from every recording, and where to.
 
     output: a folder. layers: see `encoder.layers.check_layers`. max_duration: seconds; longer recordings are not used.
-    layout: see `store.STORES`. making: what is made of the layers; None: nothing. decoding: where, and within which
-    limits, recordings are decoded.
+    layout: see `store.STORES`. making: what is made of the layers; None: nothing.
+    audio_decoder: where, and within which limits, recordings are decoded.
     """
 
     output: Path
@@ -39,14 +39,14 @@ class Task:
     max_duration: float
     layout: str = MIRRORED
     making: Making | None = None
-    decoding: Decoding = HERE
+    audio_decoder: AudioDecoderOptions = INLINE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A task and what to do it with, as something that another process, or another machine, can be told.
 
-    model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `Long`.
+    model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `LongForm`.
     """
 
     checkpoint: str
@@ -68,7 +68,7 @@ class Description:
     device: str
     dtype: str
     backend: str
-    long: Long
+    long_form: LongForm
     one_by_one: str | None
 
 
@@ -119,7 +119,7 @@ class Worker:
             rows,
             task.output,
             max_duration=task.max_duration,
-            decoding=task.decoding,
+            audio_decoder=task.audio_decoder,
             rehearsal=rehearsal,
         )
 
@@ -140,7 +140,7 @@ class Worker:
             writers=WRITERS,
             settled=store.find,
             interrupted=interrupted,
-            decoding=self._task.decoding,
+            audio_decoder=self._task.audio_decoder,
         )
         yield from store.through(outcomes)
         store.report()
@@ -156,6 +156,6 @@ def _describe(encoder: Encoder, product: Product, layout: str) -> Description:
         device=device,
         dtype=str(encoder.dtype).removeprefix("torch."),
         backend=backend,
-        long=encoder.long,
+        long_form=encoder.long_form,
         one_by_one=encoder.why_not_ragged,
     )

@@ -1,7 +1,7 @@
 """What decides what features are: a folder holds those of one fingerprint."""
 
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.feature_files import FORMAT
 from w2v_attn.pretrained.identity import checkpoint_hash
 
@@ -14,10 +14,10 @@ def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
         "language": str(encoder.checkpoint.language),
         "layers": ",".join(wanted),
         "dtype": str(encoder.dtype).removeprefix("torch."),
-        "long": _words(encoder.long),
+        "long_form": _words(encoder.long_form),
     }
 
 
-def _words(long: Long) -> str:
-    overlap = f", {long.overlap:g} s of overlap" if long.kind == "chunks" else ""
-    return long.kind if long.kind == "exact" else f"{long.kind} of {long.seconds:g} s{overlap}"
+def _words(long_form: LongForm) -> str:
+    overlap = f", {long_form.overlap:g} s of overlap" if long_form.kind == "chunked" else ""
+    return long_form.kind if long_form.kind == "full" else f"{long_form.kind} of {long_form.seconds:g} s{overlap}"

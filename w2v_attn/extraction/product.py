@@ -51,8 +51,8 @@ class Product:
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
         made = self._making.fingerprint(self.layers)
-        if self._making.dtype == _name(encoder.dtype):
-            made = {name: said for name, said in made.items() if said != self._making.dtype}
+        if made.get("output_dtype") == _name(encoder.dtype):
+            del made["output_dtype"]  # it is what is computed in
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
         self._names = self._making.made(self.layers)
         self._identity = {
@@ -73,7 +73,7 @@ class Product:
     @property
     def vectors(self) -> float | None:
         """Of a recording, on average; None: it has frames."""
-        if self._making.pool == "none":
+        if self._making.pooling == "none":
             return None
         spans = self._making.spans
         return 1.0 if spans is None else sum(map(len, spans.values())) / max(1, len(spans))
@@ -81,7 +81,7 @@ class Product:
     @property
     def dtype(self) -> str:
         """Of what is made."""
-        return self._making.dtype or _name(self._encoder.dtype)
+        return self._making.output_dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""
@@ -109,7 +109,7 @@ class Product:
         if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
             raise ValueError(
                 f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
-                f"{about.get('layers')}, {about.get('dtype')}: name another output"
+                f"{about.get('layers')}, {about.get('output_dtype', about.get('dtype'))}: name another output"
             )
         state = source_state(row)
         if state is None:
@@ -126,11 +126,13 @@ class Product:
 
     def _check_sum(self) -> None:
         """Raises ValueError where the layers cannot be summed, whatever the recording."""
-        if self._making.sum is None:
+        if self._making.weighted_sum is None:
             return
-        self._making.sum({layer: torch.zeros(1, 1) for layer in self.layers})
+        self._making.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
         if len(self.layers) == 1:
-            raise ValueError(f"sum is over layers, and there is only {self.layers[0]}: give layers=all, or a range")
+            raise ValueError(
+                f"layer_weights sums layers, and there is only {self.layers[0]}: give layers=all, or a range"
+            )
         if len(set(self._rates.values())) > 1:
             rates = ", ".join(f"{layer} {rate:g}" for layer, rate in self._rates.items())
             raise ValueError(f"layers of other frame rates cannot be summed ({rates} Hz): choose others with layers=")

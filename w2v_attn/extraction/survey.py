@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.store import Peek
-from w2v_attn.runs.decoding import Decoder
+from w2v_attn.runs.audio_decoder import AudioDecoder
 from w2v_attn.runs.sources import row_duration, row_weight
 
 # Recordings whose headers are read; and seconds that this may take, and as many a look at all sizes, on slow disks.
@@ -81,7 +81,7 @@ class Survey:
         return [looked for looked in self.sample if _kind(looked.row) == kind]
 
 
-def look(rows: Sequence[Row], there: Peek, decoder: Decoder) -> Survey:
+def look(rows: Sequence[Row], there: Peek, decoder: AudioDecoder) -> Survey:
     """A survey of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
     weights: defaultdict[str, float] = defaultdict(float)
     weights_there: defaultdict[str, float] = defaultdict(float)
@@ -129,7 +129,7 @@ def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
         yield from (rows[place] for place in places)
 
 
-def _sample(rows: Sequence[Row], there: Peek, decoder: Decoder) -> list[Looked]:
+def _sample(rows: Sequence[Row], there: Peek, decoder: AudioDecoder) -> list[Looked]:
     sample: list[Looked] = []
     ends = time.monotonic() + PATIENCE
     for row in evenly(rows, SAMPLE):

@@ -33,7 +33,7 @@ def is_finite(tensor: Tensor) -> bool:
 def check_holds(dtype: str, layout: str, holds: Container[str]) -> None:
     """Raises FeatureSetError where a layout does not hold a dtype. Every value of the halves is one of float32's."""
     if dtype not in holds:
-        raise FeatureSetError(f"layout={layout} holds no {dtype}: dtype=float32 keeps every value")
+        raise FeatureSetError(f"layout={layout} holds no {dtype}: output_dtype=float32 keeps every value")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -35,10 +35,10 @@ class Request:
     """
 
     layout: str
-    dtype: str | None = None
+    output_dtype: str | None = None
     layers: tuple[str, ...] = (ALL,)
-    sum: str | tuple[float, ...] | None = None
-    pool: str = "none"
+    layer_weights: str | tuple[float, ...] | None = None
+    pooling: str = "none"
     segments: Path | None = None
 
 
@@ -65,11 +65,15 @@ class Conversion:
     def __init__(self, features: FeatureSet, output: Path, request: Request):
         self._features, self._output, self._request = features, output, request
         self._writer = layout_of(request.layout).writer
-        if request.segments is not None and request.pool == "none":
-            raise FeatureSetError("segments are what is pooled over: give pool=mean or pool=statistics")
+        if request.segments is not None and request.pooling == "none":
+            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
         spans = None if request.segments is None else read_segments(request.segments, features)
         self._making = Making(
-            dtype=request.dtype, layers=request.layers, sum=request.sum, pool=request.pool, spans=spans
+            output_dtype=request.output_dtype,
+            layers=request.layers,
+            layer_weights=request.layer_weights,
+            pooling=request.pooling,
+            spans=spans,
         )
         self.ids = [id for id in features if spans is None or id in spans]
         self._check_first()
@@ -80,7 +84,7 @@ class Conversion:
         """Converts; yields what became of each recording. Closed before its end, it leaves what is whole.
 
         A recording that cannot be read or converted is written to `failures.jsonl` in the output with its reason, and
-        the conversion goes on. Without layers, sum, pool and dtype nothing is lost: no bit, no name.
+        the conversion goes on. Without layers, layer_weights, pooling and output_dtype no bit and no name is lost.
 
         Raises:
             ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
@@ -114,10 +118,10 @@ class Conversion:
                 frames = {layer: recording[layer] for layer in self._making.chosen(recording.layers)}
             except DamagedError:
                 continue
-            if self._making.sum is not None:
-                self._making.sum(frames)
+            if self._making.weighted_sum is not None:
+                self._making.weighted_sum(frames)
             for tensor in frames.values():
-                check_holds(self._request.dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
+                check_holds(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
             return
 
     def _describe(self) -> dict[str, object]:
@@ -131,8 +135,8 @@ class Conversion:
         """Features and metadata as they are to be written."""
         making, metadata = self._making, recording.metadata
         chosen = making.chosen(recording.layers)
-        if making.pool != "none" and "pool" in metadata:
-            raise FeatureSetError(f"is pooled already (pool={metadata['pool']}): it has no frames")
+        if making.pooling != "none" and "pooling" in metadata:
+            raise FeatureSetError(f"is pooled already (pooling={metadata['pooling']}): it has no frames")
         made = making.make(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
         return made, making.describe(recording.id, metadata, chosen, made.underflowed)
 

@@ -47,8 +47,8 @@ class Recording(Mapping[str, Tensor]):
 
     def frame_rate(self, layer: str) -> float:
         """Frames a second in a layer. Raises FeatureSetError where there are no frames, or it is not known."""
-        if (pooled := self.metadata.get("pool")) is not None:
-            raise FeatureSetError(f"{self.id} is pooled over time (pool={pooled}): it has no frames")
+        if (pooled := self.metadata.get("pooling")) is not None:
+            raise FeatureSetError(f"{self.id} is pooled over time (pooling={pooled}): it has no frames")
         rates = json.loads(self.metadata.get("frame_rates", "{}"))
         rate = rates.get(layer, self.metadata.get("frame_rate"))
         if rate is None:

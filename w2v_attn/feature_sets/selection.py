@@ -91,8 +91,10 @@ class WeightedSum:
         return tuple(layers) if own is None else tuple(layer for layer in layers if layer in own)
 
 
-def parse_sum(value: str | Sequence[float] | None) -> WeightedSum | None:
-    """What `sum=` says: weights, `mean`, or a fine-tuned checkpoint whose learned weights are taken.
+def parse_layer_weights(value: str | Sequence[float] | None) -> WeightedSum | None:
+    """Return the weighted sum that `layer_weights=` asks for; None: no sum.
+
+    value: weights, `mean`, or a fine-tuned checkpoint whose learned weights are taken.
 
     Raises:
         FeatureSetError: it is none of these, or the checkpoint has no weights of layers.
@@ -105,7 +107,7 @@ def parse_sum(value: str | Sequence[float] | None) -> WeightedSum | None:
         return WeightedSum(tuple(float(weight) for weight in value))
     except (TypeError, ValueError):
         raise FeatureSetError(
-            f"sum must be weights such as sum=[0.2,0.8], mean, or a checkpoint, got {value}"
+            f"layer_weights must be weights such as layer_weights=[0.2,0.8], mean, or a checkpoint, got {value}"
         ) from None
 
 
@@ -125,7 +127,7 @@ def learned_sum(checkpoint: Path) -> WeightedSum:
             weights = file.get_tensor("layer_weights").double().softmax(-1)
     except (SafetensorError, OSError) as error:
         raise FeatureSetError(
-            f"sum={checkpoint} is no checkpoint, nor weights such as sum=[0.2,0.8]: {error}"
+            f"layer_weights={checkpoint} is no checkpoint, nor weights such as layer_weights=[0.2,0.8]: {error}"
         ) from error
     names = ("embed", *(f"layer_{number:02d}" for number in range(1, len(weights))))
     return WeightedSum(tuple(weights.tolist()), names)

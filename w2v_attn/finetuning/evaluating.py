@@ -15,7 +15,7 @@ from w2v_attn.finetuning.predictions import Prediction
 from w2v_attn.finetuning.tasks.classification import Classification
 from w2v_attn.finetuning.tasks.ctc import Ctc
 from w2v_attn.finetuning.tasks.task import Task
-from w2v_attn.runs.decoding import HERE, Decoding
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome, RunError
 from w2v_attn.runs.pipeline import ONE_BY_ONE
 from w2v_attn.runs.processing import Batch
@@ -49,7 +49,7 @@ def evaluate_corpus(
     *,
     max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
-    decoding: Decoding = HERE,
+    audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Iterator[Outcome[Prediction]]:
     """Recognises every row; at the end writes metrics.json, predictions.jsonl and what the task draws into `output`.
 
@@ -70,7 +70,12 @@ def evaluate_corpus(
     def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
         return prediction
 
-    options = {"max_duration": max_duration, "budget": ONE_BY_ONE, "interrupted": interrupted, "decoding": decoding}
+    options = {
+        "max_duration": max_duration,
+        "budget": ONE_BY_ONE,
+        "interrupted": interrupted,
+        "audio_decoder": audio_decoder,
+    }
     predictions: list[Prediction] = []
     reached = 0
     for outcome in run(rows, output, recognizer, process, finish, **options):

@@ -26,12 +26,6 @@ from w2v_attn.ops.first_order import first_order_only, unaliased
 from w2v_attn.ops.numerics import keep_rate
 
 
-def is_gelu(activation: Any) -> bool:
-    """Whether a function of frames is the exact GELU, whatever its class."""
-    probe = torch.linspace(-6, 6, 101, device="cpu")  # also where models are built on the meta device
-    return torch.allclose(activation(probe), F.gelu(probe), rtol=0, atol=1e-6)
-
-
 def feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear, *, dropout: float) -> Tensor:
     """Steps (1) to (3): [..., C] -> [..., C]; differentiable. dropout: the rate in force, 0 in evaluation."""
     tensors = (x, inner.weight, inner.bias, outer.weight, outer.bias)

@@ -173,8 +173,9 @@ def serves_heads(dtype: torch.dtype) -> bool:
     """Whether `heads_times_transposed` is there for this dtype and right."""
     if not _is_right(dtype) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weights, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((37, 96), (3, 64, 32), (192,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    sizes = ((37, 96), (3, 64, 32), (192,))
+    x, weights, bias = (torch.randn(size, generator=generator, device="cpu").to(dtype) for size in sizes)
     try:
         with torch.no_grad():
             ours = heads_times_transposed(x, weights, bias)
@@ -206,8 +207,9 @@ def _is_right(dtype: torch.dtype) -> bool:
         return False
     if dtype is torch.bfloat16 and not operators._is_mkldnn_bf16_supported():
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in ((37, 96), (64, 96), (64,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    sizes = ((37, 96), (64, 96), (64,))
+    x, weight, bias = (torch.randn(size, generator=generator, device="cpu").to(dtype) for size in sizes)
     try:
         with torch.no_grad():
             plain = F.linear(x.double(), weight.double(), bias.double())

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from w2v_attn.attention.gate import Gate, from_openings
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import split_heads
-from w2v_attn.attention.plain import is_plain
+from w2v_attn.attention.plain import is_known_code, is_plain, replaced_forward
 from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 from w2v_attn.pretrained.families import FAMILIES
@@ -75,16 +76,37 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
     def _head_size(self) -> int:
         return self.head_dim  # type: ignore[return-value]
 
+    def unsupported_reason(self) -> str | None:
+        """Return why stock would compute something else with this block as it is now; None where it would not."""
+        if getattr(self, "is_causal", False):
+            return "w2v_attn's attention attends in both directions and takes no is_causal, but it is set"
+        if isinstance(self.scale, Tensor):
+            return "w2v_attn's attention takes a number for a scale, and would give a tensor no gradient"
+        if (home := replaced_forward(type(self))) is not None:
+            return f"the forward of stock's {type(self).__name__} was replaced by one of {home}"
+        widths = [width for one in self._projections()[:3] if (width := getattr(one, "out_features", None)) is not None]
+        if any(width != self.num_heads * self._head_size for width in widths):
+            return (
+                f"its queries, keys and values have {', '.join(map(str, widths))} channels, which are not "
+                f"{self.num_heads} heads of {self._head_size}: set num_heads to what is left after pruning"
+            )
+        return self._unsupported_implementation()
+
+    def _unsupported_implementation(self) -> str | None:
+        """Return why stock would call an implementation of attention that somebody registered; None: it would not."""
+        name = getattr(self.config, "_attn_implementation", None)
+        if name in (None, "eager") or is_known_code(ALL_ATTENTION_FUNCTIONS.get(name.removeprefix("paged|"))):
+            return None
+        return f'the model was told to use the attention implementation "{name}", which is not of transformers'
+
     def _check_arguments(self, arguments: dict[str, Any]) -> None:
         """Raises ValueError where stock would compute something else: what is ignored must not matter."""
-        asked = {name: arguments[name] for name in UNKNOWN_ARGUMENTS if arguments.get(name) not in (None, False)}
-        if getattr(self, "is_causal", False):
-            asked["is_causal"] = True
+        asked = [name for name in UNKNOWN_ARGUMENTS if arguments.get(name) not in (None, False)]
+        reason = self.unsupported_reason()
         if asked:
-            raise ValueError(
-                f"w2v_attn's attention attends in both directions and takes no {', '.join(asked)}, but was given "
-                "it: call restore_attention(model) to have stock's"
-            )
+            reason = f"w2v_attn's attention takes no {', '.join(asked)}, but was given it"
+        if reason is not None:
+            raise ValueError(f"{reason}: call restore_attention(model) to have stock's attention")
 
     def _wants_weights(self, output_attentions: bool | None) -> bool:
         if output_attentions is None:
@@ -114,6 +136,9 @@ class GatedAttention(HuggingFaceAttention):
         """See `HuggingFaceAttention`."""
         super().adopt(backend, config)
         self.config = config  # stock's gives its weights whether they are asked for or not, and needs none
+
+    def _unsupported_implementation(self) -> None:
+        """Stock calls torch's function, whatever the config says."""
 
     def leave(self) -> None:
         """See `HuggingFaceAttention`."""
@@ -183,6 +208,7 @@ class ConformerAttention(HuggingFaceAttention):
     pos_bias_v: Tensor
     distance_embedding: nn.Embedding
     left_max_position_embeddings: int
+    right_max_position_embeddings: int
 
     def forward(  # type: ignore[override]
         self,
@@ -221,7 +247,8 @@ class ConformerAttention(HuggingFaceAttention):
             left, queries = vectors.shape[1] // 2, q + self.pos_bias_v.flatten()
             q = (q + self.pos_bias_u.flatten()).to(k.dtype)  # under autocast the sum is wider
         else:
-            left, queries, vectors = self.left_max_position_embeddings, q, self.distance_embedding.weight[None]
+            left, right = self.left_max_position_embeddings, self.right_max_position_embeddings
+            queries, vectors = q, self.distance_embedding(torch.arange(left + right + 1, device=q.device))[None]
         queries = split_heads(queries, self.num_heads)
         positions = RelativePositions(left=left, queries=queries, vectors=vectors, scale=self.scale)
         return self.attend_projected(q, k, v, mask.with_positions(positions), **options)
@@ -232,6 +259,9 @@ class ConformerAttention(HuggingFaceAttention):
     @property
     def _head_size(self) -> int:
         return self.head_size
+
+    def _unsupported_implementation(self) -> None:
+        """Stock has one implementation, whatever the config says."""
 
     @property
     def _dropout_rate(self) -> float:
@@ -299,6 +329,8 @@ def mask_from_transformers(
     attention_mask = attention_mask.reshape(shape)
     on_cpu = attention_mask.device.type == "cpu"
     if attention_mask.dtype != torch.bool:
+        if attention_mask.requires_grad:  # a learnable one may be all zeros now
+            return AttentionMask(bias=attention_mask)
         lowest = torch.finfo(attention_mask.dtype).min
         forbidden = attention_mask <= lowest
         if not on_cpu or not bool((forbidden | (attention_mask == 0)).all()):

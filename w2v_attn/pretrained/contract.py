@@ -15,6 +15,8 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig
 
+from w2v_attn.attention.plain import replaced_forward
+
 # The newest transformers that this was read and tested with.
 NEWEST_KNOWN = "5.24.0"
 
@@ -42,6 +44,8 @@ class Contract:
     def _of_forward(self, module: nn.Module) -> Iterator[str]:
         if (found := _arguments(_stock(module).forward)) != self.forward:
             yield f"expected forward({', '.join(self.forward)}), found forward({', '.join(found)})"
+        if (home := replaced_forward(_stock(module))) is not None:
+            yield f"expected its own forward, found one of {home} in its place"
         if "forward" in vars(module):
             yield "somebody put another forward in the place of its class's (accelerate does, with device_map)"
 

@@ -14,6 +14,7 @@ How a block is called depends on what transformers records of it, in the shape o
 Real frames are the same in all three. Where a graph is compiled, a call goes through stock's forward.
 """
 
+import threading
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,19 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers.activations import GELUActivation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.plain import is_observed, is_plain
-from w2v_attn.ops.feed_forward import feed_forward, is_gelu
+from w2v_attn.attention.plain import is_observed, is_plain, replaced_forward
+from w2v_attn.ops.feed_forward import feed_forward
 from w2v_attn.ops.fourier import FourierConvolution
 from w2v_attn.ops.numerics import softmax_dtype
+from w2v_attn.pretrained.activations import is_gelu
 from w2v_attn.pretrained.blocks import GatedAttention
 from w2v_attn.pretrained.contract import ADAPTER, check, encoder_contracts
 from w2v_attn.pretrained.families import FAMILIES
@@ -94,6 +94,8 @@ class PaddedBatch:
 
 # What unpadded encoders gave out -> which of its frames are real, for the adapter behind them, which is given no mask.
 _RECORDINGS: MutableMapping[Tensor, PaddedBatch] = WeakTensorKeyDictionary()  # type: ignore[assignment]
+# batch: of the last unpadded encoder in this thread, for an adapter that is given what a hook made of its frames.
+_LAST = threading.local()
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class UnpaddedEncoder:
         """
         if torch.compiler.is_compiling():  # compilers want shapes that do not depend on values
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+        if not all(map(_is_framewise, self.layers.modules())):
+            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = PaddedBatch.of(hidden_states, attention_mask)
         if not self._can_unpad(batch):
             return self._forward_padded(hidden_states, batch, attention_mask, kwargs)
@@ -129,6 +133,7 @@ class UnpaddedEncoder:
             frames = self._through_blocks(x[None], AttentionMask(lengths=inner.lengths), kwargs)[0]
         final = self._leave(self._after_blocks(frames), batch)
         _RECORDINGS[final] = batch
+        _LAST.batch = batch
         return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
 
     def _can_unpad(self, batch: PaddedBatch) -> bool:
@@ -283,7 +288,9 @@ class UnpaddedAdapter:
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """[B, T, C] -> [B, T′, C′]."""
-        batch = _RECORDINGS.get(hidden_states)
+        batch, last = _RECORDINGS.get(hidden_states), vars(_LAST).pop("batch", None)
+        if batch is None and last is not None and last.shape == hidden_states.shape[:2]:
+            batch = last  # a hook on the encoder gave other frames in the place of its own
         if batch is None or batch.real is None or torch.compiler.is_compiling():
             return super().forward(hidden_states)  # type: ignore[misc]
         lengths = batch.real.sum(-1)
@@ -339,17 +346,30 @@ class FusedFeedForward:
             and type(dropout) is nn.Dropout
             and not is_observed(dropout)
             and dropout.training == self.training
-            and _is_gelu_alone(self.intermediate_act_fn)
+            and is_gelu(self.intermediate_act_fn)
+            and replaced_forward(type(self)) is None
         )
 
 
-def _is_gelu_alone(activation: Any) -> bool:
-    """Whether an activation is the exact GELU, as it is now, and need not be called."""
-    if isinstance(activation, nn.Module) and is_observed(activation):
+# Packages whose modules see one frame at a time where they are put in a block, but for attention, which is ours.
+_PACKAGES = "transformers w2v_attn peft bitsandbytes torchao deepspeed torch.ao torch.distributed torch.nn.utils"
+_TORCH = "activation container dropout linear normalization sparse"
+_FRAMEWISE = (
+    *(f"{name}." for name in _PACKAGES.split()),
+    *(f"torch.nn.modules.{name}" for name in _TORCH.split()),
+)
+# Classes of these packages that see several.
+_ACROSS_FRAMES = (nn.MultiheadAttention, nn.Softmax2d, nn.GroupNorm, nn.LocalResponseNorm, nn.EmbeddingBag)
+
+
+def _is_framewise(module: nn.Module) -> bool:
+    """Whether a module in a block may be given the frames of several recordings at once."""
+    cls = type(module)
+    if replaced_forward(cls) is not None or isinstance(module, _ACROSS_FRAMES):
         return False
-    if activation is F.gelu or (type(activation) is GELUActivation and activation.act is F.gelu):
-        return True
-    return is_gelu(activation)
+    if cls.__module__.startswith("transformers."):
+        return not hasattr(module, "attention") and not cls.__name__.endswith("Attention")
+    return cls.__module__.startswith(_FRAMEWISE)
 
 
 def _zeros_behind(x: Tensor, lengths: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def take_off(model: nn.Module) -> list[WeightNorm]:
 def put_on(model: nn.Module, norms: list[WeightNorm]) -> None:
     """Undoes `take_off`."""
     for norm in norms:
-        parametrization = _weight_norm(parametrizations.weight_norm(model.get_submodule(norm.name), dim=norm.dim))
+        module = model.get_submodule(norm.name)
+        parametrization = _weight_norm(parametrizations.weight_norm(module, dim=norm.dim))
+        module.train(module.training)
         parameters = (parametrization.original0, parametrization.original1)
         for parameter, original, requires_grad in zip(parameters, norm.originals, norm.requires_grad, strict=True):
             with torch.no_grad():

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.desks import clear_desks, desks_of_others
 from w2v_attn.runs.locks import InUseError, take
 from w2v_attn.runs.outcomes import Outcome, RunError
 from w2v_attn.runs.place import Place, cannot_write
+from w2v_attn.runs.rank import Part, rows_of
+from w2v_attn.runs.rank_dirs import clear_rank_dirs, other_rank_dirs
 from w2v_attn.runs.record import begun_record, check_same, now, read_record, restore_record, tell, write_record
-from w2v_attn.runs.shares import Part, rows_of
 from w2v_attn.runs.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class Claim:
 
     parts: those of the whole list. fingerprint: what decides what the results are; a folder holds those of one.
     made_with: versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the
-    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. one_machine: why those who
-    have shares must be on one machine; None: they need not be.
+    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. one_machine: why all
+    ranks must be on one machine; None: they need not be.
 
     Raises:
         ValueError, RunError, OSError: what `prepare` raises ends the claim.
@@ -54,7 +54,7 @@ class Claim:
 
 
 class RunFolder:
-    """A folder while a run has it. Made by `claimed`, or by `ranks.joined`.
+    """A folder while a run has it. Made by `claimed`, or by `shared_folder.joined`.
 
     ledger: the folder in which the run keeps its failures.
     """
@@ -132,7 +132,7 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
             lock.say(holder())
             claim.prepare()
             write_record(output, record)
-            clear_desks(desks_of_others(output, world=1), output, claim.rows)
+            clear_rank_dirs(other_rank_dirs(output, world_size=1), output, claim.rows)
             folder = RunFolder(output, record, before)
         except OSError as error:
             raise cannot_write(output, error) from error

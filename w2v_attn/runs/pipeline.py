@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.decoding import HERE, Decoding
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.errors import failure
 from w2v_attn.runs.feeding import LEAST_AHEAD, MOST_WAITING, WINDOW, ReadAhead, batches, reader_threads
 from w2v_attn.runs.outcomes import Outcome, Settled
@@ -39,7 +39,7 @@ def process_rows(
     writers: int = 1,
     settled: Callable[[Row], Settled[Result] | None] = lambda row: None,
     interrupted: Callable[[], bool] = lambda: False,
-    decoding: Decoding = HERE,
+    audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Generator[Outcome[Result], None, None]:
     """Reads every row's recording, processes and finishes it; yields what became of it when it is finished.
 
@@ -54,7 +54,7 @@ def process_rows(
     settled: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
         ends the run.
     interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
-    decoding: where and within which limits recordings are decoded.
+    audio_decoder: where and within which limits recordings are decoded.
 
     Outcomes come batch by batch: within a window of some batches the longer recordings first; ONE_BY_ONE in the order
     of the rows. Closed before its end, it finishes the results that writers have in hand and drops the others.
@@ -62,7 +62,7 @@ def process_rows(
     Raises:
         RunError: what `finish` writes cannot be written (disk full, gone, read-only).
     """
-    limit, decoder = Limit(), decoding.start()
+    limit, decoder = Limit(), audio_decoder.start()
     reader = Reader(model, max_duration, settled, decoder.read_recording)
     reading = ReadAhead(
         rows,

@@ -1,7 +1,7 @@
 """The likeliest words under the model and a language model together, by flashlight's beam search (the extra `lm`).
 
 Source: R. Collobert et al., "Wav2Letter", section 2.3; fairseq's W2lKenLMDecoder, whose score this is:
-log p(symbols | speech) + weight · log p(words) + word_score · words.
+log p(symbols | speech) + lm_weight · log p(words) + word_score · words.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,18 @@ UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeamOptions:
-    """language_model: a KenLM file, .arpa or binary. lexicon: a text file with a word a line; None: the .arpa's words.
+class BeamSearchOptions:
+    """lm: a KenLM file, .arpa or binary.
 
-    beam: hypotheses that are kept. weight, word_score: see above; the authors' values for LibriSpeech are 2 and -1.
+    lexicon: a text file with a word a line; None: the .arpa's words.
+    beam_size: hypotheses that are kept.
+    lm_weight, word_score: see above; the authors' values for LibriSpeech are 2 and -1.
     """
 
-    language_model: Path
+    lm: Path
     lexicon: Path | None = None
-    beam: int = 100
-    weight: float = 2.0
+    beam_size: int = 100
+    lm_weight: float = 2.0
     word_score: float = -1.0
 
 
@@ -35,12 +37,12 @@ class BeamSearch:
     symbols: symbol -> number, of the model. blank, delimiter: CTC's blank, and the space between words.
     """
 
-    def __init__(self, options: BeamOptions, symbols: dict[str, int], *, blank: str, delimiter: str):
+    def __init__(self, options: BeamSearchOptions, symbols: dict[str, int], *, blank: str, delimiter: str):
         decoder, create_word_dict, language_models = _flashlight()
-        if not options.language_model.is_file():
-            raise ValueError(f"there is no language model {options.language_model}: expected a KenLM file")
-        if options.beam < 1:
-            raise ValueError(f"beam must be 1 or above, got {options.beam}")
+        if not options.lm.is_file():
+            raise ValueError(f"there is no language model {options.lm}: expected a KenLM file")
+        if options.beam_size < 1:
+            raise ValueError(f"decoder.beam_size must be 1 or above, got {options.beam_size}")
         if delimiter not in symbols:
             raise ValueError("the checkpoint's vocabulary has no space between words: a language model cannot be used")
         spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, symbols)) is not None}
@@ -49,9 +51,9 @@ class BeamSearch:
         # flashlight wants an entry for words that are unknown; its score keeps it out.
         words = create_word_dict({**{word: [[delimiter]] for word in spellings}, UNKNOWN: [[delimiter]]})
         try:
-            model = language_models.KenLM(str(options.language_model), words)
+            model = language_models.KenLM(str(options.lm), words)
         except RuntimeError as error:
-            raise ValueError(f"{options.language_model} cannot be read as a KenLM model: {error}") from error
+            raise ValueError(f"{options.lm} cannot be read as a KenLM model: {error}") from error
         end = symbols[delimiter]
         trie = decoder.Trie(max(symbols.values()) + 1, end)
         start = model.start(False)
@@ -60,10 +62,10 @@ class BeamSearch:
             trie.insert([*spelled, end], number, model.score(start, number)[1])
         trie.smear(decoder.SmearingMode.MAX)
         limits = decoder.LexiconDecoderOptions(
-            beam_size=options.beam,
+            beam_size=options.beam_size,
             beam_size_token=len(symbols),
             beam_threshold=50.0,
-            lm_weight=options.weight,
+            lm_weight=options.lm_weight,
             word_score=options.word_score,
             unk_score=float("-inf"),
             sil_score=0.0,
@@ -101,8 +103,8 @@ def _spell(word: str, symbols: dict[str, int]) -> list[int] | None:
     return None
 
 
-def _words(options: BeamOptions) -> Iterator[str]:
-    path = options.lexicon or options.language_model
+def _words(options: BeamSearchOptions) -> Iterator[str]:
+    path = options.lexicon or options.lm
     if not path.is_file():
         raise ValueError(f"there is no lexicon {path}: expected a text file with a word a line")
     if options.lexicon is None and path.suffix.lower() != ".arpa":

@@ -13,7 +13,7 @@ from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
 from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.pretrained.tokenizers import read_tokenizer
-from w2v_attn.transcription.beam_search import BeamOptions, BeamSearch
+from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ def load_recognizer(
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
-    beam: BeamOptions | None = None,
+    decoder: BeamSearchOptions | None = None,
 ) -> Recognizer:
     """The model of a fine-tuned checkpoint with its head and our attention; arguments as for `load_encoder`.
 
-    beam: a language model to search with, for CTC heads; None takes the likeliest symbol of each frame.
+    decoder: a beam search with a language model, for CTC heads; None is greedy: the likeliest symbol of each frame.
 
     Raises:
         CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or a label, or no
@@ -144,9 +144,9 @@ def load_recognizer(
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
         tokenizer = read_tokenizer(loaded.folder, loaded.language, source=loaded.source)
-        return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, beam), device=place, backend=backend)
+        return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, decoder), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
-        if beam is not None:
+        if decoder is not None:
             raise ValueError(f"{loaded.source} gives labels: a language model is of no use to it")
         return Classifier(loaded, device=place, backend=backend)
     raise CheckpointError(
@@ -155,8 +155,8 @@ def load_recognizer(
     )
 
 
-def _search(tokenizer: Any, beam: BeamOptions | None) -> Callable[[Tensor], Tensor]:
-    if beam is None:
+def _search(tokenizer: Any, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
+    if decoder is None:
         return likeliest
     symbols = dict(tokenizer.get_vocab())
-    return BeamSearch(beam, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)
+    return BeamSearch(decoder, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)

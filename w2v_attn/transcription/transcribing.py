@@ -6,7 +6,7 @@ from typing import Any
 
 from w2v_attn.audio.reading import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.decoding import HERE, Decoding
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome, write_failed
 from w2v_attn.runs.pipeline import ONE_BY_ONE
 from w2v_attn.runs.processing import Batch
@@ -23,11 +23,12 @@ def transcribe_corpus(
     formats: Sequence[str],
     max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
-    decoding: Decoding = HERE,
+    audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Iterator[Outcome[Transcript | Label]]:
     """Transcribes every row into files in `output`; see `runs.run` for outcomes, failures and interruption.
 
-    formats: what to write beside transcripts.jsonl, of txt, srt, vtt. decoding: where, and what is accepted.
+    formats: what to write beside transcripts.jsonl, of txt, srt, vtt.
+    audio_decoder: where recordings are decoded, and what is accepted.
 
     Raises:
         ValueError: an unknown format, before anything is written.
@@ -36,7 +37,7 @@ def transcribe_corpus(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
-    reading = {"max_duration": max_duration, "interrupted": interrupted, "decoding": decoding}
+    reading = {"max_duration": max_duration, "interrupted": interrupted, "audio_decoder": audio_decoder}
     return _transcribe(recognizer, rows, output, tuple(formats), budget=ONE_BY_ONE, **reading)
 
 

@@ -181,7 +181,7 @@ def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:
     if mask.padding is None or not mask.only_padding():
         return None
     counts = mask.key_counts(q.shape[0], q.shape[2])
-    at_end = torch.arange(q.shape[2]) < torch.tensor(counts)[:, None]
+    at_end = torch.arange(q.shape[2], device="cpu") < torch.tensor(counts, device="cpu")[:, None]
     return counts if torch.equal(at_end, mask.padding) else None
 
 

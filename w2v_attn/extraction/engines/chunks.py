@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from w2v_attn.runs.shares import Part
+from w2v_attn.runs.rank import Part
 
 # A process works on a chunk on its own, so at its end it waits for the last results; many parts make that rare. Few
 # make that all end at about the same time.

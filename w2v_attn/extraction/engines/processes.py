@@ -17,7 +17,7 @@ from w2v_attn.extraction.engines.chunks import chunks
 from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
 from w2v_attn.extraction.product import Written
 from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.shares import Part, rows_of
+from w2v_attn.runs.rank import Part, rows_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from w2v_attn.extraction.engines.chunks import chunks
 from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
 from w2v_attn.extraction.store import store_of
 from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.shares import Part
+from w2v_attn.runs.rank import Part
 
 # Times that an actor which died is replaced, and that its chunk is tried again: a recording that kills whoever works on
 # it must not do so for ever.

@@ -110,7 +110,7 @@ def make_model(
             f"the weights of {parts.source} are not those that its config describes:\n  {shown(wrong)}"
         )
     for place in missing:  # only training uses it; drawn as stock does, but the same every time
-        placed[place] = torch.rand(wanted[place].shape, generator=torch.Generator().manual_seed(0))
+        placed[place] = torch.rand(wanted[place].shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     model.load_state_dict({place: _copy(tensor, dtype) for place, tensor in placed.items()}, strict=True, assign=True)
     return model, tuple(missing), (*parts.without_place, *left)
 

@@ -1,4 +1,4 @@
-"""Decoding apart: what is read is the same to the bit, and a decoder that goes wrong costs one recording."""
+"""Decoding in subprocesses: what is read is the same to the bit, and a decoder that goes wrong costs one recording."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from started import Started
 from w2v_attn.audio.reading import AudioError, read_recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs import apart
-from w2v_attn.runs.apart import Apart
-from w2v_attn.runs.decoding import Decoding
+from w2v_attn.runs import decoder_subprocess
+from w2v_attn.runs.audio_decoder import AudioDecoderOptions
+from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.runs.sources import read_row
 
@@ -34,7 +34,7 @@ FAULTS = {
     "crash": r"crashes its decoder \(SIGSEGV\)",
     "abort": r"crashes its decoder \(SIGABRT\)",
     "exit": r"crashes its decoder \(exit code 3\)",
-    "greedy": "takes more than 0.2 GB of memory to decode",
+    "hoard": "takes more than 0.2 GB of memory to decode",
 }
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,7 +56,7 @@ class Stored:
 
 @pytest.fixture
 def decoder():
-    with closing(Apart(seconds=1, gigabytes=0.2)) as made:
+    with closing(SubprocessDecoder(timeout=1, memory_gb=0.2)) as made:
         yield made
 
 
@@ -112,7 +112,7 @@ def same(ours, theirs):
     return torch.equal(ours.waveform, theirs.waveform) and known[0] == known[1]
 
 
-def test_what_is_read_apart_is_what_is_read_here(decoder, clip, tmp_path):
+def test_what_is_read_in_a_subprocess_is_what_is_read_inline(decoder, clip, tmp_path):
     wave, _ = soundfile.read(clip, dtype="float32")
     files = [clip]
     for name, rate in (("a b.wav", RATE), ("é=1,😀.mp3", 44_100), ("~c.ogg", 8_000), ("stereo.flac", 48_000)):
@@ -129,27 +129,27 @@ def test_what_is_read_apart_is_what_is_read_here(decoder, clip, tmp_path):
     assert same(read_row(row, sample_rate=RATE, decode=decoder.read_recording), read_row(row, sample_rate=RATE))
 
 
-def test_what_is_refused_apart_is_refused_in_the_same_words(decoder, clip, tmp_path):
+def test_what_is_refused_in_a_subprocess_is_refused_in_the_same_words(decoder, clip, tmp_path):
     short, text = tmp_path / "short.flac", tmp_path / "text.wav"
     short.write_bytes(clip.read_bytes()[:5000])
     text.write_text("no audio")
     for path in (short, text, tmp_path, tmp_path / "absent"):
-        with pytest.raises(AudioError) as here:
+        with pytest.raises(AudioError) as inline:
             read_recording(path)
-        with pytest.raises(AudioError) as there:
+        with pytest.raises(AudioError) as isolated:
             decoder.read_recording(path, sample_rate=RATE)
-        assert str(there.value) == str(here.value)
+        assert str(isolated.value) == str(inline.value)
     for limit in ({"max_duration": 0.1}, {"rates": (22_050, 48_000)}, {"max_channels": 0}):
-        with pytest.raises(AudioError) as here:
+        with pytest.raises(AudioError) as inline:
             read_recording(clip, **limit)
-        with pytest.raises(AudioError) as there:
+        with pytest.raises(AudioError) as isolated:
             decoder.read_recording(clip, sample_rate=RATE, **limit)
-        assert str(there.value) == str(here.value)
+        assert str(isolated.value) == str(inline.value)
 
 
 def test_limits_on_rates_and_channels_hold_wherever_it_is_decoded(clip):
-    for kind in ("here", "apart"):
-        made = Decoding(kind=kind, rates=(22_050, 48_000)).start()
+    for kind in ("inline", "subprocess"):
+        made = AudioDecoderOptions(kind=kind, sample_rates=(22_050, 48_000)).start()
         with closing(made) as decoder, pytest.raises(AudioError, match="expected 22050 to 48000 Hz"):
             decoder.read_recording(clip, sample_rate=RATE)
 
@@ -157,17 +157,17 @@ def test_limits_on_rates_and_channels_hold_wherever_it_is_decoded(clip):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"kind": "there"}, "kind must be apart or here, got there"),
-        ({"seconds": 0.0}, "seconds must be above 0"),
-        ({"gigabytes": float("nan")}, "gigabytes must be above 0"),
-        ({"rates": (8000, 4000)}, "rates must be"),
-        ({"rates": (8000,)}, "rates must be"),
+        ({"kind": "there"}, "kind must be subprocess or inline, got there"),
+        ({"timeout": 0.0}, "timeout must be above 0"),
+        ({"memory_gb": float("nan")}, "memory_gb must be above 0"),
+        ({"sample_rates": (8000, 4000)}, "sample_rates must be"),
+        ({"sample_rates": (8000,)}, "sample_rates must be"),
         ({"max_channels": 0}, "max_channels must be above 0"),
     ],
 )
 def test_limits_that_no_recording_could_meet_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
-        Decoding(**options)
+        AudioDecoderOptions(**options)
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -202,37 +202,39 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path):
     """Half an hour is 115 MB of samples, and a process of 50 MB decodes it."""
     path = tmp_path / "long.flac"
     soundfile.write(path, np.zeros(1800 * RATE, np.int16), RATE)
-    with closing(Apart(seconds=60, gigabytes=0.05)) as decoder:
+    with closing(SubprocessDecoder(timeout=60, memory_gb=0.05)) as decoder:
         assert decoder.read_recording(path, sample_rate=RATE).duration == 1800
 
 
 def test_the_processes_import_neither_torch_nor_what_is_in_the_folder(monkeypatch, tmp_path):
     (tmp_path / "soundfile.py").write_text("raise SystemExit('taken from the folder')")
     monkeypatch.chdir(tmp_path)
-    code = apart.START_UP.replace("main()", "assert not {'torch', 'transformers', 'hydra'} & {*sys.modules}")
-    subprocess.run([sys.executable, "-P", "-c", code, apart.HOME], check=True)
+    code = decoder_subprocess.START_UP.replace(
+        "main()", "assert not {'torch', 'transformers', 'hydra'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, decoder_subprocess.HOME], check=True)
 
 
 def test_processes_that_do_not_start_end_the_run_and_say_so(clip, faults, monkeypatch, capfd):
-    monkeypatch.setattr(apart, "START_UP", "raise SystemExit('there is no soundfile')")
-    with closing(Apart(seconds=1, gigabytes=0.2)) as decoder, pytest.raises(RunError, match="do not start"):
+    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit('there is no soundfile')")
+    with closing(SubprocessDecoder(timeout=1, memory_gb=0.2)) as decoder, pytest.raises(RunError, match="do not start"):
         decoder.read_recording(clip, sample_rate=RATE)
     assert "there is no soundfile" in capfd.readouterr().err
 
 
 def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch, call):
     monkeypatch.setattr(sys, "executable", "/absent/python")
-    code, _, said = call("extract", f"audio={audio}", "output=out", "decoding=apart")
+    code, _, said = call("extract", f"audio={audio}", "output=out", "audio_decoder=subprocess")
     assert code == 1
-    assert "do not start (No such file or directory): decoding=here does without them" in said
+    assert "do not start (No such file or directory): audio_decoder=inline does without them" in said
 
 
 @pytest.mark.parametrize("starts", [False, True])
 def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(starts, clip, faults, monkeypatch):
     faults({"hang": clip.name})
     if starts:  # and takes its time: a busy machine
-        monkeypatch.setattr(apart, "START_UP", "import time\ntime.sleep(60)")
-    decoder, said = Apart(seconds=60, gigabytes=0.2), []
+        monkeypatch.setattr(decoder_subprocess, "START_UP", "import time\ntime.sleep(60)")
+    decoder, said = SubprocessDecoder(timeout=60, memory_gb=0.2), []
 
     def read():
         try:
@@ -267,20 +269,20 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
     for name in "ch":  # which are then missing from their batches as well
         clip = (audio / f"{name}.flac").read_bytes()
         (audio / f"{name}.flac").write_text("no audio")
-    assert call("extract", f"audio={audio}", "output=here", "decoding=here")[0] == 1
+    assert call("extract", f"audio={audio}", "output=inline", "audio_decoder=inline")[0] == 1
     for name in "ch":
         (audio / f"{name}.flac").write_bytes(clip)
     faults({"hold": "c.flac", "crash": "h.flac"})
-    code, _, _ = call("extract", f"audio={audio}", "output=apart", "decoding.seconds=1")
+    code, _, _ = call("extract", f"audio={audio}", "output=subprocess", "audio_decoder.timeout=1")
     assert code == 1
-    found = failures(tmp_path / "apart")
+    found = failures(tmp_path / "subprocess")
     assert found.keys() == {"c.flac", "h.flac"}
     assert "took longer than 1 seconds" in found["c.flac"]
     assert "SIGSEGV" in found["h.flac"]
-    files = sorted((tmp_path / "here").glob("*.safetensors"))
+    files = sorted((tmp_path / "inline").glob("*.safetensors"))
     assert len(files) == 7
     for path in files:
-        assert path.read_bytes() == (tmp_path / "apart" / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "subprocess" / path.name).read_bytes()
 
 
 @pytest.mark.slow
@@ -289,7 +291,7 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
 def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(number, audio, tmp_path, faults):
     faults({"hang": r"[ab]\.flac"})
     limit = f"9.{os.getpid():08}{number:02}"  # by which its processes are found, and not those of another test
-    command = ["extract", f"audio={audio}", "output=out", f"decoding.seconds={limit}"]
+    command = ["extract", f"audio={audio}", "output=out", f"audio_decoder.timeout={limit}"]
     run = Started(command, tmp_path / "said", folder=tmp_path, own_group=True)
     assert soon(lambda: processes(limit), 60)
     time.sleep(0.5)
@@ -300,10 +302,12 @@ def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(
 
 
 def test_a_decoder_that_nobody_waits_for_ends_itself_whatever_it_does(clip, faults, monkeypatch):
-    start = apart.START_UP.replace("main()", "import w2v_attn.audio.worker as here; here.GRACE = 0.2; main()")
-    monkeypatch.setattr(apart, "START_UP", start)
+    start = decoder_subprocess.START_UP.replace(
+        "main()", "import w2v_attn.audio.worker; w2v_attn.audio.worker.GRACE = 0.2; main()"
+    )
+    monkeypatch.setattr(decoder_subprocess, "START_UP", start)
     faults({"hold": clip.name})
-    process = apart._Process(0.1, 1)
+    process = decoder_subprocess._Process(0.1, 1)
     process.wait_ready()
     process.send({"path": str(clip), "sample_rate": RATE})
     assert process._process.wait(10) == -signal.SIGALRM

@@ -1,4 +1,4 @@
-"""`what=long`: how far windows and chunks are from exact on one long recording of speech, and what they save."""
+"""`what=long_form`: how far sliding windows and chunks are from full attention on a long recording."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +12,14 @@ from w2v_attn.benchmarks.measuring import seconds
 from w2v_attn.benchmarks.results import circumstances
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.encoder.long import Long
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.pretrained.checkpoints import load_checkpoint
 from w2v_attn.pretrained.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the report. seconds: of the window or chunk. relative_l2, same_symbols: against exact features."""
+    """One line of the report. seconds: of the window or chunk. relative_l2, same_symbols: against full attention."""
 
     kind: str
     seconds: float | None
@@ -40,39 +40,43 @@ def run(
 ) -> dict[str, Any]:
     """The report. checkpoint: one with a CTC head. audio: as for `extract`; recordings are put end to end.
 
-    duration: seconds of the recording they make. widths: seconds of windows and chunks.
+    duration: seconds of the recording they make. widths: seconds of sliding windows and chunks.
 
     Raises:
         CheckpointError: a checkpoint without a CTC head. ValueError: there is not enough audio.
     """
     waveform = _recording(audio, duration)
     figures: list[Figure] = []
-    exact: Tensor | None = None
-    for long in [
-        Long(),
-        *(Long(kind=kind, seconds=width, overlap=width / 6) for kind in ("window", "chunks") for width in widths),
+    full: Tensor | None = None
+    for long_form in [
+        LongForm(),
+        *(
+            LongForm(kind=kind, seconds=width, overlap=width / 6)
+            for kind in ("sliding_window", "chunked")
+            for width in widths
+        ),
     ]:
-        tell(f"{long.kind}, {long.seconds:g} s")
+        tell(f"{long_form.kind}, {long_form.seconds:g} s")
         loaded = load_checkpoint(checkpoint, with_head=True)
         head = getattr(loaded.model, "lm_head", None)
         if head is None:
             raise CheckpointError(f"{checkpoint} has no CTC head, whose symbols could be compared")
         base = getattr(loaded.model, loaded.model.base_model_prefix)
-        encoder = Encoder(type(loaded)(**{**vars(loaded), "model": base}), device=device, long=long)
+        encoder = Encoder(type(loaded)(**{**vars(loaded), "model": base}), device=device, long_form=long_form)
         head = head.to(device)
         found: list[Tensor] = []
         time_s = seconds(
             lambda into=found, encoder=encoder: into.append(encoder.extract([waveform])[0]["final"]), device
         )
         features = found[0]
-        exact = features if exact is None else exact
+        full = features if full is None else full
         with torch.no_grad():
-            same = (head(features).argmax(-1) == head(exact).argmax(-1)).float().mean().item()
-        distance = ((features - exact).norm() / exact.norm()).item()
-        width = None if long.kind == "exact" else long.seconds
-        figures.append(Figure(long.kind, width, time_s, distance, same))
+            same = (head(features).argmax(-1) == head(full).argmax(-1)).float().mean().item()
+        distance = ((features - full).norm() / full.norm()).item()
+        width = None if long_form.kind == "full" else long_form.seconds
+        figures.append(Figure(long_form.kind, width, time_s, distance, same))
     settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
-    return {"what": "long", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
+    return {"what": "long_form", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
 
 
 def _recording(audio: str, duration: float) -> Tensor:
@@ -98,4 +102,4 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[
         for f in report["figures"]
     ]
     title = f"one recording of {report['settings']['duration']:.0f} s ({report['device']})"
-    yield title, ("attention", "width", "s", "relative L2 from exact", "same symbols"), rows
+    yield title, ("attention", "width", "s", "relative L2 from full", "same symbols"), rows

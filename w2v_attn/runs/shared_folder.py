@@ -1,7 +1,7 @@
-"""Several processes, on one machine or many, that write to one folder, each the rows of its own share.
+"""One folder for several ranks, on one machine or many, each of which writes its own rows.
 
-Nobody speaks to the others: each holds the folder's lock together with them, and keeps a record and a ledger at a desk
-of its own. Whoever ends puts together what is known of all; so the last one does it for good, in whatever order they
+Ranks do not communicate: all of them hold the folder's lock, shared, and each keeps a record and a ledger in a folder
+of its own. A rank that ends merges what all have written so far; so the last one completes it, in whatever order they
 begin and end, and whether or not some are killed and started again.
 """
 
@@ -13,35 +13,35 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.runs.desks import DESKS, clear_desks, desk_of, desks_of_others, in_order
 from w2v_attn.runs.folder import LOCK, Claim, RunFolder, holder, in_use
 from w2v_attn.runs.ledger import read_lines, write_lines
 from w2v_attn.runs.locks import InUseError, Lock, take
 from w2v_attn.runs.place import cannot_write
+from w2v_attn.runs.rank import Part, Rank, rows_of
+from w2v_attn.runs.rank_dirs import RANKS, clear_rank_dirs, in_order, other_rank_dirs, rank_dir
 from w2v_attn.runs.record import COUNTS, begun_record, check_same, read_record, write_record
-from w2v_attn.runs.shares import Part, Share, rows_of
 
 
 class SharedFolder(RunFolder):
-    """A folder that others write to as well. Made by `joined`."""
+    """A folder that other ranks write to as well. Made by `joined`."""
 
     def __init__(
-        self, output: Path, share: Share, parts: Sequence[Part], record: dict[str, Any], before: dict[str, Any] | None,
+        self, output: Path, rank: Rank, parts: Sequence[Part], record: dict[str, Any], before: dict[str, Any] | None,
         lock: Lock,
     ):  # fmt: skip
         """before: the record of the run before this one. lock: the folder's."""
         super().__init__(output, record, before)
-        self.ledger = desk_of(output, share)
-        self._share, self._parts, self._lock = share, parts, lock
+        self.ledger = rank_dir(output, rank)
+        self._rank, self._parts, self._lock = rank, parts, lock
 
     def withdraw(self) -> None:
-        """The run was refused: it leaves its desk, and `run.json` as it was, if nobody else is at work."""
+        """The run was refused: it removes its own folder, and leaves `run.json` as it was, if no other rank runs."""
         with suppress(OSError):
             with _one_at_a_time(self._output):
                 shutil.rmtree(self.ledger)
                 if self._lock.is_last():
                     super().withdraw()
-            (self._output / DESKS).rmdir()  # not where others have theirs
+            (self._output / RANKS).rmdir()  # not where others have theirs
 
     def _write_progress(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)  # what all have done together is told where one ends
@@ -49,24 +49,24 @@ class SharedFolder(RunFolder):
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.ledger, record)
         with _one_at_a_time(self._output):
-            _put_together(self._output, self._share.world, self._parts, session=record["sessions"])
+            _merge(self._output, self._rank.world_size, self._parts, session=record["sessions"])
 
 
 @contextmanager
-def joined(output: Path, share: Share, claim: Claim) -> Iterator[RunFolder]:
-    """Like `claimed`, together with those who have the other shares of the same rows.
+def joined(output: Path, rank: Rank, claim: Claim) -> Iterator[RunFolder]:
+    """Like `claimed`, for one of several ranks that go through the same rows.
 
     Raises:
-        ValueError: as `claimed`; or the share is in use, or others are at work with another number of shares.
+        ValueError: as `claimed`; or the rank is in use, or others run with another world size.
         RunError: its disk is full or fails.
     """
     try:
-        (output / DESKS).mkdir(parents=True, exist_ok=True)
+        (output / RANKS).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(output):
-            locks, folder = _join(output, share, claim)
+            locks, folder = _join(output, rank, claim)
     except BaseException as error:
         with suppress(OSError):
-            (output / DESKS).rmdir()  # not where others have theirs
+            (output / RANKS).rmdir()  # not where others have theirs
         if isinstance(error, InUseError):
             raise in_use(output, error) from None
         if isinstance(error, OSError):
@@ -83,8 +83,8 @@ def joined(output: Path, share: Share, claim: Claim) -> Iterator[RunFolder]:
                 lock.release()
 
 
-def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedFolder]:
-    """The locks of the desk and of the folder, and the folder."""
+def _join(output: Path, rank: Rank, claim: Claim) -> tuple[list[Lock], SharedFolder]:
+    """The locks of the rank's folder and of the whole, and the folder."""
     locks: list[Lock] = []
     try:
         lock, is_first = _enter(output)
@@ -93,29 +93,32 @@ def _join(output: Path, share: Share, claim: Claim) -> tuple[list[Lock], SharedF
         if before is not None:
             check_same(output, before, claim.fingerprint, claim.made_with)
         if is_first:
-            clear_desks(desks_of_others(output, share.world), output, claim.rows)
+            clear_rank_dirs(other_rank_dirs(output, rank.world_size), output, claim.rows)
             # Where there are no locks, whoever comes seems to be the first, and others may be at work.
             if lock.holds or before is None or before["status"] != "running":
                 claim.prepare()
             lock.share()
-        elif others := desks_of_others(output, share.world):
-            raise InUseError(f"the share {others[0].name}, while this one is {share.rank}-of-{share.world}")
-        elif claim.one_machine and before and (other := _on_another_machine(output, share.world, before)) is not None:
+        elif others := other_rank_dirs(output, rank.world_size):
+            raise InUseError(f"rank {others[0].name}, while this one is {rank.rank}-of-{rank.world_size}")
+        elif (
+            claim.one_machine and before and (other := _on_another_machine(output, rank.world_size, before)) is not None
+        ):
             raise ValueError(f"{other} writes to {output}: {claim.one_machine}")
-        desk = desk_of(output, share)
-        desk.mkdir(exist_ok=True)
-        locks.insert(0, take(desk / LOCK))
+        own = rank_dir(output, rank)
+        own.mkdir(exist_ok=True)
+        locks.insert(0, take(own / LOCK))
         locks[0].say(holder())
-        mine = _ids(share, claim.parts)
-        lines = {**read_lines(output), **read_lines(desk)}
-        write_lines(desk, [line for row_id, line in lines.items() if row_id in mine])
-        record = begun_record(before, claim, recordings=len(mine)) | {"share": str(share)}
+        mine = _ids(rank, claim.parts)
+        lines = {**read_lines(output), **read_lines(own)}
+        write_lines(own, [line for row_id, line in lines.items() if row_id in mine])
+        record = begun_record(before, claim, recordings=len(mine))
+        record |= {"rank": rank.rank, "world_size": rank.world_size}
         if not is_first and before is not None:
             record["sessions"] = before["sessions"]  # the first one counted this one
-        write_record(desk, record)
+        write_record(own, record)
         if is_first:
-            write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "share": None})
-        return locks, SharedFolder(output, share, claim.parts, record, before, lock)
+            write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "rank": None})
+        return locks, SharedFolder(output, rank, claim.parts, record, before, lock)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -132,21 +135,23 @@ def _enter(output: Path) -> tuple[Lock, bool]:
 
 @contextmanager
 def _one_at_a_time(output: Path) -> Iterator[None]:
-    lock = take(output / DESKS / LOCK, wait=True)
+    lock = take(output / RANKS / LOCK, wait=True)
     try:
         yield
     finally:
         lock.release()
 
 
-def _ids(share: Share, parts: Sequence[Part]) -> set[str]:
-    return {row.id for row in rows_of(share.of(parts))}
+def _ids(rank: Rank, parts: Sequence[Part]) -> set[str]:
+    return {row.id for row in rows_of(rank.of(parts))}
 
 
-def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str | None:
-    """Who has a share and is not on this machine. whole: the record of all; in a session before it some were killed."""
-    for rank in range(world):
-        record = read_record(desk_of(output, Share(rank, world)))
+def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) -> str | None:
+    """Return the host of a rank on another machine, else None. whole: the record of all; in sessions before its own
+    some were killed.
+    """
+    for number in range(world_size):
+        record = read_record(rank_dir(output, Rank(number, world_size)))
         if record is None or record["status"] != "running" or record["sessions"] != whole["sessions"]:
             continue
         if (host := record["session"]["host"]) != socket.gethostname():
@@ -154,30 +159,30 @@ def _on_another_machine(output: Path, world: int, whole: dict[str, Any]) -> str 
     return None
 
 
-def _put_together(output: Path, world: int, parts: Sequence[Part], session: int) -> None:
-    """The ledger and the record of all, from those at the desks. session: the number of this one."""
+def _merge(output: Path, world_size: int, parts: Sequence[Part], session: int) -> None:
+    """Writes the ledger and the record of all, from those of the ranks. session: the number of this one."""
     lines, records = read_lines(output), {}
-    for rank in range(world):
-        share = Share(rank, world)
-        if (record := read_record(desk_of(output, share))) is not None:
-            mine = _ids(share, parts)
+    for number in range(world_size):
+        rank = Rank(number, world_size)
+        if (record := read_record(rank_dir(output, rank))) is not None:
+            mine = _ids(rank, parts)
             if _counts(record, len(mine), session):
-                records[rank] = record
+                records[number] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
-            lines |= {row_id: line for row_id, line in read_lines(desk_of(output, share)).items() if row_id in mine}
+            lines |= {row_id: line for row_id, line in read_lines(rank_dir(output, rank)).items() if row_id in mine}
     rows = rows_of(parts)
     write_lines(output, in_order(lines, rows))
-    write_record(output, _total(list(records.values()), world, len(rows)))
+    write_record(output, _total(list(records.values()), world_size, len(rows)))
 
 
 def _counts(record: dict[str, Any], recordings: int, session: int) -> bool:
-    """Whether a record says how far a share is: not that of another list, nor of one that is to be started again."""
+    """Whether a record says how far a rank is: not that of another list, nor of one that is to be started again."""
     ended_early = record["status"] != "done" and record["sessions"] < session
     return record["counts"]["recordings"] == recordings and not ended_early
 
 
-def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> dict[str, Any]:
-    """One record of those of the shares, of which some may not have begun."""
+def _total(records: Sequence[dict[str, Any]], world_size: int, recordings: int) -> dict[str, Any]:
+    """Return the record of all from those of the ranks, of which some may not have begun."""
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     underflow: Counter[str] = Counter({"values": 0, "recordings": 0})
@@ -189,7 +194,7 @@ def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> di
     worst = [status for status in ("running", "stopped", "interrupted", "done") if status in found]
     sessions = [record["session"] for record in records]
     return records[0] | {
-        "status": "running" if len(records) < world else worst[0],
+        "status": "running" if len(records) < world_size else worst[0],
         "reason": next((record["reason"] for record in records if record["reason"]), None),
         "sessions": max(record["sessions"] for record in records),
         "session": {
@@ -206,5 +211,6 @@ def _total(records: Sequence[dict[str, Any]], world: int, recordings: int) -> di
         },
         "failures": dict(kinds.most_common()),
         "underflow": dict(underflow),
-        "share": f"{len(records)} of {world}",
+        "rank": None,
+        "ranks_begun": len(records),
     }

@@ -1,9 +1,9 @@
-"""How recordings are taken that are long: exactly, or in one of two ways that cost less and are not exact.
+"""How long recordings are processed: with full attention, or in one of two ways that cost less and are not exact.
 
-Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `window` lets every frame attend
-only those near it; `chunks` runs the blocks over overlapping pieces and keeps the middle of each. In both, the
-convolutions, their norm over time and the positional convolution are those of the whole recording, and recordings of at
-most `seconds` are exact.
+Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `sliding_window` lets every
+frame attend only those near it; `chunked` runs the blocks over overlapping chunks and keeps the middle of each. In
+both, the convolutions, their norm over time and the positional convolution are those of the whole recording, and
+recordings of at most `seconds` are exact.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +12,14 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-KINDS = ("exact", "window", "chunks")
+KINDS = ("full", "sliding_window", "chunked")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Long:
-    """kind: "exact", "window" or "chunks".
+class LongForm:
+    """How long recordings are processed.
+
+    kind: "full", "sliding_window" or "chunked".
 
     seconds: the width of the window, half of it before a frame and half after it; or the length of a chunk.
     overlap: seconds that a chunk hears before and after what is kept of it.
@@ -26,19 +28,19 @@ class Long:
         ValueError: another kind, or seconds that leave nothing to keep.
     """
 
-    kind: str = "exact"
+    kind: str = "full"
     seconds: float = 30.0
     overlap: float = 5.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"long must be one of {', '.join(KINDS)}, got {self.kind}")
-        if self.kind != "exact" and not self.seconds > 0:
-            raise ValueError(f"long.seconds must be above 0, got {self.seconds:g}")
-        if self.kind == "chunks" and not 0 <= 2 * self.overlap < self.seconds:
+            raise ValueError(f"long_form must be one of {', '.join(KINDS)}, got {self.kind}")
+        if self.kind != "full" and not self.seconds > 0:
+            raise ValueError(f"long_form.seconds must be above 0, got {self.seconds:g}")
+        if self.kind == "chunked" and not 0 <= 2 * self.overlap < self.seconds:
             raise ValueError(
-                f"long.overlap must leave something of a chunk: expected at least 0 and less than half of "
-                f"long.seconds={self.seconds:g}, got {self.overlap:g}"
+                f"long_form.overlap must leave something of a chunk: expected at least 0 and less than half of "
+                f"long_form.seconds={self.seconds:g}, got {self.overlap:g}"
             )
 
     def pieces(self, lengths: Sequence[int], frame_rate: float) -> Iterator["Piece"]:

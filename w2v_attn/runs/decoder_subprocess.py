@@ -1,6 +1,6 @@
-"""Decoding apart: in processes that may hang, crash or want all memory, and cost the recording at hand only.
+"""Decoding in subprocesses, which may hang, crash or want all memory, and cost the recording at hand only.
 
-Each thread that reads has a process of its own, started when it is first needed and asked for one recording after the
+Each thread that reads has a subprocess, started when it is first needed and asked for one recording after the
 other. It is a plain program with pipes to it: it imports neither torch nor the program that is running, and what is
 forked holds no locks of other threads.
 """
@@ -50,15 +50,15 @@ main()
 """
 
 
-class Apart:
-    """`read_recording`, in processes of their own.
+class SubprocessDecoder:
+    """`read_recording` in subprocesses.
 
-    seconds: that a decoder may be without samples. gigabytes: of memory beyond what its libraries take.
+    timeout: seconds that a decoder may be without samples. memory_gb: of memory beyond what its libraries take.
     limits: what is accepted of every recording; see there.
     """
 
-    def __init__(self, *, seconds: float, gigabytes: float, **limits: Any):
-        self._seconds, self._gigabytes, self._limits = seconds, gigabytes, limits
+    def __init__(self, *, timeout: float, memory_gb: float, **limits: Any):
+        self._timeout, self._memory_gb, self._limits = timeout, memory_gb, limits
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
@@ -69,7 +69,7 @@ class Apart:
 
         Raises:
             AudioError: it cannot be used, or `close` came before its end.
-            RunError: the processes do not start.
+            RunError: the subprocesses do not start.
         """
         request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
 
@@ -114,7 +114,7 @@ class Apart:
         """What it says. Raises _LostError where it says nothing, and is no more to be asked."""
         blocks: list[np.ndarray] = []
         try:
-            for kind, content in process.messages(self._seconds):
+            for kind, content in process.messages(self._timeout):
                 if kind == BLOCK:
                     blocks.append(np.frombuffer(content, np.float32))
                 elif kind == FOUND:
@@ -123,13 +123,13 @@ class Apart:
                     return AudioError(content.decode())
                 elif kind == NO_MEMORY:
                     return AudioError(
-                        f"takes more than {self._gigabytes:g} GB of memory to decode: if it should, raise "
-                        "decoding.gigabytes"
+                        f"takes more than {self._memory_gb:g} GB of memory to decode: if it should, raise "
+                        "audio_decoder.memory_gb"
                     )
         except TimeoutError:
             raise _LostError(
-                f"took longer than {self._seconds:g} seconds to decode without giving a sample: if it should, raise "
-                "decoding.seconds"
+                f"took longer than {self._timeout:g} seconds to decode without giving a sample: if it should, raise "
+                "audio_decoder.timeout"
             ) from None
         if self._closed:
             raise AudioError("was interrupted")
@@ -139,7 +139,7 @@ class Apart:
         with self._lock:
             if self._closed:
                 raise AudioError("was interrupted")
-            process = self._idle.pop() if self._idle else _Process(self._seconds, self._gigabytes)
+            process = self._idle.pop() if self._idle else _Process(self._timeout, self._memory_gb)
             self._busy.add(process)
         try:
             process.wait_ready()
@@ -170,12 +170,12 @@ class _LostError(AudioError):
 
 
 class _Process:
-    def __init__(self, seconds: float, gigabytes: float):
+    def __init__(self, timeout: float, memory_gb: float):
         # One thread: of many cores, each would take address space of its own.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START_UP, HOME, str(seconds), str(int(gigabytes * 1e9))],
+                [sys.executable, "-P", "-c", START_UP, HOME, str(timeout), str(int(memory_gb * 1e9))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -210,10 +210,10 @@ class _Process:
             return False
         return True
 
-    def messages(self, seconds: float) -> Iterator[tuple[bytes, bytearray]]:
-        """(kind, content), until the process ends. Raises TimeoutError where one takes longer than `seconds`."""
+    def messages(self, timeout: float) -> Iterator[tuple[bytes, bytearray]]:
+        """(kind, content), until the process ends. Raises TimeoutError where one takes longer than `timeout`."""
         while True:
-            deadline = time.monotonic() + seconds
+            deadline = time.monotonic() + timeout
             head = self._read(HEAD.size, deadline)
             if head is None:
                 return
@@ -253,7 +253,9 @@ class _Process:
 
 
 def _cannot_start(why: str) -> RunError:
-    return RunError(f"the processes that decode recordings do not start ({why}): decoding=here does without them")
+    return RunError(
+        f"the subprocesses that decode recordings do not start ({why}): audio_decoder=inline does without them"
+    )
 
 
 def _widen(pipe: int) -> None:

@@ -1,0 +1,89 @@
+"""Which rows of a list each of several processes has: rank and world size."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.feeding import BLOCK
+
+# Rank, world size and local rank: torchrun's variables; and those of a step of SLURM's (srun), not of a batch script.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
+
+    number: of the part in the list, from 0.
+    """
+
+    number: int
+    rows: Sequence[Row]
+
+
+def parts_of(rows: Sequence[Row], together: int = 1) -> list[Part]:
+    """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
+    size = -(-BLOCK // together) * together
+    return [Part(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
+
+
+def rows_of(parts: Iterable[Part]) -> list[Row]:
+    """The rows of these parts, in their order."""
+    return [row for part in parts for row in part.rows]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of several: the number `rank`, from 0, of `world_size`. local_rank: its number on this machine.
+
+    It has every `world_size`-th part of the list: that depends on the list alone, so processes need no communication.
+
+    Raises:
+        ValueError: rank is not from 0 to world_size - 1.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise ValueError(f"world_size must be 1 or above, got {self.world_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank must be from 0 to {self.world_size - 1} with world_size={self.world_size}, got {self.rank}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.rank} of {self.world_size}"
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no other ranks."""
+        return self.world_size == 1
+
+    def of(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts of this rank, in the order of the list."""
+        return parts[self.rank :: self.world_size]
+
+
+ALONE = Rank()
+
+
+def read_rank(rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
+    """Return the rank that is given; where none is, that of torchrun or of a step of SLURM's, else 0 of 1.
+
+    Raises:
+        ValueError: only one of the two is given, or rank is not from 0 to world_size - 1.
+    """
+    if rank is not None and world_size is not None:
+        return Rank(rank, world_size)
+    for given, value, missing in (("rank", rank, "world_size"), ("world_size", world_size, "rank")):
+        if value is not None:
+            raise ValueError(f"{given}={value} is given without {missing}: give both, such as rank=0 world_size=8")
+    for names in (TORCHRUN, SLURM):
+        if names[0] in environment and names[1] in environment:
+            return Rank(*(int(environment.get(name, "0")) for name in names))
+    return ALONE
