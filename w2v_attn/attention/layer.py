@@ -30,27 +30,38 @@ BIAS_INITIALIZERS: dict[str, Initializer] = {
 
 
 class MultiHeadSelfAttention(nn.Module):
-    """The multi-head self-attention of wav2vec 2.0, with a derived backward.
+    """Multi-head self-attention as in wav2vec 2.0, with a derived backward and memory linear in the number of frames.
+
+    The equations are in `mathematics.py`. Parameters are the weights and biases of `q_proj`, `k_proj`, `v_proj` and
+    `out_proj`.
 
     Args:
-        input_size: channels of the hidden states.
-        num_heads: heads H; must divide key_size and value_size.
-        key_size: channels of queries and keys, all heads together. Default: input_size.
-        value_size: channels of values, all heads together. Default: key_size.
-        output_size: channels that come out. Default: input_size.
-        dropout: rate in [0, 1) of dropout on the probabilities, in training only.
-        bias: whether the four projections have a bias.
-        scale: factor on the scores. Default: 1/√(key_size / num_heads).
-        backend: "auto", "tiled", "sdpa" or "triton"; see `backends/select.py`.
-        weight_initializer: "glorot", "he", "orthogonal", "narrow_normal", "zeros", "ones", or a function that fills a
+        input_size: Channels C of the hidden states.
+        num_heads: Number of heads H; must divide `key_size` and `value_size`.
+        key_size: Channels of queries and keys, summed over heads. Default: `input_size`.
+        value_size: Channels of values, summed over heads. Default: `key_size`.
+        output_size: Channels of the output. Default: `input_size`.
+        dropout: Rate in [0, 1) of dropout on the attention weights, in training only.
+        bias: Whether the four projections have a bias.
+        scale: Factor on the attention scores. Default: 1/√(key_size / num_heads).
+        backend: `auto`, `tiled`, `sdpa` or `triton`; `auto` takes the fastest that supports a call.
+        weight_initializer: `glorot`, `he`, `orthogonal`, `narrow_normal`, `zeros`, `ones`, or a function that fills a
             tensor in place.
-        bias_initializer: "zeros", "ones", "narrow_normal", or such a function.
+        bias_initializer: `zeros`, `ones`, `narrow_normal`, or such a function.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: sizes that the heads do not divide, or an argument outside the values above.
+        ValueError: `num_heads` does not divide a size, or an argument is outside the values above.
 
-    Source: A. Baevski et al., "wav2vec 2.0", section 2, whose context network is that of A. Vaswani et al., "Attention
-    Is All You Need", section 3.2.2; the arguments are those of MATLAB's selfAttentionLayer.
+    Source:
+        A. Baevski et al., "wav2vec 2.0", section 2, whose context network is that of A. Vaswani et al., "Attention Is
+        All You Need", section 3.2.2. The arguments are those of MATLAB's selfAttentionLayer.
+
+    Example:
+        >>> layer = MultiHeadSelfAttention(512, 8, key_size=256, output_size=768)
+        >>> layer(torch.randn(2, 49, 512)).shape
+        torch.Size([2, 49, 768])
     """
 
     def __init__(
@@ -100,7 +111,15 @@ class MultiHeadSelfAttention(nn.Module):
     def initialize(
         self, weight_initializer: str | Initializer = "glorot", bias_initializer: str | Initializer = "zeros"
     ) -> None:
-        """Fills the four weights and biases; see the class for the choices."""
+        """Fill the four weights and biases.
+
+        Args:
+            weight_initializer: As for the class.
+            bias_initializer: As for the class.
+
+        Raises:
+            ValueError: an unknown name of an initializer.
+        """
         fill_weight = _initializer("weight_initializer", weight_initializer, WEIGHT_INITIALIZERS)
         fill_bias = _initializer("bias_initializer", bias_initializer, BIAS_INITIALIZERS)
         for projection in self._projections():
@@ -117,19 +136,25 @@ class MultiHeadSelfAttention(nn.Module):
         positions: RelativePositions | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Hidden states [B, T, output_size], and with `return_weights` the probabilities [B, H, T, T].
+        """Return the attended hidden states [B, T, output_size].
 
-        x: hidden states [B, T, input_size].
-        padding_mask: bool [B, T], True = a real frame; the others are attended by nobody.
-        attention_mask: "causal"; or bool (True = attend) or float (added to the scores; it gets its gradient), of a
-            shape that broadcasts to [B, H, T, T].
-        positions: what relative positions add to the scores; see `relative.py`. Its tensors get their gradients.
-        return_weights: also return P of step (3), before dropout. Gradients flow through it.
+        A row whose keys are all masked gets zeros from the heads and contributes no gradient.
 
-        A row that may attend no key gets zeros from the heads, and gives no gradient.
+        Args:
+            x: Hidden states [B, T, input_size].
+            padding_mask: bool [B, T], True = a real frame. Other frames are attended by no query.
+            attention_mask: `"causal"`; or a tensor whose shape broadcasts to [B, H, T, T]: bool, True = attend, or
+                float, added to the attention scores. A float mask receives its gradient.
+            positions: What relative positions add to the scores. Its tensors receive their gradients.
+            return_weights: Also return the attention weights.
+
+        Returns:
+            The hidden states; with `return_weights`, a tuple of them and the attention weights [B, H, T, T], before
+            dropout. Gradients flow through both.
 
         Raises:
-            ValueError: hidden states or a mask of another shape or dtype; a backend that cannot do what is asked.
+            ValueError: hidden states or a mask of another shape or dtype, or a named backend that does not support the
+                call.
         """
         if x.dim() != 3 or x.shape[-1] != self.input_size:
             raise ValueError(

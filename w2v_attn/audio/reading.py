@@ -40,17 +40,23 @@ class Recording:
 def read_audio(
     path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
 ) -> Tensor:
-    """The waveform of a file: float32 [samples] at `sample_rate` Hz, mono, as recorded.
+    """Read the waveform of an audio file, as recorded: resampled, channels averaged, not normalised.
 
     Reads what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, sph, caf, au, …; the content decides, not the name),
     and with the extra `av` what FFmpeg reads (m4a, mp4, webm, …). Memory is bounded by what the file really holds.
 
-    max_duration: seconds; decoding stops with an error where the recording goes on beyond them.
+    Args:
+        path: The file.
+        sample_rate: Rate of the result, in Hz.
+        max_duration: Seconds; a longer recording is an error, and is not read further.
+
+    Returns:
+        float32 [samples] at `sample_rate`, full scale ±1.
 
     Raises:
-        AudioError: the file cannot be read, is no audio, is damaged or cut short, holds no samples or NaN, declares a
-            rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. A ValueError; its text
-            is the reason.
+        AudioError: the file cannot be read, is no audio, is damaged or truncated, holds no samples or NaN, declares a
+            rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. A ValueError; its text is
+            the reason.
     """
     return read_recording(path, sample_rate=sample_rate, max_duration=max_duration).waveform
 

@@ -22,13 +22,23 @@ SEARCHED = 20_000
 
 
 def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
-    """The features in a folder, whatever their layout: `open_features(folder)[id]["layer_06"]` is [frames, channels].
+    """Open the features in a folder, whatever their format; nothing is read before it is asked for.
 
-    folder: what `w2v-attn extract` or `w2v-attn convert` wrote.
+    Args:
+        folder: What `w2v-attn extract` or `w2v-attn convert` wrote.
+
+    Returns:
+        A mapping from recording id to a mapping from layer name to tensor: `features[id]["layer_06"]` is [frames,
+        channels]. Ids are paths below the audio folder, with `/`.
 
     Raises:
-        FeatureSetError: there are no features, or the library that reads their layout is not installed.
-        DamagedError: the index of a layout that has one is damaged.
+        FeatureSetError: there are no features in the folder, or the library that reads their format is not installed.
+        DamagedError: the index of the format is damaged.
+
+    Example:
+        >>> features = open_features("features")
+        >>> features["en-us+m5/00-three.flac"]["final"].shape
+        torch.Size([28, 128])
     """
     path = Path(os.path.expanduser(folder))
     layout = find_layout(path)

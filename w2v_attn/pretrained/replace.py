@@ -23,17 +23,27 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = False) -> Model:
-    """The same model, in place, with every wav2vec 2.0 style attention block computed by our layer.
+    """Replace every wav2vec 2.0 style attention block of a model by `MultiHeadSelfAttention`, in place.
 
-    model: a Hugging Face model of a supported family, base or with a head, also inside other modules (PEFT, DDP).
-        Blocks that are ours already only change their backend.
-    backend: of the attention, "auto", "tiled", "sdpa" or "triton".
-    unpad: also let encoders and feed-forwards do no work on padding; see `unpadding.py`. Faster, also in training;
-        forward hooks on blocks then see the frames of a batch side by side, [1, ΣT, C].
+    Parameters are shared, not copied, and the keys of the state dict stay the same. Blocks that are replaced already
+    only change their backend.
+
+    Args:
+        model: A Hugging Face model of a supported family, with or without a head, also inside other modules (PEFT,
+            DDP).
+        backend: Implementation of the attention: `auto`, `tiled`, `sdpa` or `triton`.
+        unpad: Also run encoders without work on padding: a batch is packed, [1, ΣT, C], before the blocks and padded
+            after them. Faster, also in training. Forward hooks on blocks then see packed frames.
+
+    Returns:
+        The model that was given.
 
     Raises:
-        ValueError: there is nothing to replace; or this transformers builds blocks that are not the ones we know, see
-            `contract.py`; the model is then as it was.
+        ValueError: no block to replace, or the installed transformers builds blocks that this package does not know.
+            The model is then unchanged.
+
+    Example:
+        >>> model = replace_attention(Wav2Vec2Model.from_pretrained("facebook/wav2vec2-base"))
     """
     select.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
@@ -60,10 +70,16 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
 
 
 def restore_attention(model: Model) -> Model:
-    """The same model, in place, with stock attention again and the same parameters.
+    """Undo `replace_attention`, in place: stock attention again, with the same parameters.
+
+    Args:
+        model: What `replace_attention` returned, or a model that contains it.
+
+    Returns:
+        The model that was given.
 
     Raises:
-        ValueError: some of WavLM's blocks without the encoder that they are in.
+        ValueError: the model is some of WavLM's blocks without the encoder that they belong to.
     """
     _check_whole(model, [module for module in model.modules() if isinstance(module, HuggingFaceAttention)])
     for module in model.modules():
