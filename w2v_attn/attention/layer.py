@@ -58,7 +58,7 @@ class MultiHeadSelfAttention(nn.Module):
         A. Baevski et al., "wav2vec 2.0", section 2, whose context network is that of A. Vaswani et al., "Attention Is
         All You Need", section 3.2.2. The arguments are those of MATLAB's selfAttentionLayer.
 
-    Example:
+    Examples:
         >>> layer = MultiHeadSelfAttention(512, 8, key_size=256, output_size=768)
         >>> layer(torch.randn(2, 49, 512)).shape
         torch.Size([2, 49, 768])

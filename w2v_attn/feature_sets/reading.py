@@ -35,7 +35,7 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
         FeatureSetError: there are no features in the folder, or the library that reads their format is not installed.
         DamagedError: the index of the format is damaged.
 
-    Example:
+    Examples:
         >>> features = open_features("features")
         >>> features["en-us+m5/00-three.flac"]["final"].shape
         torch.Size([28, 128])

@@ -42,7 +42,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         ValueError: no block to replace, or the installed transformers builds blocks that this package does not know.
             The model is then unchanged.
 
-    Example:
+    Examples:
         >>> model = replace_attention(Wav2Vec2Model.from_pretrained("facebook/wav2vec2-base"))
     """
     select.check_backend(backend)
