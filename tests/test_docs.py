@@ -104,8 +104,8 @@ def reader_folder(tmp_path, monkeypatch):
     tier = tmp_path / "aligned" / Path(CLIP).with_suffix(".TextGrid")
     tier.parent.mkdir(parents=True)
     tier.write_text(
-        'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n0.57\n<exists>\n1\n"IntervalTier"\n"phones"\n0\n0.57\n1\n'
-        '0.05\n0.2\n"TH"\n'
+        'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n0.57\n<exists>\n1\n'
+        '"IntervalTier"\n"phones"\n0\n0.57\n1\n0.05\n0.2\n"TH"\n'
     )
     for number, clip in enumerate(speech[1:]):
         with tarfile.open(tmp_path / f"corpus-{number:03d}.tar", "w") as shard:
@@ -196,7 +196,8 @@ def test_the_first_three_commands_of_the_readme_are_those_that_ci_runs():
     commands = [fence for fence in fences(ROOT / "README.md") if fence.language == "bash"]
     ends = ("w2v-attn extract", "pytest --quiet", "w2v-attn finetune experiment=bundled")
     for command, end in zip(commands[:3], ends, strict=True):
-        assert command.text.startswith("python3 -m venv ") and command.text.endswith(end)
+        assert command.text.startswith("python3 -m venv ")
+        assert command.text.endswith(end)
         assert command.reason == ".ci/run runs it"
 
 
