@@ -1,6 +1,11 @@
 """wav2vec 2.0's multi-head self-attention as a layer of its own, inside any pretrained encoder.
 
-The public names below are imported when they are first used, so that `import w2v_attn` is quick.
+- `MultiHeadSelfAttention`: the layer.
+- `replace_attention`, `restore_attention`: the layer in Hugging Face models, and stock attention again.
+- `load_encoder`, `read_audio`: features of named layers from waveforms.
+- `open_features`: features on disk, read lazily.
+
+The names are imported when they are first used, so that `import w2v_attn` is quick.
 """
 
 from importlib import import_module

@@ -33,17 +33,28 @@ def load_encoder(
     backend: str = "auto",
     long_form: LongForm | None = None,
 ) -> "Encoder":
-    """The encoder of a checkpoint, without its head, with our attention in it.
+    """Load the encoder of a checkpoint, without its head, with the attention of this package.
 
-    checkpoint: a hub id, a local folder, a file of fairseq's or torchaudio's, or a live module of torchaudio's.
-    revision: branch, tag or commit, for hub ids.
-    language: whose adapters the blocks have, for checkpoints with adapters (MMS); None: those that the weights hold.
-    dtype: "float32", "float64", "bfloat16" or "float16". device: "auto" (a GPU if there is one) or torch's name of one.
-    backend: of the attention, "auto", "tiled", "sdpa" or "triton".
-    long_form: how long recordings are processed; None: with full attention.
+    Args:
+        checkpoint: A hub id, a local folder, a file of fairseq or torchaudio, or a torchaudio module.
+        revision: Branch, tag or commit, for hub ids.
+        language: Language of the adapters, for checkpoints that have them (MMS). Default: what the weights hold.
+        dtype: `float32`, `float64`, `bfloat16` or `float16`: dtype of the weights and of the features.
+        device: `auto` (a GPU if there is one), or a name that torch knows.
+        backend: Implementation of the attention: `auto`, `tiled`, `sdpa` or `triton`.
+        long_form: How long recordings are processed. Default: with full attention.
+
+    Returns:
+        The encoder; see `Encoder.extract`.
 
     Raises:
-        CheckpointError: see `load_checkpoint`. ValueError: an unknown backend, or a device that is not there.
+        CheckpointError: the checkpoint cannot be found or read, or is of a family that is not supported.
+        ValueError: an unknown backend, or a device that is not there.
+
+    Examples:
+        >>> encoder = load_encoder("facebook/wav2vec2-base")
+        >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
+        >>> features["layer_06"]  # [frames, 768]
     """
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
     return Encoder(loaded, device=find_device(device), backend=backend, long_form=long_form)
@@ -64,13 +75,20 @@ class Layout:
 
 
 class Encoder(WaveformModel):
-    """A pretrained encoder with our attention: waveforms as recorded in, features of chosen layers out.
+    """A pretrained encoder: waveforms in, features of named layers out. Made by `load_encoder`.
 
     Features are always those of `model` as it is when `extract` is called, in evaluation mode, however it was changed:
-    by an optimizer, LoRA, a hook, another module in the place of one, or another model. What `extract` has laid out for
-    its own computation it compares with the model at every call, and lays out anew where the model has changed.
+    by an optimizer, LoRA, a hook, a replaced module, or another model. What `extract` prepares for its own computation
+    is compared with the model at every call, and prepared again where the model has changed.
 
-    long_form: how long recordings are processed.
+    Args:
+        checkpoint: What `load_checkpoint` returns.
+        device: Device of the model.
+        backend: As for `load_encoder`.
+        long_form: As for `load_encoder`.
+
+    Raises:
+        ValueError: a `long_form` that this checkpoint does not support.
     """
 
     def __init__(
@@ -104,17 +122,24 @@ class Encoder(WaveformModel):
 
     @property
     def num_layers(self) -> int:
-        """Blocks: the highest N of `layer_NN`."""
+        """Number of blocks: the highest N of `layer_NN`."""
         return len(self.model.encoder.layers)
 
     @torch.no_grad()
     def extract(self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)) -> list[dict[str, Tensor]]:
-        """For each waveform a dictionary: name of the layer -> features [frames, channels], in the encoder's dtype.
+        """Return the features of each recording.
 
-        waveforms: float32 [samples] at `sample_rate`, as recorded; the checkpoint's own normalisation is applied here.
-        layers: of `embed`, `layer_01` … `layer_NN`, `final`, or `all`; see `layers.py`.
+        They do not depend on the other recordings in the list, nor on the place among them.
 
-        What a recording's features are does not depend on the others in the list, nor on its place among them.
+        Args:
+            waveforms: float32 [samples] each, at `sample_rate`, as recorded; the checkpoint's own normalisation is
+                applied here.
+            layers: Names of layers: `embed` (what enters block 1), `layer_01` … `layer_NN` (what leaves each block,
+                before any final LayerNorm), `final` (what the model returns as `last_hidden_state`); ranges such as
+                `layer_03-layer_09`; or `all`. Blocks above the highest of them do not run.
+
+        Returns:
+            For each waveform a dictionary from layer name to features [frames, channels], in the encoder's dtype.
 
         Raises:
             ValueError: an unknown layer, or a waveform that is not [samples], is too short, or has NaN in it.
