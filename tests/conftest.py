@@ -155,7 +155,7 @@ def one_thread():
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
     """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
-    from w2v_attn import app
+    from w2v_attn.cli import app
 
     monkeypatch.chdir(tmp_path)
 

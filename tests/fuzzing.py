@@ -33,7 +33,7 @@ import soundfile
 import torch
 from wavs import read_wav
 
-from w2v_attn.audio.reading import AudioError, Recording, read_recording
+from w2v_attn.audio.read_audio import AudioError, Recording, read_recording
 from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -31,10 +31,9 @@ import torch
 from faults.disk import CODES, Disk, disk, make_fail
 from forked import fork
 
-from w2v_attn import app
-from w2v_attn.commands import extract  # noqa: F401 - what it needs is imported before it is forked
+from w2v_attn.cli import app
 from w2v_attn.extraction import store_shards
-from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.features.formats.shard_files import INDEX
 from w2v_attn.runs.ledger import LEDGER
 
 FAULTS = Path(__file__).resolve().parent / "faults"

@@ -21,8 +21,7 @@ import numpy as np
 import soundfile
 from forked import fork
 
-from w2v_attn import app
-from w2v_attn.commands import extract  # noqa: F401 - what it needs is imported before it is forked
+from w2v_attn.cli import app
 from w2v_attn.corpus.listing import list_recordings
 
 DISTINCT, IN_A_FOLDER = 50, 1000

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from w2v_attn import app
+from w2v_attn.cli import app
 
 
 class Started:
@@ -26,7 +26,7 @@ class Started:
         main: Callable[[Sequence[str]], None] = app.main,
     ):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["w2v_attn.extraction.extractor", "w2v_attn.finetuning.run"])
+        context.set_forkserver_preload(["w2v_attn.extraction.extractor", "w2v_attn.training.run"])
         where = (str(folder or Path.cwd()), dict(os.environ), str(log), own_group)
         self._log = log
         self._process = context.Process(target=_run, args=(main, [str(argument) for argument in arguments], *where))

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from started import Started
 
-from w2v_attn import app, folders
-from w2v_attn.commands.exit_codes import INTERRUPTED
-from w2v_attn.commands.finetune import recipe_of
+from w2v_attn import folders
+from w2v_attn.cli import app
+from w2v_attn.cli.exit_codes import INTERRUPTED
+from w2v_attn.cli.finetune import recipe_of
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -211,7 +212,7 @@ def test_scripts_and_the_module_are_the_same_commands(capsys, monkeypatch):
 
 
 def test_help_and_import_do_not_wait_for_torch():
-    code = "import sys, w2v_attn.app; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    code = "import sys, w2v_attn.cli.app; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

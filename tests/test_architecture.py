@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "w2v_attn"
 # What stands further left may import what stands further right, never the other way round.
 ORDER = (
-    "app commands benchmarks extraction feature_sets finetuning transcription parity encoder pretrained attention ops"
+    "cli benchmarks extraction features training transcription verification encoder patching checkpoints attention ops"
 ).split()
 ALONE = {
     "audio",
@@ -86,7 +86,7 @@ def test_the_layer_and_the_encoder_import_without_hydra_soundfile_rich_and_trito
     code = f"""
 import sys
 for name in {missing!r}: sys.modules[name] = None
-import w2v_attn, w2v_attn.attention.backends.triton, w2v_attn.encoder.encoder, w2v_attn.pretrained.replace
+import w2v_attn, w2v_attn.attention.backends.triton, w2v_attn.encoder.encoder, w2v_attn.patching.replace
 w2v_attn.MultiHeadSelfAttention(8, 2); w2v_attn.load_encoder; w2v_attn.replace_attention
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -95,9 +95,9 @@ w2v_attn.MultiHeadSelfAttention(8, 2); w2v_attn.load_encoder; w2v_attn.replace_a
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_the_app_and_its_commands_print_and_they_alone_know_hydra(path):
     """Hydra is the app's, and of its configurations only their values are known further in."""
-    if room(path) not in ("app", "commands"):
+    if room(path) != "cli":
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
-    known = {"app.py": {"hydra", "omegaconf"}, "commands/values.py": {"omegaconf"}}
+    known = {"cli/app.py": {"hydra", "omegaconf"}, "cli/values.py": {"omegaconf"}}
     foreign = {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
     assert foreign <= known.get(path.relative_to(PACKAGE).as_posix(), set())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from w2v_attn import read_audio
 from w2v_attn.audio.decoders import AudioError
-from w2v_attn.audio.reading import read_recording
+from w2v_attn.audio.read_audio import read_recording
 
 SECONDS, RATE = 3, 16_000
 # format, subtype, how far a decoded sample may be from what was written.
@@ -272,7 +272,7 @@ def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_rea
 
 
 def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
-    from w2v_attn.audio.ogg import _checksum, fault
+    from w2v_attn.audio.integrity.ogg import _checksum, fault
 
     content = write(tmp_path / "a", np.tile(wave, 4), "ogg").read_bytes()
     starts = ogg_pages(content)
@@ -298,7 +298,7 @@ def test_a_flac_whose_header_and_first_frame_disagree_is_refused(byte, bit, what
 
 @pytest.mark.parametrize("rate", [4000, 8000, 11_025, 44_100, 44_101, 96_000, 123_450, 384_000])
 def test_the_first_frame_of_a_healthy_flac_says_what_its_header_says(rate, tmp_path):
-    from w2v_attn.audio import flac
+    from w2v_attn.audio.integrity import flac
 
     for channels, subtype in ((1, "PCM_S8"), (2, "PCM_16"), (8, "PCM_24")):
         noise = np.random.default_rng(0).standard_normal((5000, channels)) / 10

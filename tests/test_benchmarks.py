@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from w2v_attn import app
 from w2v_attn.benchmarks import attention, cli, encoder, measuring, models, recordings, transformers_loop
-from w2v_attn.benchmarks.contenders import choice, contender, ours
+from w2v_attn.benchmarks.peers import choice, ours, peer
 from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
+from w2v_attn.cli import app
 from w2v_attn.encoder.cost import operations
 
 
@@ -244,9 +244,9 @@ def test_features_of_ours_that_are_not_the_references_are_refused(monkeypatch):
 
 def test_a_peer_that_cannot_take_part_is_named_with_its_reason(monkeypatch):
     def missing(name):
-        raise contender.Unavailable(f"{name} is not installed")
+        raise peer.Unavailable(f"{name} is not installed")
 
-    monkeypatch.setattr("w2v_attn.benchmarks.contenders.openvino.library", missing)
+    monkeypatch.setattr("w2v_attn.benchmarks.peers.openvino.library", missing)
     report = time_encoders(["openvino", "ctranslate2"], rounds=1)
     reasons = {entry["contender"]: entry["reason"] for entry in report["left_out"]}
     assert reasons["OpenVINO"] == "openvino is not installed"
@@ -256,8 +256,8 @@ def test_a_peer_that_cannot_take_part_is_named_with_its_reason(monkeypatch):
 
 
 def test_a_library_that_is_not_there_is_no_error_but_a_reason():
-    with pytest.raises(contender.Unavailable, match="no_such_library is not installed: pip install"):
-        contender.library("no_such_library.models")
+    with pytest.raises(peer.Unavailable, match="no_such_library is not installed: pip install"):
+        peer.library("no_such_library.models")
 
 
 def test_a_peer_that_would_not_fit_is_left_out(monkeypatch):

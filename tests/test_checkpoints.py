@@ -12,10 +12,10 @@ from conftest import FAMILIES, save, tiny_model
 from safetensors.torch import load_file, save_file
 
 from w2v_attn import load_encoder
-from w2v_attn.pretrained import hub
-from w2v_attn.pretrained.checkpoints import load_checkpoint
-from w2v_attn.pretrained.copies import save_copy
-from w2v_attn.pretrained.errors import CheckpointError
+from w2v_attn.checkpoints import hub
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.loading import load_checkpoint
 
 OLD_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 

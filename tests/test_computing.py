@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.benchmarks.measuring import peak_bytes
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.computing import compute
-from w2v_attn.feature_sets.making import cast
+from w2v_attn.features.making import cast
 
 ROW = Row("a.wav", Path("a.wav"))
 RECORDING = Recording(torch.zeros(16_000), 16_000, 16_000, 1, ())

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, SPEECH
 from started import Started
 
-from w2v_attn.audio.reading import AudioError, read_recording
+from w2v_attn.audio.read_audio import AudioError, read_recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs import decoder_subprocess

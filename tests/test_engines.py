@@ -23,7 +23,7 @@ from w2v_attn.extraction.engines.choice import open_extractor
 from w2v_attn.extraction.engines.chunks import MOST_PARTS, chunks
 from w2v_attn.extraction.extracting import extract_with
 from w2v_attn.extraction.extractor import Job, Task
-from w2v_attn.feature_sets.making import Making
+from w2v_attn.features.making import Making
 from w2v_attn.runs import feeding
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.outcomes import RunError

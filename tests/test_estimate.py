@@ -24,8 +24,8 @@ from w2v_attn.extraction.estimate import estimate
 from w2v_attn.extraction.extracting import extract_corpus
 from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import store_of
-from w2v_attn.feature_sets.making import Making
-from w2v_attn.feature_sets.pooling import Span
+from w2v_attn.features.making import Making
+from w2v_attn.features.pooling import Span
 from w2v_attn.runs import decoder_subprocess, sources
 from w2v_attn.runs.audio_decoder import INLINE
 

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.feature_sets.dataset import pad_batch
-from w2v_attn.feature_sets.errors import DamagedError, FeatureSetError, UnknownNameError
-from w2v_attn.feature_sets.layouts import shard_files, shards
-from w2v_attn.feature_sets.layouts.choice import LAYOUTS, layout_of
-from w2v_attn.feature_sets.processes import PerProcess
+from w2v_attn.features.dataset import pad_batch
+from w2v_attn.features.errors import DamagedError, FeatureSetError, UnknownNameError
+from w2v_attn.features.formats import shard_files, shards
+from w2v_attn.features.formats.formats import LAYOUTS, layout_of
+from w2v_attn.features.processes import PerProcess
 
 
 def written(name, corpus, folder, **options):

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from started import Started
 
 from w2v_attn import read_audio, restore_attention
-from w2v_attn.finetuning import run, run_folder, trainer
-from w2v_attn.finetuning.errors import DataError, TrainingError
-from w2v_attn.finetuning.models import build_model
-from w2v_attn.finetuning.options import (
+from w2v_attn.training import run, run_folder, trainer
+from w2v_attn.training.errors import DataError, TrainingError
+from w2v_attn.training.models import build_model
+from w2v_attn.training.options import (
     AugmentationOptions,
     ClassificationOptions,
     CtcOptions,
@@ -29,8 +29,8 @@ from w2v_attn.finetuning.options import (
     RegularizationOptions,
     TrainingOptions,
 )
-from w2v_attn.finetuning.tasks.classification import Classification
-from w2v_attn.finetuning.watching import Silent
+from w2v_attn.training.tasks.classification import Classification
+from w2v_attn.training.watching import Silent
 from w2v_attn.transcription.recognizer import load_recognizer
 
 CLIPS = str(SPEECH / "clips.csv")
@@ -324,9 +324,9 @@ def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
     done = run.finetune(recipe(optimizer=OptimizerOptions(lr=1e-9), training={"max_steps": 1}), tmp_path / "out", diary)
     said = [prediction["hypothesis"] for prediction in predictions(tmp_path / "out" / "valid")]
     assert (done.warning is not None) == (said.count("") >= 0.95 * len(said))
-    from w2v_attn.finetuning.predictions import Prediction
-    from w2v_attn.finetuning.tasks.ctc import Ctc
-    from w2v_attn.finetuning.vocabulary import from_texts
+    from w2v_attn.training.predictions import Prediction
+    from w2v_attn.training.tasks.ctc import Ctc
+    from w2v_attn.training.vocabulary import from_texts
 
     task = Ctc(from_texts(["ab"], unit="characters", case="lower", remove_characters=""))
     empty, right = (Prediction(None, "ab", said, None) for said in ("", "ab"))

@@ -15,16 +15,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from w2v_attn import replace_attention
+from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.corpus.rows import Row
-from w2v_attn.finetuning import assembly, checkpoints, frontend, layerdrop, spec_augment
-from w2v_attn.finetuning.augmentation import Augmentation
-from w2v_attn.finetuning.batches import Batches
-from w2v_attn.finetuning.dataset import Collate
-from w2v_attn.finetuning.errors import DataError
-from w2v_attn.finetuning.forward import losses_of
-from w2v_attn.finetuning.metrics import classification_metrics, transcription_metrics
-from w2v_attn.finetuning.models import build_model
-from w2v_attn.finetuning.options import (
+from w2v_attn.training import assembly, checkpoints, frontend, layerdrop, spec_augment
+from w2v_attn.training.augmentation import Augmentation
+from w2v_attn.training.batches import Batches
+from w2v_attn.training.dataset import Collate
+from w2v_attn.training.errors import DataError
+from w2v_attn.training.forward import losses_of
+from w2v_attn.training.metrics import classification_metrics, transcription_metrics
+from w2v_attn.training.models import build_model
+from w2v_attn.training.options import (
     AugmentationOptions,
     CtcOptions,
     DataOptions,
@@ -34,12 +35,11 @@ from w2v_attn.finetuning.options import (
     RegularizationOptions,
     ScheduleOptions,
 )
-from w2v_attn.finetuning.parameters import parameter_groups
-from w2v_attn.finetuning.schedule import factor_of
-from w2v_attn.finetuning.spec_augment import draw_spans
-from w2v_attn.finetuning.tasks.ctc import Ctc
-from w2v_attn.finetuning.vocabulary import from_texts, from_tokenizer
-from w2v_attn.pretrained.checkpoints import Checkpoint
+from w2v_attn.training.parameters import parameter_groups
+from w2v_attn.training.schedule import factor_of
+from w2v_attn.training.spec_augment import draw_spans
+from w2v_attn.training.tasks.ctc import Ctc
+from w2v_attn.training.vocabulary import from_texts, from_tokenizer
 
 SIZES_OF_ENCODER = {name: size for name, size in SIZES.items() if name != "vocab_size"}
 

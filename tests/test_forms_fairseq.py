@@ -17,11 +17,11 @@ import torch
 from conftest import FAMILIES, TINY, tiny_model
 
 from w2v_attn import load_encoder
-from w2v_attn.pretrained.checkpoints import load_checkpoint
-from w2v_attn.pretrained.copies import save_copy
-from w2v_attn.pretrained.errors import CheckpointError
-from w2v_attn.pretrained.forms import pickles
-from w2v_attn.pretrained.forms.fairseq_options import convolutions
+from w2v_attn.checkpoints.convert import pickles
+from w2v_attn.checkpoints.convert.fairseq_options import convolutions
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.transcription.recognizer import load_recognizer
 
 LETTERS = ("|", "E", "T", "A", "O", "N", "'")  # 11 outputs with the four special symbols
@@ -282,8 +282,8 @@ REAL = {"wav2vec2-group": BASE, "wav2vec2-layer": LARGE, "hubert-group": BASE, "
 def test_in_real_sizes_every_weight_has_its_place(family, head, kind):
     import transformers
 
-    from w2v_attn.pretrained.forms import fairseq
-    from w2v_attn.pretrained.forms.parts import make_config, make_model
+    from w2v_attn.checkpoints.convert import fairseq
+    from w2v_attn.checkpoints.convert.parts import make_config, make_model
 
     prefix, norms = FAMILIES[family]
     name = "ForCTC" if head == "tuned" else "ForPreTraining" if kind == "wav2vec2" else "Model"

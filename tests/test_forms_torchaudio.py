@@ -9,10 +9,10 @@ from conftest import FAMILIES, save, tiny_model
 from safetensors.torch import save_file
 
 from w2v_attn import load_encoder
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.encoder.inputs import Samples
-from w2v_attn.pretrained.checkpoints import load_checkpoint
-from w2v_attn.pretrained.copies import save_copy
-from w2v_attn.pretrained.errors import CheckpointError
 
 LAYERS = [(24, 10, 5), *[(24, 3, 2)] * 4, *[(24, 2, 2)] * 2]
 # As the released ones are, but small: what the builders of torchaudio.models say of each.
@@ -125,7 +125,7 @@ def test_the_check_of_the_stages_bites(speech):
     ],
 )
 def test_released_architectures_are_known_by_their_shapes(builder, aux):
-    from w2v_attn.pretrained.forms import torchaudio_arguments as form
+    from w2v_attn.checkpoints.convert import torchaudio_arguments as form
 
     with torch.device("meta"):
         module = getattr(torchaudio.models, builder)(aux_num_out=aux)

@@ -8,7 +8,7 @@ from conftest import FAMILIES, tiny_model
 
 from w2v_attn.encoder import pack
 from w2v_attn.encoder.frontend import why_not
-from w2v_attn.encoder.frontend_learning import LearningConvolutions
+from w2v_attn.encoder.frontend_train import LearningConvolutions
 
 LENGTHS = (9000, 400, 4321, 719, 6789)  # samples; one frame in two of them
 LEARNING = [name for name in FAMILIES if why_not(tiny_model(name)) is None]

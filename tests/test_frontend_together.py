@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import frontend_together, pack
+from w2v_attn.encoder import frontend_batched, pack
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
-from w2v_attn.encoder.frontend_together import ConvolutionsTogether
+from w2v_attn.encoder.frontend_batched import ConvolutionsTogether
 from w2v_attn.encoder.inputs import standardize, standardize_together
-from w2v_attn.finetuning import frontend
+from w2v_attn.training import frontend
 
 HOP, FIELD = 320, 400
 SLOT = pack.BLOCK * HOP
@@ -119,7 +119,7 @@ def test_a_wrong_moment_would_show(monkeypatch):
         return fold_group_norm(mean, 1.001 * moment, *modules)
 
     model, waves = tiny_model("wav2vec2-group"), noise(LENGTHS)
-    monkeypatch.setattr("w2v_attn.encoder.frontend_together.fold_group_norm", slightly_wrong)
+    monkeypatch.setattr("w2v_attn.encoder.frontend_batched.fold_group_norm", slightly_wrong)
     with pytest.raises(AssertionError):
         assert_each_is_what_it_is_alone(model, waves)
 
@@ -180,7 +180,7 @@ def test_features_are_the_same_where_recordings_go_together(family, tmp_path, mo
     folder = save(tiny_model(family), tmp_path / family)
     waves, layers = [*speech, *noise([720, 9000])], ("embed", "layer_02", "final")
     one_by_one = load_encoder(folder).extract(waves, layers)
-    monkeypatch.setattr(frontend_together, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
     encoder = load_encoder(folder)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     monkeypatch.setattr(Encoder, "prepare", forbidden)
@@ -196,6 +196,6 @@ def test_frozen_convolutions_in_training_are_the_same_where_recordings_go_togeth
     frontend.tell_lengths(model, [len(wave) for wave in waves])
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     one_by_one = model.feature_extractor(batch)
-    monkeypatch.setattr(frontend_together, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     torch.testing.assert_close(model.feature_extractor(batch), one_by_one, rtol=0, atol=1e-5)

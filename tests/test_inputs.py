@@ -225,7 +225,7 @@ def bad_checkpoint(kind, folder):
     ],
 )
 def test_a_checkpoint_that_cannot_be_is_a_wrong_request(call, tmp_path, monkeypatch, kind, says):
-    from w2v_attn.pretrained import hub
+    from w2v_attn.checkpoints import hub
 
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
     checkpoint = "nobody/nothing" if "machine" in kind else bad_checkpoint(kind, tmp_path / "checkpoint")

@@ -9,13 +9,13 @@ from conftest import SIZES, SPEECH, tiny_model
 from safetensors.torch import load_file, save_file
 
 from w2v_attn import load_encoder, read_audio, replace_attention
-from w2v_attn.finetuning import run
-from w2v_attn.finetuning.options import CtcOptions, DataOptions, LoraOptions, OptimizerOptions, Recipe, TrainingOptions
-from w2v_attn.pretrained import adapters, hub
-from w2v_attn.pretrained.checkpoints import load_checkpoint
-from w2v_attn.pretrained.copies import save_copy
-from w2v_attn.pretrained.errors import CheckpointError
-from w2v_attn.pretrained.tokenizers import read_tokenizer
+from w2v_attn.checkpoints import adapters, hub
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.loading import load_checkpoint
+from w2v_attn.checkpoints.tokenizers import read_tokenizer
+from w2v_attn.training import run
+from w2v_attn.training.options import CtcOptions, DataOptions, LoraOptions, OptimizerOptions, Recipe, TrainingOptions
 from w2v_attn.transcription.recognizer import load_recognizer
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "|"]

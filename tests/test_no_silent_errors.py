@@ -21,9 +21,9 @@ from torch.nn.utils import parameters_to_vector, parametrize, vector_to_paramete
 import w2v_attn
 from w2v_attn import load_encoder, replace_attention, restore_attention
 from w2v_attn.attention.layer import MultiHeadSelfAttention
-from w2v_attn.encoder import streams
-from w2v_attn.pretrained.blocks import HuggingFaceAttention
-from w2v_attn.pretrained.unpadding import UnpaddedEncoder
+from w2v_attn.encoder import cpu_parallel
+from w2v_attn.patching.attention_blocks import HuggingFaceAttention
+from w2v_attn.patching.unpad import UnpaddedEncoder
 from w2v_attn.transcription.recognizer import load_recognizer
 
 LAYERS = ("layer_02", "final")
@@ -855,7 +855,7 @@ def test_some_of_wavlms_blocks_alone_are_refused(change):
 def functions():
     """Every autograd function of the package."""
     for info in pkgutil.walk_packages(w2v_attn.__path__, "w2v_attn."):
-        if not info.name.startswith(("w2v_attn.attention", "w2v_attn.encoder", "w2v_attn.ops", "w2v_attn.pretrained")):
+        if not info.name.startswith(("w2v_attn.attention", "w2v_attn.encoder", "w2v_attn.ops", "w2v_attn.patching")):
             continue
         if info.name.endswith("_kernels"):  # they need Triton
             continue
@@ -1059,7 +1059,7 @@ def test_torchs_counter_of_operations_counts_ours():
 def test_torchs_counter_counts_an_extraction(folders, monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr(streams, "streams_here", lambda: 2)
+    monkeypatch.setattr(cpu_parallel, "streams_here", lambda: 2)
     encoder, waves = load_encoder(folders("bundled")), noise(2.0, 2.0, 2.0)
     encoder.extract(waves)
     counts = []

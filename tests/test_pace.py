@@ -10,7 +10,7 @@ import pytest
 import torch
 from started import Started
 
-from w2v_attn.commands import console, corpus_run, progress
+from w2v_attn.cli import console, corpus_run, progress
 from w2v_attn.corpus.rows import Corpus, Row
 from w2v_attn.extraction.product import Written
 from w2v_attn.runs import folder, pipeline

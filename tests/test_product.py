@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_feature_sets import same_bits
 
-from w2v_attn import app, load_encoder, open_features
+from w2v_attn import load_encoder, open_features
+from w2v_attn.cli import app
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.product import Product
-from w2v_attn.feature_sets.arrays import DTYPES
-from w2v_attn.feature_sets.making import Making, count_underflow
+from w2v_attn.features.arrays import DTYPES
+from w2v_attn.features.making import Making, count_underflow
 from w2v_attn.runs import feeding
 
 CLIPS = SPEECH / "en-us+m5"

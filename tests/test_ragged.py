@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import blocks, encoder, frontend, ragged, streams
+from w2v_attn.encoder import blocks, cpu_parallel, encoder, frontend, ragged
 from w2v_attn.encoder.inputs import Samples
 from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.ops import gemm, winograd
@@ -323,7 +323,7 @@ def test_one_call_for_all_heads_is_attention(frames, dtype, bound, monkeypatch):
 
 @given(lengths=st.lists(st.integers(1, 6000), max_size=40), streams_=st.integers(1, 5), budget=st.integers(1, 900))
 def test_packs_hold_every_recording_once_and_streams_end_together(lengths, streams_, budget):
-    alone, shared = streams.plan(lengths, streams=streams_, budget=budget, longest=5000)
+    alone, shared = cpu_parallel.plan(lengths, streams=streams_, budget=budget, longest=5000)
     assert sorted(number for pack in [*alone, *shared] for number in pack) == list(range(len(lengths)))
     assert all([*alone, *shared])
     sizes = sorted((sum(lengths[number] for number in pack) for pack in shared), reverse=True)
@@ -337,7 +337,7 @@ def test_packs_hold_every_recording_once_and_streams_end_together(lengths, strea
 @given(seed=st.integers(0, 9999), count=st.integers(130, 300), speed=st.floats(0.6, 1.0))
 def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, speed):
     lengths = torch.randint(1, 100, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    _, shared = streams.plan(lengths, streams=2, budget=800, longest=5000)
+    _, shared = cpu_parallel.plan(lengths, streams=2, budget=800, longest=5000)
     speeds, ends = (1.0, speed), [0.0, 0.0]
     for size in (sum(lengths[number] for number in pack) for pack in shared):
         free = ends.index(min(ends))

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from w2v_attn import load_encoder, open_features
-from w2v_attn.commands import extract
+from w2v_attn.cli import extract
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import store_mirrored, store_shards
 from w2v_attn.extraction.extracting import extract_with
 from w2v_attn.extraction.extractor import Task, Worker
-from w2v_attn.feature_sets.layouts.shard_files import INDEX
+from w2v_attn.features.formats.shard_files import INDEX
 from w2v_attn.runs import feeding, ledger
 from w2v_attn.runs.folder import LOCK
 from w2v_attn.runs.ledger import LEDGER

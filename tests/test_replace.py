@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES, tiny_model
 
 from w2v_attn import MultiHeadSelfAttention, replace_attention, restore_attention
-from w2v_attn.pretrained.replace import backend_in_use
+from w2v_attn.patching.replace import backend_in_use
 
 HEADS = {
     "Wav2Vec2": ["ForCTC", "ForSequenceClassification", "ForPreTraining", "ForXVector", "ForAudioFrameClassification"],

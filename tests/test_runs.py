@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from w2v_attn import load_encoder
-from w2v_attn.audio.reading import AudioError, Recording
+from w2v_attn.audio.read_audio import AudioError, Recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import extracting

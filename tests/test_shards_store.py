@@ -24,8 +24,8 @@ from w2v_attn.extraction import extracting, store_shards
 from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store_shards import STRETCH, ShardsStore
-from w2v_attn.feature_sets.layouts import shard_files
-from w2v_attn.feature_sets.layouts.shard_files import INDEX, Index
+from w2v_attn.features.formats import shard_files
+from w2v_attn.features.formats.shard_files import INDEX, Index
 from w2v_attn.runs import feeding, reading
 from w2v_attn.runs.ledger import LEDGER
 from w2v_attn.runs.outcomes import RunError

@@ -147,7 +147,7 @@ def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(com
     os.close(reads)
     where = "stderr" if "stderr" in command else "stdout"
     done = ended(
-        f"from w2v_attn.commands import console\nrun(lambda: {command})",
+        f"from w2v_attn.cli import console\nrun(lambda: {command})",
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         **{where: writes},
     )
@@ -173,7 +173,7 @@ def test_neither_has_hydra_words_for_that(sweep, tmp_path):
 def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
     """Tables have arrows, and names of files need not be Unicode."""
     done = ended(
-        "from w2v_attn.commands import console\nrun(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
+        "from w2v_attn.cli import console\nrun(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
         env={**os.environ, "PYTHONIOENCODING": encoding},
         encoding=encoding,
     )
@@ -210,7 +210,7 @@ IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_to_stay\n"
 @pytest.mark.parametrize("end", ["run(lambda: None)", "pass"])
 def test_while_a_model_is_imported_nothing_is_collected(end):
     done = ended(f"""{IMPORT}
-from w2v_attn.app import MODEL
+from w2v_attn.cli.app import MODEL
 whole = gc.get_stats()[2]["collections"]
 import_to_stay(*MODEL)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collections"] - whole)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.feature_sets.errors import FeatureSetError
-from w2v_attn.feature_sets.segments import read_segments
-from w2v_attn.feature_sets.textgrids import read_textgrid
+from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.segments import read_segments
+from w2v_attn.features.textgrids import read_textgrid
 
 WORDS = [(0.0, 0.05, ""), (0.05, 0.21, "hé"), (0.21, 0.4, 'say "no" ! 7 <exists>')]
 PHONES = [(0.0, 0.1, "h"), (0.1, 0.4, "e:")]

@@ -7,9 +7,9 @@ import torch
 from conftest import SPEECH, TINY, save, tiny_model
 
 from w2v_attn import read_audio
+from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.pretrained.errors import CheckpointError
 from w2v_attn.runs.outcomes import RunError
 from w2v_attn.transcription import files
 from w2v_attn.transcription.recognizer import Label, Transcript, Word, load_recognizer
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_ends_the_run(recognizer, tmp_path, monkeypatch):
 
 
 def test_the_command_needs_no_arguments(tmp_path, monkeypatch, capsys):
-    from w2v_attn import app
+    from w2v_attn.cli import app
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:

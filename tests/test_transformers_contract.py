@@ -14,8 +14,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.output_capturing import OutputRecorder
 
 from w2v_attn import MultiHeadSelfAttention, load_encoder, read_audio, replace_attention
-from w2v_attn.pretrained import contract
-from w2v_attn.pretrained.families import FAMILIES
+from w2v_attn.checkpoints.families import FAMILIES
+from w2v_attn.patching import compat
 
 
 def attention_blocks(model):
@@ -39,7 +39,7 @@ def test_attention_has_the_name_that_we_know(module, name):
 
 def test_attention_has_the_arguments_parts_and_attributes_that_we_know(family):
     for block in attention_blocks(tiny_model(family)):
-        assert contract.attention_contract(block).differences(block) == []
+        assert compat.attention_contract(block).differences(block) == []
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_attention_has_the_arguments_parts_and_attributes_that_we_know(family):
 def test_encoders_and_frontends_have_the_parts_that_we_know(family, changes):
     model = tiny_model(family, **changes)
     assert model.encoder.config.layerdrop >= 0
-    for known, module in chain(contract.frontend_contracts(model), contract.encoder_contracts(model.encoder)):
+    for known, module in chain(compat.frontend_contracts(model), compat.encoder_contracts(model.encoder)):
         assert known.differences(module) == [], type(module).__name__
 
 
 @pytest.mark.parametrize("positions", ["relative_key", "relative", "rotary", None])
 def test_attention_of_filter_banks_is_the_one_that_we_know(positions):
     for block in attention_blocks(tiny_bert(positions, add_adapter=True)):
-        assert contract.attention_contract(block).differences(block) == []
+        assert compat.attention_contract(block).differences(block) == []
 
 
 def test_configs_and_classes_tell_the_same_norm_style(family):
@@ -185,7 +185,7 @@ def test_another_attention_is_refused_by_name_and_the_model_stays_as_it_was(chan
     with pytest.raises(ValueError, match=CHANGES[change]) as refused:
         replace_attention(model, unpad=unpad)
     assert f"Wav2Vec2Attention of transformers {transformers.__version__}" in str(refused.value)
-    assert f'pip install "transformers>=5.17,<={contract.NEWEST_KNOWN}"' in str(refused.value)
+    assert f'pip install "transformers>=5.17,<={compat.NEWEST_KNOWN}"' in str(refused.value)
     assert not any(isinstance(module, MultiHeadSelfAttention) for module in model.modules())
     assert type(model.encoder).__module__.startswith("transformers.")
 

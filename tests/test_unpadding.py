@@ -17,7 +17,7 @@ from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.ops import gemm
 from w2v_attn.ops.feed_forward import FeedForward, feed_forward
 from w2v_attn.ops.fourier import FourierConvolution
-from w2v_attn.pretrained.unpadding import FusedFeedForward, UnpaddedEncoder
+from w2v_attn.patching.unpad import FusedFeedForward, UnpaddedEncoder
 
 UNPADDED = [family for family in FAMILIES if family not in CONFORMERS]
 # Stock lets padding leak between its stacked positional convolutions, and into squeezed frames.

@@ -8,11 +8,11 @@ from conftest import FAMILIES, SPEECH, save, tiny_bert, tiny_model
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from w2v_attn import load_encoder, replace_attention
+from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.parity import bounds, comparing, figures, ladder, sides, verifying
-from w2v_attn.parity.report import broken, sentences
-from w2v_attn.pretrained.checkpoints import load_checkpoint
+from w2v_attn.verification import bounds, comparing, figures, runners, stages, verifying
+from w2v_attn.verification.report import broken, sentences
 
 
 def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
@@ -81,7 +81,7 @@ def test_every_parameter_that_learns_has_its_line(norm_style, tmp_path):
     model = tiny_model(norm_style, "ForCTC")
     report = proof(save(model, tmp_path / "model"))
     lines = [(c.stage, c.part) for c in report.comparisons if c.side == "alone" and c.kind == "gradient"]
-    places = ladder.stages_of_parameters(model)
+    places = stages.stages_of_parameters(model)
     assert set(lines) == {place for name, place in places.items() if "masked_spec_embed" not in name}
     assert lines[0][0] == "lm_head"
     assert lines[-1][0] == "conv_1"
@@ -126,7 +126,7 @@ def breaks(monkeypatch, break_it, *, unpad):
             break_it(model)
         return model
 
-    monkeypatch.setattr(sides, "replace_attention", replace_and_break)
+    monkeypatch.setattr(runners, "replace_attention", replace_and_break)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -187,14 +187,14 @@ def test_features_of_another_shape_or_that_are_no_numbers_break_every_bound():
 
 def test_stock_is_stock_and_ours_is_ours(norm_style, monkeypatch):
     model = replace_attention(tiny_model(norm_style), unpad=True)
-    sides.become_stock(model)
+    runners.become_stock(model)
     assert all(type(module).__module__.startswith(("transformers.", "torch.")) for module in model.modules())
-    monkeypatch.setattr(sides, "replace_attention", lambda model, **_: model)
+    monkeypatch.setattr(runners, "replace_attention", lambda model, **_: model)
     with pytest.raises(AssertionError, match="itself"):
-        sides.become_ours(model, "auto")
-    monkeypatch.setattr(sides, "restore_attention", lambda model: model)
+        runners.become_ours(model, "auto")
+    monkeypatch.setattr(runners, "restore_attention", lambda model: model)
     with pytest.raises(AssertionError, match="itself"):
-        sides.become_stock(replace_attention(model))
+        runners.become_stock(replace_attention(model))
 
 
 def test_what_padding_does_to_group_norm_features_is_said_with_its_number(group_checkpoint, layer_checkpoint):

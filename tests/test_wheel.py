@@ -36,7 +36,7 @@ def test_the_wheel_extracts_features_from_its_own_copy_of_everything(wheel, tmp_
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import w2v_attn\n"
         f"assert w2v_attn.__file__.startswith({str(site)!r}), w2v_attn.__file__\n"
-        "from w2v_attn.app import main; main(['extract', 'output=out'])\n"
+        "from w2v_attn.cli.app import main; main(['extract', 'output=out'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

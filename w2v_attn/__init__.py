@@ -15,10 +15,10 @@ from w2v_attn import torchaudio_import
 
 if TYPE_CHECKING:
     from w2v_attn.attention.layer import MultiHeadSelfAttention
-    from w2v_attn.audio.reading import read_audio
+    from w2v_attn.audio.read_audio import read_audio
     from w2v_attn.encoder.encoder import load_encoder
-    from w2v_attn.feature_sets.reading import open_features
-    from w2v_attn.pretrained.replace import replace_attention, restore_attention
+    from w2v_attn.features.open_features import open_features
+    from w2v_attn.patching.replace import replace_attention, restore_attention
 
 __version__ = "0.1.0"
 
@@ -34,10 +34,10 @@ __all__ = [
 _HOMES = {
     "MultiHeadSelfAttention": "w2v_attn.attention.layer",
     "load_encoder": "w2v_attn.encoder.encoder",
-    "open_features": "w2v_attn.feature_sets.reading",
-    "read_audio": "w2v_attn.audio.reading",
-    "replace_attention": "w2v_attn.pretrained.replace",
-    "restore_attention": "w2v_attn.pretrained.replace",
+    "open_features": "w2v_attn.features.open_features",
+    "read_audio": "w2v_attn.audio.read_audio",
+    "replace_attention": "w2v_attn.patching.replace",
+    "restore_attention": "w2v_attn.patching.replace",
 }
 
 torchaudio_import.install()

@@ -3,7 +3,7 @@
 import sys
 
 from w2v_attn import start_and_end
-from w2v_attn.app import main
+from w2v_attn.cli.app import main
 
 
 def run(*command: str) -> None:

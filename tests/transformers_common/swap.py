@@ -6,7 +6,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 import w2v_attn  # noqa: F401 - makes torchaudio importable before transformers asks for it
 from w2v_attn import replace_attention
-from w2v_attn.pretrained.replace import _stock_class
+from w2v_attn.patching.replace import _stock_class
 
 ATTENTION = os.environ["W2V_ATTN_COMMON"]
 swapped = 0

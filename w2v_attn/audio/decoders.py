@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from w2v_attn.audio import flac, mp3, ogg, wav
-from w2v_attn.audio.promises import broken_promise, sphere_oddities
+from w2v_attn.audio.integrity import flac, mp3, ogg, wav
+from w2v_attn.audio.integrity.truncation import broken_promise, sphere_oddities
 
 BLOCK_SAMPLES = 1 << 20
 # A healthy MP3 may hold a little less than its header says: a frame of padding, the decoder's delay, an estimate.

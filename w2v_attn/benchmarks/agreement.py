@@ -5,8 +5,8 @@ from math import inf
 
 from torch import Tensor
 
-from w2v_attn.parity import bounds
-from w2v_attn.parity.figures import distance
+from w2v_attn.verification import bounds
+from w2v_attn.verification.figures import distance
 
 # bfloat16: the error of a peer over that of stock's own; peers that round elsewhere still count.
 PEERS_MOST_RATIO = 2.0

@@ -18,8 +18,8 @@ from w2v_attn.benchmarks.models import random_model
 from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.checkpoints.loading import quiet_transformers
 from w2v_attn.encoder.cost import SAMPLE_RATE
-from w2v_attn.pretrained.checkpoints import quiet_transformers
 
 MODULE = (sys.executable, "-m")
 LOOP = "w2v_attn.benchmarks.transformers_loop"

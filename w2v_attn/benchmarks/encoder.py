@@ -15,10 +15,6 @@ import torch
 from torch import Tensor
 
 from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
-from w2v_attn.benchmarks.contenders.choice import choose
-from w2v_attn.benchmarks.contenders.contender import Contender, Subject, Unavailable, first_line
-from w2v_attn.benchmarks.contenders.hugging_face import OneByOne
-from w2v_attn.benchmarks.contenders.ours import Ours
 from w2v_attn.benchmarks.floor import product_rates
 from w2v_attn.benchmarks.measuring import (
     available_bytes,
@@ -28,11 +24,15 @@ from w2v_attn.benchmarks.measuring import (
     steady_allocator,
 )
 from w2v_attn.benchmarks.models import random_model
+from w2v_attn.benchmarks.peers.choice import choose
+from w2v_attn.benchmarks.peers.hugging_face import OneByOne
+from w2v_attn.benchmarks.peers.ours import Ours
+from w2v_attn.benchmarks.peers.peer import Contender, Subject, Unavailable, first_line
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.checkpoints.loading import DTYPES
 from w2v_attn.encoder.cost import SAMPLE_RATE, operations
 from w2v_attn.encoder.layers import check_layers
-from w2v_attn.pretrained.checkpoints import DTYPES
 
 # Tensors of the first convolution's size that stock holds at once, and of T² entries a head that quadratic peers hold.
 CONVOLUTION_COPIES, QUADRATIC_COPIES = 4, 2

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.audio.reading import read_audio
+from w2v_attn.audio.read_audio import read_audio
 from w2v_attn.benchmarks.measuring import seconds
 from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
-from w2v_attn.pretrained.checkpoints import load_checkpoint
-from w2v_attn.pretrained.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ import torch
 
 from w2v_attn.benchmarks.measuring import peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import circumstances
-from w2v_attn.finetuning import frontend
-from w2v_attn.finetuning.arguments import training_arguments
-from w2v_attn.finetuning.augmentation import Augmentation
-from w2v_attn.finetuning.batches import Batches
-from w2v_attn.finetuning.dataset import Collate, Recordings
-from w2v_attn.finetuning.forward import losses_of
-from w2v_attn.finetuning.options import AugmentationOptions, CtcOptions, DataOptions, Recipe, TrainingOptions
-from w2v_attn.finetuning.tasks.ctc import Ctc
-from w2v_attn.finetuning.trainer import SpeechTrainer
-from w2v_attn.finetuning.vocabulary import from_texts
-from w2v_attn.finetuning.watching import Silent
-from w2v_attn.pretrained.replace import replace_attention, restore_attention
+from w2v_attn.patching.replace import replace_attention, restore_attention
+from w2v_attn.training import frontend
+from w2v_attn.training.arguments import training_arguments
+from w2v_attn.training.augmentation import Augmentation
+from w2v_attn.training.batches import Batches
+from w2v_attn.training.dataset import Collate, Recordings
+from w2v_attn.training.forward import losses_of
+from w2v_attn.training.options import AugmentationOptions, CtcOptions, DataOptions, Recipe, TrainingOptions
+from w2v_attn.training.tasks.ctc import Ctc
+from w2v_attn.training.trainer import SpeechTrainer
+from w2v_attn.training.vocabulary import from_texts
+from w2v_attn.training.watching import Silent
 
 SAMPLE_RATE = 16_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "

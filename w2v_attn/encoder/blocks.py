@@ -15,7 +15,7 @@ from w2v_attn.attention import packed
 from w2v_attn.attention.mathematics import split_heads
 from w2v_attn.encoder.frontend import layer_norm
 from w2v_attn.ops import fusions, gemm
-from w2v_attn.pretrained.activations import is_gelu
+from w2v_attn.patching.activations import is_gelu
 
 Linear = gemm.Packed | gemm.Plain
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.

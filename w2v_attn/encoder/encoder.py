@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
-from w2v_attn.encoder import ragged, streams
+from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
+from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
 from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.encoder.model_state import Structure, checksum, tensors_of
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
-from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
 
 # Frames that go through the blocks together on a CPU: what a block keeps of them stays near the caches.
 CPU_FRAMES = 800
@@ -193,12 +193,12 @@ class Encoder(WaveformModel):
         self, encoder: ragged.RaggedEncoder, waveforms: Sequence[Tensor], layers: tuple[str, ...]
     ) -> list[dict[str, Tensor]]:
         @torch.no_grad()  # it holds for the thread that asks for it alone
-        def run(pack: streams.Pack) -> list[dict[str, Tensor]]:
+        def run(pack: cpu_parallel.Pack) -> list[dict[str, Tensor]]:
             prepared = self.prepare_all(waveforms[number] for number in pack)
             return encoder.run(prepared, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
 
         alone, shared = self._packs(waveforms)
-        results = [*map(run, alone), *streams.run(run, shared)]
+        results = [*map(run, alone), *cpu_parallel.run(run, shared)]
         found = {
             number: features
             for pack, result in zip([*alone, *shared], results, strict=True)
@@ -206,14 +206,14 @@ class Encoder(WaveformModel):
         }
         return [found[number] for number in range(len(waveforms))]
 
-    def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[streams.Pack], list[streams.Pack]]:
+    def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[cpu_parallel.Pack], list[cpu_parallel.Pack]]:
         """Numbers of waveforms that go together: in packs that take the whole machine, and packs for streams."""
         frames = [self.count_frames(len(waveform)) for waveform in waveforms]
         if self.device.type == "cpu":
             # Modes that watch every operation, such as a counter of them, are on in this thread alone.
             watched = _python_dispatch._get_current_dispatch_mode() is not None
-            count = 1 if watched else streams.streams_here()
-            return streams.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
+            count = 1 if watched else cpu_parallel.streams_here()
+            return cpu_parallel.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
         return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

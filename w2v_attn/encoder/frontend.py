@@ -28,7 +28,7 @@ from w2v_attn.ops import gemm
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.ops.strided import windows_of
 from w2v_attn.ops.winograd import Winograd
-from w2v_attn.pretrained.activations import is_elementwise, is_gelu
+from w2v_attn.patching.activations import is_elementwise, is_gelu
 
 # Frames that leave the convolutions together: four seconds, so that the last products are not thin.
 CPU_BLOCK = 200

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder.pack import Grid, Pack, window_moments
-from w2v_attn.pretrained.checkpoints import Checkpoint
 
 # Samples that are brought to float64 at once.
 BLOCK = 1 << 20

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from w2v_attn.attention import plain
-from w2v_attn.encoder import frontend, frontend_together
+from w2v_attn.encoder import frontend, frontend_batched
 from w2v_attn.encoder.blocks import Block
 from w2v_attn.encoder.frontend import Frontend, layer_norm
 from w2v_attn.encoder.layers import highest_block
 from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.encoder.positions import positions_of
 from w2v_attn.ops.numerics import softmax_dtype
-from w2v_attn.pretrained.activations import is_elementwise
-from w2v_attn.pretrained.blocks import GatedAttention, HuggingFaceAttention
-from w2v_attn.pretrained.contract import encoder_contracts, frontend_contracts
+from w2v_attn.patching.activations import is_elementwise
+from w2v_attn.patching.attention_blocks import GatedAttention, HuggingFaceAttention
+from w2v_attn.patching.compat import encoder_contracts, frontend_contracts
 
 # Frames of chunks that go through the blocks together.
 CHUNK_FRAMES = 2000
@@ -114,9 +114,9 @@ class RaggedEncoder:
         self._squeezes = hasattr(encoder, "upsample")
         self._squeeze: int = encoder.upsample.squeeze_factor if self._squeezes else 1
         self._frontend = Frontend(model)
-        self._together: frontend_together.ConvolutionsTogether | None = None
-        if frontend_together.pays(model.device):
-            self._together = frontend_together.ConvolutionsTogether(model.feature_extractor)
+        self._together: frontend_batched.ConvolutionsTogether | None = None
+        if frontend_batched.pays(model.device):
+            self._together = frontend_batched.ConvolutionsTogether(model.feature_extractor)
         self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         first = encoder.layers[0].attention
         table = first.table() if isinstance(first, GatedAttention) else None

@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from w2v_attn.encoder import frontend_together
+from w2v_attn.checkpoints import weight_norms
+from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.inputs import Input, input_of
 from w2v_attn.encoder.memory import most_bytes
-from w2v_attn.pretrained import weight_norms
-from w2v_attn.pretrained.checkpoints import Checkpoint
-from w2v_attn.pretrained.replace import replace_attention
+from w2v_attn.patching.replace import replace_attention
 
 # Frames of a batch. On a CPU, for each core: at the end of a batch all cores wait for the last one, and of recordings
 # of ten seconds and more it takes several for each to be even (1600 are up to a fifth slower than 4000). Beyond the
@@ -189,7 +189,7 @@ class WaveformModel:
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
         """Each as `prepare` makes it: one when it is asked for on a CPU, all together on accelerators."""
-        if not frontend_together.pays(self.device):
+        if not frontend_batched.pays(self.device):
             return map(self.prepare, waveforms)
         return self.input.prepare_together(self._sent(list(waveforms)))
 

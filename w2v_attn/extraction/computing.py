@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.product import Product
-from w2v_attn.feature_sets.arrays import is_finite
-from w2v_attn.feature_sets.making import Made
+from w2v_attn.features.arrays import is_finite
+from w2v_attn.features.making import Made
 from w2v_attn.runs.processing import Batch
 
 logger = logging.getLogger(__name__)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.product import Product
 from w2v_attn.extraction.store import WRITERS, Store
 from w2v_attn.extraction.survey import PATIENCE, Looked, Survey, look
-from w2v_attn.feature_sets.making import Made
+from w2v_attn.features.making import Made
 from w2v_attn.runs.audio_decoder import AudioDecoderOptions
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.sources import row_weight, source_state

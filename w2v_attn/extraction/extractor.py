@@ -13,8 +13,8 @@ from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, estimate
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.extraction.store import MIRRORED, WRITERS, store_of
-from w2v_attn.feature_sets.making import Making
-from w2v_attn.pretrained.replace import backend_in_use
+from w2v_attn.features.making import Making
+from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import process_rows

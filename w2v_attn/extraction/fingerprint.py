@@ -1,9 +1,9 @@
 """What decides what features are: a folder holds those of one fingerprint."""
 
+from w2v_attn.checkpoints.checksum import checkpoint_hash
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.feature_files import FORMAT
-from w2v_attn.pretrained.identity import checkpoint_hash
 
 
 def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:

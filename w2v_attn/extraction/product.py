@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from w2v_attn import __version__
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.fingerprint import fingerprint_of
-from w2v_attn.feature_sets.making import Made, Making, underflow_of
+from w2v_attn.features.making import Made, Making, underflow_of
 from w2v_attn.runs.outcomes import Settled
 from w2v_attn.runs.sources import source_state
 

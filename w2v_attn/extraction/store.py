@@ -7,12 +7,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
-from w2v_attn.feature_sets.errors import FeatureSetError
-from w2v_attn.feature_sets.layouts.choice import layout_of
-from w2v_attn.feature_sets.making import Made
+from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.formats.formats import layout_of
+from w2v_attn.features.making import Made
 from w2v_attn.runs.outcomes import Outcome, Settled
 
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
 from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
-from w2v_attn.feature_sets.layouts.shard_files import INDEX
-from w2v_attn.feature_sets.making import Made
+from w2v_attn.features.formats.shard_files import INDEX
+from w2v_attn.features.making import Made
 from w2v_attn.runs.names import check_names
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
 from w2v_attn.runs.sources import source_state

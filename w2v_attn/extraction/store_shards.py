@@ -22,15 +22,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.product import Product, Written
-from w2v_attn.feature_sets.destination import CONVERSION
-from w2v_attn.feature_sets.errors import DamagedError
-from w2v_attn.feature_sets.layouts.names import check_text, is_text
-from w2v_attn.feature_sets.layouts.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
-from w2v_attn.feature_sets.layouts.shards import ShardsReader
-from w2v_attn.feature_sets.making import Made
+from w2v_attn.features.destination import CONVERSION
+from w2v_attn.features.errors import DamagedError
+from w2v_attn.features.formats.names import check_text, is_text
+from w2v_attn.features.formats.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
+from w2v_attn.features.formats.shards import ShardsReader
+from w2v_attn.features.making import Made
 from w2v_attn.runs.outcomes import Outcome, RunError, Settled
 from w2v_attn.runs.sources import source_state
 from w2v_attn.whole_files import remove_leftovers

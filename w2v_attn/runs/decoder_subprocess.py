@@ -22,7 +22,7 @@ import numpy as np
 
 import w2v_attn
 from w2v_attn.audio.decoders import AudioError
-from w2v_attn.audio.reading import Recording, recording_of
+from w2v_attn.audio.read_audio import Recording, recording_of
 from w2v_attn.audio.samples import Findings
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
 from w2v_attn.runs.outcomes import RunError

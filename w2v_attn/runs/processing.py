@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.errors import failure, out_of_memory
 from w2v_attn.runs.reading import Read

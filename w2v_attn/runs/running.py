@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from w2v_attn.audio.reading import Recording
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.ledger import Ledger
 from w2v_attn.runs.outcomes import Outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.audio.decoders import AudioError
-from w2v_attn.audio.reading import Recording, read_recording
+from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.corpus.rows import Row
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
+from w2v_attn.checkpoints.tokenizers import read_tokenizer
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
-from w2v_attn.pretrained.checkpoints import Checkpoint, load_checkpoint
-from w2v_attn.pretrained.errors import CheckpointError
-from w2v_attn.pretrained.tokenizers import read_tokenizer
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 
 
@@ -72,7 +72,7 @@ class Recognizer(WaveformModel, ABC):
             return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
 
 
-def likeliest(log_probabilities: Tensor) -> Tensor:
+def greedy(log_probabilities: Tensor) -> Tensor:
     """int64 [frames]: the likeliest symbol of each frame.
 
     Source: A. Graves et al., "Connectionist Temporal Classification", section 3.2, best path decoding.
@@ -87,7 +87,7 @@ class CtcRecognizer(Recognizer):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Any, *, search: Callable[[Tensor], Tensor] = likeliest, **options: Any
+        self, checkpoint: Checkpoint, tokenizer: Any, *, search: Callable[[Tensor], Tensor] = greedy, **options: Any
     ):
         super().__init__(checkpoint, **options)
         self.tokenizer, self._search = tokenizer, search
@@ -157,6 +157,6 @@ def load_recognizer(
 
 def _search(tokenizer: Any, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
     if decoder is None:
-        return likeliest
+        return greedy
     symbols = dict(tokenizer.get_vocab())
     return BeamSearch(decoder, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)

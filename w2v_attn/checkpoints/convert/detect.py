@@ -1,0 +1,69 @@
+"""Which form a checkpoint has, and its parts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from w2v_attn.checkpoints.convert import fairseq, pickles, torchaudio
+from w2v_attn.checkpoints.convert.parts import Parts
+from w2v_attn.checkpoints.errors import CheckpointError, first_line
+
+
+def read(checkpoint: str | os.PathLike[str] | nn.Module) -> Parts | None:
+    """The parts of a file, of a folder in torchaudio's form, or of a live module; None: it is Hugging Face's to read.
+
+    Raises:
+        CheckpointError: it is a file or a module of another kind, or damaged; or see the form's own module.
+    """
+    if isinstance(checkpoint, nn.Module):
+        if not torchaudio.is_module(checkpoint):
+            raise CheckpointError(
+                f"a {type(checkpoint).__name__} was given. Expected a hub id, a path, or a module of torchaudio.models"
+            )
+        return torchaudio.read_module(checkpoint)
+    path = Path(os.path.expanduser(os.fspath(checkpoint)))
+    if os.path.isdir(path) and torchaudio.is_folder(path):
+        path = path / torchaudio.WEIGHTS
+    elif not os.path.isfile(path):
+        return None
+    found = _contents(path)
+    if fairseq.is_one(found):
+        return fairseq.read(path, found)
+    if torchaudio.is_one(found):
+        return torchaudio.read(path, found)
+    raise CheckpointError(
+        f"{path} holds neither a checkpoint of fairseq's nor a state dict of torchaudio's (it has {_shown(found)}). "
+        "Of a checkpoint of Hugging Face's, name the folder with config.json and weights"
+    )
+
+
+def _contents(path: Path) -> Any:
+    """What is in a file: of safetensors, or of torch.save."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":
+            return load_file(path)
+        if pickles.looks_like_one(start):
+            return pickles.read(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)}). Fetch the file again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+    raise CheckpointError(
+        f"{path} is a file, but no checkpoint: expected safetensors, or a file of torch.save. Or name a folder with "
+        "config.json and weights, or a hub id"
+    )
+
+
+def _shown(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    names = [str(name) for name in found]
+    what = "tensors" if all(isinstance(value, Tensor) for value in found.values()) else "entries"
+    return f"{what} such as {', '.join(names[:4])}" if names else "nothing"

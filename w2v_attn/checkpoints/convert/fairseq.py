@@ -1,0 +1,212 @@
+"""fairseq's checkpoints of wav2vec 2.0 and HuBERT, pre-trained and fine-tuned with CTC -> Hugging Face's parts.
+
+Source: fairseq, models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py,
+models/hubert/hubert_asr.py, for the names of parameters and where a checkpoint keeps its options.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from w2v_attn.checkpoints.convert import pickles
+from w2v_attn.checkpoints.convert.fairseq_dictionary import symbols_of
+from w2v_attn.checkpoints.convert.fairseq_options import contrast_config, encoder_config, tuning_config
+from w2v_attn.checkpoints.convert.parameter_names import Names, Pairs
+from w2v_attn.checkpoints.convert.parts import Parts
+from w2v_attn.checkpoints.errors import CheckpointError
+
+POSITIONS: Pairs = (
+    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
+)
+POSITIONS_WITH_BATCH_NORM: Pairs = (
+    ("encoder.pos_conv.0", "encoder.pos_conv_embed.batch_norm"),
+    ("encoder.pos_conv.1", "encoder.pos_conv_embed.conv"),
+)
+CONVOLUTION_NORMS: Mapping[str, Pairs] = {
+    "group": (("feature_extractor.conv_layers.{n}.2", "feature_extractor.conv_layers.{n}.layer_norm"),),
+    "layer": (("feature_extractor.conv_layers.{n}.2.1", "feature_extractor.conv_layers.{n}.layer_norm"),),
+}
+ENCODER: Pairs = (
+    ("feature_extractor.conv_layers.{n}.0", "feature_extractor.conv_layers.{n}.conv"),
+    ("layer_norm", "feature_projection.layer_norm"),
+    ("post_extract_proj", "feature_projection.projection"),
+    ("mask_emb", "masked_spec_embed"),
+    *(
+        (f"encoder.layers.{{n}}.self_attn.{name}", f"encoder.layers.{{n}}.attention.{name}")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ),
+    ("encoder.layers.{n}.self_attn_layer_norm", "encoder.layers.{n}.layer_norm"),
+    ("encoder.layers.{n}.fc1", "encoder.layers.{n}.feed_forward.intermediate_dense"),
+    ("encoder.layers.{n}.fc2", "encoder.layers.{n}.feed_forward.output_dense"),
+    ("encoder.layers.{n}.final_layer_norm", "encoder.layers.{n}.final_layer_norm"),
+    ("encoder.layer_norm", "encoder.layer_norm"),
+)
+CTC: Pairs = (("w2v_encoder.proj", "lm_head"),)
+CONTRASTIVE: Pairs = (
+    ("quantizer.vars", "quantizer.codevectors"),
+    ("quantizer.weight_proj", "quantizer.weight_proj"),
+    ("project_q", "project_q"),
+    ("final_proj", "project_hid"),
+)
+TUNED_PREFIX = "w2v_encoder.w2v_model."
+# What only pre-training uses. An encoder does without it.
+OBJECTIVE = frozenset("quantizer project_q final_proj target_glu label_embs_concat".split())
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model of fairseq's: Hugging Face's family, the prefix of its classes there, and its heads of pre-training."""
+
+    model_type: str
+    prefix: str
+    objective: Pairs
+
+
+PRETRAINED = {"wav2vec2": Family("wav2vec2", "Wav2Vec2", CONTRASTIVE), "hubert": Family("hubert", "Hubert", ())}
+FINE_TUNED = ("wav2vec_ctc", "hubert_ctc")
+
+
+def is_one(found: object) -> bool:
+    """Whether what a file of torch.save holds is a checkpoint of fairseq's."""
+    return isinstance(found, dict) and isinstance(found.get("model"), dict) and bool(found.keys() & {"cfg", "args"})
+
+
+def read(path: Path, found: dict[str, Any]) -> Parts:
+    """The parts of the checkpoint in `path`, which holds `found`.
+
+    Raises:
+        CheckpointError: it is of another model, or its config is not all there or cannot be kept.
+    """
+    model, task = _config(path, found)
+    kind = _kind(path, model)
+    if kind in FINE_TUNED:
+        pretrained, _ = _pretrained_config(path, model)
+        tuning, prefix = model, TUNED_PREFIX
+        base = _kind(path, pretrained)
+    else:
+        pretrained, tuning, prefix, base = model, None, "", kind
+    if base not in PRETRAINED:
+        raise CheckpointError(
+            f"{path} is a “{kind}” of fairseq's, which is not supported. Supported are: "
+            f"{', '.join((*PRETRAINED, *FINE_TUNED))}"
+        )
+    family = PRETRAINED[base]
+    config = encoder_config(path, pretrained, family.model_type)
+    names = Names(_pairs(config, family, tuned=tuning is not None))
+    placed, without_place, unknown = _placed(found["model"], names, prefix)
+    head, symbols = "Model", None
+    if tuning is not None:
+        head, config = "ForCTC", config | tuning_config(tuning)
+    elif family.objective and all(any(name.startswith(ours) for name in placed) for _, ours in family.objective):
+        config |= contrast_config(pretrained)
+        if not pretrained.get("target_glu"):  # Hugging Face's model for pre-training has no place for it
+            head = "ForPreTraining"
+    config["architectures"] = [family.prefix + head]
+    if "lm_head.bias" in placed:
+        config |= {
+            "vocab_size": placed["lm_head.bias"].numel(),
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        symbols = symbols_of(path, task, found.get("task_state"), config["vocab_size"])
+    return Parts(
+        source=str(path),
+        form=f"fairseq's {kind}",
+        config=config,
+        tensors=placed,
+        names=names,
+        prefix=prefix,
+        without_place=without_place,
+        unknown=unknown,
+        sample_rate=task.get("sample_rate") or 16_000,
+        do_normalize=task.get("normalize") or False,
+        normalize_from="fairseq's default" if task.get("normalize") is None else "the task in the checkpoint",
+        symbols=symbols,
+        folder=None,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- config
+
+
+def _config(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(options of the model, options of the task) of a checkpoint with `cfg`, or of an older one with `args`."""
+    config = found.get("cfg") or found.get("args")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no config: expected options under “cfg” or “args”")
+    return _sections(config)
+
+
+def _sections(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A config with sections, or the flat one from before there were any."""
+    model, task = config.get("model"), config.get("task")
+    if isinstance(model, dict):
+        return model, task if isinstance(task, dict) else model
+    return config, config
+
+
+def _kind(path: Path, model: Mapping[str, Any]) -> str:
+    kind = model.get("_name") or model.get("arch")
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{path} does not say which model it is: expected “_name” or “arch” among its options")
+    return kind
+
+
+def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the pre-trained model inside a fine-tuned one.
+
+    fairseq kept them in some checkpoints; in others only where the pre-trained checkpoint was.
+    """
+    inside = model.get("w2v_args")
+    if isinstance(inside, dict):
+        return _sections(inside)
+    named = model.get("w2v_path")
+    if not isinstance(named, str):
+        raise CheckpointError(
+            f"{path} is fine-tuned, but holds neither “w2v_args” nor “w2v_path” of what it started from"
+        )
+    for candidate in (Path(named), path.parent / Path(named).name):
+        if candidate.is_file() and candidate.resolve() != path.resolve():
+            started_from = pickles.read(candidate)
+            if not is_one(started_from):
+                raise CheckpointError(f"{candidate}, which {path} was fine-tuned from, is no checkpoint of fairseq's")
+            return _config(candidate, started_from)
+    raise CheckpointError(
+        f"{path} does not hold the config of its encoder, only the name of the checkpoint it started from, {named}. "
+        f"Put that one beside it, as {path.parent / Path(named).name}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def _pairs(config: Mapping[str, Any], family: Family, *, tuned: bool) -> Pairs:
+    positions = POSITIONS_WITH_BATCH_NORM if config.get("conv_pos_batch_norm") else POSITIONS
+    norms = CONVOLUTION_NORMS[config["feat_extract_norm"]]
+    return (*ENCODER, *positions, *norms, *(CTC if tuned else family.objective))
+
+
+def _placed(
+    weights: Mapping[str, Any], names: Names, prefix: str
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """(tensors by Hugging Face's names, names of what only pre-training uses, names of what is not known)."""
+    placed: dict[str, Tensor] = {}
+    without_place, unknown = [], []
+    for name, tensor in weights.items():
+        inside = name.removeprefix(prefix)
+        ours = names.ours(inside)
+        if not name.startswith(prefix) and ours not in ("lm_head.weight", "lm_head.bias"):
+            ours = None
+        if ours is not None and isinstance(tensor, Tensor):
+            placed[ours] = tensor
+        elif inside.split(".")[0] in OBJECTIVE:
+            without_place.append(name)
+        else:
+            unknown.append(name)
+    return placed, tuple(without_place), tuple(unknown)

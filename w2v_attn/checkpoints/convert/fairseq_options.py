@@ -1,0 +1,151 @@
+"""fairseq's options -> the values of Hugging Face's config.
+
+Source: fairseq, the dataclasses of models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py
+and models/hubert/hubert_asr.py, for the names of the options, their meaning and their defaults.
+"""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.checkpoints.errors import CheckpointError
+
+# Hugging Face's option -> fairseq's, where the value is the same.
+OPTIONS = {
+    "num_hidden_layers": "encoder_layers",
+    "hidden_size": "encoder_embed_dim",
+    "intermediate_size": "encoder_ffn_embed_dim",
+    "num_attention_heads": "encoder_attention_heads",
+    "do_stable_layer_norm": "layer_norm_first",
+}
+# The same, with fairseq's own default where a checkpoint is older than the option.
+OPTIONS_WITH_DEFAULT = {
+    "conv_bias": ("conv_bias", False),
+    "num_conv_pos_embeddings": ("conv_pos", 128),
+    "num_conv_pos_embedding_groups": ("conv_pos_groups", 16),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.0),
+    "feat_proj_dropout": ("dropout_input", 0.0),
+    "layerdrop": ("encoder_layerdrop", 0.0),
+}
+OPTIONS_OF_CONTRAST = {
+    "feat_quantizer_dropout": ("dropout_features", 0.0),
+    "num_codevectors_per_group": ("latent_vars", 320),
+    "num_codevector_groups": ("latent_groups", 2),
+    "contrastive_logits_temperature": ("logit_temp", 0.1),
+    "num_negatives": ("num_negatives", 100),
+}
+# Of fine-tuning: these replace what pre-training had.
+OPTIONS_OF_TUNING = {
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "feat_proj_dropout": "dropout_input",
+    "layerdrop": "layerdrop",
+    "final_dropout": "final_dropout",
+    "apply_spec_augment": "apply_mask",
+    "mask_time_prob": "mask_prob",
+    "mask_time_length": "mask_length",
+    "mask_feature_prob": "mask_channel_prob",
+    "mask_feature_length": "mask_channel_length",
+}
+ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu", "swish": "swish"}
+NORMS = {"default": "group", "layer_norm": "layer"}
+# Options that change the function in a way that Hugging Face's model has no place for -> the values that do not.
+PLAIN = {
+    "layer_type": (None, "transformer"),
+    "pos_conv_depth": (None, 1),
+    "crop_seq_to_multiple": (None, 1),
+    "quantize_input": (None, False),
+}
+
+
+def encoder_config(path: Path, options: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The values that say what an encoder of Hugging Face's family `model_type` is, from those of a pre-trained model.
+
+    How much it masked stays behind: pre-training hides half of everything to make its task hard, and nobody goes on so.
+
+    Raises:
+        CheckpointError: an option is missing, or has a value that Hugging Face's model has no place for.
+    """
+    needed = (*OPTIONS.values(), "conv_feature_layers", "extractor_mode")
+    if absent := [name for name in needed if options.get(name) is None]:
+        raise CheckpointError(f"the config in {path} does not say {', '.join(absent)}")
+    for name, plain in PLAIN.items():
+        if options.get(name) not in plain:
+            raise CheckpointError(
+                f"{path} has {name}={options[name]}, for which Hugging Face's model has no place: expected {plain[-1]}"
+            )
+    layers = convolutions(options["conv_feature_layers"], path)
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "feat_extract_norm": _one_of(path, "extractor_mode", options["extractor_mode"], NORMS),
+        "hidden_act": _one_of(path, "activation_fn", options.get("activation_fn") or "gelu", ACTIVATIONS),
+        "conv_dim": [dim for dim, _, _ in layers],
+        "conv_kernel": [kernel for _, kernel, _ in layers],
+        "conv_stride": [stride for _, _, stride in layers],
+        **{ours: options[theirs] for ours, theirs in OPTIONS.items()},
+        **_with_defaults(options, OPTIONS_WITH_DEFAULT),
+    }
+    if model_type == "hubert":
+        config |= {"feat_proj_layer_norm": True, "conv_pos_batch_norm": bool(options.get("conv_pos_batch_norm"))}
+    return config
+
+
+def tuning_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that fine-tuning changed: dropouts, and masking."""
+    return {ours: options[theirs] for ours, theirs in OPTIONS_OF_TUNING.items() if options.get(theirs) is not None}
+
+
+def contrast_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of wav2vec 2.0's heads of pre-training. 0 stands for the size of something else."""
+    final = options.get("final_dim") or options["encoder_embed_dim"]
+    sizes = {"proj_codevector_dim": final, "codevector_dim": options.get("latent_dim") or final}
+    return sizes | _with_defaults(options, OPTIONS_OF_CONTRAST)
+
+
+def _with_defaults(options: Mapping[str, Any], table: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    return {
+        ours: default if options.get(theirs) is None else options[theirs] for ours, (theirs, default) in table.items()
+    }
+
+
+def _one_of(path: Path, name: str, value: Any, table: Mapping[str, str]) -> str:
+    if not isinstance(value, str) or value not in table:
+        raise CheckpointError(f"{path} has {name}={value}: expected {' or '.join(table)}")
+    return table[value]
+
+
+def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
+    """(channels, kernel, stride) of each convolution, from `[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2`.
+
+    Lists of numbers, their sums and their multiples are read; nothing is evaluated.
+
+    Raises:
+        CheckpointError: it holds anything else.
+    """
+
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(value=int() as number):
+                return number
+            case ast.List(elts=elements) | ast.Tuple(elts=elements):
+                return [value(element) for element in elements]
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return [*value(left), *value(right)]
+            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if times <= 100:
+                return [*value(left)] * times
+        raise ValueError(f"{ast.unparse(node)} is not expected there")
+
+    try:
+        layers = [tuple(layer) for layer in value(ast.parse(text.strip(), mode="eval").body)]
+        if not 0 < len(layers) <= 100 or not all(len(layer) == 3 and min(layer) > 0 for layer in layers):
+            raise ValueError("each convolution must be (channels, kernel, stride)")
+    except (ValueError, TypeError, SyntaxError, AttributeError, RecursionError, MemoryError) as error:
+        raise CheckpointError(
+            f"conv_feature_layers in {path} cannot be read: expected such as [(512,10,5)] + [(512,3,2)]*4, "
+            f"found {text!r} ({error})"
+        ) from error
+    return layers  # type: ignore[return-value]

@@ -1,0 +1,213 @@
+"""torchaudio's `Wav2Vec2Model`, live or as a state dict -> parts in Hugging Face's terms; and back.
+
+torchaudio has one model for wav2vec 2.0 and HuBERT. Its state dicts show most sizes; what they do not show is known of
+the architectures that torchaudio releases, or stands in `arguments.json` beside the file: arguments of
+`torchaudio.models.wav2vec2_model`, all or some of them.
+
+Source: torchaudio 2.11, models/wav2vec2/model.py and components.py.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2v_attn.checkpoints.convert.parameter_names import Names, Pairs
+from w2v_attn.checkpoints.convert.parts import Parts
+from w2v_attn.checkpoints.convert.torchaudio_arguments import (
+    ARGUMENTS,
+    POSITION_THERE,
+    arguments_from_config,
+    arguments_from_weights,
+    arguments_of_module,
+    config_of,
+    read_arguments,
+    read_json,
+)
+from w2v_attn.checkpoints.errors import CheckpointError, first_line
+
+# The files of this form: the state dict and how to build its module. The other two bring a checkpoint of Hugging Face's
+# back whole: its config, and what torchaudio's module has no place for (the mask embedding, other heads than CTC's).
+WEIGHTS = "model.pt"  # beside it, ARGUMENTS
+CONFIG_THERE, WEIGHTS_THERE = "huggingface.json", "huggingface.pt"
+
+POSITION = "encoder.pos_conv_embed.conv"
+NAMES: Pairs = (
+    ("feature_extractor.conv_layers.{n}.conv", "feature_extractor.conv_layers.{n}.conv"),
+    ("feature_extractor.conv_layers.{n}.layer_norm", "feature_extractor.conv_layers.{n}.layer_norm"),
+    ("encoder.feature_projection.layer_norm", "feature_projection.layer_norm"),
+    ("encoder.feature_projection.projection", "feature_projection.projection"),
+    *(
+        (f"{POSITION_THERE}.{name}", f"{POSITION}.{name}")
+        for name in ("bias", "parametrizations.weight.original0", "parametrizations.weight.original1")
+    ),
+    # As torch named them before it had parametrizations; so do the files that torchaudio released.
+    (f"{POSITION_THERE}.weight_g", f"{POSITION}.parametrizations.weight.original0"),
+    (f"{POSITION_THERE}.weight_v", f"{POSITION}.parametrizations.weight.original1"),
+    *(
+        (f"encoder.transformer.layers.{{n}}.{name}", f"encoder.layers.{{n}}.{name}")
+        for name in (
+            *(f"attention.{projection}_proj" for projection in ("q", "k", "v", "out")),
+            "layer_norm",
+            "feed_forward.intermediate_dense",
+            "feed_forward.output_dense",
+            "final_layer_norm",
+        )
+    ),
+    ("encoder.transformer.layer_norm", "encoder.layer_norm"),
+    ("aux", "lm_head"),
+)
+
+FAMILIES_THERE = ("wav2vec2", "hubert")  # of Hugging Face's, those whose encoder is torchaudio's
+
+
+# ------------------------------------------------------------------------------------ from torchaudio's form
+
+
+def is_one(found: object) -> bool:
+    """Whether what a file holds is a state dict of torchaudio's."""
+    return (
+        isinstance(found, dict)
+        and f"{POSITION_THERE}.bias" in found
+        and all(isinstance(tensor, Tensor) for tensor in found.values())
+    )
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder is one that `w2v-attn load form=torchaudio` wrote."""
+    return (folder / ARGUMENTS).is_file() and (folder / WEIGHTS).is_file()
+
+
+def is_module(thing: object) -> bool:
+    """Whether something is one of torchaudio's wav2vec 2.0 modules, or what its bundles put around one."""
+    return isinstance(thing, nn.Module) and type(thing).__module__.startswith(
+        ("torchaudio.models.wav2vec2", "torchaudio.pipelines._wav2vec2")
+    )
+
+
+def read(path: Path, tensors: Mapping[str, Tensor]) -> Parts:
+    """The parts of the state dict in `path`, which holds `tensors`.
+
+    Raises:
+        CheckpointError: it is of another model, or of an architecture that its shapes do not tell.
+    """
+    folder = path.parent
+    given = read_arguments(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
+    there = read_json(folder / CONFIG_THERE) if (folder / CONFIG_THERE).is_file() else None
+    more: dict[str, Tensor] = {}
+    if there is not None and (folder / WEIGHTS_THERE).is_file():
+        from w2v_attn.checkpoints.convert import pickles
+
+        more = pickles.read(folder / WEIGHTS_THERE)
+        if not isinstance(more, dict) or not all(isinstance(tensor, Tensor) for tensor in more.values()):
+            raise CheckpointError(f"{folder / WEIGHTS_THERE} is not valid: expected tensors by their names")
+    arguments = arguments_from_weights(str(path), tensors, given)
+    return _parts(str(path), "a state dict of torchaudio's", tensors, arguments, folder, there=there, more=more)
+
+
+def read_module(module: nn.Module) -> Parts:
+    """The parts of a live module: a `torchaudio.models.Wav2Vec2Model`, or what `bundle.get_model()` gives.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    normalize = getattr(module, "normalize_waveform", None)
+    inner: Any = getattr(module, "model", module)
+    source = f"the {type(inner).__name__} of torchaudio"
+    try:
+        arguments = arguments_of_module(inner)
+    except (AttributeError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} is not a wav2vec 2.0 or HuBERT encoder, or no longer ({first_line(error)}). Expected what the "
+            "builders in torchaudio.models make, such as wav2vec2_base()"
+        ) from error
+    tensors = {name: tensor.cpu() for name, tensor in inner.state_dict().items()}
+    return _parts(source, "a module of torchaudio's", tensors, arguments, None, normalize=normalize)
+
+
+def _parts(
+    source: str,
+    form: str,
+    tensors: Mapping[str, Tensor],
+    arguments: dict[str, Any],
+    folder: Path | None,
+    *,
+    there: dict[str, Any] | None = None,
+    more: Mapping[str, Tensor] | None = None,
+    normalize: bool | None = None,
+) -> Parts:
+    names = Names(NAMES)
+    renamed = {name: names.ours(name) for name in tensors}
+    placed = {ours: tensors[name] for name, ours in renamed.items() if ours is not None}
+    as_bundles = arguments["extractor_mode"] == "layer_norm"
+    return Parts(
+        source=source,
+        form=form,
+        config=config_of(arguments) if there is None else there,
+        tensors=placed | dict(more or {}),
+        names=names,
+        prefix="",
+        without_place=(),
+        unknown=tuple(name for name, ours in renamed.items() if ours is None),
+        sample_rate=16_000,
+        do_normalize=as_bundles if normalize is None else normalize,
+        normalize_from="what torchaudio's bundles of this architecture do" if normalize is None else "the module",
+        symbols=None,
+        folder=folder,
+    )
+
+
+# ------------------------------------------------------------------------------------- to torchaudio's form
+
+
+def write(model: Any, folder: Path) -> None:
+    """Writes a transformers model as torchaudio's: its state dict, and the arguments that build its module.
+
+    `torchaudio.models.wav2vec2_model(**arguments).load_state_dict(state)` takes them, strictly. What torchaudio has no
+    place for stands in files of its own beside them, so that nothing is lost on the way back.
+
+    Raises:
+        CheckpointError: torchaudio's module is another function than this model.
+    """
+    _check_writable(model.config)
+    names = Names(NAMES)
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    state: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        bare = name.removeprefix(prefix)
+        theirs = names.theirs(bare)
+        place = (rest, bare) if theirs is None else (state, theirs)
+        place[0][place[1]] = tensor.detach().cpu()
+    arguments = arguments_from_config(model.config, outputs=len(state["aux.bias"]) if "aux.bias" in state else None)
+    torch.save(state, folder / WEIGHTS)
+    (folder / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
+    there = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
+    (folder / CONFIG_THERE).write_text(
+        json.dumps(there, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
+    if rest:
+        torch.save(rest, folder / WEIGHTS_THERE)
+
+
+def _check_writable(config: Any) -> None:
+    """Raises CheckpointError where torchaudio's module has no place for what a config asks."""
+    if config.model_type not in FAMILIES_THERE:
+        raise CheckpointError(
+            f"torchaudio's form has no place for the family {config.model_type}: expected {' or '.join(FAMILIES_THERE)}"
+        )
+    asked = {
+        "hidden_act": (config.hidden_act, "gelu"),
+        "feat_extract_activation": (config.feat_extract_activation, "gelu"),
+        "layer_norm_eps": (config.layer_norm_eps, 1e-5),
+        "add_adapter": (getattr(config, "add_adapter", False), False),
+        "adapter_attn_dim": (getattr(config, "adapter_attn_dim", None), None),
+        "feat_proj_layer_norm": (getattr(config, "feat_proj_layer_norm", True), True),
+        "conv_pos_batch_norm": (getattr(config, "conv_pos_batch_norm", False), False),
+    }
+    wrong = [f"{name}={found}" for name, (found, kept) in asked.items() if found != kept]
+    if wrong:
+        raise CheckpointError(f"torchaudio's form has no place for {', '.join(wrong)} of this checkpoint")

@@ -1,0 +1,109 @@
+"""`w2v-attn benchmark`: ours against peers, see conf/benchmark.yaml."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.benchmarks import attention, cli, encoder, long_form, recordings
+from w2v_attn.benchmarks.results import check_destination, write_json
+from w2v_attn.checkpoints.loading import DTYPES
+from w2v_attn.cli import console, extras, values
+from w2v_attn.cli.exit_codes import DONE
+from w2v_attn.encoder.waveforms import find_device
+
+Report = dict[str, Any]
+
+
+def run(config: Any) -> int:
+    """Measures, shows tables, and writes the figures that are asked for."""
+    if config.what not in MEASURED:
+        raise ValueError(f"what must be {' or '.join(MEASURED)}, got {config.what}")
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
+    output = values.path_or_none(config, "output")
+    if output is not None:
+        check_destination(output)
+    common = {
+        "rounds": int(config.rounds),
+        "device": find_device(str(config.device)),
+        "tell": lambda line: print(line, file=sys.stderr, flush=True),
+    }
+    measured, report = MEASURED[config.what](config, common)
+    written = None if output is None else write_json(report, output)  # first: what is shown may find no reader
+    for title, header, rows in measured.tables(report):
+        console.show(title, rows, header=header)
+    if written is not None:
+        print(f"written: {written}")
+        if config.what == "encoder":
+            _draw(report, written.with_suffix(".png"))
+    return DONE
+
+
+def _draw(report: Report, path: Path) -> None:
+    """A picture of a report, where the library for it is installed."""
+    try:
+        from w2v_attn.benchmarks.pictures import draw
+    except ImportError:
+        print("not drawn: pip install 'w2v_attn[benchmark]'", file=sys.stderr)
+    else:
+        print(f"written: {draw(report, path)}")
+
+
+def _attention(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    frames, batch = values.list_of(config, "frames", int), int(config.batch)
+    return attention, attention.run(frames=frames, batch=batch, dtype=str(config.dtype), **_block(config), **common)
+
+
+def _training(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    extras.need("finetune", "accelerate", "jiwer", "matplotlib")
+    from w2v_attn.benchmarks import training
+
+    lengths, layers, freeze = values.list_of(config, "seconds", float), int(config.layers), str(config.freeze)
+    return training, training.run(lengths=lengths, layers=layers, freeze=freeze, **_block(config), **common)
+
+
+def _encoder(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    report = encoder.run(
+        size=str(config.size),
+        sets=recordings.sets(values.list_of(config, "sets"), values.number(config, "long_seconds")),
+        peers=values.list_of(config, "peers"),
+        highest=values.text_or_none(config, "highest"),
+        dtype=str(config.dtype),
+        **common,
+    )
+    return encoder, report
+
+
+def _cli(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    return cli, cli.run(size=str(config.size), durations=recordings.RAGGED, dtype=str(config.dtype), **common)
+
+
+def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    report = long_form.run(
+        checkpoint=values.text(config, "checkpoint"),
+        audio=values.text(config, "audio"),
+        duration=values.number(config, "long_seconds"),
+        widths=values.list_of(config, "widths", float),
+        **common,
+    )
+    return long_form, report
+
+
+def _block(config: Any) -> dict[str, Any]:
+    """The block of attention that is timed."""
+    return {
+        "channels": int(config.channels),
+        "heads": int(config.heads),
+        "dropouts": values.list_of(config, "dropouts", float),
+    }
+
+
+# `what` -> what measures it: (the module that can show the report, the report).
+MEASURED: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, Report]]] = {
+    "attention": _attention,
+    "training": _training,
+    "encoder": _encoder,
+    "cli": _cli,
+    "long_form": _long_form,
+}

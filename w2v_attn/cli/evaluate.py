@@ -1,0 +1,53 @@
+"""`w2v-attn evaluate`: how often a checkpoint is wrong, and where, see conf/evaluate.yaml."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from w2v_attn.cli import console, corpus_run, values
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Corpus
+from w2v_attn.patching.replace import backend_in_use
+from w2v_attn.training.evaluating import evaluate_corpus, task_of
+from w2v_attn.training.evaluation import measure
+from w2v_attn.training.options import CtcOptions
+from w2v_attn.training.predictions import Prediction
+from w2v_attn.transcription.recognizer import load_recognizer
+
+
+def run(config: Any) -> int:
+    """Evaluates, with progress, what is wrong and a summary; its exit code."""
+    output, limits = values.folder(config, "output"), values.limits(config)
+    corpus = _labelled(config)
+    recognizer = load_recognizer(
+        values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
+    )
+    task = task_of(
+        recognizer,
+        corpus.rows,
+        CtcOptions(case=str(config.case), remove_characters=str(config.remove_characters or "")),
+    )
+    predictions: list[Prediction] = []
+    start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
+    watched = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
+    rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
+    if predictions:
+        wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
+        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.SHOWN]]
+        more = f" (the worst {len(shown)} of {len(wrong)})" if len(wrong) > len(shown) else ""
+        if shown:
+            console.show(f"Wrong{more}", shown, header=("recording", "is", "heard"))
+        rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
+    return corpus_run.conclude("Evaluated", corpus, watched, output, rows)
+
+
+def _labelled(config: Any) -> Corpus:
+    """The recordings of the split that is asked for, with what is known of them."""
+    names = {str(key): str(value) for key, value in (config.names or {}).items()}
+    corpus = list_recordings(values.text(config, "audio"), root=config.root, pattern=config.pattern, names=names)
+    if config.split is None:
+        return corpus
+    chosen = tuple(row for row in corpus.rows if row.split == config.split)
+    if not chosen:
+        raise ValueError(f"no recording is of the split {config.split}")
+    return replace(corpus, rows=chosen)

@@ -1,0 +1,183 @@
+"""`w2v-attn extract`: features from audio, see conf/extract.yaml."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.cli import console, corpus_run, values
+from w2v_attn.cli.exit_codes import DONE, SOME_FAILED
+from w2v_attn.cli.process import command
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.rows import Row
+from w2v_attn.extraction.engines.choice import open_extractor
+from w2v_attn.extraction.estimate import DRY_RUN, Estimate, is_worth_estimating
+from w2v_attn.extraction.extracting import extract_with
+from w2v_attn.extraction.extractor import Extractor, Job, Task, Worker
+from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.store import store_of
+from w2v_attn.features.making import Making, describe_underflow
+from w2v_attn.features.segments import read_segments
+from w2v_attn.runs.outcomes import RunError
+from w2v_attn.runs.rank import parts_of, read_rank, rows_of
+from w2v_attn.runs.record import read_record
+
+
+def run(config: Any) -> int:
+    """Extracts, with an estimate, progress and a summary; its exit code."""
+    output, layers = values.folder(config, "output"), values.list_of(config, "layers")
+    layout = values.text(config, "layout")
+    rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
+    store = store_of(layout)
+    corpus = list_recordings(values.text(config, "audio"), root=config.root)
+    making, listed = _making(config, corpus.rows), len(corpus.rows)
+    if making.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
+    mine = replace(corpus, rows=tuple(rows_of(rank.of(parts_of(corpus.rows, store.together)))))
+    task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
+    model = values.model_options(config) | {"long_form": values.long_form(config)}
+    job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
+    workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
+    frames = channels = 0
+
+    def take(_: Row, written: Written) -> None:
+        nonlocal frames, channels
+        frames, channels = frames + written.frames, written.channels
+
+    try:
+        if config.dry_run:
+            _foretell(job, mine.rows)
+            return DONE
+        with open_extractor(job, engine=str(config.engine), workers=workers, rank=rank) as extractor:
+            about = {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
+            ahead = _estimated(extractor, mine.rows)
+            if ahead is not None:
+                _show_estimate(ahead, layers)
+                about["estimate"] = ahead.as_record()
+            start = partial(extract_with, extractor, task, corpus.rows, rank=rank, about=about)
+            watched = corpus_run.watch(mine, start, take, total=None if ahead is None else ahead.weight)
+    except RunError as error:  # before it began
+        print(f"stopped: {error}", file=sys.stderr)
+        return SOME_FAILED
+
+    rows = _described(extractor, task, f"{frames:,} × {channels} channels")
+    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
+    rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
+    if listed > len(corpus.rows):
+        rows.append(("without segments", str(listed - len(corpus.rows))))
+    if rank.is_alone:
+        return corpus_run.conclude("Extracted", corpus, watched, output, rows)
+    corpus_run.conclude(f"Extracted, rank {rank}", mine, watched, output, rows)
+    return _conclude_ranks(output, watched.code, dtype)
+
+
+def _making(config: Any, rows: Sequence[Row]) -> Making:
+    """What is made of the layers of these rows."""
+    pooling, segments = values.text(config, "pooling"), None
+    if config.segments is not None and pooling != "none":
+        segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
+    elif config.segments is not None:
+        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+    dtype = values.text_or_none(config, "output_dtype")
+    return Making(output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments)
+
+
+def _foretell(job: Job, rows: Sequence[Row]) -> None:
+    """What the run would take; nothing is written."""
+    worker = Worker.of(job)
+    worker.check_output()
+    _show_estimate(worker.estimate(rows, rehearsal=DRY_RUN), job.task.layers)
+
+
+def _estimated(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
+    """What the run will take, where it is long; where others extract, nobody here has an encoder to ask."""
+    if not isinstance(extractor, Worker) or not is_worth_estimating(rows):
+        return None
+    return extractor.estimate(rows)
+
+
+def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
+    """What a run will take, and a warning where the disk has no room for that."""
+    known = f"of {ahead.looked_at:,} headers" if ahead.looked_at < ahead.recordings else "of all headers"
+    spread = f" ± {ahead.spread:.1%}" if ahead.spread >= 5e-4 else ""
+    rows = [
+        ("recordings", f"{ahead.recordings:,}"),
+        ("audio", f"{console.span(ahead.audio)}{spread}, {known}"),
+        ("to write", f"{ahead.files:,} files, {console.size(ahead.bytes)}: {', '.join(layers)} in {ahead.dtype}"),
+        ("time", f"about {console.span(ahead.seconds)}"),
+    ]
+    if ahead.there:
+        rows.insert(1, ("already there", f"about {ahead.there:,}"))
+        rows.insert(3, ("to compute", console.span(ahead.missing)))
+    if ahead.unusable:
+        rows.insert(1, ("cannot be used", f"about {ahead.unusable:,}"))
+    if ahead.free is not None:
+        rows.append(("free on the disk", console.size(ahead.free)))
+    console.show("Estimated", rows)
+    if ahead.free is not None and ahead.disk > ahead.free:
+        print(
+            f"warning: the features will take about {console.size(ahead.disk)}, and the disk of the output has "
+            f"{console.size(ahead.free)} free. Fewer layers or half precision take less; a run that a full disk ends "
+            "goes on when there is room again",
+            file=sys.stderr,
+        )
+    if ahead.free_files is not None and ahead.files > ahead.free_files:
+        print(
+            f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
+            f"{ahead.free_files:,}. layout=shards makes few large ones",
+            file=sys.stderr,
+        )
+
+
+def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, str]]:
+    """What was extracted, and by what. found: how much."""
+    described, making, layers = extractor.description, task.making, ", ".join(task.layers)
+    assert making is not None
+    rows = [
+        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
+        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
+        ("attention", f"{described.backend} on {described.device}"),
+    ]
+    if described.long_form.kind != "full":
+        rows.append(
+            ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
+        )
+    if described.one_by_one is not None:
+        rows.append(("one by one", f"for {described.one_by_one}"))
+    return rows
+
+
+def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
+    """A row of a summary, where values became 0."""
+    return [("underflow", describe_underflow(values, recordings, dtype))] if values else []
+
+
+def _conclude_ranks(output: Path, code: int, dtype: str) -> int:
+    """Shows the summary of all ranks, in the one that ends last; returns the exit code of this one.
+
+    Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
+    not end with 0, and who has nothing to do ends before others have begun. code: of this rank, where it did not come
+    to its end. dtype: of what is stored.
+    """
+    record = read_record(output)
+    if record is None or record["status"] == "running":
+        return code
+    counts, session = record["counts"], record["session"]
+    speed = session["audio_seconds"] / max(session["seconds"], 1e-9)
+    rows = [
+        ("recordings", f"{counts['written'] + counts['kept']:,} of {counts['recordings']:,}"),
+        *([("already there", counts["kept"])] if counts["kept"] else []),
+        ("failed", counts["failed"]),
+        ("audio", f"{session['audio_seconds']:.1f} s, {speed:.1f} × real time"),
+        *([("not reached", counts["not_reached"])] if counts["not_reached"] else []),
+        *_underflow(record["underflow"]["values"], record["underflow"]["recordings"], dtype),
+        ("ranks", f"{record['ranks_begun']} of {record['world_size']}"),
+        ("output", output),
+    ]
+    console.show("Extracted by all ranks", rows)
+    if code or "TORCHELASTIC_RUN_ID" in os.environ:
+        return code
+    return SOME_FAILED if counts["failed"] or counts["not_reached"] else DONE

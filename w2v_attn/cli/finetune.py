@@ -1,0 +1,65 @@
+"""`w2v-attn finetune`: an encoder trained on recordings, see conf/finetune.yaml."""
+
+import sys
+from typing import Any
+
+from w2v_attn.cli import console, values
+from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
+from w2v_attn.cli.process import Interruption, is_first
+from w2v_attn.cli.progress import TrainingProgress
+from w2v_attn.training import options
+from w2v_attn.training.errors import TrainingError
+from w2v_attn.training.run import finetune, leave_other_processes
+from w2v_attn.training.tasks.choice import TASKS
+
+
+def run(config: Any) -> int:
+    """Trains, with progress, measures and a summary; its exit code."""
+    output, recipe = values.folder(config, "output"), recipe_of(config)
+    with Interruption() as interruption, TrainingProgress(lambda: interruption.code is not None) as watcher:
+        try:
+            done = finetune(recipe, output, watcher)
+        except TrainingError as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            return SOME_FAILED
+        except KeyboardInterrupt:
+            return interruption.code or INTERRUPTED
+        finally:
+            leave_other_processes()
+    if done.interrupted:
+        print("interrupted: a checkpoint is saved; the same command goes on from it", file=sys.stderr)
+        return interruption.code or TERMINATED
+    if not is_first():
+        return DONE
+    for split, metrics in done.metrics.items():
+        console.show(f"On {split}", [(name, f"{value:.4f}") for name, value in metrics.items()])
+    if done.warning is not None:
+        print(f"warning: {done.warning}", file=sys.stderr)
+    rows = [("best update", str(done.update)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
+    console.show("Fine-tuned", rows)
+    return DONE if done.warning is None else SOME_FAILED
+
+
+def recipe_of(config: Any) -> options.Recipe:
+    """The configuration as a typed recipe."""
+    task = config.task.kind
+    if task not in TASKS:
+        raise ValueError(f"task.kind must be one of {', '.join(TASKS)}, got {task}")
+    plain = values.plain(config)
+    del config.task.kind
+    model = plain["model"]
+    return options.Recipe(
+        task=values.section(config, "task", TASKS[task][0]),
+        data=values.section(config, "data", options.DataOptions),
+        checkpoint=model["checkpoint"],
+        revision=model["revision"],
+        language=values.language(model),
+        config=model.get("config", {}),
+        backend=plain["attention"]["backend"],
+        device=str(plain["device"]),
+        seed=int(values.number(config, "seed", least=0)),
+        regularization=values.section(config, "regularization", options.RegularizationOptions),
+        augmentation=values.section(config, "augmentation", options.AugmentationOptions),
+        optimizer=values.section(config, "optimizer", options.OptimizerOptions),
+        training=values.section(config, "training", options.TrainingOptions),
+    )

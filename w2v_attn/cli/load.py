@@ -1,0 +1,40 @@
+"""`w2v-attn load`: what a checkpoint is, and a copy of it, see conf/load.yaml."""
+
+from typing import Any
+
+from w2v_attn.checkpoints.description import describe
+from w2v_attn.checkpoints.export import check_destination, check_form, save_copy
+from w2v_attn.checkpoints.loading import load_checkpoint
+from w2v_attn.cli import console, values
+from w2v_attn.cli.exit_codes import DONE
+from w2v_attn.encoder.waveforms import find_device
+from w2v_attn.patching.replace import backend_in_use, replace_attention
+
+
+def run(config: Any) -> int:
+    """Loads, saves the copy that is asked for, and says what was loaded."""
+    output, form = values.path_or_none(config, "output"), str(config.form)
+    check_form(form)
+    if output is not None:
+        check_destination(output)
+    elif form != "huggingface":
+        raise ValueError(f"form={form} is that of a copy: say where it goes with output=FOLDER")
+    device = find_device(str(config.device))
+    checkpoint = load_checkpoint(
+        values.text(config.model, "checkpoint"),
+        revision=config.model.revision,
+        language=values.language(config.model),
+        dtype=str(config.dtype),
+        with_head=True,
+    )
+    if output is not None:
+        save_copy(checkpoint, output, form=form)
+    model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
+    rows: list[tuple[str, object]] = [
+        *describe(checkpoint),
+        ("attention", f"{backend_in_use(model)} on {device}"),
+    ]
+    if output is not None:
+        rows.append(("saved to", output))
+    console.show(f"Loaded {checkpoint.source}", rows)
+    return DONE

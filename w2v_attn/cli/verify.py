@@ -1,0 +1,51 @@
+"""`w2v-attn verify`: stock transformers against ours on the same weights, see conf/verify.yaml."""
+
+import sys
+from functools import partial
+from typing import Any
+
+from w2v_attn.benchmarks.results import check_destination, circumstances, write_json
+from w2v_attn.cli import console, values
+from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
+from w2v_attn.cli.progress import ProgressLine
+from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.encoder.waveforms import find_device
+from w2v_attn.verification import report, verifying
+
+
+def run(config: Any) -> int:
+    """Compares, with progress, and shows what was found; 0 where all bounds hold."""
+    if config.show not in ("stages", "summary"):
+        raise ValueError(f"show must be stages or summary, got {config.show}")
+    output = values.path_or_none(config, "output")
+    if output is not None:
+        check_destination(output)
+    request = verifying.Request(
+        checkpoint=values.text(config.model, "checkpoint"),
+        revision=config.model.revision,
+        language=values.language(config.model),
+        rows=list_recordings(values.text(config, "audio"), root=config.root).rows,
+        count=int(values.number(config, "recordings", least=1)),
+        seconds=values.number(config, "seconds"),
+        dtypes=values.list_of(config, "dtypes"),
+        device=find_device(str(config.device)),
+        backend=config.attention.backend,
+    )
+    try:
+        with ProgressLine(request.cost, "steps") as progress:
+            found = verifying.verify(request, partial(progress.advance, failed=False))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    written = None
+    if output is not None:  # first: what is shown may find no reader
+        written = write_json(report.as_record(found) | circumstances(request.device), output)
+    for title, header, rows in report.tables(found, stages=config.show == "stages"):
+        console.show(title, rows, header=header)
+    for line in report.sentences(found):
+        print(line)
+    for line in report.broken(found):
+        print(line, file=sys.stderr)
+    if written is not None:
+        print(f"written: {written}")
+    return DONE if found.holds else SOME_FAILED

@@ -1,1 +1,0 @@
-"""Features that are on disk: read, converted from one layout to another, selected and pooled."""

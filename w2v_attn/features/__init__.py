@@ -1,0 +1,1 @@
+"""Feature files: opening, selecting, pooling and converting them."""

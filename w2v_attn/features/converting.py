@@ -1,0 +1,150 @@
+"""The conversion: recordings of one layout -> selected, summed, pooled, in another dtype -> another layout."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from w2v_attn.features.arrays import check_holds, dtype_name
+from w2v_attn.features.destination import check_destination, destination, note_failure
+from w2v_attn.features.errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.format import Writer
+from w2v_attn.features.formats.formats import layout_of
+from w2v_attn.features.making import Made, Making
+from w2v_attn.features.open_features import FeatureSet
+from w2v_attn.features.recording import Recording
+from w2v_attn.features.segments import read_segments
+from w2v_attn.features.selection import ALL
+
+
+class ConversionError(Exception):
+    """The conversion cannot go on: the disk is full, or gone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made of features.
+
+    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `making.Making`.
+    """
+
+    layout: str
+    output_dtype: str | None = None
+    layers: tuple[str, ...] = (ALL,)
+    layer_weights: str | tuple[float, ...] | None = None
+    pooling: str = "none"
+    segments: Path | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a recording. reason: why it is not in the output; None: it is. bytes: of its tensors.
+
+    underflowed: values that became 0 in the dtype of the output.
+    """
+
+    id: str
+    reason: str | None
+    bytes: int = 0
+    underflowed: int = 0
+
+
+class Conversion:
+    """A request that is found to be possible. ids: what it makes, in the order of the features.
+
+    Raises:
+        FeatureSetError: the request is wrong, or the output holds something else. Nothing is written.
+    """
+
+    def __init__(self, features: FeatureSet, output: Path, request: Request):
+        self._features, self._output, self._request = features, output, request
+        self._writer = layout_of(request.layout).writer
+        if request.segments is not None and request.pooling == "none":
+            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        spans = None if request.segments is None else read_segments(request.segments, features)
+        self._making = Making(
+            output_dtype=request.output_dtype,
+            layers=request.layers,
+            layer_weights=request.layer_weights,
+            pooling=request.pooling,
+            spans=spans,
+        )
+        self.ids = [id for id in features if spans is None or id in spans]
+        self._check_first()
+        self._record = self._describe()
+        check_destination(output, features.folder, self._record)
+
+    def run(self) -> Generator[Converted, None, None]:
+        """Converts; yields what became of each recording. Closed before its end, it leaves what is whole.
+
+        A recording that cannot be read or converted is written to `failures.jsonl` in the output with its reason, and
+        the conversion goes on. Without layers, layer_weights, pooling and output_dtype no bit and no name is lost.
+
+        Raises:
+            ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
+        """
+        written, underflow = 0, {"values": 0, "recordings": 0}
+        try:
+            with destination(self._output, self._record) as finished:
+                with self._writer(self._output) as writer:
+                    for id in self.ids:
+                        try:
+                            made, metadata = self._make(self._features[id])
+                            _write(writer, id, made.features, metadata)
+                        except FeatureSetError as error:
+                            note_failure(self._output, id, str(error))
+                            yield Converted(id, str(error))
+                        else:
+                            written += 1
+                            underflow["values"] += made.underflowed
+                            underflow["recordings"] += made.underflowed > 0
+                            size = sum(tensor.nbytes for tensor in made.features.values())
+                            yield Converted(id, None, size, made.underflowed)
+                finished({"written": written, "underflow": underflow})
+        except OSError as error:
+            raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
+
+    def _check_first(self) -> None:
+        """Tries the request on the first recording that can be read: what is wrong with it is wrong with all."""
+        for id in self.ids:
+            try:
+                recording = self._features[id]
+                frames = {layer: recording[layer] for layer in self._making.chosen(recording.layers)}
+            except DamagedError:
+                continue
+            if self._making.weighted_sum is not None:
+                self._making.weighted_sum(frames)
+            for tensor in frames.values():
+                check_holds(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
+            return
+
+    def _describe(self) -> dict[str, object]:
+        """What this conversion is: another one may not go into the same folder."""
+        request = {name: value for name, value in dataclasses.asdict(self._request).items() if value is not None}
+        source = {"features": os.fspath(self._features.folder.resolve()), "recordings": len(self.ids)}
+        names = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
+        return json.loads(json.dumps({**source, "sha256_of_ids": names, **request}, default=os.fspath))
+
+    def _make(self, recording: Recording) -> tuple[Made, dict[str, str]]:
+        """Features and metadata as they are to be written."""
+        making, metadata = self._making, recording.metadata
+        chosen = making.chosen(recording.layers)
+        if making.pooling != "none" and "pooling" in metadata:
+            raise FeatureSetError(f"is pooled already (pooling={metadata['pooling']}): it has no frames")
+        made = making.make(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
+        return made, making.describe(recording.id, metadata, chosen, made.underflowed)
+
+
+def _write(writer: Writer, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    try:
+        writer.write(id, features, metadata)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # it concerns one recording; what else there is the next would meet too
+            raise
+        raise FeatureSetError(f"cannot be written: {error.strerror}") from error

@@ -1,0 +1,74 @@
+"""Which layouts there are, and which one a folder has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.formats.format import Reader, Writer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which features lie on disk. files: what shows that a folder has it. library: what it needs."""
+
+    name: str
+    module: str
+    stem: str
+    files: str
+    library: str | None = None
+
+    @property
+    def reader(self) -> Callable[[Path], Reader]:
+        """Folder -> reader."""
+        return self._part("Reader")
+
+    @property
+    def writer(self) -> type[Writer]:
+        """Folder -> writer."""
+        return self._part("Writer")
+
+    def _part(self, kind: str) -> Any:
+        if self.library is not None and find_spec(self.library) is None:
+            raise FeatureSetError(f"layout={self.name} needs {self.library}: pip install 'w2v_attn[formats]'")
+        return getattr(import_module(f"w2v_attn.features.formats.{self.module}"), f"{self.stem}{kind}")
+
+
+# In the order in which a folder is asked: those whose files the ones after them would take for their own come first.
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout("shards", "shards", "Shards", "index.sqlite"),
+        Layout("hdf5", "hdf5", "Hdf5", "features.h5", "h5py"),
+        Layout("parquet", "parquet", "Parquet", "features-*.parquet", "pyarrow"),
+        Layout("zarr", "zarr_folder", "Zarr", "features.zarr", "zarr"),
+        Layout("webdataset", "tar_samples", "Webdataset", "features-*.tar"),
+        Layout("kaldi", "kaldi", "Kaldi", "metadata.jsonl"),
+        Layout("mirrored", "mirrored", "Mirrored", "**/*.safetensors"),
+        Layout("npy", "npy", "Npy", "**/metadata.json"),
+    )
+}
+
+
+def layout_of(name: str) -> Layout:
+    """The layout of a name. Raises FeatureSetError where there is none."""
+    if name not in LAYOUTS:
+        raise FeatureSetError(f"layout must be one of {', '.join(LAYOUTS)}, got {name}")
+    return LAYOUTS[name]
+
+
+def find_layout(folder: Path) -> Layout:
+    """The layout of what is in a folder.
+
+    Raises:
+        FeatureSetError: there is no such folder, or nothing in it that is a layout.
+    """
+    if not folder.is_dir():
+        raise FeatureSetError(f"there is no folder {folder}: name one that w2v-attn extract or convert wrote")
+    for layout in LAYOUTS.values():
+        if next(folder.glob(layout.files), None) is not None:
+            return layout
+    raise FeatureSetError(f"there are no features in {folder}: expected .safetensors files, as w2v-attn extract writes")

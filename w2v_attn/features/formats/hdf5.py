@@ -1,0 +1,86 @@
+"""One HDF5 file: a group `recordings/ID` for each recording, its layers as datasets, its metadata as attributes."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-not-found]
+from torch import Tensor
+
+from w2v_attn.features.arrays import ARRAYS, as_tensor
+from w2v_attn.features.errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.format import ListingReader, check_arrays
+from w2v_attn.features.processes import PerProcess
+from w2v_attn.features.recording import Recording
+from w2v_attn.whole_files import written_whole
+
+FILE, IDS, RECORDINGS = "features.h5", "ids", "recordings"
+
+
+class Hdf5Reader(ListingReader):
+    """Reads the dataset that is asked for. HDF5's library cannot cross a fork: each process opens the file itself."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / FILE
+        self._file: PerProcess[Any] = PerProcess(partial(_open, self._path))
+        try:
+            super().__init__(dict.fromkeys(self._file.get()[IDS].asstr()[()].tolist()))
+        except (KeyError, OSError, AttributeError) as error:
+            raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
+
+    def open(self, id: str) -> Recording:
+        try:
+            group: Any = self._file.get()[f"{RECORDINGS}/{id}"]
+            # A recording may lie in the folder of another one's name: its group is no dataset.
+            layers = [name for name, item in group.items() if isinstance(item, h5py.Dataset)]
+            return Recording(id, layers, dict(group.attrs), partial(self._read, group))
+        except (KeyError, OSError, RuntimeError) as error:
+            raise DamagedError(f"{self._path} cannot be read: {error}") from error
+
+    def _read(self, group: Any, layer: str) -> Tensor:
+        try:
+            return as_tensor(group[layer][()])
+        except (KeyError, OSError, RuntimeError) as error:
+            raise DamagedError(f"{self._path} cannot be read: {error}") from error
+
+
+class Hdf5Writer:
+    """The file comes under its name when all is in it."""
+
+    holds = ARRAYS
+
+    def __init__(self, folder: Path):
+        self._path = folder / FILE
+        self._open = ExitStack()
+        self._ids: list[str] = []
+
+    def __enter__(self) -> "Hdf5Writer":
+        temporary = self._open.enter_context(written_whole(self._path))
+        # The first version whose attributes can be longer than 64 kB: spans are in one.
+        self._file = self._open.enter_context(h5py.File(temporary, "x", libver=("v110", "v110")))
+        self._file.create_group(RECORDINGS)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self._open.__exit__(*error)  # type: ignore[arg-type]
+            return
+        with self._open:  # the file is closed first, then it gets its name
+            self._file.create_dataset(IDS, data=self._ids, dtype=h5py.string_dtype())
+
+    def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        check_arrays(id, features, "hdf5", self.holds)
+        try:
+            group = self._file.require_group(f"{RECORDINGS}/{id}")
+            for layer, tensor in features.items():
+                group.create_dataset(layer, data=tensor.numpy())
+        except (TypeError, ValueError) as error:  # there is a layer of another recording under this name
+            raise FeatureSetError(f"its name meets another recording's: {error}") from error
+        group.attrs.update(metadata)
+        self._ids.append(id)
+
+
+def _open(path: Path) -> h5py.File:
+    return h5py.File(path, "r")

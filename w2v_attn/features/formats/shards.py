@@ -1,0 +1,130 @@
+"""Few large files for very many recordings: safetensors shards, and an index of what is where in SQLite.
+
+A shard is an ordinary safetensors file: tensors `ID/LAYER`, and in its metadata, under `recording:ID`, the metadata of
+each recording as JSON. The index has a row for each recording with the place of its tensors, so that opening a set does
+not depend on its size, and reading a tensor reads no other byte. A shard is in the index when it is whole.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from functools import partial
+from io import RawIOBase
+from itertools import repeat
+from pathlib import Path
+
+from torch import Tensor
+
+from w2v_attn.feature_files import CODES
+from w2v_attn.features.arrays import DTYPES, from_bytes
+from w2v_attn.features.errors import DamagedError
+from w2v_attn.features.formats.names import is_text
+from w2v_attn.features.formats.shard_files import FORMAT, INDEX, SIZE, Filling, Index, check_shard, open_to_read
+from w2v_attn.features.processes import PerProcess
+from w2v_attn.features.recording import Recording
+
+
+class ShardsReader:
+    """Reads by the index: ids in the order in which they were written.
+
+    Raises:
+        DamagedError: the index is not one.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._index = PerProcess(partial(open_to_read, folder / INDEX))
+        self._checked: set[str] = set()
+        try:
+            about = dict(self._index.get().execute("SELECT name, value FROM about"))
+        except sqlite3.Error as error:
+            raise DamagedError(f"{folder / INDEX} cannot be read: {error}") from error
+        if about.get("format") != FORMAT:
+            raise DamagedError(f"{folder / INDEX} is of the format {about.get('format')}, expected {FORMAT}")
+
+    def __len__(self) -> int:
+        return self._ask("SELECT COUNT(*) FROM recordings")[0][0]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (id for (id,) in self._ask("SELECT id FROM recordings ORDER BY number"))
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and is_text(id) and bool(self._ask("SELECT 1 FROM recordings WHERE id = ?", id))
+
+    def open(self, id: str) -> Recording:
+        query = (
+            "SELECT s.name, s.bytes, s.header, r.tensors, r.metadata "
+            "FROM recordings r JOIN shards s ON s.number = r.shard WHERE r.id = ?"
+        )
+        ((name, size, header, tensors, metadata),) = self._ask(query, id)
+        self._check(name, size, header)
+        places = json.loads(tensors)
+        return Recording(id, places, json.loads(metadata), lambda layer: self._read(name, *places[layer]))
+
+    def _ask(self, query: str, *values: object) -> list[tuple]:
+        try:
+            return self._index.get().execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise DamagedError(f"{self._folder / INDEX} cannot be read: {error}") from error
+
+    def _check(self, name: str, size: int, header: int) -> None:
+        """Looks once whether a shard is the one that the index means."""
+        if name not in self._checked:
+            check_shard(self._folder / name, size, header)
+            self._checked.add(name)
+
+    def _read(self, name: str, code: str, shape: list[int], begin: int, end: int) -> Tensor:
+        content = bytearray(end - begin)
+        try:
+            with (self._folder / name).open("rb", buffering=0) as file:
+                file.seek(begin)
+                if _fill(file, content) != len(content):
+                    raise DamagedError(f"{self._folder / name} ends before byte {end:,}")
+        except OSError as error:
+            raise DamagedError(f"{self._folder / name} cannot be read: {error.strerror}") from error
+        return from_bytes(content, CODES[code], shape)
+
+
+class ShardsWriter:
+    """Writes shards of about `size` bytes; the index knows a shard as soon as it is whole. Starts a set anew."""
+
+    holds = DTYPES
+
+    def __init__(self, folder: Path, size: int = SIZE):
+        self._folder, self._size = folder, size
+        self._shard = 0
+        self._filling = Filling(size)
+
+    def __enter__(self) -> "ShardsWriter":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (INDEX, f"{INDEX}-journal"):
+            (self._folder / leftover).unlink(missing_ok=True)
+        self._index = Index(self._folder)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error[0] is None and len(self._filling) > 0:
+                self._flush()
+        finally:
+            self._index.close()
+
+    def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        self._filling.add(id, features, metadata)
+        if self._filling.is_full:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Writes what has come together as one shard."""
+        shard = self._filling.write(self._folder / f"features-{self._shard:05d}.safetensors")
+        self._index.add(self._shard, shard, repeat(None))
+        self._shard += 1
+        self._filling = Filling(self._size)
+
+
+def _fill(file: RawIOBase, content: bytearray) -> int:
+    """Reads until a buffer is full or the file at its end -> bytes; one call gives 2 GiB at most."""
+    view, filled = memoryview(content), 0
+    while filled < len(content) and (count := file.readinto(view[filled:])):
+        filled += count
+    return filled

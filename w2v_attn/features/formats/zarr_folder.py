@@ -1,0 +1,87 @@
+"""A Zarr folder, of the format's version 3: a group `recordings/ID` for each recording, its layers as arrays."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zarr  # type: ignore[import-not-found]
+from torch import Tensor
+
+from w2v_attn.features.arrays import ARRAYS, as_tensor, dtype_name
+from w2v_attn.features.errors import DamagedError
+from w2v_attn.features.formats.format import ListingReader, check_arrays
+from w2v_attn.features.processes import PerProcess
+from w2v_attn.features.recording import Recording
+from w2v_attn.whole_files import temporary_name
+
+FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
+
+
+class ZarrReader(ListingReader):
+    """Ids are an attribute of the root, in the order in which they were written."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / FOLDER
+        self._root = PerProcess(partial(_open, self._path))
+        try:
+            super().__init__(dict.fromkeys(self._root.get().attrs[IDS]))
+        except (KeyError, OSError, ValueError, TypeError) as error:
+            raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
+
+    def open(self, id: str) -> Recording:
+        try:
+            group = self._root.get()[f"{RECORDINGS}/{id}"]
+            return Recording(id, group.attrs["layers"], dict(group.attrs["metadata"]), partial(self._read, group))
+        except (KeyError, OSError, ValueError) as error:
+            raise DamagedError(f"{self._path}/{RECORDINGS}/{id} cannot be read: {error}") from error
+
+    def _read(self, group: Any, layer: str) -> Tensor:
+        try:
+            return as_tensor(group[layer][...])
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise DamagedError(f"{group.store_path}/{layer} cannot be read: {error}") from error
+
+
+class ZarrWriter:
+    """The folder comes under its name when all is in it."""
+
+    holds = ARRAYS
+
+    def __init__(self, folder: Path):
+        self._path = folder / FOLDER
+        self._ids: list[str] = []
+
+    def __enter__(self) -> "ZarrWriter":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_name(self._path)
+        self._root = zarr.open_group(self._temporary, mode="w", zarr_format=3)
+        self._root.create_group(RECORDINGS)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if error[0] is None:
+                self._root.attrs[IDS] = self._ids
+                if self._path.exists():  # of the same request, which was made again
+                    shutil.rmtree(self._path)
+                os.replace(self._temporary, self._path)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        check_arrays(id, features, "zarr", self.holds)
+        group = self._root.require_group(f"{RECORDINGS}/{id}")
+        for layer, tensor in features.items():
+            # One chunk, for a tensor is read whole.
+            chunks = tuple(max(1, size) for size in tensor.shape)
+            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks)
+            array[...] = tensor.numpy()
+        group.attrs.update({"layers": list(features), "metadata": dict(metadata)})
+        self._ids.append(id)
+
+
+def _open(path: Path) -> Any:
+    return zarr.open_group(path, mode="r")

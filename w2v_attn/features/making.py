@@ -1,0 +1,200 @@
+"""What is made of the layers of a recording: some of them, summed, pooled, in another dtype; of any that are at hand.
+
+layers → **choose → sum → pool → cast** → features, and what is said about them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from w2v_attn.features.arrays import DTYPES, dtype_name, is_finite
+from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.pooling import POOLINGS, Span, pool, pool_spans
+from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select
+
+# The name in metadata of the number of values that became 0, when they were stored or converted; absent where none did.
+UNDERFLOWED = "underflowed"
+# Values that are looked at together for zeros: half a megabyte in half precision stays in a core's cache.
+COUNTED = 1 << 18
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is made of a recording.
+
+    features: by name, contiguous. underflowed: values that became 0 in the dtype that was asked for.
+    """
+
+    features: dict[str, Tensor]
+    underflowed: int = 0
+
+
+class Making:
+    """What is made of every recording. Without arguments: all that there is, as it is.
+
+    output_dtype: of what is made; None: as it is. layers: see `selection.select`.
+    layer_weights: weights, `mean` or a checkpoint, see `selection.parse_layer_weights`; the layers' sum by them
+        is the layer `sum`. None: no sum.
+    pooling: `none`, `mean` or `statistics`, over the whole recording; with spans, id -> spans, over each of its own.
+
+    Raises:
+        FeatureSetError: one of them cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_dtype: str | None = None,
+        layers: Sequence[str] = (ALL,),
+        layer_weights: str | Sequence[float] | None = None,
+        pooling: str = "none",
+        spans: Mapping[str, Sequence[Span]] | None = None,
+    ):
+        if output_dtype is not None and output_dtype not in DTYPES:
+            raise FeatureSetError(f"output_dtype must be one of {', '.join(DTYPES)}, got {output_dtype}")
+        if pooling not in POOLINGS:
+            raise FeatureSetError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling}")
+        if spans is not None and pooling == "none":
+            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        self.output_dtype, self.layers, self.pooling, self.spans = output_dtype, tuple(layers), pooling, spans
+        self.weighted_sum = parse_layer_weights(layer_weights)
+        self._layer_weights = layer_weights
+
+    @property
+    def whole(self) -> "Making":
+        """The same without spans."""
+        if self.spans is None:
+            return self
+        return Making(
+            output_dtype=self.output_dtype, layers=self.layers, layer_weights=self._layer_weights, pooling=self.pooling
+        )
+
+    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
+        """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""
+        chosen = select(layers, self.layers)
+        return chosen if self.weighted_sum is None else self.weighted_sum.chosen(chosen)
+
+    def made(self, chosen: Sequence[str]) -> tuple[str, ...]:
+        """The names of what is made of the chosen layers."""
+        return tuple(chosen) if self.weighted_sum is None else (SUM,)
+
+    @property
+    def dimensions(self) -> int:
+        """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
+        return 1 if self.pooling != "none" and self.spans is None else 2
+
+    def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Made:
+        """Chosen layers [frames, channels] -> what is made of them.
+
+        rate: layer -> frames a second; asked where there are spans.
+
+        Raises:
+            FeatureSetError: layers cannot be summed, there are no spans, or one or a value is beyond the end.
+        """
+        targets = {
+            layer: DTYPES[self.output_dtype] if self.output_dtype else tensor.dtype
+            for layer, tensor in features.items()
+        }
+        if self.spans is not None and id not in self.spans:
+            raise FeatureSetError("has no segments")
+        rates = {} if self.spans is None else {layer: rate(layer) for layer in features}
+        if self.weighted_sum is not None:
+            summed, last = self.weighted_sum(features), next(reversed(targets))  # which raises where there are none
+            features, targets = {SUM: summed}, {SUM: targets[last]}
+            rates = {SUM: rates[last]} if rates else {}
+        if self.pooling != "none":
+            if self.spans is None:
+                features = {layer: pool(tensor, self.pooling) for layer, tensor in features.items()}
+            else:
+                spans = self.spans[id]
+                features = {layer: pool_spans(x, spans, self.pooling, rates[layer]) for layer, x in features.items()}
+        made = {layer: cast(tensor, targets[layer], layer) for layer, tensor in features.items()}
+        return Made(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
+
+    def describe(
+        self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
+    ) -> dict[str, str]:
+        """What is said about what is made of the chosen layers. metadata: about the recording that has them.
+
+        underflowed: see `Made`; it adds to what a conversion before this one said.
+        """
+        said, made = dict(metadata), self.made(chosen)
+        if self.weighted_sum is not None:
+            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+            if (rates := said.pop("frame_rates", None)) is not None:
+                said["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
+        if self.pooling != "none":
+            said["pooling"] = self.pooling
+            if self.spans is not None:
+                said["spans"] = json.dumps(self.spans[id], ensure_ascii=False)
+        if (layers := ",".join(made)) != said.get("layers"):
+            said["layers"] = layers
+        if self.output_dtype is not None:
+            said["output_dtype"] = self.output_dtype
+        if underflowed:
+            said[UNDERFLOWED] = str(underflowed + underflow_of(metadata))
+        return said
+
+    def fingerprint(self, chosen: Sequence[str]) -> dict[str, str]:
+        """What decides what is made, beside the chosen layers; empty where they are kept as they are."""
+        said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
+        if self.weighted_sum is not None:
+            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+        if self.pooling != "none":
+            said["pooling"] = self.pooling
+        if self.spans is not None:
+            said["segments"] = f"sha256 {hashlib.sha256(json.dumps(self.spans).encode()).hexdigest()}"
+        return said
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
+    """The tensor in another dtype. Raises FeatureSetError where a finite value has no finite one there."""
+    made = tensor.to(dtype).contiguous()
+    if made.dtype == tensor.dtype or is_finite(made):
+        return made
+    lost = tensor.isfinite() & ~made.isfinite()
+    if count := int(lost.sum()):
+        name = dtype_name(made)
+        wider = "output_dtype=bfloat16 or output_dtype=float32" if name == "float16" else "output_dtype=float64"
+        raise FeatureSetError(
+            f"{layer}: {count:,} of {tensor.numel():,} values are beyond {name}, which ends at "
+            f"{torch.finfo(dtype).max:g}; the largest is {tensor[lost].abs().max():g}: "
+            f"{wider} holds them"
+        )
+    return made
+
+
+def count_underflow(tensor: Tensor, made: Tensor) -> int:
+    """Values that are 0 in `made`, which is `tensor` in another dtype, and are not 0 in `tensor`."""
+    if torch.promote_types(tensor.dtype, made.dtype) == made.dtype:  # it holds every value
+        return 0
+    # Zeros are rare: they are counted only where there are some, and without a mask, which is slow in half precision.
+    blocks = zip(tensor.flatten().split(COUNTED), made.flatten().split(COUNTED), strict=True)
+    return sum(int(x.count_nonzero() - y.count_nonzero()) for x, y in blocks if len(y) and _may_have_zeros(y))
+
+
+def _may_have_zeros(values: Tensor) -> bool:
+    """Whether a value of a half precision is 0; quickly, by its bits. True for other dtypes."""
+    if values.element_size() != 2:
+        return True
+    bits = values.view(torch.int16)  # +0 is 0, and −0 the least integer
+    return int(bits.count_nonzero()) < len(bits) or int(bits.amin()) == torch.iinfo(torch.int16).min
+
+
+def underflow_of(metadata: Mapping[str, str]) -> int:
+    """How many values of a recording became 0 when it was stored."""
+    return int(metadata.get(UNDERFLOWED, 0))
+
+
+def describe_underflow(values: int, recordings: int, dtype: str) -> str:
+    """What became 0 in a dtype, and the way out, as a sentence."""
+    wider = "float64" if dtype == "float32" else "float32"
+    return (
+        f"{values:,} {'value' if values == 1 else 'values'} in {recordings:,} "
+        f"{'recording' if recordings == 1 else 'recordings'} became 0: below {dtype}'s range, "
+        f"output_dtype={wider} keeps them"
+    )

@@ -1,0 +1,95 @@
+"""`open_features`: a folder of features -> recordings by their ids, each read when it is asked for."""
+
+import difflib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from w2v_attn.features.dataset import FeatureDataset
+from w2v_attn.features.destination import what_is_missing
+from w2v_attn.features.errors import UnknownNameError
+from w2v_attn.features.formats.format import Reader
+from w2v_attn.features.formats.formats import find_layout
+from w2v_attn.features.recording import Recording
+
+logger = logging.getLogger(__name__)
+
+# Above so many ids a search for similar ones takes seconds.
+SEARCHED = 20_000
+
+
+def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
+    """Open the features in a folder, whatever their format; nothing is read before it is asked for.
+
+    Args:
+        folder: What `w2v-attn extract` or `w2v-attn convert` wrote.
+
+    Returns:
+        A mapping from recording id to a mapping from layer name to tensor: `features[id]["layer_06"]` is [frames,
+        channels]. Ids are paths below the audio folder, with `/`.
+
+    Raises:
+        FeatureSetError: there are no features in the folder, or the library that reads their format is not installed.
+        DamagedError: the index of the format is damaged.
+
+    Examples:
+        >>> features = open_features("features")
+        >>> features["en-us+m5/00-three.flac"]["final"].shape
+        torch.Size([28, 128])
+    """
+    path = Path(os.path.expanduser(folder))
+    layout = find_layout(path)
+    reader = layout.reader(path)
+    if (missing := what_is_missing(path, len(reader))) is not None:
+        logger.warning("%s: %s", path, missing)
+    return FeatureSet(path, layout.name, reader)
+
+
+class FeatureSet(Mapping[str, Recording]):
+    """Id -> recording. Ids are those of extraction: paths in the folder of the audio, with `/` between their parts.
+
+    layout: the name of the layout. It can be pickled, and used in the workers of a DataLoader.
+    """
+
+    def __init__(self, folder: Path, layout: str, reader: Reader):
+        self.folder, self.layout, self._reader = folder, layout, reader
+
+    def __getitem__(self, id: str) -> Recording:
+        """Opens a recording; its tensors are read when they are asked for.
+
+        Raises:
+            UnknownNameError: a KeyError: there is none of this id. DamagedError: its file is damaged.
+        """
+        if id not in self._reader:
+            raise UnknownNameError(f"there is no recording {id} in {self.folder}{self._hint(str(id))}")
+        return self._reader.open(id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._reader
+
+    def metadata(self, id: str) -> dict[str, str]:
+        """What was written about a recording: frame_rate, samples, checkpoint, dtype, …"""
+        return self[id].metadata
+
+    def times(self, id: str, layer: str) -> Tensor:
+        """float64 [frames]: the centre of each frame, in seconds; see `recording.frame_times`."""
+        return self[id].times(layer)
+
+    def as_dataset(self, layer: str, ids: Sequence[str] | None = None) -> FeatureDataset:
+        """A torch Dataset of (id, features of a layer), of all recordings or of some."""
+        return FeatureDataset(self, layer, tuple(self) if ids is None else tuple(ids))
+
+    def _hint(self, wanted: str) -> str:
+        stem = wanted.rpartition("/")[2].partition(".")[0]
+        searched = list(self) if len(self) <= SEARCHED else [id for id in self if stem and stem in id][:SEARCHED]
+        close = difflib.get_close_matches(wanted, searched, 3, 0.5)
+        return f"; did you mean {' or '.join(close)}?" if close else f", which has {len(self):,} others"

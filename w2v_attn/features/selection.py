@@ -1,0 +1,133 @@
+"""Which layers: names, ranges of them, and weighted sums over them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.recording import place_of
+
+ALL = "all"
+SUM = "sum"
+
+
+def select(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The layers asked for, of those that a recording has, each once, in the order of computation.
+
+    wanted: names; ranges with both ends, `layer_03-layer_09`; or `all`.
+
+    Raises:
+        FeatureSetError: one that the recording does not have.
+    """
+    found: list[str] = []
+    for name in wanted:
+        first, dash, last = name.partition("-")
+        if name == ALL:
+            found += layers
+        elif dash:
+            _check(layers, (first, last), name)
+            found += [layer for layer in layers if place_of(first) <= place_of(layer) <= place_of(last)]
+        else:
+            _check(layers, (name,), name)
+            found.append(name)
+    if not found:
+        raise FeatureSetError(f"layers={','.join(wanted)} is empty: it has {', '.join(layers)}")
+    return tuple(sorted(set(found), key=place_of))
+
+
+def _check(layers: Sequence[str], needed: Sequence[str], name: str) -> None:
+    missing = [layer for layer in needed if layer not in layers]
+    if missing:
+        raise FeatureSetError(f"layers={name}: there is no {' and no '.join(missing)}, it has {', '.join(layers)}")
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """A sum over layers. weights: one for each layer, by its name, or by place; None: all alike, a mean."""
+
+    weights: tuple[float, ...] | None
+    layers: tuple[str, ...] | None = None
+
+    def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Layers [frames, channels] -> their sum in their dtype, computed in float32 at least.
+
+        Raises:
+            FeatureSetError: the layers are not those of the weights, or not of one shape.
+        """
+        names = tuple(features)
+        if self.layers is not None and self.layers != names:
+            missing = [name for name in self.layers if name not in features]
+            raise FeatureSetError(
+                f"the weights are of {', '.join(self.layers)}; "
+                + (
+                    f"it lacks {', '.join(missing)}: extract layers=all"
+                    if missing
+                    else f"layers are {', '.join(names)}"
+                )
+            )
+        if self.weights is not None and len(self.weights) != len(names):
+            raise FeatureSetError(f"there are {len(self.weights)} weights for {len(names)} layers, {', '.join(names)}")
+        if len(shapes := {tuple(tensor.shape) for tensor in features.values()}) > 1:
+            raise FeatureSetError(f"layers of the shapes {sorted(shapes)} cannot be summed: choose some with layers=")
+        total: Tensor | None = None
+        for weight, tensor in zip(self.described(names).values(), features.values(), strict=True):
+            part = weight * tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def described(self, layers: Sequence[str]) -> dict[str, float]:
+        """Layer -> its weight."""
+        return dict(zip(layers, self.weights or (1 / len(layers),) * len(layers), strict=True))
+
+    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
+        """The layers to sum, of those selected: of a checkpoint's weights its own, where they are among them."""
+        own = self.layers
+        return tuple(layers) if own is None else tuple(layer for layer in layers if layer in own)
+
+
+def parse_layer_weights(value: str | Sequence[float] | None) -> WeightedSum | None:
+    """Return the weighted sum that `layer_weights=` asks for; None: no sum.
+
+    value: weights, `mean`, or a fine-tuned checkpoint whose learned weights are taken.
+
+    Raises:
+        FeatureSetError: it is none of these, or the checkpoint has no weights of layers.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return WeightedSum(None) if value == "mean" else learned_sum(Path(os.path.expanduser(value)))
+    try:
+        return WeightedSum(tuple(float(weight) for weight in value))
+    except (TypeError, ValueError):
+        raise FeatureSetError(
+            f"layer_weights must be weights such as layer_weights=[0.2,0.8], mean, or a checkpoint, got {value}"
+        ) from None
+
+
+def learned_sum(checkpoint: Path) -> WeightedSum:
+    """The softmax of a fine-tuned checkpoint's `layer_weights`: one for what enters block 1, and one for each block.
+
+    As in transformers the last is of what leaves the last block, before any final LayerNorm.
+
+    Raises:
+        FeatureSetError: there is no such file, or no such weights in it.
+    """
+    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    try:
+        with safe_open(path, "pt") as file:
+            if "layer_weights" not in file.keys():  # noqa: SIM118 - it is no dictionary
+                raise FeatureSetError(f"{path} has no layer_weights: fine-tune with task.layers=weighted")
+            weights = file.get_tensor("layer_weights").double().softmax(-1)
+    except (SafetensorError, OSError) as error:
+        raise FeatureSetError(
+            f"layer_weights={checkpoint} is no checkpoint, nor weights such as layer_weights=[0.2,0.8]: {error}"
+        ) from error
+    names = ("embed", *(f"layer_{number:02d}" for number in range(1, len(weights))))
+    return WeightedSum(tuple(weights.tolist()), names)

@@ -1,0 +1,1 @@
+"""Our attention in Hugging Face's models: replacing, restoring, unpadding."""

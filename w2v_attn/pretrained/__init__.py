@@ -1,1 +1,0 @@
-"""Pretrained encoders: loading them, and our attention in them. Knows attention and transformers."""

@@ -1,0 +1,173 @@
+"""What a run leaves: a folder that stock transformers loads, with its card, curves, metrics and predictions."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.checkpoints import pooled_classifiers
+from w2v_attn.checkpoints.adapters import FORMS, save_adapter
+from w2v_attn.checkpoints.loading import quiet_transformers
+from w2v_attn.patching.replace import restore_attention
+from w2v_attn.training.evaluation import by_speaker
+from w2v_attn.training.pictures import draw_curves
+from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.tasks.task import Task
+
+RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
+
+
+def save_model(
+    model: Any, task: Task, folder: Path, *, sample_rate: int, do_normalize: bool, language: str | None = None
+) -> None:
+    """Weights (safetensors), config, preprocessor and vocabulary, as stock transformers reads them.
+
+    language: whose adapters the model has; with a CTC head they are written as a file of their own too.
+
+    They are written beside and then put in their places one by one, the config last.
+    """
+    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    beside = folder / ".unfinished"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    config = model.config
+    if task.pooling != "mean":
+        config.auto_map = {"AutoModelForAudioClassification": f"pooling.{type(restore_attention(model)).__name__}"}
+        shutil.copyfile(pooled_classifiers.__file__, beside / "pooling.py")
+    with quiet_transformers():
+        restore_attention(model).eval().save_pretrained(beside)
+    if language is not None and task.head == "ForCTC":
+        save_adapter(model, language, beside)
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=sample_rate,
+        do_normalize=do_normalize,
+        # Models with group norm were trained to hear padding as silence; stock transformers gives them no mask either.
+        return_attention_mask=getattr(config, "feat_extract_norm", "layer") == "layer",
+    )
+    task.save(beside)
+    if (beside / "vocab.json").is_file():
+        Wav2Vec2Processor(extractor, task.tokenizer).save_pretrained(beside)  # type: ignore[attr-defined]
+    extractor.save_pretrained(beside)
+    for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, folder / path.name)
+    beside.rmdir()
+
+
+def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path) -> None:
+    """`predictions.jsonl`: every recording, the most wrong first; and what the task draws or aligns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(predictions, key=task.error_of, reverse=True)
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8", errors="replace") as file:
+        for prediction in ordered:
+            record = {
+                "id": prediction.row.id,
+                "path": os.fspath(prediction.row.path),
+                "speaker": prediction.row.speaker,
+                "reference": prediction.reference,
+                "hypothesis": prediction.hypothesis,
+                "error": round(task.error_of(prediction), 4),
+                "loss": None if prediction.loss is None else round(prediction.loss, 4),
+                **prediction.found.as_record(),
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    task.report(ordered, folder)
+    speakers = list(by_speaker(task, predictions))
+    if speakers:
+        keys = list(speakers[0][2])
+        lines = [",".join(["speaker", "recordings", *keys])]
+        lines += [",".join([_cell(s), str(n), *(f"{m[key]:.4f}" for key in keys)]) for s, n, m in speakers]
+        (folder / "speakers.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+
+
+def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:
+    """`curves.png`, and the numbers behind it as `curves.jsonl`."""
+    draw_curves(history, task.best, folder / CURVES)
+    (folder / "curves.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def save_results(results: Mapping[str, Any], folder: Path) -> None:
+    """`results.json`, whole or not at all; that it is there says that the run is finished."""
+    temporary = folder / f".{RESULTS}"
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, folder / RESULTS)
+
+
+def save_card(
+    folder: Path,
+    task: Task,
+    *,
+    started_from: str,
+    language: str | None = None,
+    report: Iterable[tuple[str, str]],
+    metrics: Mapping[str, Mapping[str, float]],
+    update: int,
+    recipe: str,
+    version: str,
+) -> None:
+    """The model card: what it is, how to use it, what it was trained on and how well it does."""
+    pipeline = task.pipeline
+    trust = "" if task.pooling == "mean" else ", trust_remote_code=True"
+    rows = [
+        f"| {split} | {name} | {value:.4f} |" for split, measured in metrics.items() for name, value in measured.items()
+    ]
+    data = [f"- **{name}**: {value}" for name, value in report]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {pipeline}",
+        "tags: [speech, w2v_attn]",
+        "---",
+        "",
+        f"# {folder.resolve().name}",
+        "",
+        f"Fine-tuned from `{started_from}` with w2v_attn {version}. It loads without that package:",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'pipeline("{pipeline}", "{folder.name}"{trust})("recording.wav")',
+        "```",
+        "",
+        *_adapter_lines(folder, task, started_from, language),
+        "## Results",
+        "",
+        f"The checkpoint of update {update}, the best on validation. One recording at a time, no language model.",
+        "",
+        "| data | metric | value |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"![learning curves]({CURVES})",
+        "",
+        "## Data",
+        "",
+        *data,
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.rstrip(),
+        "```",
+        "",
+    ]
+    (folder / CARD).write_text("\n".join(lines), encoding="utf-8", errors="replace")
+
+
+def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | None) -> list[str]:
+    """What a card says of the adapters of a language."""
+    if language is None or task.head != "ForCTC":
+        return []
+    return [
+        f"Its language is `{language}`. `{FORMS[0].format(language)}` holds what of the weights belongs to it, "
+        f'adapters and head: `model.load_adapter("{language}")` takes it, here or beside the weights of '
+        f"`{started_from}`, "
+        "where only adapters were trained.",
+        "",
+    ]
+
+
+def _cell(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n') else text

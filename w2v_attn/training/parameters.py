@@ -1,0 +1,111 @@
+"""Which parameters are trained, how fast, and with how much decay."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from w2v_attn.checkpoints.adapters import adapter_parameters, has_adapters
+from w2v_attn.training.options import LoraOptions, OptimizerOptions
+
+FREEZE = ("none", "feature_encoder", "encoder", "all_but_adapters")
+
+
+def base_of(model: Any) -> nn.Module:
+    """The encoder without its head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def freeze(model: Any, what: str) -> None:
+    """Parameters that are never trained.
+
+    what: "none", "feature_encoder" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (nor the
+        head).
+
+    Raises:
+        ValueError: another word, or there are no adapters.
+    """
+    if what not in FREEZE:
+        raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
+    if what == "feature_encoder":
+        model.freeze_feature_encoder()
+    elif what == "encoder":
+        base_of(model).requires_grad_(False)
+    elif what == "all_but_adapters":
+        if not has_adapters(model.config):
+            raise ValueError(
+                "training.freeze=all_but_adapters needs a checkpoint whose blocks have adapters (MMS), and this one "
+                "has none: try training.lora.rank=8"
+            )
+        base_of(model).requires_grad_(False)
+        for parameter in adapter_parameters(model).values():
+            parameter.requires_grad_(True)
+
+
+def add_lora(model: Any, options: LoraOptions) -> Any:
+    """The model with low-rank updates in its projections; all else but the head is frozen.
+
+    Raises:
+        ValueError: peft is not installed, or there are no such projections.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("training.lora needs peft: pip install 'w2v_attn[finetune]'") from error
+    parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    head = [name for name, part in parts.items() if any(True for _ in part.parameters())]
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        target_modules=list(options.targets),
+        modules_to_save=head,
+    )
+    return get_peft_model(model, config)
+
+
+def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Groups for the optimizer, each with its `lr`, `weight_decay` and, to be read, `names`.
+
+    Raises:
+        ValueError: a pattern of a factor matches no trained parameter, or nothing is trained.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ValueError("nothing is trained: every parameter is frozen")
+    depth = 1 + max((block for name in model.state_dict() if (block := _block(name)) is not None), default=-1)
+    for factor in options.factors:
+        if not any(re.search(factor.pattern, name) for name in trained):
+            raise ValueError(
+                f"optimizer.factors: no trained parameter matches {factor.pattern}; they are {_some(trained)}"
+            )
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in trained.items():
+        rate = options.lr * options.layer_decay ** _blocks_above(name, depth)
+        decay = options.weight_decay if parameter.dim() > 1 else 0.0
+        for factor in options.factors:
+            if re.search(factor.pattern, name):
+                rate, decay = rate * factor.lr, decay * factor.weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def _block(name: str) -> int | None:
+    found = re.search(r"encoder\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _blocks_above(name: str, depth: int) -> int:
+    """Blocks between a parameter and the head: 0 for the head and the last block, `depth` for what is below all."""
+    block = _block(name)
+    if block is not None:
+        return depth - 1 - block
+    in_encoder = re.search(r"feature_extractor|feature_projection|masked_spec_embed|pos_conv|encoder\.layer_norm", name)
+    return depth if in_encoder else 0
+
+
+def _some(names: dict[str, Any]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" … and {len(listed) - 5} more" if len(listed) > 5 else "")

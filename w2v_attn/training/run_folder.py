@@ -1,0 +1,136 @@
+"""The folder of a run while it runs: whose it is, what it was begun with, and what was left out."""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2v_attn.training.model_folder import RECIPE, RESULTS
+from w2v_attn.training.options import Recipe
+from w2v_attn.training.preflight import Survey, named
+from w2v_attn.training.tasks.choice import task_class
+from w2v_attn.training.tasks.task import Task
+
+CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
+    "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"
+)  # fmt: skip
+# What may differ when a run goes on: where it runs, not what it computes.
+FREE = {"device", "backend", "training.workers", "training.gradient_checkpointing"}
+
+
+@contextmanager
+def claimed(output: Path, recipe: Recipe) -> Iterator[None]:
+    """The folder is this run's alone while it runs, and of this recipe for good. Refused, it is as it was before.
+
+    Raises:
+        ValueError: it cannot be written, is in use, finished, of another recipe, or holds something else.
+    """
+    if (output / RESULTS).is_file():
+        raise ValueError(f"{output} holds a finished run: name another output, or use it: model.checkpoint={output}")
+    was_there = output.is_dir()
+    is_new = not was_there or not any(output.iterdir())
+    if not is_new and not (output / RECIPE).is_file():
+        raise ValueError(f"{output} holds files that are not of a run: name another output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / LOCK).open("w")
+    except OSError as error:
+        raise ValueError(f"output={output} cannot be written: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{output} is in use by another run: wait for its end, or name another output") from None
+        _check_recipe(output, recipe)
+        try:
+            yield
+        except ValueError:  # refused before training
+            if is_new and not (output / CHECKPOINTS).exists():
+                shutil.rmtree(output)
+                if was_there:
+                    output.mkdir()
+            raise
+    (output / LOCK).unlink(missing_ok=True)
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The recipe as a file."""
+    values = {"kind": task_class(recipe.task).name, **dataclasses.asdict(recipe)}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def check_fingerprint(output: Path, found: Survey, task: Task, precision: str) -> None:
+    """Writes down what the run computes with; where it goes on, that must be the same.
+
+    Raises:
+        ValueError: checkpoints are there, and the data, what is learned, or the precision is another.
+    """
+    now = {"precision": precision, "symbols or labels": _hash(list(task.symbols()))}
+    for split, rows in named(found.splits):
+        now[f"data to {split} on"] = _hash(
+            [(row.id, task.reference(row), found.seconds[f"{split} {row.id}"]) for row in rows]
+        )
+    path = output / FINGERPRINT
+    if has_begun(output) and path.is_file():
+        before = json.loads(path.read_text())
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise ValueError(
+                f"{output} was begun with another {' and another '.join(changed)}. Give the same again to "
+                "go on, or name another output"
+            )
+    path.write_text(json.dumps(now, indent=1))
+
+
+def has_begun(output: Path) -> bool:
+    """Whether there are checkpoints."""
+    return any((output / CHECKPOINTS).glob("*"))
+
+
+def write_dropped(found: Survey, output: Path) -> None:
+    """`dropped.jsonl`: what is not used, and why."""
+    with (output / DROPPED).open("w", encoding="utf-8", errors="replace") as file:
+        for dropped in found.dropped:
+            row = dropped.row
+            record = {"id": row.id, "path": str(row.path), "split": dropped.split, "reason": dropped.reason}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _check_recipe(output: Path, recipe: Recipe) -> None:
+    """Writes the recipe down. Raises ValueError where checkpoints of another one are there: it names the difference."""
+    path, text = output / RECIPE, as_yaml(recipe)
+    if not has_begun(output):
+        path.write_text(text, encoding="utf-8")
+        return
+    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
+    changed = [
+        f"{key}: was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key not in FREE
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ValueError(
+            f"{output} was begun with another recipe:\n  {listed}\nGive the same again to go on, or name another output"
+        )
+
+
+def _flat(values: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not values:
+        return {before: values}
+    return {
+        key: leaf
+        for name, value in values.items()
+        for key, leaf in _flat(value, f"{before}.{name}" if before else str(name)).items()
+    }
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

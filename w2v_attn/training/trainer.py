@@ -1,0 +1,176 @@
+"""Hugging Face's Trainer with what speech needs: batches by length, losses, schedule, checkpoints to trust."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from w2v_attn.checkpoints.errors import first_line
+from w2v_attn.training.batches import Batches
+from w2v_attn.training.checkpoints import PREFIX, flaw, seal
+from w2v_attn.training.dataset import Collate, Recordings
+from w2v_attn.training.errors import TrainingError
+from w2v_attn.training.forward import losses_of
+from w2v_attn.training.options import OptimizerOptions
+from w2v_attn.training.parameters import parameter_groups
+from w2v_attn.training.schedule import factor_of
+from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.watching import Watcher
+
+logger = logging.getLogger(__name__)
+
+
+class SpeechTrainer(Trainer):
+    """Trains on `batches` of `recordings`; validates with `validate`, which gives metrics and a warning or None.
+
+    One "epoch" of Trainer's is the whole run: `batches` goes over the data as often as it takes, so that a run which
+    goes on only has to skip.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        task: Task,
+        *,
+        recordings: Recordings,
+        batches: Batches,
+        collate: Collate,
+        optimizer: OptimizerOptions,
+        validate: Callable[[], tuple[dict[str, float], str | None]],
+        watcher: Watcher,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        super().__init__(
+            model,
+            args,
+            train_dataset=recordings,
+            eval_dataset=recordings,  # Trainer wants one; `evaluate` below does not read it
+            data_collator=collate,
+            callbacks=[*callbacks],
+        )
+        self.loaded_update = 0  # the one whose weights are the model's after training
+        self._task, self._batches, self._collate = task, batches, collate
+        self._optimizer_options, self._validate, self._watcher = optimizer, validate, watcher
+        # The loss is divided by the number of recordings of an update below: Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches,
+            collate_fn=self._collate,
+            num_workers=workers,
+            pin_memory=self.args.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            options = self._optimizer_options
+            groups = parameter_groups(model or self.model, options)  # type: ignore[arg-type]
+            self.optimizer = torch.optim.AdamW(
+                [{key: value for key, value in group.items() if key != "names"} for group in groups],
+                lr=options.lr,
+                betas=(options.betas[0], options.betas[1]),
+                eps=options.eps,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            factor = factor_of(self._optimizer_options.schedule, num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Recordings of an update, in all its passes and processes: each counts the same, wherever it is."""
+        count = torch.tensor(sum(len(batch["frames"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count  # type: ignore[union-attr]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        losses = losses_of(model, inputs, self._task)
+        # Gradients are averaged over processes afterwards, which the factor undoes.
+        return losses.sum() * self.args.world_size / num_items_in_batch
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss of update {self.state.global_step + 1} is {loss.item()}. Try a lower rate "
+                "(optimizer.lr), a longer warm-up (optimizer.schedule.warmup), or training.precision=float32"
+            )
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # type: ignore[override]
+        measured, warning = self._validate()
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        before = self.state.best_metric
+        value = measured[self._task.best]
+        if self.is_world_process_zero():
+            self._watcher.evaluated(self.state.global_step, measured, before is None or value < before, warning)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.model is not None
+        broken = [name for name, parameter in self.model.named_parameters() if not _finite(parameter)]
+        if broken:
+            raise TrainingError(
+                f"after update {self.state.global_step} the weights are not finite ({broken[0]}): they are not "
+                "saved. Try a lower rate (optimizer.lr) or training.precision=float32"
+            )
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError on a full disk
+            raise TrainingError(
+                f"the checkpoint of update {self.state.global_step} cannot be written: {first_line(error)}. The same "
+                "command goes on from the one before when that is mended"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint, wherever the folder is now; where it was damaged since, the last weights stay."""
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.best_global_step}"
+        wrong = flaw(folder)
+        if wrong is not None:
+            logger.warning("the best checkpoint, %s, %s: the last weights are taken instead", folder, wrong)
+            return
+        self.state.best_model_checkpoint = str(folder)
+        super()._load_best_model()
+        self.loaded_update = self.state.best_global_step or self.state.global_step
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        self.loaded_update = self.state.global_step
+        # Where the folder was moved, Trainer no longer knows that there is a best one.
+        if self.state.best_model_checkpoint is None and self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.args.output_dir)
+        return super()._finalize_training(*arguments)
+
+    def gather(self, found: list[Any]) -> list[Any]:
+        """The lists of all processes as one."""
+        return gather_object(found) if self.args.world_size > 1 else found
+
+
+def _finite(parameter: Any) -> bool:
+    """Whether all of it is, of a sharded one this process's part."""
+    part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return bool(torch.isfinite(part).all())
