@@ -24,7 +24,7 @@ from conftest import ROOT, SPEECH
 from omegaconf import DictConfig, OmegaConf
 
 import w2v_attn
-from w2v_attn import app
+from w2v_attn.cli import app
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONF = ROOT / "conf"
