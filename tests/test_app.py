@@ -13,10 +13,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from started import Started
 
+<<<<<<< HEAD
 from w2v_attn import folders
 from w2v_attn.cli import app
 from w2v_attn.cli.exit_codes import INTERRUPTED
 from w2v_attn.cli.finetune import recipe_of
+=======
+from w2v_attn import app, folders
+from w2v_attn.commands.exit_codes import INTERRUPTED
+from w2v_attn.commands.finetune import recipe_of
+from w2v_attn.commands.former_keys import FORMER_CHOICES, FORMER_KEYS
+>>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -139,6 +146,37 @@ def test_a_wrong_request_gives_code_2_a_few_lines_and_leaves_nothing(call, tmp_p
     assert says in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("former", FORMER_KEYS)
+def test_a_former_key_is_answered_with_the_present_one(former):
+    error = ValueError(f"Could not override '{former}'.\nKey '{former}' is not in struct")
+    said = app._explain("extract", [f"{former}=1"], error)
+    assert said.startswith(f"there is no key {former}. Did you mean {FORMER_KEYS[former]}? ")
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("extract", "store=float16"), ("convert", "dtype=float16"), ("extract", "sum=[0.25,0.75]"),
+        ("convert", "pool=mean"), ("extract", "share=3/64"), ("load", "form=torchaudio"),
+        ("benchmark", "what=cli"), ("benchmark", "highest=layer_06"), ("finetune", "optimizer.rate=1e-3"),
+        ("finetune", "optimizer.schedule.warm_up=0.1"), ("finetune", "training.updates=5"),
+        ("finetune", "task.outside=drop"), ("finetune", "task.remove=x"),
+    ],
+)  # fmt: skip
+def test_a_former_key_is_no_key_any_more(command, given, call):
+    code, _, err = call(command, given)
+    former = given.partition("=")[0]
+    assert code == 2
+    assert f"there is no key {former}. Did you mean {FORMER_KEYS[former]}?" in err
+
+
+@pytest.mark.parametrize("former", FORMER_CHOICES)
+def test_a_former_choice_is_answered_with_the_present_one(former, call, tmp_path):
+    code, _, err = call("finetune", former, f"output={tmp_path / 'out'}")
+    assert code == 2
+    assert f"Did you mean {FORMER_CHOICES[former]}?" in err
 
 
 def test_names_are_shown_as_they_are(call, tmp_path):

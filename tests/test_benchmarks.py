@@ -126,9 +126,9 @@ def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(
 
 def test_an_unknown_benchmark_is_told(capsys):
     with pytest.raises(SystemExit) as done:
-        app.main(["benchmark", "what=everything"])
+        app.main(["benchmark", "suite=everything"])
     assert done.value.code == 2
-    assert "what must be attention" in capsys.readouterr().err
+    assert "suite must be attention" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_a_training_step_is_compared_on_the_same_loss(freeze, tmp_path, capsys):
     pytest.importorskip("accelerate")
     with pytest.raises(SystemExit) as done:
         app.main(
-            ["benchmark", "what=training", "channels=32", "heads=4", "layers=2", "rounds=1", "seconds=[0.5,1]",
+            ["benchmark", "suite=training", "channels=32", "heads=4", "layers=2", "rounds=1", "seconds=[0.5,1]",
              f"freeze={freeze}", f"output={tmp_path / 'r.json'}"]
         )  # fmt: skip
     assert done.value.code == 0
@@ -154,7 +154,7 @@ def test_a_training_step_is_compared_on_the_same_loss(freeze, tmp_path, capsys):
     assert "× best peer" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------- what=encoder
+# ------------------------------------------------------------------------------------------------- suite=encoder
 
 
 def time_encoders(peers, size="tiny", **changes):
@@ -162,7 +162,7 @@ def time_encoders(peers, size="tiny", **changes):
         "size": size,
         "sets": {"short": (0.5, 1.3, 0.7)},
         "peers": peers,
-        "highest": None,
+        "up_to": None,
         "rounds": 2,
         "device": torch.device("cpu"),
         "dtype": "float32",
@@ -198,7 +198,7 @@ def test_the_recordings_are_those_that_are_described():
 
 
 def test_encoders_are_timed_on_equal_features_and_padding_shows():
-    report = time_encoders(["sorted_batches"], highest="layer_02")
+    report = time_encoders(["sorted_batches"], up_to="layer_02")
     figures = by_name(report)
     assert list(figures) == ["w2v_attn", "w2v_attn, layer_02", "Hugging Face", "Hugging Face, sorted × 8"]
     for name in ("w2v_attn", "w2v_attn, layer_02", "Hugging Face"):
@@ -294,11 +294,11 @@ def test_a_peer_that_is_installed_computes_the_same_features(peer, modules, size
         ("size=huge", "size must be one of"),
         ("dtype=float16", "float32 or bfloat16"),
         ("rounds=0", "rounds must be"),
-        ("highest=layer_99", "layer_99"),
+        ("up_to=layer_99", "layer_99"),
     ],
 )
 def test_a_wrong_wish_is_told_before_anything_is_timed(call, wrong, told):
-    code, _, err = call("benchmark", "what=encoder", "size=tiny", wrong)
+    code, _, err = call("benchmark", "suite=encoder", "size=tiny", wrong)
     assert code == 2
     assert told in err
 
@@ -307,7 +307,7 @@ def test_encoders_on_the_command_line_leave_figures_and_a_picture(call, tmp_path
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(recordings, "RAGGED", (0.5, 0.9))
     code, out, _ = call(
-        "benchmark", "what=encoder", "size=tiny", "rounds=1", "peers=one_by_one", f"output={tmp_path / 'e.json'}"
+        "benchmark", "suite=encoder", "size=tiny", "rounds=1", "peers=one_by_one", f"output={tmp_path / 'e.json'}"
     )
     assert code == 0
     assert "of floor" in out
@@ -322,7 +322,7 @@ def test_every_peer_says_its_name_once():
     assert {made.name for made in choice.choose(["all"], torch.device("cpu"))} == set(names) - large
 
 
-# ----------------------------------------------------------------------------------------------------- what=cli
+# ----------------------------------------------------------------------------------------------------- suite=cli
 
 
 @pytest.fixture
@@ -390,8 +390,13 @@ def test_a_command_that_fails_is_told_with_what_it_said():
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
 
 
+<<<<<<< HEAD
 def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(call):
     code, out, _ = call("benchmark", "what=long_form", "long_seconds=8", "widths=[12,1,4]", "output=long_form.json")
+=======
+def test_windows_and_chunks_come_nearer_to_exact_as_they_grow(call):
+    code, out, _ = call("benchmark", "suite=long", "long_seconds=8", "widths=[12,1,4]", "output=long.json")
+>>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
     assert code == 0
     assert "relative L2" in out
     figures = {(f["kind"], f["seconds"]): f for f in json.loads(Path("long_form.json").read_text())["figures"]}
@@ -402,6 +407,10 @@ def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(c
 
 
 def test_too_little_audio_for_a_long_recording_is_told(call):
+<<<<<<< HEAD
     code, _, err = call("benchmark", "what=long_form", "long_seconds=100000")
+=======
+    code, _, err = call("benchmark", "suite=long", "long_seconds=100000")
+>>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
     assert code == 2
     assert "are needed" in err

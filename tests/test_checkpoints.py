@@ -1,4 +1,4 @@
-"""Loading: every form of a checkpoint gives the same features, and every broken one a reason."""
+"""Loading: every format of a checkpoint gives the same features, and every broken one a reason."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def with_new_names(tensors):
     return tensors
 
 
-FORMS = {
+FORMATS = {
     "bin": lambda folder: as_bin(folder, weights(folder)),
     "old names in bin": lambda folder: as_bin(folder, with_old_names(weights(folder))),
     "old names": lambda folder: save_file(
@@ -58,12 +58,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("norm", ["group_checkpoint", "layer_checkpoint"])
-def test_every_form_gives_the_same_features(norm, form, request):
+def test_every_format_gives_the_same_features(norm, format, request):
     folder = request.getfixturevalue(norm)
     before = features(folder)
-    FORMS[form](folder)
+    FORMATS[format](folder)
     assert torch.equal(features(folder), before)
 
 

@@ -205,7 +205,7 @@ CHECKPOINTS = [
 def test_to_torchaudio_and_back_is_bit_identical(family, head, tmp_path, speech):
     theirs = tiny_model(family, head, hidden_dropout=0.3, mask_time_prob=0.07)
     there = tmp_path / "there"
-    save_copy(load_checkpoint(save(theirs, tmp_path / "hf"), with_head=True), there, form="torchaudio")
+    save_copy(load_checkpoint(save(theirs, tmp_path / "hf"), with_head=True), there, format="torchaudio")
 
     arguments = json.loads((there / "arguments.json").read_text())
     module = torchaudio.models.wav2vec2_model(**arguments)
@@ -228,7 +228,7 @@ def test_to_torchaudio_and_back_is_bit_identical(family, head, tmp_path, speech)
 def test_a_state_dict_alone_comes_back_as_it_went(tmp_path):
     arguments, module = small("base", 11)
     save_copy(load_checkpoint(module, with_head=True), tmp_path / "hf")
-    save_copy(load_checkpoint(tmp_path / "hf", with_head=True), tmp_path / "there", form="torchaudio")
+    save_copy(load_checkpoint(tmp_path / "hf", with_head=True), tmp_path / "there", format="torchaudio")
     assert_equal(torch.load(tmp_path / "there" / "model.pt"), module.state_dict())
     written = json.loads((tmp_path / "there" / "arguments.json").read_text())
     assert {name: arguments[name] for name in written} | {"extractor_conv_layer_config": [list(x) for x in LAYERS]} == (
@@ -239,7 +239,7 @@ def test_a_state_dict_alone_comes_back_as_it_went(tmp_path):
 def test_the_command_converts_both_ways(call, tmp_path):
     import transformers
 
-    code, out, err = call("load", f"output={tmp_path / 'there'}", "form=torchaudio")
+    code, out, err = call("load", f"output={tmp_path / 'there'}", "format=torchaudio")
     assert code == 0, err
     code, out, err = call("load", f"model.checkpoint={tmp_path / 'there'}", f"output={tmp_path / 'back'}")
     assert code == 0, err
@@ -247,11 +247,11 @@ def test_the_command_converts_both_ways(call, tmp_path):
     stock = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "back")
     assert_equal(stock.state_dict(), load_checkpoint(tmp_path / "there", with_head=True).model.state_dict())
     transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "back")
-    code, _, err = call("load", f"output={tmp_path / 'x'}", "form=onnx")
+    code, _, err = call("load", f"output={tmp_path / 'x'}", "format=onnx")
     assert code == 2
     assert "huggingface or torchaudio" in err
     assert not (tmp_path / "x").exists()
-    code, _, err = call("load", "form=torchaudio")
+    code, _, err = call("load", "format=torchaudio")
     assert code == 2
     assert "output=FOLDER" in err
 
@@ -275,7 +275,7 @@ def test_the_command_converts_both_ways(call, tmp_path):
 def test_what_torchaudio_has_no_place_for_is_told_and_nothing_is_written(family, changes, said, tmp_path):
     checkpoint = load_checkpoint(save(tiny_model(family, **changes), tmp_path / "hf"))
     with pytest.raises(CheckpointError, match=said):
-        save_copy(checkpoint, tmp_path / "there", form="torchaudio")
+        save_copy(checkpoint, tmp_path / "there", format="torchaudio")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 

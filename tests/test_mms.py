@@ -202,8 +202,8 @@ def test_a_language_of_a_checkpoint_without_adapters_is_refused(layer_checkpoint
 
 
 def test_a_language_of_another_form_is_refused(group_checkpoint, tmp_path):
-    save_copy(load_checkpoint(group_checkpoint), tmp_path / "copy", form="torchaudio")
-    with pytest.raises(CheckpointError, match=r"torchaudio.* form, which has no adapters"):
+    save_copy(load_checkpoint(group_checkpoint), tmp_path / "copy", format="torchaudio")
+    with pytest.raises(CheckpointError, match=r"torchaudio.* format, which has no adapters"):
         load_encoder(tmp_path / "copy", language="eng")
 
 

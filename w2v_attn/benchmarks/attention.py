@@ -1,4 +1,4 @@
-"""`what=attention`: our layer against torch's and Hugging Face's, on the same weights and the same hidden states."""
+"""`suite=attention`: our layer against torch's and Hugging Face's, on the same weights and the same hidden states."""
 
 import gc
 import random
@@ -63,7 +63,7 @@ def run(
 ) -> dict[str, Any]:
     """The report: circumstances, settings and figures. tell: is given a line for each step."""
     report = {
-        "what": "attention",
+        "suite": "attention",
         **circumstances(device),
         "settings": {"channels": channels, "heads": heads, "batch": batch, "dtype": dtype, "rounds": rounds},
         "figures": [],

@@ -1,4 +1,4 @@
-"""`what=cli`: whole commands, from start to files, against a loop with plain transformers; and what starting costs."""
+"""`suite=cli`: whole commands, from start to files, against a loop with plain transformers; and what starting costs."""
 
 import random
 import shutil
@@ -86,7 +86,7 @@ def run(
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or above, got {rounds}")
     settings = {"size": size, "dtype": dtype, "rounds": rounds, "seconds": list(durations)}
-    report: dict[str, Any] = {"what": "cli", **circumstances(device), "settings": settings, "figures": []}
+    report: dict[str, Any] = {"suite": "cli", **circumstances(device), "settings": settings, "figures": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _save_checkpoint(size, folder / "checkpoint")

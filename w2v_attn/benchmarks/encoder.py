@@ -1,4 +1,4 @@
-"""`what=encoder`: features of our encoder and of every peer there is, on the same weights and the same waveforms."""
+"""`suite=encoder`: features of our encoder and of every peer there is, on the same weights and the same waveforms."""
 
 import gc
 import random
@@ -90,7 +90,7 @@ def run(
     size: str,
     sets: Mapping[str, Sequence[float]],
     peers: Sequence[str],
-    highest: str | None,
+    up_to: str | None,
     rounds: int,
     device: torch.device,
     dtype: str,
@@ -99,7 +99,7 @@ def run(
     """The report: circumstances, settings, figures, and who was left out and why.
 
     sets: name -> seconds of its recordings. peers: names in `contenders.choice`, or all.
-    highest: time ours up to this layer, too. tell: is given a line for each step.
+    up_to: time ours up to this layer, too. tell: is given a line for each step.
 
     Raises:
         ValueError: an unknown size, peer or layer; a dtype that is not compared; or our features are not the
@@ -111,14 +111,14 @@ def run(
         raise ValueError(f"rounds must be 1 or above, got {rounds}")
     contenders: list[Contender] = [Ours(), *choose(peers, device)]
     reference = random_model(size).to(device)
-    if highest is not None:
-        (highest,) = check_layers([highest], reference.config.num_hidden_layers)
-        contenders.insert(1, Ours(highest))
+    if up_to is not None:
+        (up_to,) = check_layers([up_to], reference.config.num_hidden_layers)
+        contenders.insert(1, Ours(up_to))
     model = reference if dtype == "float32" else deepcopy(reference).to(DTYPES[dtype])
     if model is not reference:
         contenders.append(OneByOne(float32=True))
     report: dict[str, Any] = {
-        "what": "encoder",
+        "suite": "encoder",
         **circumstances(device),
         "settings": {"size": size, "dtype": dtype, "rounds": rounds, "sets": {k: list(v) for k, v in sets.items()}},
         "figures": [],

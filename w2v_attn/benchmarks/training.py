@@ -1,4 +1,4 @@
-"""`what=training`: a step of fine-tuning with our encoder and with stock's, under one Trainer, on the same batches.
+"""`suite=training`: a step of fine-tuning with our encoder and with stock's, under one Trainer, on the same batches.
 
 Two batches: the lengths that are asked for, which stock pads to the longest, and as many recordings of their mean
 length, which is the best that grouping by length can do for stock.
@@ -69,7 +69,7 @@ def run(
         raise ValueError(f"freeze must be feature_encoder or none, got {freeze}")
     sizes = {"channels": channels, "heads": heads, "layers": layers, "freeze": freeze}
     settings = {"seconds": list(lengths), **sizes, "rounds": rounds}
-    report: dict[str, Any] = {"what": "training", **circumstances(device), "settings": settings, "figures": []}
+    report: dict[str, Any] = {"suite": "training", **circumstances(device), "settings": settings, "figures": []}
     batches = {"ragged": list(lengths), "equal": [sum(lengths) / len(lengths)] * len(lengths)}
     for dropout in dropouts:
         for name, seconds_of in batches.items():

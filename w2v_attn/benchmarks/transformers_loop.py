@@ -1,4 +1,4 @@
-"""What people write without this package: a loop over files with plain transformers. A process of `what=cli`.
+"""What people write without this package: a loop over files with plain transformers. A process of `suite=cli`.
 
 python -m w2v_attn.benchmarks.transformers_loop CHECKPOINT AUDIO OUTPUT DTYPE DEVICE BATCH
 """

@@ -18,7 +18,7 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
 
     Of the digests of all tensors, which are found side by side.
 
-    Of the tensors, not of the files: the same weights as safetensors, as a pickle or in fairseq's form are the same.
+    Of the tensors, not of the files: the same weights as safetensors, as a pickle or in fairseq's format are the same.
     One to three seconds of a core for each gigabyte, so it is found anew each time, and no file's date is trusted.
     """
     state = {

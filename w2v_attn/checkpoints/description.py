@@ -16,7 +16,7 @@ NORMS = {
 def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """(name, value) of what a user wants to know before trusting a checkpoint."""
     config, model = checkpoint.model.config, checkpoint.model
-    yield "form", checkpoint.form
+    yield "format", checkpoint.format
     yield "family", config.model_type
     yield "architecture", type(model).__name__
     yield "parameters", f"{sum(p.numel() for p in model.parameters()):,}"

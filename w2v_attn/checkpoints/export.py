@@ -14,7 +14,7 @@ from w2v_attn.checkpoints.loading import Checkpoint, quiet_transformers
 from w2v_attn.checkpoints.processor_files import copy_companions
 from w2v_attn.checkpoints.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
-FORMS = ("huggingface", "torchaudio")
+FORMATS = ("huggingface", "torchaudio")
 
 
 def check_destination(folder: Path) -> None:
@@ -23,28 +23,28 @@ def check_destination(folder: Path) -> None:
         raise CheckpointError(f"{folder} exists and is not an empty folder: name another output")
 
 
-def check_form(form: str) -> None:
-    """Raises CheckpointError where there is no such form of a copy."""
-    if form not in FORMS:
-        raise CheckpointError(f"form must be {' or '.join(FORMS)}, got {form}")
+def check_format(format: str) -> None:
+    """Raises CheckpointError where there is no such format of a copy."""
+    if format not in FORMATS:
+        raise CheckpointError(f"format must be {' or '.join(FORMATS)}, got {format}")
 
 
-def save_copy(checkpoint: Checkpoint, folder: Path, *, form: str = "huggingface") -> None:
+def save_copy(checkpoint: Checkpoint, folder: Path, *, format: str = "huggingface") -> None:
     """Writes config, weights and companions; the folder is there whole or not at all.
 
-    form: "huggingface", with weights in safetensors, or "torchaudio", see `forms/torchaudio.py`.
+    format: "huggingface", with weights in safetensors, or "torchaudio", see `forms/torchaudio.py`.
 
     Raises:
-        CheckpointError: there are files in the folder already, it cannot be written, or the form has no place for
+        CheckpointError: there are files in the folder already, it cannot be written, or the format has no place for
             the model.
     """
-    check_form(form)
+    check_format(format)
     check_destination(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            if form == "torchaudio":
+            if format == "torchaudio":
                 torchaudio.write(checkpoint.model, temporary)
             else:
                 with quiet_transformers():  # a bar for a moment's work

@@ -111,7 +111,7 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
 
 
 def _wanted(files: list[str]) -> list[str]:
-    """Configs, vocabularies and one form of the weights; not the copies for other frameworks."""
+    """Configs, vocabularies and one format of the weights; not the copies for other frameworks."""
     weights = next((name for name in WEIGHT_FILES if name in files), "")
     if not weights.endswith(".index.json"):
         return ["*.json", "*.txt", weights]

@@ -1,4 +1,4 @@
-"""Checkpoints: a hub id, a folder, a file or a module of another form -> a stock model with every weight accounted for.
+"""Checkpoints: a hub id, a folder, a file or a module of another format -> a stock model, every weight accounted for.
 
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
@@ -50,7 +50,7 @@ class Checkpoint:
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
     normalize_from: where that is known from, in words.
     filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
-    form: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
+    format: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
     language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
     """
 
@@ -63,7 +63,7 @@ class Checkpoint:
     do_normalize: bool
     normalize_from: str
     filter_banks: Any = None
-    form: str = "Hugging Face's"
+    format: str = "Hugging Face's"
     kept: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
 
@@ -81,7 +81,7 @@ def load_checkpoint(
     checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
         file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
         wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
-        of `save_copy(…, form="torchaudio")`, or a live module.
+        of `save_copy(…, format="torchaudio")`, or a live module.
     revision: branch, tag or commit, for hub ids.
     language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16".
@@ -97,8 +97,8 @@ def load_checkpoint(
     if parts is not None:
         if language is not None:
             raise CheckpointError(
-                f"{parts.source} is in {parts.form} form, which has no adapters in files for languages: leave "
-                f"model.language out, or name an MMS checkpoint of Hugging Face's form such as {EXAMPLE_ID}"
+                f"{parts.source} is in {parts.format} format, which has no adapters in files for languages: leave "
+                f"model.language out, or name an MMS checkpoint of Hugging Face's format such as {EXAMPLE_ID}"
             )
         return _assemble(parts, DTYPES[dtype], with_head)
     assert not isinstance(checkpoint, nn.Module)
@@ -136,7 +136,7 @@ def load_checkpoint(
 
 
 def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
-    """A checkpoint of another form as Hugging Face's, with the files of its folder made anew."""
+    """A checkpoint of another format as Hugging Face's, with the files of its folder made anew."""
     if parts.config.get("model_type") not in FAMILIES:
         raise CheckpointError(
             f"{parts.source} is of the family “{parts.config.get('model_type')}”, which is not supported. "
@@ -162,7 +162,7 @@ def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
         sample_rate,
         do_normalize,
         normalize_from if from_beside else parts.normalize_from,
-        form=parts.form,
+        format=parts.format,
         kept=kept,
     )
 

@@ -26,7 +26,7 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 
 def write_companions(parts: Parts, config: Any, folder: Path) -> None:
-    """Those of a checkpoint of another form: what stands beside it, else what it says of itself."""
+    """Those of a checkpoint of another format: what stands beside it, else what it says of itself."""
     from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
     if not (folder / "preprocessor_config.json").is_file():

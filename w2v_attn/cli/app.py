@@ -10,8 +10,14 @@ from importlib import import_module
 from typing import Any
 
 from w2v_attn import __version__, folders, start_and_end
+<<<<<<< HEAD:w2v_attn/cli/app.py
 from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
 from w2v_attn.cli.extras import need
+=======
+from w2v_attn.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
+from w2v_attn.commands.extras import need
+from w2v_attn.commands.former_keys import FORMER_CHOICES, FORMER_KEYS
+>>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e:w2v_attn/app.py
 
 COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
 WITHOUT_MODEL = ("convert",)
@@ -163,7 +169,8 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
     except ValueError as error:  # all that a user can cause is one; HYDRA_FULL_ERROR=1 shows where it came from
         if wants_trace:
             raise
-        print(error, file=sys.stderr)
+        former = _former_choice(sys.argv[1:])
+        print(f"{error}\n{former}" if former else error, file=sys.stderr)
         return WRONG_REQUEST
 
 
@@ -211,6 +218,7 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
             key
             and equals
             and (override == unread or override in text)
+            and not (key in FORMER_KEYS and "Could not override" in text)
             and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII)
         ):
             quoted = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -224,10 +232,15 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
         wrong = next((o.partition("=")[0].lstrip("+~") for o in overrides if unknown[1] and unknown[1] in o), None)
         wrong = wrong or unknown[2] or unknown[1]
         known = _keys(command)
-        close = difflib.get_close_matches(wrong, known, 1, 0.5)
+        close = [FORMER_KEYS[wrong]] if wrong in FORMER_KEYS else difflib.get_close_matches(wrong, known, 1, 0.5)
         hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}."
         return f"there is no key {wrong}. {hint} See w2v-attn {command} --help"
-    return f"{text}\nSee w2v-attn {command} --help"
+    return f"{text}\n{_former_choice(overrides)}See w2v-attn {command} --help"
+
+
+def _former_choice(overrides: list[str]) -> str:
+    """A line with the present name of a choice that is given by its former one; empty where none is."""
+    return "".join(f"Did you mean {FORMER_CHOICES[given]}?\n" for given in overrides if given in FORMER_CHOICES)
 
 
 def _keys(command: str) -> list[str]:

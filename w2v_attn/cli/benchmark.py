@@ -17,8 +17,8 @@ Report = dict[str, Any]
 
 def run(config: Any) -> int:
     """Measures, shows tables, and writes the figures that are asked for."""
-    if config.what not in MEASURED:
-        raise ValueError(f"what must be {' or '.join(MEASURED)}, got {config.what}")
+    if config.suite not in MEASURED:
+        raise ValueError(f"suite must be {' or '.join(MEASURED)}, got {config.suite}")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     output = values.path_or_none(config, "output")
@@ -29,13 +29,13 @@ def run(config: Any) -> int:
         "device": find_device(str(config.device)),
         "tell": lambda line: print(line, file=sys.stderr, flush=True),
     }
-    measured, report = MEASURED[config.what](config, common)
+    measured, report = MEASURED[config.suite](config, common)
     written = None if output is None else write_json(report, output)  # first: what is shown may find no reader
     for title, header, rows in measured.tables(report):
         console.show(title, rows, header=header)
     if written is not None:
         print(f"written: {written}")
-        if config.what == "encoder":
+        if config.suite == "encoder":
             _draw(report, written.with_suffix(".png"))
     return DONE
 
@@ -68,7 +68,7 @@ def _encoder(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
         size=str(config.size),
         sets=recordings.sets(values.list_of(config, "sets"), values.number(config, "long_seconds")),
         peers=values.list_of(config, "peers"),
-        highest=values.text_or_none(config, "highest"),
+        up_to=values.text_or_none(config, "up_to"),
         dtype=str(config.dtype),
         **common,
     )
@@ -99,7 +99,7 @@ def _block(config: Any) -> dict[str, Any]:
     }
 
 
-# `what` -> what measures it: (the module that can show the report, the report).
+# `suite` -> what measures it: (the module that can show the report, the report).
 MEASURED: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, Report]]] = {
     "attention": _attention,
     "training": _training,

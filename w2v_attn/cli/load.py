@@ -3,7 +3,7 @@
 from typing import Any
 
 from w2v_attn.checkpoints.description import describe
-from w2v_attn.checkpoints.export import check_destination, check_form, save_copy
+from w2v_attn.checkpoints.export import check_destination, check_format, save_copy
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.cli import console, values
 from w2v_attn.cli.exit_codes import DONE
@@ -13,12 +13,12 @@ from w2v_attn.patching.replace import backend_in_use, replace_attention
 
 def run(config: Any) -> int:
     """Loads, saves the copy that is asked for, and says what was loaded."""
-    output, form = values.path_or_none(config, "output"), str(config.form)
-    check_form(form)
+    output, format = values.path_or_none(config, "output"), str(config.format)
+    check_format(format)
     if output is not None:
         check_destination(output)
-    elif form != "huggingface":
-        raise ValueError(f"form={form} is that of a copy: say where it goes with output=FOLDER")
+    elif format != "huggingface":
+        raise ValueError(f"format={format} is that of a copy: say where it goes with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
         values.text(config.model, "checkpoint"),
@@ -28,7 +28,7 @@ def run(config: Any) -> int:
         with_head=True,
     )
     if output is not None:
-        save_copy(checkpoint, output, form=form)
+        save_copy(checkpoint, output, format=format)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
     rows: list[tuple[str, object]] = [
         *describe(checkpoint),

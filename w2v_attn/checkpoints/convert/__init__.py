@@ -1,1 +1,1 @@
-"""Checkpoints in other forms than Hugging Face's: files -> `parts.Parts`, and back to torchaudio's form."""
+"""Checkpoints in other formats than Hugging Face's: files -> `parts.Parts`, and back to torchaudio's format."""

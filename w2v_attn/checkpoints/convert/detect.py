@@ -1,4 +1,4 @@
-"""Which form a checkpoint has, and its parts."""
+"""Which format a checkpoint has, and its parts."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from w2v_attn.checkpoints.errors import CheckpointError, first_line
 
 
 def read(checkpoint: str | os.PathLike[str] | nn.Module) -> Parts | None:
-    """The parts of a file, of a folder in torchaudio's form, or of a live module; None: it is Hugging Face's to read.
+    """The parts of a file, of a folder in torchaudio's format, or of a live module; None: it is Hugging Face's to read.
 
     Raises:
-        CheckpointError: it is a file or a module of another kind, or damaged; or see the form's own module.
+        CheckpointError: it is a file or a module of another kind, or damaged; or see the format's own module.
     """
     if isinstance(checkpoint, nn.Module):
         if not torchaudio.is_module(checkpoint):

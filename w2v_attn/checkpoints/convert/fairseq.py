@@ -117,7 +117,7 @@ def read(path: Path, found: dict[str, Any]) -> Parts:
         symbols = symbols_of(path, task, found.get("task_state"), config["vocab_size"])
     return Parts(
         source=str(path),
-        form=f"fairseq's {kind}",
+        format=f"fairseq's {kind}",
         config=config,
         tensors=placed,
         names=names,

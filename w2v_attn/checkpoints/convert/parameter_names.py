@@ -1,4 +1,4 @@
-"""Names of parameters in other forms beside Hugging Face's: one table for each form, read both ways."""
+"""Names of parameters in other formats beside Hugging Face's: one table for each format, read both ways."""
 
 import re
 from collections.abc import Sequence

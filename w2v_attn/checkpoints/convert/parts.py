@@ -1,4 +1,4 @@
-"""What a checkpoint of any form is made of, in Hugging Face's terms, and the model that comes of it."""
+"""What a checkpoint of any format is made of, in Hugging Face's terms, and the model that comes of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ ENCODER = ("feature_extractor", "feature_projection", "encoder")
 class Parts:
     """A checkpoint, read and not yet a model.
 
-    source: what it was read from, as messages name it. form: what it is, in words.
+    source: what it was read from, as messages name it. format: what it is, in words.
     config: the values of Hugging Face's config, `model_type` and `architectures` among them.
     tensors: by Hugging Face's names, those of the encoder without the prefix of models with heads.
     names: the table that they were named by.
@@ -33,7 +33,7 @@ class Parts:
     """
 
     source: str
-    form: str
+    format: str
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     names: Names

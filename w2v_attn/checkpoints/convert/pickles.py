@@ -1,6 +1,6 @@
 """Files of `torch.save` -> tensors and plain values. Nothing that a pickle names is ever imported, called or built.
 
-torch's own reader of weights (`weights_only=True`) does the reading, in the zip form and in the one before it. It
+torch's own reader of weights (`weights_only=True`) does the reading, in the zip format and in the one before it. It
 refuses every class it does not know, and fairseq's checkpoints are full of them: `argparse.Namespace`, OmegaConf's
 containers, dictionaries, enumerations. For their names, and for no others, a stand-in is put there that keeps what it
 is given and does nothing; afterwards stand-ins become dictionaries, lists and strings. On other names torch decides.

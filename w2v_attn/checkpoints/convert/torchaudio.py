@@ -29,8 +29,9 @@ from w2v_attn.checkpoints.convert.torchaudio_arguments import (
 )
 from w2v_attn.checkpoints.errors import CheckpointError, first_line
 
-# The files of this form: the state dict and how to build its module. The other two bring a checkpoint of Hugging Face's
-# back whole: its config, and what torchaudio's module has no place for (the mask embedding, other heads than CTC's).
+# The files of this format: the state dict and how to build its module. The other two bring a checkpoint of Hugging
+# Face's back whole: its config, and what torchaudio's module has no place for (the mask embedding, other heads than
+# CTC's).
 WEIGHTS = "model.pt"  # beside it, ARGUMENTS
 CONFIG_THERE, WEIGHTS_THERE = "huggingface.json", "huggingface.pt"
 
@@ -64,7 +65,7 @@ NAMES: Pairs = (
 FAMILIES_THERE = ("wav2vec2", "hubert")  # of Hugging Face's, those whose encoder is torchaudio's
 
 
-# ------------------------------------------------------------------------------------ from torchaudio's form
+# ------------------------------------------------------------------------------------ from torchaudio's format
 
 
 def is_one(found: object) -> bool:
@@ -77,7 +78,7 @@ def is_one(found: object) -> bool:
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder is one that `w2v-attn load form=torchaudio` wrote."""
+    """Whether a folder is one that `w2v-attn load format=torchaudio` wrote."""
     return (folder / ARGUMENTS).is_file() and (folder / WEIGHTS).is_file()
 
 
@@ -130,7 +131,7 @@ def read_module(module: nn.Module) -> Parts:
 
 def _parts(
     source: str,
-    form: str,
+    format: str,
     tensors: Mapping[str, Tensor],
     arguments: dict[str, Any],
     folder: Path | None,
@@ -145,7 +146,7 @@ def _parts(
     as_bundles = arguments["extractor_mode"] == "layer_norm"
     return Parts(
         source=source,
-        form=form,
+        format=format,
         config=config_of(arguments) if there is None else there,
         tensors=placed | dict(more or {}),
         names=names,
@@ -160,7 +161,7 @@ def _parts(
     )
 
 
-# ------------------------------------------------------------------------------------- to torchaudio's form
+# ------------------------------------------------------------------------------------- to torchaudio's format
 
 
 def write(model: Any, folder: Path) -> None:
@@ -197,7 +198,8 @@ def _check_writable(config: Any) -> None:
     """Raises CheckpointError where torchaudio's module has no place for what a config asks."""
     if config.model_type not in FAMILIES_THERE:
         raise CheckpointError(
-            f"torchaudio's form has no place for the family {config.model_type}: expected {' or '.join(FAMILIES_THERE)}"
+            f"torchaudio's format has no place for the family {config.model_type}: "
+            f"expected {' or '.join(FAMILIES_THERE)}"
         )
     asked = {
         "hidden_act": (config.hidden_act, "gelu"),
@@ -210,4 +212,4 @@ def _check_writable(config: Any) -> None:
     }
     wrong = [f"{name}={found}" for name, (found, kept) in asked.items() if found != kept]
     if wrong:
-        raise CheckpointError(f"torchaudio's form has no place for {', '.join(wrong)} of this checkpoint")
+        raise CheckpointError(f"torchaudio's format has no place for {', '.join(wrong)} of this checkpoint")
