@@ -13,17 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from started import Started
 
-<<<<<<< HEAD
 from w2v_attn import folders
 from w2v_attn.cli import app
 from w2v_attn.cli.exit_codes import INTERRUPTED
 from w2v_attn.cli.finetune import recipe_of
-=======
-from w2v_attn import app, folders
-from w2v_attn.commands.exit_codes import INTERRUPTED
-from w2v_attn.commands.finetune import recipe_of
-from w2v_attn.commands.former_keys import FORMER_CHOICES, FORMER_KEYS
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
+from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -390,13 +390,8 @@ def test_a_command_that_fails_is_told_with_what_it_said():
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
 
 
-<<<<<<< HEAD
 def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(call):
-    code, out, _ = call("benchmark", "what=long_form", "long_seconds=8", "widths=[12,1,4]", "output=long_form.json")
-=======
-def test_windows_and_chunks_come_nearer_to_exact_as_they_grow(call):
-    code, out, _ = call("benchmark", "suite=long", "long_seconds=8", "widths=[12,1,4]", "output=long.json")
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
+    code, out, _ = call("benchmark", "suite=long_form", "long_seconds=8", "widths=[12,1,4]", "output=long_form.json")
     assert code == 0
     assert "relative L2" in out
     figures = {(f["kind"], f["seconds"]): f for f in json.loads(Path("long_form.json").read_text())["figures"]}
@@ -407,10 +402,6 @@ def test_windows_and_chunks_come_nearer_to_exact_as_they_grow(call):
 
 
 def test_too_little_audio_for_a_long_recording_is_told(call):
-<<<<<<< HEAD
-    code, _, err = call("benchmark", "what=long_form", "long_seconds=100000")
-=======
-    code, _, err = call("benchmark", "suite=long", "long_seconds=100000")
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e
+    code, _, err = call("benchmark", "suite=long_form", "long_seconds=100000")
     assert code == 2
     assert "are needed" in err

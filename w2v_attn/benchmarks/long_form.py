@@ -1,8 +1,4 @@
-<<<<<<< HEAD:w2v_attn/benchmarks/long_form.py
-"""`what=long_form`: how far sliding windows and chunks are from full attention on a long recording."""
-=======
-"""`suite=long`: how far windows and chunks are from exact on one long recording of speech, and what they save."""
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e:w2v_attn/benchmarks/long.py
+"""`suite=long_form`: how far sliding windows and chunks are from full attention on a long recording."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -80,11 +76,12 @@ def run(
         width = None if long_form.kind == "full" else long_form.seconds
         figures.append(Figure(long_form.kind, width, time_s, distance, same))
     settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
-<<<<<<< HEAD:w2v_attn/benchmarks/long_form.py
-    return {"what": "long_form", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
-=======
-    return {"suite": "long", **circumstances(device), "settings": settings, "figures": [asdict(f) for f in figures]}
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e:w2v_attn/benchmarks/long.py
+    return {
+        "suite": "long_form",
+        **circumstances(device),
+        "settings": settings,
+        "figures": [asdict(f) for f in figures],
+    }
 
 
 def _recording(audio: str, duration: float) -> Tensor:

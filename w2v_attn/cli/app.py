@@ -10,14 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from w2v_attn import __version__, folders, start_and_end
-<<<<<<< HEAD:w2v_attn/cli/app.py
 from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
 from w2v_attn.cli.extras import need
-=======
-from w2v_attn.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
-from w2v_attn.commands.extras import need
-from w2v_attn.commands.former_keys import FORMER_CHOICES, FORMER_KEYS
->>>>>>> 1fc34dc49d9daf7c1dc9a2e4d8394f339eec476e:w2v_attn/app.py
+from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
 
 COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
 WITHOUT_MODEL = ("convert",)
