@@ -8,8 +8,8 @@ from typing import Any
 # A field of its config.json. Folders that are fine-tuned from it keep the field.
 DEMO_FIELD = "w2v_attn_demo"
 DEMO_WARNING = (
-    "is the demo checkpoint, trained on synthetic speech alone: its features and texts of other recordings mean nothing. "
-    "Choose a real one"
+    "is the demo checkpoint, trained on synthetic speech alone: its features and texts of other recordings mean "
+    "nothing. Choose a real one"
 )
 
 

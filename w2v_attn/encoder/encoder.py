@@ -60,8 +60,15 @@ def load_encoder(
         >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
         >>> features["layer_06"]  # [frames, 768]
     """
-    options = {"revision": revision, "language": language, "dtype": dtype, "device": device, "backend": backend}
-    encoder = Encoder.load(checkpoint, **options, long_form=long_form)
+    encoder = Encoder.load(
+        checkpoint,
+        revision=revision,
+        language=language,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        long_form=long_form,
+    )
     if is_demo_config(encoder.config):
         logger.warning('%s %s: load_encoder("facebook/wav2vec2-base")', checkpoint, DEMO_WARNING)
     return encoder
