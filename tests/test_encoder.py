@@ -5,8 +5,8 @@ import torch
 from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import memory
-from w2v_attn.encoder.layers import recorded
+from w2v_attn.encoder import cost
+from w2v_attn.encoder.layers import record_layers
 from w2v_attn.encoder.waveforms import MAX_FRAMES
 
 
@@ -69,7 +69,7 @@ def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech
 
 def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_checkpoint):
     encoder = load_encoder(group_checkpoint)
-    assert encoder.input.least_samples == 400
+    assert encoder.input.min_samples == 400
     assert encoder.extract([torch.randn(400)])[0]["final"].shape == (1, 24)
     for samples in (0, 1, 399):
         with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
@@ -128,7 +128,7 @@ def test_frame_rates_are_those_of_the_frames(tmp_path):
     assert load_encoder(save(tiny_model("wav2vec2-group"), tmp_path / "a")).frame_rate() == 50.0
     sew = load_encoder(save(tiny_model("sew"), tmp_path / "b"))
     assert (sew.frame_rate("layer_01"), sew.frame_rate("final")) == (25.0, 50.0)
-    assert sew.input.least_samples == 720
+    assert sew.input.min_samples == 720
     found = sew.extract([torch.randn(32_000)], layers=("layer_01", "final"))[0]
     assert len(found["final"]) == 99 // 2 * 2 or len(found["final"]) == 99
     assert abs(len(found["layer_01"]) / 2.0 - 25) < 1
@@ -170,7 +170,7 @@ def test_the_features_of_a_batch_take_an_eighth_of_the_memory_at_most(group_chec
     # Five layers of 24 channels in float32, twice.
     for said, budget in (("8000000", 8_000_000 // 8 // (2 * 4 * 24 * 5)), ("1", 1), ("max", whole), ("", whole)):
         limit.write_text(said)
-        monkeypatch.setattr(memory, "LIMITS", (tmp_path / "absent", limit))
+        monkeypatch.setattr(cost, "MEMORY_LIMIT_FILES", (tmp_path / "absent", limit))
         assert encoder.frame_budget() == budget
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 << 20)
     assert encoder.frame_budget() <= MAX_FRAMES
@@ -201,7 +201,7 @@ def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_pat
     parity = set()
     for wave, features in zip(speech, encoder.extract(speech, ("layer_02", "final")), strict=True):
         inputs = SeamlessM4TFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
-        with torch.no_grad(), recorded(theirs, ("layer_02",)) as found:
+        with torch.no_grad(), record_layers(theirs, ("layer_02",)) as found:
             final = theirs(**inputs).last_hidden_state
         real = inputs["attention_mask"].bool()[0]  # a window without a neighbour makes half a frame, which is masked
         parity.add(bool(real.all()))
@@ -214,7 +214,7 @@ def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_pat
 def test_the_shortest_recording_for_filter_banks_gives_a_frame(tmp_path):
     tiny_bert().save_pretrained(tmp_path / "bert")
     encoder = load_encoder(tmp_path / "bert")
-    assert encoder.input.least_samples == 560
+    assert encoder.input.min_samples == 560
     features = encoder.extract([torch.randn(560)])[0]["final"]
     assert features.shape == (1, 24)
     assert features.isfinite().all()

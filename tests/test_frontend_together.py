@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import frontend_batched, pack
+from w2v_attn.encoder import frontend_batched, packed_waveforms
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
-from w2v_attn.encoder.frontend_batched import ConvolutionsTogether
-from w2v_attn.encoder.inputs import standardize, standardize_together
+from w2v_attn.encoder.frontend_batched import BatchedConvolutions
+from w2v_attn.encoder.inputs import standardize, standardize_batch
 from w2v_attn.training import frontend
 
 HOP, FIELD = 320, 400
-SLOT = pack.BLOCK * HOP
+SLOT = packed_waveforms.FRAMES_PER_BLOCK * HOP
 # The shortest; one sample around two frames, a slot, a slot whose last frame sees to its end, and two slots; long ones.
 LENGTHS = [400, 719, 720, 721, SLOT - 1, SLOT, SLOT + 1, SLOT + 79, SLOT + 80, SLOT + 81, 2 * SLOT + 1, 40_009]
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -35,7 +35,7 @@ def alone(model, wave):
 def together(model, waves):
     """The frames of each, in a list."""
     counts = [(len(wave) - FIELD) // HOP + 1 for wave in waves]
-    return torch.cat(list(ConvolutionsTogether(model.feature_extractor)(waves))).split(counts)
+    return torch.cat(list(BatchedConvolutions(model.feature_extractor)(waves))).split(counts)
 
 
 def assert_each_is_what_it_is_alone(model, waves):
@@ -52,12 +52,12 @@ def dtype(request):
 
 @pytest.fixture
 def pieces_of(monkeypatch):
-    return lambda blocks: monkeypatch.setattr(pack, "PIECE", blocks)
+    return lambda blocks: monkeypatch.setattr(packed_waveforms, "BLOCKS_PER_TILE", blocks)
 
 
-@pytest.mark.parametrize("piece", [512, 3, 1])
-def test_recordings_together_give_what_each_gives_alone(family, dtype, piece, pieces_of):
-    pieces_of(piece)
+@pytest.mark.parametrize("tile", [512, 3, 1])
+def test_recordings_together_give_what_each_gives_alone(family, dtype, tile, pieces_of):
+    pieces_of(tile)
     assert_each_is_what_it_is_alone(tiny_model(family).to(dtype), noise(LENGTHS, dtype))
 
 
@@ -76,11 +76,11 @@ def test_speech_together_gives_what_each_gives_alone(family, speech, pieces_of):
         min_size=1,
         max_size=6,
     ),
-    piece=st.integers(1, 5),
+    tile=st.integers(1, 5),
 )
-def test_recordings_of_any_lengths_in_any_pieces_are_what_they_are_alone(lengths, piece):
+def test_recordings_of_any_lengths_in_any_pieces_are_what_they_are_alone(lengths, tile):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "PIECE", piece)
+        patch.setattr(packed_waveforms, "BLOCKS_PER_TILE", tile)
         for family in ("wav2vec2-group", "wav2vec2-layer"):
             assert_each_is_what_it_is_alone(tiny_model(family).double(), noise(lengths, torch.float64))
 
@@ -97,18 +97,18 @@ def test_a_neighbour_does_not_show(norm_style, fill, pieces_of):
 
 
 def test_convolutions_that_see_far_beyond_a_block_are_exact(monkeypatch, norm_style, pieces_of):
-    monkeypatch.setattr(pack, "BLOCK", 1)
+    monkeypatch.setattr(packed_waveforms, "FRAMES_PER_BLOCK", 1)
     pieces_of(2)
     model = tiny_model(norm_style, conv_kernel=(10, 3, 3, 3, 3, 2, 7)).double()
     waves = noise([2000, 2010, 9001], torch.float64)
-    ours = torch.cat(list(ConvolutionsTogether(model.feature_extractor)(waves)))
+    ours = torch.cat(list(BatchedConvolutions(model.feature_extractor)(waves)))
     torch.testing.assert_close(ours, torch.cat([alone(model, wave) for wave in waves]), rtol=0, atol=1e-10)
 
 
 def test_an_offset_does_not_drown_the_moments():
-    grid = pack.Grid.of([(10, 5), (64, 64)])
+    grid = packed_waveforms.Grid.of([(10, 5), (64, 64)])
     (quiet,) = noise([40_009], torch.float64)
-    whole = pack.window_moments(pack.Pack.of([1e-3 * quiet + 7.0, quiet], grid))
+    whole = packed_waveforms.window_moments(packed_waveforms.PackedWaveforms.of([1e-3 * quiet + 7.0, quiet], grid))
     windows = (1e-3 * quiet).unfold(0, 10, 5)
     torch.testing.assert_close(whole[0][0], windows.mean(0) + 7.0, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole[1][0], windows.T.cov(correction=0), rtol=1e-9, atol=0)
@@ -141,10 +141,10 @@ def test_launches_do_not_grow_with_the_recordings(norm_style):
     def launches(lengths):
         waves = noise(lengths)
         with Launches() as counted:
-            list(ours(standardize_together(waves)))
+            list(ours(standardize_batch(waves)))
         return counted.count
 
-    ours = ConvolutionsTogether(tiny_model(norm_style).feature_extractor)
+    ours = BatchedConvolutions(tiny_model(norm_style).feature_extractor)
     list(ours(noise([400])))  # lays the weights out
     assert launches([9000] * 30) == launches([9000, 4000])
 
@@ -152,11 +152,11 @@ def test_launches_do_not_grow_with_the_recordings(norm_style):
 @torch.no_grad()
 def test_weights_that_change_are_followed(norm_style):
     model, waves = tiny_model(norm_style), noise([400, 9000])
-    ours = ConvolutionsTogether(model.feature_extractor)
+    ours = BatchedConvolutions(model.feature_extractor)
     before = torch.cat(list(ours(waves)))
     for parameter in model.feature_extractor.parameters():
         parameter.mul_(1.1)
-    ours.follow()
+    ours.refresh()
     after = torch.cat(list(ours(waves)))
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, torch.cat([alone(model, wave) for wave in waves]), rtol=0, atol=1e-5)
@@ -167,7 +167,7 @@ def test_waveforms_together_are_standardised_as_each_alone(dtype, pieces_of):
     waves = [3.0 * wave + 5.0 for wave in noise([*LENGTHS, 8191, 8192, 8193], dtype)]
     waves[3].fill_(float("nan"))
     waves[4].fill_(0.25)
-    for wave, ours in zip(waves, standardize_together(waves), strict=True):
+    for wave, ours in zip(waves, standardize_batch(waves), strict=True):
         torch.testing.assert_close(ours, standardize(wave), rtol=0, atol=1e-6, equal_nan=True)
 
 
@@ -180,7 +180,7 @@ def test_features_are_the_same_where_recordings_go_together(family, tmp_path, mo
     folder = save(tiny_model(family), tmp_path / family)
     waves, layers = [*speech, *noise([720, 9000])], ("embed", "layer_02", "final")
     one_by_one = load_encoder(folder).extract(waves, layers)
-    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_faster", lambda device: True)
     encoder = load_encoder(folder)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     monkeypatch.setattr(Encoder, "prepare", forbidden)
@@ -196,6 +196,6 @@ def test_frozen_convolutions_in_training_are_the_same_where_recordings_go_togeth
     frontend.tell_lengths(model, [len(wave) for wave in waves])
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     one_by_one = model.feature_extractor(batch)
-    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_faster", lambda device: True)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     torch.testing.assert_close(model.feature_extractor(batch), one_by_one, rtol=0, atol=1e-5)

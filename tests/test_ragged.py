@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from w2v_attn import load_encoder
 from w2v_attn.encoder import blocks, cpu_parallel, encoder, frontend, ragged
 from w2v_attn.encoder.inputs import Samples
-from w2v_attn.encoder.long_form import LongForm, batches_of
+from w2v_attn.encoder.long_form import LongForm, batch_by_frames
 from w2v_attn.ops import gemm, winograd
 
 
@@ -38,13 +38,13 @@ def folder(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONFORMERS])
 def test_every_family_lies_side_by_side(name, tmp_path):
-    assert load_encoder(save(tiny_model(name), tmp_path / name)).why_not_ragged is None
+    assert load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason is None
 
 
 @pytest.mark.parametrize("name", CONFORMERS)
 def test_conformers_go_one_by_one(name, tmp_path):
     assert (
-        "not attention and feed-forward alone" in load_encoder(save(tiny_model(name), tmp_path / name)).why_not_ragged
+        "not attention and feed-forward alone" in load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason
     )
 
 
@@ -107,8 +107,12 @@ def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(famil
 
 def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monkeypatch):
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
-    in_place, original = [], blocks.Block._long
-    monkeypatch.setattr(blocks.Block, "_long", lambda self, x, y: in_place.append(x is y) or original(self, x, y))
+    in_place, original = [], blocks.TransformerBlock._run_chunked
+    monkeypatch.setattr(
+        blocks.TransformerBlock,
+        "_run_chunked",
+        lambda self, x, y: in_place.append(x is y) or original(self, x, y),
+    )
     (wave,) = noise(2.1)
     load_encoder(folder).extract([wave], ("layer_01", "final"))
     assert in_place == [True, False, True]
@@ -185,13 +189,13 @@ def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
     frames=st.integers(1, 400),
 )
 def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, seconds, share, frames):
-    pieces = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).pieces(lengths, 50.0))
+    pieces = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).chunks(lengths, 50.0))
     assert [p.first for p in pieces] == [0, *(p.last for p in pieces[:-1])]
     assert pieces[-1].last == sum(lengths)
     assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
     edges = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
     assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in pieces)
-    assert [piece for batch in batches_of(pieces, lambda p: p.end - p.begin, frames) for piece in batch] == pieces
+    assert [piece for batch in batch_by_frames(pieces, lambda p: p.end - p.begin, frames) for piece in batch] == pieces
 
 
 @pytest.mark.parametrize(
@@ -209,8 +213,10 @@ def test_options_that_leave_nothing_are_refused(options, says):
 
 def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
     ran = []
-    right = blocks.Block.__call__
-    monkeypatch.setattr(blocks.Block, "__call__", lambda self, *a, **k: ran.append(self) or right(self, *a, **k))
+    right = blocks.TransformerBlock.__call__
+    monkeypatch.setattr(
+        blocks.TransformerBlock, "__call__", lambda self, *a, **k: ran.append(self) or right(self, *a, **k)
+    )
     ours = load_encoder(folder)
     ours.extract(noise(0.2), ("embed",))
     assert not ran
@@ -246,16 +252,16 @@ def test_a_model_that_was_changed_goes_one_by_one(folder):
     theirs = plain.extract([wave])[0]["final"]
     seen = []
     hook = plain.model.encoder.layers[1].register_forward_hook(lambda *_: seen.append(1))
-    assert "hooks" in plain.why_not_ragged
+    assert "hooks" in plain.unpacked_reason
     torch.testing.assert_close(plain.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
     assert seen
     with pytest.raises(ValueError, match="hooks"):
         encoder.Encoder(plain.checkpoint, device=plain.device, long_form=LongForm(kind="sliding_window"))
     hook.remove()
-    assert plain.why_not_ragged is None
+    assert plain.unpacked_reason is None
     dense = plain.model.encoder.layers[0].feed_forward.output_dense
     dense.forward = lambda x: 2 * torch.nn.functional.linear(x, dense.weight, dense.bias)
-    assert "another forward" in ragged.why_not(plain.model)
+    assert "another forward" in ragged.unsupported_reason(plain.model)
     assert (plain.extract([wave])[0]["final"] - theirs).abs().max() > 1e-3
 
 
@@ -321,23 +327,23 @@ def test_one_call_for_all_heads_is_attention(frames, dtype, bound, monkeypatch):
     torch.testing.assert_close(alone, ours, rtol=0, atol=0)
 
 
-@given(lengths=st.lists(st.integers(1, 6000), max_size=40), streams_=st.integers(1, 5), budget=st.integers(1, 900))
-def test_packs_hold_every_recording_once_and_streams_end_together(lengths, streams_, budget):
-    alone, shared = cpu_parallel.plan(lengths, streams=streams_, budget=budget, longest=5000)
+@given(lengths=st.lists(st.integers(1, 6000), max_size=40), workers=st.integers(1, 5), budget=st.integers(1, 900))
+def test_packs_hold_every_recording_once_and_workers_end_at_about_the_same_time(lengths, workers, budget):
+    alone, shared = cpu_parallel.plan(lengths, workers=workers, budget=budget, longest=5000)
     assert sorted(number for pack in [*alone, *shared] for number in pack) == list(range(len(lengths)))
     assert all([*alone, *shared])
     sizes = sorted((sum(lengths[number] for number in pack) for pack in shared), reverse=True)
     assert all(lengths[number] <= 5000 for pack in shared for number in pack)
-    ends = [0] * streams_
+    ends = [0] * workers
     for size in sizes:
         ends[ends.index(min(ends))] += size
-    assert max(ends) <= 1.06 * sum(sizes) / streams_
+    assert max(ends) <= 1.06 * sum(sizes) / workers
 
 
 @given(seed=st.integers(0, 9999), count=st.integers(130, 300), speed=st.floats(0.6, 1.0))
 def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, speed):
     lengths = torch.randint(1, 100, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    _, shared = cpu_parallel.plan(lengths, streams=2, budget=800, longest=5000)
+    _, shared = cpu_parallel.plan(lengths, workers=2, budget=800, longest=5000)
     speeds, ends = (1.0, speed), [0.0, 0.0]
     for size in (sum(lengths[number] for number in pack) for pack in shared):
         free = ends.index(min(ends))
@@ -346,7 +352,7 @@ def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_recording_is_the_same_in_any_number_of_streams(threads, shared_encoder):
+def test_a_recording_is_the_same_in_any_number_of_workers(threads, shared_encoder):
     waves = noise(*(0.4 + 0.3 * number for number in range(12)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -396,7 +402,7 @@ def test_seven_products_add_up_in_pieces(maker):
     assert (ours - exact).norm() <= 2.5 * (theirs - exact).norm()
 
 
-def test_what_fails_in_a_stream_fails_the_call(shared_encoder, monkeypatch):
+def test_what_fails_in_a_worker_fails_the_call(shared_encoder, monkeypatch):
     def out_of_memory(self, *_, **__):
         raise MemoryError("no room")
 

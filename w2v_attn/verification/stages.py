@@ -51,7 +51,7 @@ def stages_of_parameters(model: Any) -> dict[str, tuple[str, str]]:
 
 
 @contextmanager
-def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
+def record_layers(model: Any) -> Iterator[dict[str, Tensor]]:
     """While open, one forward is listened to; then the dictionary given out has each stage but `logits`, detached.
 
     A module that is called several times, or not at all, leaves nothing: some of ours are called for each recording.
@@ -64,7 +64,7 @@ def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
 
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        blocks = stack.enter_context(layers.recorded(model.base_model, ("embed",)))
+        blocks = stack.enter_context(layers.record_layers(model.base_model, ("embed",)))
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(keep(name)).remove)
         yield found

@@ -147,8 +147,8 @@ class _Proof:
             device=str(request.device),
             backend=request.backend,
         )
-        if encoder.why_not_ragged is not None:
-            self._note(f"extract takes these recordings one by one: {encoder.why_not_ragged}")
+        if encoder.unpacked_reason is not None:
+            self._note(f"extract takes these recordings one by one: {encoder.unpacked_reason}")
         exact, waveforms = self._exact.alone.stages, [sample.waveform for sample in self._samples]
         together = _layers(encoder.extract(waveforms, layers=("all",)))
         symbols = {} if head is None else {"logits": [head(x.to(encoder.device)).cpu() for x in together["final"]]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.benchmarks.peers.peer import Subject, converting
-from w2v_attn.encoder.pack import Grid
+from w2v_attn.encoder.packed_waveforms import Grid
 
 
 class OneByOne:
