@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from w2v_attn import load_encoder
-from w2v_attn.benchmarks.measuring import float32_is_float32
+from w2v_attn.benchmarks.measurement import float32_is_float32
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.ops import fusions
 from w2v_attn.ops.fourier import FourierConvolution, overlap_add, spread

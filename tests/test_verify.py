@@ -11,12 +11,12 @@ from w2v_attn import load_encoder, replace_attention
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.verification import bounds, comparing, figures, runners, stages, verifying
+from w2v_attn.verification import bounds, comparisons, runners, stages, verifier
 from w2v_attn.verification.report import broken, sentences
 
 
 def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
-    request = verifying.Request(
+    request = verifier.VerificationRequest(
         checkpoint=str(folder),
         revision=None,
         language=None,
@@ -28,7 +28,7 @@ def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
         backend=backend,
     )
     costs = []
-    report = verifying.verify(request, costs.append)
+    report = verifier.verify(request, costs.append)
     assert sum(costs) == pytest.approx(request.cost)
     return report
 
@@ -39,9 +39,9 @@ def kinds(report, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_bound_holds_for_every_family(family, tmp_path):
-    report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifying.DTYPES)
+    report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
-    assert {comparison.dtype for comparison in report.comparisons} == set(verifying.DTYPES)
+    assert {comparison.dtype for comparison in report.comparisons} == set(verifier.DTYPES)
     for side in ("alone", "padded"):
         assert kinds(report, side) == {"stage", "gradient", "symbols"}
         seen = {comparison.stage for comparison in report.comparisons if comparison.side == side}
@@ -56,7 +56,7 @@ def test_every_bound_holds_for_filter_banks(positions, tmp_path):
 
     tiny_bert(positions, "ForCTC").save_pretrained(tmp_path / "model")
     SeamlessM4TFeatureExtractor().save_pretrained(tmp_path / "model")
-    report = proof(tmp_path / "model", dtypes=verifying.DTYPES)
+    report = proof(tmp_path / "model", dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
     assert kinds(report, "input") == {"stage"}
     assert {"embed", "layer_03", "final", "logits"} <= {comparison.stage for comparison in report.comparisons}
@@ -145,7 +145,7 @@ def test_a_fault_of_the_encoder_is_found(tmp_path, monkeypatch):
         fault_of_a_parameter(encoder.model)
         return encoder
 
-    monkeypatch.setattr(verifying, "load_encoder", load_and_break)
+    monkeypatch.setattr(verifier, "load_encoder", load_and_break)
     found = list(broken(proof(save(tiny_model("wav2vec2-layer"), tmp_path / "model"))))
     assert found
     assert found[0].startswith("float32, extract, stages: broken first at layer_02")
@@ -157,7 +157,7 @@ def test_features_that_depend_on_their_neighbours_are_found(group_checkpoint, mo
         return [{name: x + 3e-5 * number for name, x in one.items()} for number, one in enumerate(found)]
 
     monkeypatch.setattr(
-        verifying,
+        verifier,
         "load_encoder",
         lambda *a, **o: type("_", (Encoder,), {"extract": extract})(load_checkpoint(a[0]), device=torch.device("cpu")),
     )
@@ -173,28 +173,28 @@ def test_a_flipped_symbol_is_found_and_a_tie_is_none():
     flipped = {"logits": [exact.float()[:, [1, 0, 2]]]}
     tied = {"logits": [torch.tensor([[0.0, 1.0, -1.0], [1.0, 0.9, 0.0]])]}
     for ours, different in ((stages, 0), (flipped, 1), (tied, 0)):
-        found = comparing.compare_symbols("alone", ours, stages, {"logits": [exact]})
+        found = comparisons.compare_symbols("alone", ours, stages, {"logits": [exact]})
         assert found.worst.value == different
 
 
 def test_features_of_another_shape_or_that_are_no_numbers_break_every_bound():
     exact = [torch.ones(3, 2, dtype=torch.float64)]
     for ours in (torch.ones(2, 2), torch.full((3, 2), float("nan"))):
-        found = figures.compare([ours], exact, exact)
-        for dtype in verifying.DTYPES:
+        found = bounds.measure_errors([ours], exact, exact)
+        for dtype in verifier.DTYPES:
             assert not all(check.holds for check in bounds.check_stage(dtype, found))
 
 
 def test_stock_is_stock_and_ours_is_ours(norm_style, monkeypatch):
     model = replace_attention(tiny_model(norm_style), unpad=True)
-    runners.become_stock(model)
+    runners.restore(model)
     assert all(type(module).__module__.startswith(("transformers.", "torch.")) for module in model.modules())
     monkeypatch.setattr(runners, "replace_attention", lambda model, **_: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.become_ours(model, "auto")
+        runners.patch(model, "auto")
     monkeypatch.setattr(runners, "restore_attention", lambda model: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.become_stock(replace_attention(model))
+        runners.restore(replace_attention(model))
 
 
 def test_what_padding_does_to_group_norm_features_is_said_with_its_number(group_checkpoint, layer_checkpoint):

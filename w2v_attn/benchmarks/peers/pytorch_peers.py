@@ -1,20 +1,52 @@
-"""Stock Hugging Face with sdpa: one by one, in padded batches, and compiled."""
+"""Contenders in PyTorch: our encoder, stock Hugging Face with sdpa in several ways, and torchaudio."""
 
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.peers.peer import Subject, converting
+from w2v_attn.benchmarks.peers.contender import Subject, converting, library
+from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.packed_waveforms import Grid
 
 
-class OneByOne:
-    """Each recording alone: no padding.
+class Ours:
+    """`Encoder.extract` on the whole list, with its own batching. layer: the highest one that is computed."""
 
-    float32: the reference, whatever is compared. layer: the one that is given out; all are computed whichever it is.
+    batch, quadratic = 1, False
+
+    def __init__(self, layer: str = "final"):
+        self.layer = layer
+        self.name = "w2v_attn" if layer == "final" else f"w2v_attn, {layer}"
+
+    def prepare(self, subject: Subject) -> None:
+        # A copy, because its attention is replaced. Waveforms are normalised before, because peers do not normalise.
+        checkpoint = Checkpoint(
+            model=deepcopy(subject.model),
+            source="random weights",
+            folder=Path(),
+            missing=(),
+            unexpected=(),
+            sample_rate=16_000,
+            do_normalize=False,
+            normalize_from="the benchmark",
+        )
+        self._encoder = Encoder(checkpoint, device=subject.device)
+
+    def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        return [features[self.layer] for features in self._encoder.extract(waveforms, (self.layer,))]
+
+
+class OneByOne:
+    """Stock Hugging Face with sdpa on each recording alone, without padding.
+
+    Args:
+        float32: Whether the float32 reference runs, whatever dtype is compared.
+        layer: The one that is returned; all layers are computed anyway.
     """
 
     batch, quadratic = 1, False
@@ -39,7 +71,7 @@ class OneByOne:
 
 
 class Padded:
-    """Batches padded to their longest, with the mask that keeps real frames from attending to padding."""
+    """Stock Hugging Face with sdpa on padded batches, with the attention mask."""
 
     quadratic = False
 
@@ -73,20 +105,36 @@ class Padded:
 
 
 class Compiled:
-    """torch.compile with dynamic lengths, one by one; on a CPU with frozen weights, which is faster there."""
+    """Stock Hugging Face with torch.compile and dynamic lengths, one by one; on a CPU with frozen weights for speed."""
 
     name, batch, quadratic = "Hugging Face, compiled", 1, False
 
     def prepare(self, subject: Subject) -> None:
-        # A copy: what transformers hangs on a model that is asked for hidden states would compile it again.
+        # A copy: the hooks that transformers adds to a model for hidden states would cause another compilation.
         self._model = deepcopy(subject.model)
         options: dict[str, Any] = {"freezing": True} if subject.device.type == "cpu" else {}
         self._compiled = torch.compile(self._model, dynamic=True, options=options)
         with converting("torch.compile"):
-            for seconds in (1.0, 1.7):  # a second length, so that nothing is compiled again later
+            for seconds in (1.0, 1.7):  # a second length, so that no compilation is left for later
                 self.run([torch.randn(int(16_000 * seconds))])
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         model = self._model
         return [self._compiled(wave[None].to(model.device, model.dtype)).last_hidden_state[0] for wave in waveforms]
+
+
+class Torchaudio:
+    """torchaudio's wav2vec 2.0 with the weights imported from Hugging Face, one by one."""
+
+    name, batch, quadratic = "torchaudio", 1, False
+
+    def prepare(self, subject: Subject) -> None:
+        utils = library("torchaudio.models.wav2vec2.utils")
+        self._device, self._dtype = subject.device, subject.dtype
+        with converting("torchaudio's import of the model"):
+            self._model = utils.import_huggingface_model(subject.reference).to(subject.device, subject.dtype).eval()
+
+    @torch.no_grad()
+    def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        return [self._model(wave[None].to(self._device, self._dtype))[0][0] for wave in waveforms]
