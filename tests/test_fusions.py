@@ -187,7 +187,7 @@ def test_an_encoder_of_such_steps_is_the_encoder(family, dtype, speech, tmp_path
         monkeypatch.setattr(fusions, name, lambda *a, step=step, name=name, **o: calls.append(name) or step(*a, **o))
     monkeypatch.setattr(fusions, "serves", lambda device: True)
     monkeypatch.setattr(fusions, "serves_products", lambda weight, kernel: weight.dtype in fusions.HALF)
-    monkeypatch.setattr(frontend_batched, "is_faster", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_batching_faster", lambda device: True)
     fused = load_encoder(folder, dtype=dtype).extract(waves, ("all",))
     wanted = {"first_frames", "add_norm"} | ({"window_product"} if dtype == "bfloat16" else set())
     # In float32 only the first convolution's norm comes with its GELU; the others' follow torch's products.

@@ -24,12 +24,12 @@ from w2v_attn.encoder.frontend import (
     norm_of,
     weight_of,
 )
-from w2v_attn.encoder.packed_waveforms import PackedWaveforms, Tile, apply_recording_weights, window_moments
+from w2v_attn.encoder.packed_waveforms import PackedWaveforms, WaveformTile, apply_recording_weights, window_moments
 from w2v_attn.ops import fusions
 from w2v_attn.ops.numerics import softmax_dtype
 
 
-def is_faster(device: torch.device) -> bool:
+def is_batching_faster(device: torch.device) -> bool:
     """Return whether batching recordings is faster on a device; a CPU has no launches to save, but caches to use."""
     return device.type != "cpu"
 
@@ -126,7 +126,7 @@ class BatchedConvolutions(ConvolutionStack):
             weights = F.pad(weights, (0, 0, 0, fusions.FIRST_WIDTH - weights.shape[1]))
         return weights.contiguous()
 
-    def _first_frames(self, pack: PackedWaveforms, tile: Tile, weights: Tensor | None) -> Tensor:
+    def _first_frames(self, pack: PackedWaveforms, tile: WaveformTile, weights: Tensor | None) -> Tensor:
         """Return the output of the first convolution for a tile, [T, C]."""
         dtype, samples = self._dtype, pack.samples_of(tile)
         grid, end = pack.grid, tile.end + pack.grid.margin

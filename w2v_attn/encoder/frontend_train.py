@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.encoder.frontend import fold_group_norm, grid_of, layer_norm, norm_of
-from w2v_attn.encoder.packed_waveforms import PackedWaveforms, Tile, apply_recording_weights, window_moments
+from w2v_attn.encoder.packed_waveforms import PackedWaveforms, WaveformTile, apply_recording_weights, window_moments
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.ops.strided import StridedConvolution
 
@@ -52,7 +52,7 @@ def _folded(layer: Any, pack: PackedWaveforms) -> Tensor | None:
     return torch.cat((weight, bias.unsqueeze(-1)), -1).mT.to(softmax_dtype(conv.weight))
 
 
-def _first_frames(layer: Any, pack: PackedWaveforms, tile: Tile, weights: Tensor | None) -> Tensor:
+def _first_frames(layer: Any, pack: PackedWaveforms, tile: WaveformTile, weights: Tensor | None) -> Tensor:
     """Return the output of the first convolution for a tile, [T, C]."""
     if weights is None:
         return _convolved(layer, pack.samples_of(tile)[:, None])

@@ -71,7 +71,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Tile:
+class WaveformTile:
     """Blocks `begin` to `end`, computed at once.
 
     Attributes:
@@ -102,7 +102,7 @@ class PackedWaveforms:
     lengths: Tensor
     owners: Tensor
     remaining: Tensor
-    tiles: list[Tile]
+    tiles: list[WaveformTile]
 
     @classmethod
     def of(cls, waveforms: Sequence[Tensor], grid: Grid) -> "PackedWaveforms":
@@ -137,12 +137,12 @@ class PackedWaveforms:
             owners=send(F.pad(owners, (0, grid.margin))),
             remaining=send(remaining),
             tiles=[
-                Tile(begin, min(begin + BLOCKS_PER_TILE, total), part)
+                WaveformTile(begin, min(begin + BLOCKS_PER_TILE, total), part)
                 for begin, part in zip(begins, parts, strict=True)
             ],
         )
 
-    def samples_of(self, tile: Tile) -> Tensor:
+    def samples_of(self, tile: WaveformTile) -> Tensor:
         """Return the samples that the frames of a tile depend on, [samples], across the borders of recordings."""
         grid = self.grid
         return self.samples[tile.begin * grid.block : (tile.end * FRAMES_PER_BLOCK - 1) * grid.hop + grid.field]
@@ -199,7 +199,7 @@ def window_moments(pack: PackedWaveforms) -> tuple[Tensor, Tensor]:
     return mean + centres.unsqueeze(-1), moment
 
 
-def apply_recording_weights(pack: PackedWaveforms, tile: Tile, weights: Tensor) -> Tensor:
+def apply_recording_weights(pack: PackedWaveforms, tile: WaveformTile, weights: Tensor) -> Tensor:
     """Return the first convolution over a tile, [T, C], with the weights of each recording.
 
     Args:

@@ -152,7 +152,7 @@ class RaggedEncoder:
         self._squeeze: int = encoder.upsample.squeeze_factor if self._squeezes else 1
         self._frontend = Frontend(model)
         self._batched_convolutions: frontend_batched.BatchedConvolutions | None = None
-        if frontend_batched.is_faster(model.device):
+        if frontend_batched.is_batching_faster(model.device):
             self._batched_convolutions = frontend_batched.BatchedConvolutions(model.feature_extractor)
         self._positions = build_positions(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         first = encoder.layers[0].attention

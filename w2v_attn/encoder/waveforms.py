@@ -198,7 +198,7 @@ class WaveformModel:
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
         """Return the model inputs of waveforms: lazily one by one on a CPU, as a batch on accelerators."""
-        if not frontend_batched.is_faster(self.device):
+        if not frontend_batched.is_batching_faster(self.device):
             return map(self.prepare, waveforms)
         return self.input.prepare_batch(self._to_device(list(waveforms)))
 

@@ -115,7 +115,7 @@ class _Alone:
         casts = torch.is_autocast_enabled(device) and like.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if casts else None
         with torch.autocast(device, enabled=False):
-            if frontend_batched.is_faster(like.device):
+            if frontend_batched.is_batching_faster(like.device):
                 if dtype not in self._together:
                     self._together[dtype] = frontend_batched.BatchedConvolutions(self._extractor, dtype)
                 self._together[dtype].refresh()

@@ -94,7 +94,7 @@ def run_batched(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> Trace:
     """Run forward and backward on all recordings in one padded batch. shapes: of the stages of each recording alone."""
     trace = Trace()
     with _gradients(model, trace):
-        output, found = _forward(model, *pad_batch(inputs))
+        output, found = _forward(model, *pad_inputs(inputs))
         trace.stages = _without_padding(found, shapes)
         parts = _cut(output, shapes["logits" if "logits" in shapes else "final"])
         torch.stack([(part * _direction(part, number)).sum() for number, part in enumerate(parts)]).sum().backward()
@@ -104,7 +104,7 @@ def run_batched(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> Trace:
 @torch.no_grad()
 def batched_stages(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> dict[str, list[Tensor]]:
     """Return the stages of all recordings in one padded batch, without padding."""
-    _, found = _forward(model, *pad_batch(inputs))
+    _, found = _forward(model, *pad_inputs(inputs))
     return _without_padding(found, shapes)
 
 
@@ -117,7 +117,7 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     found: dict[str, list[Tensor]] = {}
     runs: list[tuple[Tensor, Tensor | None, Sequence[int]]]
     runs = [(one[None], None, [T]) for one, T in zip(inputs, sizes, strict=True)]
-    runs.append((*pad_batch(inputs), sizes))
+    runs.append((*pad_inputs(inputs), sizes))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -131,7 +131,7 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     return found
 
 
-def pad_batch(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def pad_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return a ragged batch padded with zeros, [B, N] or [B, N, bins], and its mask, int64 [B, N]."""
     values = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     lengths = torch.tensor([len(one) for one in inputs], device=values.device)
