@@ -1,6 +1,7 @@
 """`w2v-attn verify` holds for every family, bites on a fault and says where, and its exit codes are those promised."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_a_fault_of_the_encoder_is_found(tmp_path, monkeypatch):
         fault_of_a_parameter(encoder.model)
         return encoder
 
-    monkeypatch.setattr(verifier, "load_encoder", load_and_break)
+    monkeypatch.setattr(verifier, "Encoder", SimpleNamespace(load=load_and_break))
     found = list(broken(proof(save(tiny_model("wav2vec2-layer"), tmp_path / "model"))))
     assert found
     assert found[0].startswith("float32, extract, stages: broken first at layer_02")
@@ -158,8 +159,12 @@ def test_features_that_depend_on_their_neighbours_are_found(group_checkpoint, mo
 
     monkeypatch.setattr(
         verifier,
-        "load_encoder",
-        lambda *a, **o: type("_", (Encoder,), {"extract": extract})(load_checkpoint(a[0]), device=torch.device("cpu")),
+        "Encoder",
+        SimpleNamespace(
+            load=lambda checkpoint, **_: type("_", (Encoder,), {"extract": extract})(
+                load_checkpoint(checkpoint), device=torch.device("cpu")
+            )
+        ),
     )
     assert any(
         line.startswith("float32, extract, batch = single: broken first at embed")

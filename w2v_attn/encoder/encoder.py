@@ -1,5 +1,6 @@
 """`load_encoder` and the `Encoder` that it returns: recorded waveforms in, features of chosen layers out."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
+from w2v_attn.checkpoints.demo import DEMO_WARNING, is_demo_config
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
@@ -18,6 +20,8 @@ from w2v_attn.encoder.layers import check_layers, highest_block, record_layers
 from w2v_attn.encoder.long_form import LongForm, batch_by_frames
 from w2v_attn.encoder.model_state import ModelStructure, checksum, tensors_of
 from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode, find_device
+
+logger = logging.getLogger(__name__)
 
 # Frames of a pack on a CPU: what a block computes from them then stays in the caches.
 CPU_FRAMES = 800
@@ -56,8 +60,18 @@ def load_encoder(
         >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
         >>> features["layer_06"]  # [frames, 768]
     """
-    loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
-    return Encoder(loaded, device=find_device(device), backend=backend, long_form=long_form)
+    encoder = Encoder.load(
+        checkpoint,
+        revision=revision,
+        language=language,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        long_form=long_form,
+    )
+    if is_demo_config(encoder.config):
+        logger.warning('%s %s: load_encoder("facebook/wav2vec2-base")', checkpoint, DEMO_WARNING)
+    return encoder
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,22 @@ class Encoder(WaveformModel):
                 f"long_form={self.long_form.kind} is not supported for this checkpoint: {self.unpacked_reason}. "
                 "Use long_form=full"
             )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str] | torch.nn.Module,
+        *,
+        revision: str | None = None,
+        language: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        backend: str = "auto",
+        long_form: LongForm | None = None,
+    ) -> "Encoder":
+        """Load an encoder; see `load_encoder`, which also warns of the demo checkpoint."""
+        loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
+        return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)
 
     @property
     def model(self) -> Any:

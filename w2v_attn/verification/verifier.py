@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.loading import load_checkpoint
-from w2v_attn.encoder.encoder import load_encoder
+from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.waveforms import WaveformModel
 from w2v_attn.verification import comparisons, runners, stages
 from w2v_attn.verification.bounds import distance
@@ -120,9 +120,9 @@ class _Verifier:
 
     @torch.no_grad()
     def compare_encoder(self, dtype: str, theirs: Stages, head: Any) -> None:
-        """Compare the encoder of `load_encoder`. theirs, head: the result of `compare_model`."""
+        """Compare the features of `Encoder.extract`. theirs, head: the result of `compare_model`."""
         request = self._request
-        encoder = load_encoder(
+        encoder = Encoder.load(
             request.checkpoint,
             revision=request.revision,
             language=request.language,
