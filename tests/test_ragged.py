@@ -1,4 +1,4 @@
-"""Recordings side by side: what each is does not depend on the others, on its length, or on how it was computed."""
+"""Features of packed recordings do not depend on the other recordings, the length, or the way of computing."""
 
 import itertools
 from unittest.mock import Mock
@@ -37,12 +37,12 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONFORMERS])
-def test_every_family_lies_side_by_side(name, tmp_path):
+def test_recordings_of_every_family_are_packed(name, tmp_path):
     assert load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason is None
 
 
 @pytest.mark.parametrize("name", CONFORMERS)
-def test_conformers_go_one_by_one(name, tmp_path):
+def test_recordings_of_conformers_are_processed_one_by_one(name, tmp_path):
     assert (
         "not attention and feed-forward alone" in load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason
     )
@@ -50,12 +50,12 @@ def test_conformers_go_one_by_one(name, tmp_path):
 
 @settings(max_examples=15, deadline=None)
 @given(samples=st.lists(st.integers(400, 9000), min_size=1, max_size=6), budget=st.sampled_from([1, 20, 800]))
-def test_any_recordings_in_any_packs_are_what_they_are_alone(samples, budget, shared_encoder):
+def test_features_of_any_recordings_in_any_packs_are_those_of_each_alone(samples, budget, shared_encoder):
     waves = [0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in samples]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "CPU_FRAMES", budget)
-        together = shared_encoder.extract(waves, ("layer_01", "final"))
-    for wave, ours in zip(waves, together, strict=True):
+        packed = shared_encoder.extract(waves, ("layer_01", "final"))
+    for wave, ours in zip(waves, packed, strict=True):
         for name, alone in shared_encoder.extract([wave], ("layer_01", "final"))[0].items():
             torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
 
@@ -66,7 +66,7 @@ def shared_encoder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("block", "wide_block"), [(7, 800), (200, 6), (7, 6), (1, 2)])
-def test_blocks_of_the_waveform_do_not_show(folder, block, wide_block, maker, monkeypatch):
+def test_the_block_size_does_not_change_features(folder, block, wide_block, maker, monkeypatch):
     (wave,) = noise(2.1)
     whole = load_encoder(folder).extract([wave])[0]["final"]
     monkeypatch.setattr(frontend, "CPU_BLOCK", block)
@@ -93,19 +93,19 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
     [LongForm(), LongForm(kind="sliding_window", seconds=0.4), LongForm(kind="chunked", seconds=1.0, overlap=0.2)],
 )
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
-def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long_form, tmp_path, monkeypatch):
-    """Blocks write over what nobody wants any more."""
+def test_layers_of_a_long_recording_do_not_depend_on_other_requested_layers(family, long_form, tmp_path, monkeypatch):
+    """Blocks overwrite frames that are not needed any more."""
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
     encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long_form=long_form)
     (wave,) = noise(2.1)
     layers = ("embed", "layer_01", "layer_02", "layer_03", "final")
-    (together,) = encoder.extract([wave], layers)
+    (found,) = encoder.extract([wave], layers)
     for layer in layers:
-        torch.testing.assert_close(encoder.extract([wave], (layer,))[0][layer], together[layer], rtol=0, atol=0)
+        torch.testing.assert_close(encoder.extract([wave], (layer,))[0][layer], found[layer], rtol=0, atol=0)
 
 
-def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monkeypatch):
+def test_a_long_recording_overwrites_layers_that_are_not_requested(folder, monkeypatch):
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     in_place, original = [], blocks.TransformerBlock._run_chunked
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monk
     assert in_tiles.called == (maker != "MKL's")
 
 
-def test_a_short_recording_beside_a_windowed_one_is_exact(folder):
+def test_a_short_recording_in_a_batch_with_a_windowed_one_is_exact(folder):
     short, long = noise(0.35, 2.0)
     windowed = load_encoder(folder, long_form=LongForm(kind="sliding_window", seconds=0.4)).extract([short, long])
     torch.testing.assert_close(windowed[0]["final"], stock(folder, short), rtol=0, atol=1e-4)
@@ -148,7 +148,7 @@ def test_a_window_wider_than_the_recording_is_exact(folder):
 @pytest.mark.parametrize("rows", [5, 13, 2000])
 @pytest.mark.parametrize("tile", [4, 256])
 def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
-    """The same features come from our layer with a mask that forbids what is further away."""
+    """Our layer returns the same features with a mask that excludes frames outside the window."""
     from w2v_attn.attention import packed as core
 
     monkeypatch.setattr(blocks, "LONG_ROWS", rows)
@@ -168,7 +168,7 @@ def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
     torch.testing.assert_close(windowed["layer_01"], theirs[0], rtol=0, atol=1e-5)
 
 
-def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
+def test_chunks_keep_every_frame_once_and_a_single_chunk_is_exact(folder):
     waves = noise(0.3, 2.3, 0.9)
     exact = load_encoder(folder).extract(waves, ("embed", "final"))
     ours = load_encoder(folder, long_form=LongForm(kind="chunked", seconds=1.0, overlap=0.2)).extract(
@@ -188,14 +188,14 @@ def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
     share=st.floats(0.0, 0.49),
     frames=st.integers(1, 400),
 )
-def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, seconds, share, frames):
-    pieces = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).chunks(lengths, 50.0))
-    assert [p.first for p in pieces] == [0, *(p.last for p in pieces[:-1])]
-    assert pieces[-1].last == sum(lengths)
-    assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
+def test_chunks_cover_each_recording_without_gaps(lengths, seconds, share, frames):
+    chunks = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).chunks(lengths, 50.0))
+    assert [p.first for p in chunks] == [0, *(p.last for p in chunks[:-1])]
+    assert chunks[-1].last == sum(lengths)
+    assert all(p.begin <= p.first < p.last <= p.end for p in chunks)
     edges = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
-    assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in pieces)
-    assert [piece for batch in batch_by_frames(pieces, lambda p: p.end - p.begin, frames) for piece in batch] == pieces
+    assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in chunks)
+    assert [chunk for batch in batch_by_frames(chunks, lambda p: p.end - p.begin, frames) for chunk in batch] == chunks
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
     assert len(ran) == 2
 
 
-def test_weights_that_change_are_followed(folder, tmp_path):
+def test_changed_weights_are_used(folder, tmp_path):
     (wave,) = noise(0.5)
     ours = load_encoder(folder)
     before = ours.extract([wave])[0]["final"]
@@ -246,7 +246,7 @@ def test_without_onednn_the_features_are_the_same(folder, monkeypatch):
         torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
 
 
-def test_a_model_that_was_changed_goes_one_by_one(folder):
+def test_recordings_of_a_changed_model_are_processed_one_by_one(folder):
     (wave,) = noise(0.5)
     plain = load_encoder(folder)
     theirs = plain.extract([wave])[0]["final"]
@@ -265,8 +265,8 @@ def test_a_model_that_was_changed_goes_one_by_one(folder):
     assert (plain.extract([wave])[0]["final"] - theirs).abs().max() > 1e-3
 
 
-def test_an_offset_of_the_waveform_costs_no_precision(folder):
-    """Group norm takes the mean off; folded into weights, it must not drown small samples in a large offset."""
+def test_an_offset_of_the_waveform_does_not_reduce_precision(folder):
+    """Group norm subtracts the mean; folded into weights, it must not lose small samples next to a large offset."""
     from transformers import AutoModel
 
     if "group" not in str(AutoModel.from_pretrained(folder).config.feat_extract_norm):
@@ -292,7 +292,7 @@ def test_the_expected_time_grows_with_the_work(folder):
     assert exact.expected_seconds(minute, ("layer_02",)) < exact.expected_seconds(minute)
 
 
-def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog, tmp_path):
+def test_a_long_recording_is_logged_with_its_expected_time(folder, monkeypatch, caplog, tmp_path):
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction import computing, extracting
 
@@ -357,11 +357,11 @@ def test_a_recording_is_the_same_in_any_number_of_workers(threads, shared_encode
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = shared_encoder.extract(waves, ("embed", "final"))
+        packed = shared_encoder.extract(waves, ("embed", "final"))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    for wave, ours in zip(waves, together, strict=True):
+    for wave, ours in zip(waves, packed, strict=True):
         for name, alone in shared_encoder.extract([wave], ("embed", "final"))[0].items():
             torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
 
@@ -373,7 +373,7 @@ def test_a_recording_is_the_same_in_any_number_of_workers(threads, shared_encode
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker):
+def test_winograds_algorithm_equals_the_convolution(frames, channels, dtype, seed, maker):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, channels, generator=generator, dtype=torch.float64)
     weight = torch.randn(19, channels, 3, generator=generator, dtype=torch.float64) / channels**0.5
@@ -385,14 +385,14 @@ def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker
 
 
 @given(count=st.integers(1, 99))
-def test_as_many_frames_come_out_of_seven_products_as_are_asked_for(count):
+def test_winograds_algorithm_returns_the_requested_number_of_frames(count):
     products_ = winograd.Winograd(torch.ones(1, 1, 3), None)
     frames = torch.ones(products_.takes(count), 1)
     assert count <= len(products_(frames)) < count + 3
     assert len(frames) == 7 or len(products_(frames[:-1])) < count
 
 
-def test_seven_products_add_up_in_pieces(maker):
+def test_winograds_algorithm_sums_over_blocks_of_channels(maker):
     """oneDNN's over 512 channels have 3.1 times the error of torch's convolution: `embed` then breaks its bound."""
     torch.manual_seed(0)
     x, weight = torch.nn.functional.gelu(torch.randn(1, 512, 205)), torch.randn(64, 512, 3)
@@ -402,7 +402,7 @@ def test_seven_products_add_up_in_pieces(maker):
     assert (ours - exact).norm() <= 2.5 * (theirs - exact).norm()
 
 
-def test_what_fails_in_a_worker_fails_the_call(shared_encoder, monkeypatch):
+def test_an_error_in_a_worker_is_raised_by_the_call(shared_encoder, monkeypatch):
     def out_of_memory(self, *_, **__):
         raise MemoryError("no room")
 

@@ -39,6 +39,7 @@ class Subject:
 
     @property
     def config(self) -> Any:
+        """The config of the model."""
         return self.reference.config
 
 
@@ -76,6 +77,7 @@ class FinalFeatures(nn.Module):
         self.model = model
 
     def forward(self, waveform: Tensor) -> Tensor:
+        """Return the final features, [1, frames, channels]."""
         return self.model(waveform).last_hidden_state
 
 

@@ -30,6 +30,7 @@ class OnnxRuntime:
     name, batch, quadratic = "ONNX Runtime", 1, True
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         need_cpu(subject.device, "ONNX Runtime")
         if subject.dtype != torch.float32:
             raise Unavailable("its CPU kernels have no bfloat16")
@@ -53,6 +54,7 @@ class OnnxRuntime:
             self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         return [torch.from_numpy(self._session.run(None, {INPUT: wave[None].numpy()})[0][0]) for wave in waveforms]
 
 
@@ -70,6 +72,7 @@ class OpenVino:
         self._in_streams = in_streams
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         need_cpu(subject.device, "OpenVINO")
         openvino = library("openvino")
         precision = PRECISIONS[subject.dtype]
@@ -95,6 +98,7 @@ class OpenVino:
         self._requests.set_callback(lambda request, found: found.append(_features(request)))
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         found: list[list[Tensor]] = [[] for _ in waveforms]
         for number in sorted(range(len(waveforms)), key=lambda number: -len(waveforms[number])):
             self._requests.start_async([waveforms[number][None].numpy()], found[number])
@@ -113,6 +117,7 @@ class CTranslate2:
     name, batch, quadratic = "CTranslate2", 1, True
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         need_cpu(subject.device, "CTranslate2")
         config = subject.config
         if config.model_type != "wav2vec2" or config.feat_extract_norm != "layer" or not config.do_stable_layer_norm:
@@ -130,6 +135,7 @@ class CTranslate2:
             self.run([torch.randn(16_000)])  # sizes of the convolutions are checked at the first run
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         return [self._one(wave) for wave in waveforms]
 
     def _one(self, waveform: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Ours:
         self.name = "w2v_attn" if layer == "final" else f"w2v_attn, {layer}"
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         # A copy, because its attention is replaced. Waveforms are normalised before, because peers do not normalise.
         checkpoint = Checkpoint(
             model=deepcopy(subject.model),
@@ -38,6 +39,7 @@ class Ours:
         self._encoder = Encoder(checkpoint, device=subject.device)
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         return [features[self.layer] for features in self._encoder.extract(waveforms, (self.layer,))]
 
 
@@ -57,10 +59,12 @@ class OneByOne:
         self._number = None if layer == "final" else 0 if layer == "embed" else int(layer.removeprefix("layer_"))
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         self._model = subject.reference if self.float32 else subject.model
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         return [self._one(waveform) for waveform in waveforms]
 
     def _one(self, waveform: Tensor) -> Tensor:
@@ -81,10 +85,12 @@ class Padded:
         self._by_length = by_length
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         self._model = subject.model
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         numbers = list(range(len(waveforms)))
         if self._by_length:
             numbers.sort(key=lambda number: len(waveforms[number]))
@@ -110,6 +116,7 @@ class Compiled:
     name, batch, quadratic = "Hugging Face, compiled", 1, False
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         # A copy: the hooks that transformers adds to a model for hidden states would cause another compilation.
         self._model = deepcopy(subject.model)
         options: dict[str, Any] = {"freezing": True} if subject.device.type == "cpu" else {}
@@ -120,6 +127,7 @@ class Compiled:
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         model = self._model
         return [self._compiled(wave[None].to(model.device, model.dtype)).last_hidden_state[0] for wave in waveforms]
 
@@ -130,6 +138,7 @@ class Torchaudio:
     name, batch, quadratic = "torchaudio", 1, False
 
     def prepare(self, subject: Subject) -> None:
+        """See `Contender`."""
         utils = library("torchaudio.models.wav2vec2.utils")
         self._device, self._dtype = subject.device, subject.dtype
         with converting("torchaudio's import of the model"):
@@ -137,4 +146,5 @@ class Torchaudio:
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Contender`."""
         return [self._model(wave[None].to(self._device, self._dtype))[0][0] for wave in waveforms]

@@ -1,4 +1,4 @@
-"""Convolutions that learn over a batch side by side: stock's over each recording alone, forward and backward."""
+"""Differentiable convolutions over packed recordings equal stock's over each recording alone, forward and backward."""
 
 import copy
 
@@ -11,7 +11,7 @@ from w2v_attn.encoder.frontend import unsupported_reason
 from w2v_attn.encoder.frontend_train import TrainableConvolutions
 
 LENGTHS = (9000, 400, 4321, 719, 6789)  # samples; one frame in two of them
-LEARNING = [name for name in FAMILIES if unsupported_reason(tiny_model(name)) is None]
+TRAINABLE = [name for name in FAMILIES if unsupported_reason(tiny_model(name)) is None]
 
 
 def waveforms(dtype):
@@ -29,9 +29,9 @@ def alone(extractor, waves):
     return torch.cat([extractor(wave[None])[0].T for wave in waves])
 
 
-@pytest.mark.parametrize("family", LEARNING)
+@pytest.mark.parametrize("family", TRAINABLE)
 @pytest.mark.parametrize("conv_bias", [False, True])
-def test_frames_and_gradients_are_stocks_over_each_recording_alone(family, conv_bias):
+def test_frames_and_gradients_equal_stocks_over_each_recording_alone(family, conv_bias):
     extractor = tiny_model(family, conv_bias=conv_bias).double().feature_extractor
     waves = waveforms(torch.float64)
     ours, theirs = TrainableConvolutions(extractor)(waves), alone(extractor, waves)
@@ -56,7 +56,7 @@ def test_in_single_precision_the_error_is_that_of_stock(norm_style, maker):
         assert ours_off <= 2 * theirs_off + 1e-5 * expected.norm(), name
 
 
-def test_more_than_a_piece_of_recordings_is_no_other_result(norm_style, monkeypatch):
+def test_the_tile_size_does_not_change_results(norm_style, monkeypatch):
     extractor = tiny_model(norm_style).double().feature_extractor
     waves = waveforms(torch.float64)
     whole = TrainableConvolutions(extractor)(waves)
@@ -70,7 +70,7 @@ def test_more_than_a_piece_of_recordings_is_no_other_result(norm_style, monkeypa
 
 
 def test_gradients_are_the_same_to_the_bit_each_time(norm_style):
-    """Also where threads share them: a run that goes on ends with the same bits."""
+    """Even with several threads: a resumed run must end with the same bits."""
     extractor = tiny_model(norm_style, conv_dim=(128,) * 7).feature_extractor
     waves = [0.1 * torch.randn(n) for n in (80_000, 48_000)]
     threads = torch.get_num_threads()
