@@ -13,6 +13,7 @@ from w2v_attn.benchmarks.results import run_environment
 from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 
@@ -88,7 +89,7 @@ def run(
         distance = ((features - full).norm() / full.norm()).item()
         width = None if long_form.kind == "full" else long_form.seconds
         figures.append(LongFormResult(long_form.kind, width, time_s, distance, same))
-    settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
+    settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / SAMPLE_RATE}
     return {
         "suite": "long_form",
         **run_environment(device),
@@ -102,9 +103,9 @@ def _recording(audio: str, duration: float) -> Tensor:
     for row in list_recordings(audio).rows:
         parts.append(read_audio(row.path))
         total += len(parts[-1])
-        if total >= duration * 16_000:
-            return torch.cat(parts)[: int(duration * 16_000)]
-    raise ValueError(f"{audio} has {total / 16_000:.0f} s of audio, {duration:g} s are needed")
+        if total >= duration * SAMPLE_RATE:
+            return torch.cat(parts)[: int(duration * SAMPLE_RATE)]
+    raise ValueError(f"{audio} has {total / SAMPLE_RATE:.0f} s of audio, {duration:g} s are needed")
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

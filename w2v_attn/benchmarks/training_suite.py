@@ -17,6 +17,7 @@ import torch
 
 from w2v_attn.benchmarks.measurement import peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import run_environment
+from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.patching.replace import replace_attention, restore_attention
 from w2v_attn.training import frontend
 from w2v_attn.training.arguments import training_arguments
@@ -30,7 +31,6 @@ from w2v_attn.training.trainer import SpeechTrainer
 from w2v_attn.training.vocabulary import from_texts
 from w2v_attn.training.watching import Silent
 
-SAMPLE_RATE = 16_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 

@@ -351,7 +351,7 @@ def unsupported_reason(model: Any) -> str | None:
     for number, layer in enumerate(layers):
         conv, norm = layer.conv, norm_of(layer)
         if type(conv) is not nn.Conv1d or conv.padding != (0,) or conv.dilation != (1,) or conv.groups != 1:
-            return f"its convolution {number} has padding, dilation or groups, or a class of its own"
+            return f"its convolution {number} is not a torch.nn.Conv1d without padding, dilation and groups"
         whole = isinstance(norm, nn.GroupNorm) and number == 0 and norm.num_groups == norm.num_channels and norm.affine
         if norm is not None and not isinstance(norm, nn.LayerNorm) and not whole:
             return f"the norm of its convolution {number} is not supported"

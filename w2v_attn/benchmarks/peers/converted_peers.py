@@ -16,6 +16,7 @@ from w2v_attn.benchmarks.peers.contender import (
     library,
     need_cpu,
 )
+from w2v_attn.encoder.cost import SAMPLE_RATE
 
 # The name of the input in the exported graph.
 INPUT = "waveform"
@@ -41,7 +42,7 @@ class OnnxRuntime:
         with converting("the export to ONNX"), torch.no_grad():
             torch.onnx.export(
                 FinalFeatures(subject.reference).eval(),
-                (torch.randn(1, 16_000),),
+                (torch.randn(1, SAMPLE_RATE),),
                 path,
                 input_names=[INPUT],
                 dynamo=True,
@@ -87,7 +88,7 @@ class OpenVino:
         with converting("OpenVINO's conversion"), torch.no_grad():
             model = openvino.convert_model(
                 FinalFeatures(subject.reference).eval(),
-                example_input=torch.randn(1, 16_000),
+                example_input=torch.randn(1, SAMPLE_RATE),
                 input=[("waveform", [1, -1])],
             )
             compiled = openvino.compile_model(model, "CPU", hints)
@@ -132,7 +133,7 @@ class CTranslate2:
             self._model = self._library.models.Wav2Vec2(
                 converted, device="cpu", compute_type=compute, intra_threads=torch.get_num_threads(), inter_threads=1
             )
-            self.run([torch.randn(16_000)])  # sizes of the convolutions are checked at the first run
+            self.run([torch.randn(SAMPLE_RATE)])  # sizes of the convolutions are checked at the first run
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """See `Contender`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from w2v_attn.benchmarks.peers.contender import Subject, converting, library
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.packed_waveforms import Grid
 
@@ -32,7 +33,7 @@ class Ours:
             folder=Path(),
             missing=(),
             unexpected=(),
-            sample_rate=16_000,
+            sample_rate=SAMPLE_RATE,
             do_normalize=False,
             normalize_from="the benchmark",
         )
@@ -123,7 +124,7 @@ class Compiled:
         self._compiled = torch.compile(self._model, dynamic=True, options=options)
         with converting("torch.compile"):
             for seconds in (1.0, 1.7):  # a second length, so that no compilation is left for later
-                self.run([torch.randn(int(16_000 * seconds))])
+                self.run([torch.randn(int(SAMPLE_RATE * seconds))])
 
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
