@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2v_attn.checkpoints import hub
-from w2v_attn.checkpoints.errors import CheckpointError, first_line, shown
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
 
 # In the order of preference: safetensors cannot hold code.
-FORMS = ("adapter.{}.safetensors", "adapter.{}.bin")
+ADAPTER_FILES = ("adapter.{}.safetensors", "adapter.{}.bin")
 EXAMPLE_ID = "facebook/mms-1b-all"
 HEAD = "lm_head"
-SHOWN = 100  # languages in a message; MMS has over a thousand
+MAX_LISTED = 100  # languages in a message; MMS has over a thousand
 
 
 def has_adapters(config: Any) -> bool:
@@ -46,14 +46,14 @@ def find_adapter(source: str, folder: Path, config: Any, language: str) -> Path:
             f"{source} has no adapters for languages (its config.json has no adapter_attn_dim), so it cannot be had in "
             f"“{language}”: leave model.language out, or name an MMS checkpoint such as {EXAMPLE_ID}"
         )
-    path = hub.find_beside(source, folder, [form.format(language) for form in FORMS])
+    path = hub.find_file(source, folder, [name.format(language) for name in ADAPTER_FILES])
     if path is None:
-        there = languages(hub.names_beside(source, folder))
+        there = adapter_languages(hub.list_files(source, folder))
         raise CheckpointError(f"{source} has no adapter for the language “{language}”. {_offered(language, there)}")
     return path
 
 
-def languages(names: Iterable[str]) -> list[str]:
+def adapter_languages(names: Iterable[str]) -> list[str]:
     """The languages that files of these names hold adapters of, sorted."""
     found = (re.fullmatch(r"adapter\.(.+)\.(safetensors|bin)", name) for name in names)
     return sorted({match[1] for match in found if match})
@@ -85,7 +85,7 @@ def load_adapter(model: Any, path: Path) -> None:
 
 def save_adapter(model: Any, language: str, folder: Path) -> Path:
     """Writes the adapters and the head of a CTC model as a file that stock's `load_adapter(language)` takes."""
-    path = folder / FORMS[0].format(language)
+    path = folder / ADAPTER_FILES[0].format(language)
     tensors = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(model).items()}
     save_file(tensors, path, {"format": "pt"})
     return path
@@ -126,7 +126,7 @@ def check_language(language: str) -> None:
         raise CheckpointError(f"a language is named by letters, digits, _ and -, such as eng, got {language!r}")
 
 
-def listed(names: list[str], most: int = SHOWN) -> str:
+def join_languages(names: list[str], most: int = MAX_LISTED) -> str:
     """Languages in a sentence."""
     return ", ".join(names[:most]) + (f" … and {len(names) - most:,} more" if len(names) > most else "")
 
@@ -140,10 +140,10 @@ def _layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def _offered(language: str, there: list[str]) -> str:
     if not there:
-        return f"There is no adapter beside its weights: expected files such as {FORMS[0].format('eng')}"
+        return f"There is no adapter beside its weights: expected files such as {ADAPTER_FILES[0].format('eng')}"
     close = difflib.get_close_matches(language, there, 3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}There are {len(there):,}: {listed(there)}"
+    return f"{hint}There are {len(there):,}: {join_languages(there)}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -184,5 +184,5 @@ def _check(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, nn.Param
     ]
     if wrong:
         raise CheckpointError(
-            f"{path} is not an adapter of this checkpoint:\n  {shown(wrong)}\nIs it from another one?"
+            f"{path} is not an adapter of this checkpoint:\n  {list_lines(wrong)}\nIs it from another one?"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from w2v_attn.checkpoints.adapters import has_adapters, languages, listed
+from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters, join_languages
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import vocabulary_languages
 
@@ -13,7 +13,7 @@ NORMS = {
 }
 
 
-def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """(name, value) of what a user wants to know before trusting a checkpoint."""
     config, model = checkpoint.model.config, checkpoint.model
     yield "format", checkpoint.format
@@ -32,13 +32,16 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "sample rate", f"{checkpoint.sample_rate:,} Hz"
     normalised = "mean 0, variance 1" if checkpoint.do_normalize else "as recorded"
     read = "waveform" if checkpoint.filter_banks is None else f"{checkpoint.filter_banks.num_mel_bins} mel filters"
-    yield "input", f"{read}, {normalised} (says {checkpoint.normalize_from})"
+    yield "input", f"{read}, {normalised} (says {checkpoint.normalize_source})"
     if has_adapters(config):
         yield "language", checkpoint.language or "not known: neither the tokenizer nor model.language names it"
-        beside = languages(path.name for path in checkpoint.folder.iterdir())
-        yield "adapters", f"{config.adapter_attn_dim} channels in each block; in files here: {listed(beside) or 'none'}"
+        beside = adapter_languages(path.name for path in checkpoint.folder.iterdir())
+        yield (
+            "adapters",
+            f"{config.adapter_attn_dim} channels in each block; in files here: {join_languages(beside) or 'none'}",
+        )
         if spoken := vocabulary_languages(checkpoint.folder):
-            yield "vocabularies", f"{len(spoken):,}: {listed(spoken, 20)}"
+            yield "vocabularies", f"{len(spoken):,}: {join_languages(spoken, 20)}"
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 

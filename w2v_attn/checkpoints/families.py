@@ -16,12 +16,12 @@ FAMILIES = {
 }
 
 # Families that people will ask for, and why they are not above.
-REFUSED = {
+UNSUPPORTED = {
     "sew-d": "its disentangled attention adds to a score what the key says of its distance as well as what the query "
     "says, in buckets, with a softmax and dropout of its own: another layer than ours",
 }
 
 
-def supported() -> str:
+def supported_families() -> str:
     """The families as a sentence names them."""
     return ", ".join(FAMILIES)

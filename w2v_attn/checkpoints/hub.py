@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 EXAMPLE_ID = "facebook/wav2vec2-base"
 
@@ -38,8 +38,8 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
     return _fetch(source, revision)
 
 
-def names_beside(source: str, folder: Path) -> list[str]:
-    """Names of the files of a checkpoint that `locate` found: in its folder, and on the hub where that answers."""
+def list_files(source: str, folder: Path) -> list[str]:
+    """NameTable of the files of a checkpoint that `locate` found: in its folder, and on the hub where that answers."""
     here = [path.name for path in folder.iterdir()]
     if _is_local(source) or not _hub_answers():
         return here
@@ -51,7 +51,7 @@ def names_beside(source: str, folder: Path) -> list[str]:
         raise CheckpointError(f"the files of {source} cannot be listed: {first_line(error)}") from error
 
 
-def find_beside(source: str, folder: Path, names: Sequence[str]) -> Path | None:
+def find_file(source: str, folder: Path, names: Sequence[str]) -> Path | None:
     """The first of these files that a checkpoint has; of a hub id it is fetched, of the same commit. None: it has none.
 
     Raises:
@@ -65,7 +65,7 @@ def find_beside(source: str, folder: Path, names: Sequence[str]) -> Path | None:
             f"{names[0]} of {source} is not in the cache, and there is no connection to the hub: put it into a folder "
             "with the checkpoint's files and name that: model=local model.checkpoint=/path/to/folder"
         )
-    there = names_beside(source, folder)
+    there = list_files(source, folder)
     wanted = next((name for name in names if name in there), None)
     if wanted is None:
         return None

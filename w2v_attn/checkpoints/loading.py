@@ -17,12 +17,17 @@ import torch
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
-from w2v_attn.checkpoints.convert.detect import read
-from w2v_attn.checkpoints.convert.parts import Parts, make_config, make_model
-from w2v_attn.checkpoints.errors import CheckpointError, first_line, shown
-from w2v_attn.checkpoints.families import FAMILIES, REFUSED, supported
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
+from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
+from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint, make_config, make_model
+from w2v_attn.checkpoints.families import FAMILIES, UNSUPPORTED, supported_families
 from w2v_attn.checkpoints.hub import locate
-from w2v_attn.checkpoints.processor_files import copy_companions, write_companions
+from w2v_attn.checkpoints.processor_files import (
+    copy_processor_files,
+    read_filter_banks,
+    read_preprocessor,
+    write_processor_files,
+)
 from w2v_attn.checkpoints.tokenizers import target_language
 
 logger = logging.getLogger(__name__)
@@ -48,9 +53,9 @@ class Checkpoint:
     missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
     unexpected: weights of the checkpoint that the model has no place for; only heads.
     sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
-    normalize_from: where that is known from, in words.
+    normalize_source: where that is known from, in words.
     filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
-    format: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
+    format: what it was read from, in words. temporary_folder: the folder, where it was made for this checkpoint and goes with it.
     language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
     """
 
@@ -61,10 +66,10 @@ class Checkpoint:
     unexpected: tuple[str, ...]
     sample_rate: int
     do_normalize: bool
-    normalize_from: str
+    normalize_source: str
     filter_banks: Any = None
     format: str = "Hugging Face's"
-    kept: "tempfile.TemporaryDirectory[str] | None" = None
+    temporary_folder: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
 
 
@@ -81,7 +86,7 @@ def load_checkpoint(
     checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
         file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
         wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
-        of `save_copy(…, format="torchaudio")`, or a live module.
+        of `export_checkpoint(…, format="torchaudio")`, or a live module.
     revision: branch, tag or commit, for hub ids.
     language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
     dtype: "float32", "float64", "bfloat16" or "float16".
@@ -93,14 +98,14 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    parts = read(checkpoint)
-    if parts is not None:
+    raw = read_raw_checkpoint(checkpoint)
+    if raw is not None:
         if language is not None:
             raise CheckpointError(
-                f"{parts.source} is in {parts.format} format, which has no adapters in files for languages: leave "
+                f"{raw.source} is in {raw.format} format, which has no adapters in files for languages: leave "
                 f"model.language out, or name an MMS checkpoint of Hugging Face's format such as {EXAMPLE_ID}"
             )
-        return _assemble(parts, DTYPES[dtype], with_head)
+        return _assemble(raw, DTYPES[dtype], with_head)
     assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
@@ -116,11 +121,11 @@ def load_checkpoint(
         load_adapter(model, adapter)
     elif has_adapters(config):
         language = target_language(folder)
-    filter_banks = _read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
+    filter_banks = read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
     if filter_banks is None:
-        sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+        sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     else:
-        sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
+        sample_rate, do_normalize, normalize_source = filter_banks.sampling_rate, True, "the family: each filter's own"
     return Checkpoint(
         model.eval(),
         source,
@@ -129,41 +134,41 @@ def load_checkpoint(
         unexpected,
         sample_rate,
         do_normalize,
-        normalize_from,
+        normalize_source,
         filter_banks,
         language=language,
     )
 
 
-def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
+def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkpoint:
     """A checkpoint of another format as Hugging Face's, with the files of its folder made anew."""
-    if parts.config.get("model_type") not in FAMILIES:
+    if raw.config.get("model_type") not in FAMILIES:
         raise CheckpointError(
-            f"{parts.source} is of the family “{parts.config.get('model_type')}”, which is not supported. "
-            f"Supported are: {supported()}"
+            f"{raw.source} is of the family “{raw.config.get('model_type')}”, which is not supported. "
+            f"Supported are: {supported_families()}"
         )
-    config = make_config(parts)
+    config = make_config(raw)
     model_class = _model_class(config, with_head)
-    logger.info("converting %s to %s", parts.source, model_class.__name__)
-    model, missing, unexpected = make_model(parts, model_class, config, dtype)
-    kept = tempfile.TemporaryDirectory(prefix="w2v-attn-")
-    folder = Path(kept.name)
-    if parts.folder is not None:
-        copy_companions(parts.folder, folder)
+    logger.info("converting %s to %s", raw.source, model_class.__name__)
+    model, missing, unexpected = make_model(raw, model_class, config, dtype)
+    temporary_folder = tempfile.TemporaryDirectory(prefix="w2v-attn-")
+    folder = Path(temporary_folder.name)
+    if raw.folder is not None:
+        copy_processor_files(raw.folder, folder)
     from_beside = (folder / "preprocessor_config.json").is_file()
-    write_companions(parts, config, folder)
-    sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    write_processor_files(raw, config, folder)
+    sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     return Checkpoint(
         model.eval(),
-        parts.source,
+        raw.source,
         folder,
         missing,
         unexpected,
         sample_rate,
         do_normalize,
-        normalize_from if from_beside else parts.normalize_from,
-        format=parts.format,
-        kept=kept,
+        normalize_source if from_beside else raw.normalize_source,
+        format=raw.format,
+        temporary_folder=temporary_folder,
     )
 
 
@@ -181,10 +186,10 @@ def _read_config(folder: Path) -> Any:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        reason = REFUSED.get(family) if isinstance(family, str) else None
+        reason = UNSUPPORTED.get(family) if isinstance(family, str) else None
         because = "" if reason is None else f": {reason}"
         raise CheckpointError(
-            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported()}"
+            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported_families()}"
         )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -249,53 +254,10 @@ def _check_keys(
         wrong.append(f"left over: {key}")
     if wrong:
         raise CheckpointError(
-            f"the weights of {source} are not those that its config.json describes:\n  {shown(wrong)}\n"
+            f"the weights of {source} are not those that its config.json describes:\n  {list_lines(wrong)}\n"
             "Is config.json from another checkpoint, or were the weights saved in part?"
         )
     return tuple(missing), tuple(unexpected)
-
-
-def has_preprocessor(folder: Path) -> bool:
-    """Whether a checkpoint says how its input is prepared."""
-    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
-
-
-def _read_filter_banks(folder: Path) -> Any:
-    """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
-    from transformers import SeamlessM4TFeatureExtractor
-
-    if not has_preprocessor(folder):
-        return SeamlessM4TFeatureExtractor()
-    try:
-        extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
-        valid = extractor.sampling_rate == 16_000 and extractor.stride > 0 and extractor.num_mel_bins > 0
-    except Exception as error:  # any JSON value may stand where a number is expected
-        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
-    if not valid:
-        raise CheckpointError(
-            f"the preprocessor config of {folder} is not valid: expected filters at 16000 Hz and a stride above 0, "
-            f"found {extractor.num_mel_bins!r} at {extractor.sampling_rate!r} Hz and {extractor.stride!r}"
-        )
-    return extractor
-
-
-def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
-    """(sample rate, do_normalize, where that is known from)."""
-    from transformers import Wav2Vec2FeatureExtractor
-
-    if not has_preprocessor(folder):
-        return 16_000, True, "the family's default: there is no preprocessor config"
-    try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
-    except Exception as error:  # any JSON value may stand where a number is expected
-        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
-    rate, normalize = extractor.sampling_rate, extractor.do_normalize
-    if not isinstance(rate, int) or not 1000 <= rate <= 384_000 or not isinstance(normalize, bool):
-        raise CheckpointError(
-            f"the preprocessor config of {folder} is not valid: expected sampling_rate in Hz and do_normalize true or "
-            f"false, found {rate!r} and {normalize!r}"
-        )
-    return rate, normalize, "the preprocessor config"
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.checkpoints.adapters import listed
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.adapters import join_languages
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
@@ -34,7 +34,7 @@ def read_tokenizer(folder: Path, language: str | None = None, *, source: str | N
     elif there:
         raise CheckpointError(
             f"{source} has a vocabulary for each of several languages, and its tokenizer_config.json says none: name "
-            f"one with model.language=, of {listed(there)}"
+            f"one with model.language=, of {join_languages(there)}"
         )
     try:
         if language is None:
@@ -66,7 +66,7 @@ def target_language(folder: Path) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def in_language(tokenizer: Any, language: str) -> Any:
+def restrict_to_language(tokenizer: Any, language: str) -> Any:
     """The tokenizer with its symbols as the only vocabulary there is, that of a language, as adapters want it."""
     tokenizer.vocab = {language: tokenizer.encoder}
     tokenizer.target_lang = tokenizer.init_kwargs["target_lang"] = language
@@ -80,7 +80,9 @@ def _check_language(source: str, there: list[str], language: str) -> None:
             f"vocab.json, {language} among them. Where the weights are of that language, leave model.language out"
         )
     if language not in there:
-        raise CheckpointError(f"{source} has no vocabulary for the language “{language}”, only for {listed(there)}")
+        raise CheckpointError(
+            f"{source} has no vocabulary for the language “{language}”, only for {join_languages(there)}"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class WeightNorm:
     requires_grad: tuple[bool, bool]
 
 
-def take_off(model: nn.Module) -> list[WeightNorm]:
+def remove_weight_norms(model: nn.Module) -> list[WeightNorm]:
     """Makes plain weights of the weights with a norm, in place; other parametrizations stay."""
     found = []
     for name, module in model.named_modules():
@@ -33,8 +33,8 @@ def take_off(model: nn.Module) -> list[WeightNorm]:
     return found
 
 
-def put_on(model: nn.Module, norms: list[WeightNorm]) -> None:
-    """Undoes `take_off`."""
+def restore_weight_norms(model: nn.Module, norms: list[WeightNorm]) -> None:
+    """Undoes `remove_weight_norms`."""
     for norm in norms:
         module = model.get_submodule(norm.name)
         parametrization = _weight_norm(parametrizations.weight_norm(module, dim=norm.dim))

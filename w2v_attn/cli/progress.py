@@ -139,7 +139,7 @@ class ProgressLine:
 
 
 class TrainingProgress:
-    """Takes the part of `finetuning.watching.Watcher`: the report, a line or a bar with time left, each validation.
+    """Shows a training run (a `TrainingListener`): the report, a line or a bar with time left, each validation.
 
     interrupted: whether somebody asked for the end.
     """
@@ -157,27 +157,27 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def surveyed(self, rows: Iterable[tuple[str, str]]) -> None:
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
         """The report before training."""
         self._stop()
         console.show("Before training", rows)
 
-    def reading(self, done: int, total: int) -> None:
+    def on_recordings_read(self, done: int, total: int) -> None:
         """So many recordings were read."""
         self._show(done, total, "recordings read")
 
-    def begun(self, update: int, updates: int) -> None:
+    def on_train_begin(self, update: int, updates: int) -> None:
         """Training begins after so many updates."""
         self._stop()
         self._first, self._updates, self._started = update, updates, time.monotonic()
         if update:
             self._print(f"goes on after update {update} of {updates}")
 
-    def updated(self, update: int, loss: float) -> None:
+    def on_step(self, update: int, loss: float) -> None:
         """Updates are done."""
         self._show(update, self._updates, f"updates, loss {loss:.3f}", self._first)
 
-    def evaluated(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
+    def on_evaluate(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
         """A validation is done."""
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self._print(f"update {update}: {said}{' (the best so far)' if best else ''}")

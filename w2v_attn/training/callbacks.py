@@ -1,15 +1,56 @@
 """What happens between the updates: frozen ones, an early end, and what is told."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import TrainerCallback
 
-from w2v_attn.training.watching import Watcher
+
+class TrainingListener(Protocol):
+    """Hears what happens."""
+
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
+        """The report before training: (name, value)."""
+
+    def on_recordings_read(self, done: int, total: int) -> None:
+        """So many recordings were read before training."""
+
+    def on_train_begin(self, update: int, updates: int) -> None:
+        """Training begins, or goes on, after so many updates."""
+
+    def on_step(self, update: int, loss: float) -> None:
+        """An update is done. loss: of its recordings."""
+
+    def on_evaluate(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
+        """A validation is done."""
+
+    def interrupted(self) -> bool:
+        """Whether training shall save a checkpoint and end."""
+        ...
 
 
-class FrozenUpdates(TrainerCallback):
+class SilentListener:
+    """A listener that keeps all to itself. asks: another one, which still says whether training shall end."""
+
+    def __init__(self, asks: TrainingListener | None = None):
+        self._asks = asks
+
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None: ...
+
+    def on_recordings_read(self, done: int, total: int) -> None: ...
+
+    def on_train_begin(self, update: int, updates: int) -> None: ...
+
+    def on_step(self, update: int, loss: float) -> None: ...
+
+    def on_evaluate(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None: ...
+
+    def interrupted(self) -> bool:
+        return self._asks is not None and self._asks.interrupted()
+
+
+class FreezeEncoder(TrainerCallback):
     """In the first updates only the head is trained. Source: wav2vec 2.0, section 4.3: 10,000 updates.
 
     prefix: the name of the encoder in the model, whatever is wrapped around it.
@@ -33,7 +74,7 @@ class FrozenUpdates(TrainerCallback):
             parameter.requires_grad_(trained)
 
 
-class Patience(TrainerCallback):
+class EarlyStopping(TrainerCallback):
     """Ends training after so many validations without a better one; counted from the log, which checkpoints keep."""
 
     def __init__(self, metric: str, validations: int):
@@ -51,22 +92,22 @@ class Patience(TrainerCallback):
             control.should_training_stop = True
 
 
-class Reporting(TrainerCallback):
-    """Tells the watcher, and ends training with a checkpoint when the watcher asks for it."""
+class ListenerCallback(TrainerCallback):
+    """Tells the listener, and ends training with a checkpoint when the listener asks for it."""
 
-    def __init__(self, watcher: Watcher, anybody: Callable[[bool], bool]):
+    def __init__(self, listener: TrainingListener, anybody: Callable[[bool], bool]):
         """anybody: whether it is so in any of the processes."""
-        self._watcher, self._anybody = watcher, anybody
+        self._listener, self._anybody = listener, anybody
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._watcher.begun(state.global_step, state.max_steps)
+        self._listener.on_train_begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._anybody(self._watcher.interrupted()):
+        if self._anybody(self._listener.interrupted()):
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._watcher.updated(state.global_step, logs["loss"])
+            self._listener.on_step(state.global_step, logs["loss"])

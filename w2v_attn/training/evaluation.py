@@ -1,19 +1,31 @@
 """A model on labelled recordings: one at a time, as people will use it, shared among processes without duplicates."""
 
-from collections import defaultdict
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
+from w2v_attn.runs.outcomes import Outcome, RunError
+from w2v_attn.runs.pipeline import ONE_BY_ONE
+from w2v_attn.runs.processing import Batch
+from w2v_attn.runs.running import run
 from w2v_attn.runs.sources import read_row
-from w2v_attn.training.errors import TrainingError
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.model_folder import save_predictions
+from w2v_attn.training.options import ClassificationOptions, CtcOptions
+from w2v_attn.training.tasks.classification import Classification
+from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.tasks.task import Task
-from w2v_attn.transcription.recognizer import Recognizer
+from w2v_attn.training.training_errors import DataError, TrainingError
+from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
 
 GatherObjects = Callable[[list[Any]], list[Any]]
 
@@ -24,7 +36,7 @@ def predict(
     task: Task,
     *,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
     gather: GatherObjects | None = None,
 ) -> list[Prediction]:
     """What the model says of each row, in their order; every process gets all of them.
@@ -33,8 +45,8 @@ def predict(
     where they do not divide, for a sharded model runs everywhere or nowhere; what is there twice is left out.
     """
     recognizer.model.eval()
-    rounds = -(-len(rows) // processes)
-    mine = [(min(n * processes + rank, len(rows) - 1)) for n in range(rounds)]
+    rounds = -(-len(rows) // world_size)
+    mine = [(min(n * world_size + rank, len(rows) - 1)) for n in range(rounds)]
     # A row may hold what gives its bytes, which cannot be sent: each process has the rows itself.
     found = [(index, replace(predict_one(recognizer, rows[index], task), row=None)) for index in mine]
     if gather is not None:
@@ -58,7 +70,7 @@ def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor |
 
 def _loss(task: Task, row: Row, answer: Tensor, recognizer: Recognizer) -> float | None:
     frames = answer.shape[0] if answer.dim() == 2 else 0
-    if task.obstacle(row, frames or 1) is not None:
+    if task.unusable_reason(row, frames or 1) is not None:
         return None
     labels = torch.tensor([task.target(row)], dtype=torch.long)
     return task.losses(answer[None], labels, torch.tensor([frames])).item()
@@ -84,11 +96,72 @@ def measure(task: Task, predictions: Sequence[Prediction], heard: frozenset[str]
     return metrics
 
 
-def by_speaker(task: Task, predictions: Sequence[Prediction]) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """(speaker, recordings, metrics) of each speaker that is known."""
-    speakers: dict[str, list[Prediction]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction.row.speaker is not None:
-            speakers[prediction.row.speaker].append(prediction)
-    for speaker in sorted(speakers):
-        yield speaker, len(speakers[speaker]), task.measure(speakers[speaker])
+METRICS = "metrics.json"
+
+
+def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Task:
+    """The task that a checkpoint was trained for, on these rows. ctc: how texts are brought into its symbols.
+
+    Raises:
+        DataError: no row has a text (a label).
+    """
+    if isinstance(recognizer, CtcRecognizer):
+        return Ctc.from_checkpoint(recognizer.tokenizer, ctc, rows)
+    if not any(row.label is not None for row in rows):
+        raise DataError(
+            "no recording has a label: expected a folder with a sub-folder for each label, or a column `label`"
+        )
+    names = recognizer.config.id2label
+    return Classification([names[number] for number in range(len(names))], ClassificationOptions())
+
+
+def evaluate_corpus(
+    recognizer: Recognizer,
+    rows: Sequence[Row],
+    task: Task,
+    output: Path,
+    *,
+    max_duration: float,
+    interrupted: Callable[[], bool] = lambda: False,
+    audio_decoder: AudioDecoderOptions = INLINE,
+) -> Iterator[Outcome[Prediction]]:
+    """Recognises every row; at the end writes metrics.json, predictions.jsonl and what the task draws into `output`.
+
+    See `runs.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
+
+    Raises:
+        RunError: the output cannot be written (disk full, gone, read-only).
+    """
+
+    def process(batch: Batch) -> list[Prediction]:
+        return [predicted(row, recording) for row, recording in batch]
+
+    def predicted(row: Row, recording: Recording) -> Prediction:
+        if not task.is_labelled(row):
+            raise DataError("has nothing to compare with: no text or label")
+        return predict_one(recognizer, row, task, recording.waveform)
+
+    def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
+        return prediction
+
+    options = {
+        "max_duration": max_duration,
+        "budget": ONE_BY_ONE,
+        "interrupted": interrupted,
+        "audio_decoder": audio_decoder,
+    }
+    predictions: list[Prediction] = []
+    reached = 0
+    for outcome in run(rows, output, recognizer, process, finish, **options):
+        reached += 1
+        if outcome.result is not None:
+            predictions.append(outcome.result)
+        yield outcome
+    if predictions and reached == len(rows):  # metrics of a part would be taken for those of all
+        try:
+            save_predictions(predictions, task, output)
+            temporary = output / f".{METRICS}"
+            temporary.write_text(json.dumps(measure(task, predictions), indent=1))
+            os.replace(temporary, output / METRICS)
+        except OSError as error:
+            raise RunError(f"cannot write {output}: {error.strerror or error}") from error

@@ -1,12 +1,25 @@
 """How far what was said is from what should have been."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
 import numpy as np
 
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.corpus.rows import Row
+from w2v_attn.transcription.recognizer import Label, Transcript
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one labelled recording. loss: of this recording alone; None where it has none."""
+
+    row: Row
+    reference: str
+    hypothesis: str
+    found: Transcript | Label
+    loss: float | None = None
 
 
 def transcription_metrics(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:

@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from w2v_attn.checkpoints import pooled_classifiers
-from w2v_attn.checkpoints.adapters import FORMS, save_adapter
+from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
 from w2v_attn.checkpoints.loading import quiet_transformers
 from w2v_attn.patching.replace import restore_attention
-from w2v_attn.training.evaluation import by_speaker
-from w2v_attn.training.pictures import draw_curves
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.plots import plot_curves
 from w2v_attn.training.tasks.task import Task
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
@@ -74,7 +74,7 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     task.report(ordered, folder)
-    speakers = list(by_speaker(task, predictions))
+    speakers = list(_metrics_by_speaker(task, predictions))
     if speakers:
         keys = list(speakers[0][2])
         lines = [",".join(["speaker", "recordings", *keys])]
@@ -84,7 +84,7 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
 
 def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:
     """`curves.png`, and the numbers behind it as `curves.jsonl`."""
-    draw_curves(history, task.best, folder / CURVES)
+    plot_curves(history, task.best_metric, folder / CURVES)
     (folder / "curves.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
 
 
@@ -161,7 +161,7 @@ def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | 
     if language is None or task.head != "ForCTC":
         return []
     return [
-        f"Its language is `{language}`. `{FORMS[0].format(language)}` holds what of the weights belongs to it, "
+        f"Its language is `{language}`. `{ADAPTER_FILES[0].format(language)}` holds what of the weights belongs to it, "
         f'adapters and head: `model.load_adapter("{language}")` takes it, here or beside the weights of '
         f"`{started_from}`, "
         "where only adapters were trained.",
@@ -171,3 +171,13 @@ def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | 
 
 def _cell(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n') else text
+
+
+def _metrics_by_speaker(task: Task, predictions: Sequence[Prediction]) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(speaker, recordings, metrics) of each speaker that is known."""
+    speakers: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.row.speaker is not None:
+            speakers[prediction.row.speaker].append(prediction)
+    for speaker in sorted(speakers):
+        yield speaker, len(speakers[speaker]), task.measure(speakers[speaker])

@@ -13,8 +13,8 @@ import numpy as np
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
 from w2v_attn.runs.sources import read_row, source_state
-from w2v_attn.training.errors import DataError
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError
 
 READERS = min(8, os.cpu_count() or 1)
 
@@ -29,7 +29,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Survey:
+class DataScan:
     """splits: what can be used. seconds: split and id -> how long each is. dropped: what cannot, with its reason."""
 
     splits: Splits
@@ -37,7 +37,7 @@ class Survey:
     dropped: tuple[Dropped, ...]
 
 
-class Lengths:
+class LengthCache:
     """How long recordings are, in samples, or why they cannot be read; kept in a file, so a run that goes on knows.
 
     A recording that changed since (by size or time, see `source_state`) is read again.
@@ -87,7 +87,7 @@ class Lengths:
         return key, stamp, len(recording.waveform)
 
 
-def survey(
+def scan_splits(
     splits: Splits,
     task: Task,
     samples: dict[str, int | str],
@@ -96,10 +96,10 @@ def survey(
     frames_of: Callable[[int], int],
     least_samples: int,
     shortest_factor: float,
-) -> Survey:
+) -> DataScan:
     """What of the splits can be used.
 
-    samples: id (with its split before it) -> length or reason, see `Lengths`. frames_of: samples -> frames.
+    samples: id (with its split before it) -> length or reason, see `LengthCache`. frames_of: samples -> frames.
     shortest_factor: by how much augmentation may shorten a recording of the training split.
 
     What is only measured is dropped where it cannot be heard or has nothing to be compared with: that the model cannot
@@ -111,7 +111,7 @@ def survey(
     kept: dict[str, list[Row]] = {}
     seconds: dict[str, float] = {}
     dropped: list[Dropped] = []
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         kept[split] = []
         for row in rows:
             length = samples[f"{split} {row.id}"]
@@ -121,23 +121,23 @@ def survey(
                 if shortest < least_samples:
                     reason = f"is too short: {shortest} samples, at least {least_samples} are needed"
                 elif split == "train":
-                    reason = task.obstacle(row, frames_of(shortest))
+                    reason = task.unusable_reason(row, frames_of(shortest))
                 elif not task.is_labelled(row):
-                    reason = task.obstacle(row, frames_of(length))
+                    reason = task.unusable_reason(row, frames_of(length))
                 seconds[f"{split} {row.id}"] = length / sample_rate
             if reason is None:
                 kept[split].append(row)
             else:
                 dropped.append(Dropped(row, split, reason))
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         if rows and not kept[split]:
             reasons = Counter(d.reason for d in dropped if d.split == split).most_common(3)
             listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             raise DataError(f"nothing can be used of the recordings to {split} on: {listed}")
-    return Survey(Splits(*(tuple(kept[name]) for name in ("train", "valid", "test"))), seconds, tuple(dropped))
+    return DataScan(Splits(*(tuple(kept[name]) for name in ("train", "valid", "test"))), seconds, tuple(dropped))
 
 
-def named(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
+def named_splits(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
     """The splits with their names."""
     yield from (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
 
@@ -145,7 +145,7 @@ def named(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
 def check_overlap(splits: Splits) -> None:
     """Raises DataError where a recording stands in two splits: what is measured then is not what it seems."""
     seen: dict[tuple[str, float], str] = {}
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         for row in rows:
             key = (os.path.abspath(row.path), row.offset)
             if seen.setdefault(key, split) != split:
@@ -154,9 +154,9 @@ def check_overlap(splits: Splits) -> None:
                 )
 
 
-def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
+def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
     """(name, value) of what people want to know before hours of training."""
-    for split, rows in named(found.splits):
+    for split, rows in named_splits(found.splits):
         if not rows:
             continue
         lengths = [found.seconds[f"{split} {row.id}"] for row in rows]
@@ -165,7 +165,7 @@ def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
         by = f", {len(speakers)} speakers" if speakers else ""
         yield (
             split,
-            f"{len(rows):,} recordings, {hours(sum(lengths))}{by}; "
+            f"{len(rows):,} recordings, {_duration_text(sum(lengths))}{by}; "
             f"shortest {min(lengths):.2f} s, median {middle:.2f} s, longest {max(lengths):.2f} s",
         )
     counts = task.counts(found.splits.train)
@@ -184,7 +184,7 @@ def _kind(reason: str) -> str:
     return reason.split(": ")[0]
 
 
-def hours(seconds: float) -> str:
+def _duration_text(seconds: float) -> str:
     """A length as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"

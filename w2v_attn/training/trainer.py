@@ -13,17 +13,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from w2v_attn.checkpoints.errors import first_line
-from w2v_attn.training.batches import Batches
-from w2v_attn.training.checkpoints import PREFIX, flaw, seal
-from w2v_attn.training.dataset import Collate, Recordings
-from w2v_attn.training.errors import TrainingError
-from w2v_attn.training.forward import losses_of
+from w2v_attn.checkpoints.checkpoint_error import first_line
+from w2v_attn.training.callbacks import TrainingListener
+from w2v_attn.training.optimization import lr_multiplier, parameter_groups
 from w2v_attn.training.options import OptimizerOptions
-from w2v_attn.training.parameters import parameter_groups
-from w2v_attn.training.schedule import factor_of
+from w2v_attn.training.resume import PREFIX, find_damage, seal_checkpoint
+from w2v_attn.training.speech_dataset import LengthBatchSampler, PaddingCollator, SpeechDataset
 from w2v_attn.training.tasks.task import Task
-from w2v_attn.training.watching import Watcher
+from w2v_attn.training.training_errors import TrainingError
+from w2v_attn.training.unpadded_frontend import set_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +39,12 @@ class SpeechTrainer(Trainer):
         args: TrainingArguments,
         task: Task,
         *,
-        recordings: Recordings,
-        batches: Batches,
-        collate: Collate,
+        recordings: SpeechDataset,
+        batches: LengthBatchSampler,
+        collate: PaddingCollator,
         optimizer: OptimizerOptions,
         validate: Callable[[], tuple[dict[str, float], str | None]],
-        watcher: Watcher,
+        listener: TrainingListener,
         callbacks: Sequence[TrainerCallback] = (),
     ):
         super().__init__(
@@ -59,7 +57,7 @@ class SpeechTrainer(Trainer):
         )
         self.loaded_update = 0  # the one whose weights are the model's after training
         self._task, self._batches, self._collate = task, batches, collate
-        self._optimizer_options, self._validate, self._watcher = optimizer, validate, watcher
+        self._optimizer_options, self._validate, self._listener = optimizer, validate, listener
         # The loss is divided by the number of recordings of an update below: Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
 
@@ -88,13 +86,13 @@ class SpeechTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            factor = factor_of(self._optimizer_options.schedule, num_training_steps)
+            factor = lr_multiplier(self._optimizer_options.schedule, num_training_steps)
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Recordings of an update, in all its passes and processes: each counts the same, wherever it is."""
+        """SpeechDataset of an update, in all its passes and processes: each counts the same, wherever it is."""
         count = torch.tensor(sum(len(batch["frames"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count  # type: ignore[union-attr]
 
@@ -121,9 +119,9 @@ class SpeechTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         before = self.state.best_metric
-        value = measured[self._task.best]
+        value = measured[self._task.best_metric]
         if self.is_world_process_zero():
-            self._watcher.evaluated(self.state.global_step, measured, before is None or value < before, warning)
+            self._listener.on_evaluate(self.state.global_step, measured, before is None or value < before, warning)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -144,13 +142,13 @@ class SpeechTrainer(Trainer):
             ) from error
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            seal(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
+            seal_checkpoint(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}")
         self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
         """The best checkpoint, wherever the folder is now; where it was damaged since, the last weights stay."""
         folder = Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.best_global_step}"
-        wrong = flaw(folder)
+        wrong = find_damage(folder)
         if wrong is not None:
             logger.warning("the best checkpoint, %s, %s: the last weights are taken instead", folder, wrong)
             return
@@ -174,3 +172,10 @@ def _finite(parameter: Any) -> bool:
     """Whether all of it is, of a sharded one this process's part."""
     part = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return bool(torch.isfinite(part).all())
+
+
+def losses_of(model: nn.Module, batch: dict[str, Any], task: Task) -> Tensor:
+    """float32 [B]: the loss of each recording of a batch of `PaddingCollator`. model: may be wrapped (DDP, FSDP, PEFT)."""
+    set_lengths(model, batch["lengths"])
+    outputs = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"])
+    return task.losses(outputs.logits, batch["labels"], batch["frames"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.training.errors import DataError
+from w2v_attn.training.training_errors import DataError
 
 BLANK, BEGIN, END, UNKNOWN, DELIMITER = "<pad>", "<s>", "</s>", "<unk>", "|"
 SPECIAL = (BLANK, BEGIN, END, UNKNOWN, DELIMITER)
@@ -46,7 +46,7 @@ class Vocabulary:
         """The numbers of a normalised text whose symbols are all in the vocabulary."""
         return [self.symbols[symbol] for symbol in self.split(text)]
 
-    def outside(self, text: str) -> Counter[str]:
+    def unknown_symbols(self, text: str) -> Counter[str]:
         """The symbols of a normalised text that are not in the vocabulary."""
         return Counter(symbol for symbol in self.split(text) if symbol not in self.symbols or symbol == self.blank)
 

@@ -1,1 +1,1 @@
-"""Checkpoints in other formats than Hugging Face's: files -> `parts.Parts`, and back to torchaudio's format."""
+"""Checkpoints in other formats than Hugging Face's: files -> `parts.RawCheckpoint`, and back to torchaudio's format."""

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
-# Names that get a stand-in: these, and all below these packages.
+# NameTable that get a stand-in: these, and all below these packages.
 INERT_NAMES = frozenset(
     "argparse.Namespace operator.getitem _operator.getitem builtins.dict builtins.list builtins.tuple builtins.str "
     "builtins.int builtins.float builtins.bool builtins.bytes builtins.object".split()
 )
 INERT_PACKAGES = ("fairseq.", "omegaconf.", "typing.", "pathlib.", "enum.", "numpy.")
-# Names that torch's reader may know; it decides.
+# NameTable that torch's reader may know; it decides.
 TORCH_DECIDES = ("torch.", "collections.", "_codecs.", "builtins.set", "builtins.bytearray", "builtins.complex")
 
 # torch keeps the names that have stand-ins for the whole process.
@@ -52,12 +52,12 @@ class StandIn:
         self.state = state
 
 
-def looks_like_one(start: bytes) -> bool:
+def is_pickle(start: bytes) -> bool:
     """Whether a file that starts so is one of `torch.save`."""
     return start.startswith((ZIP, PICKLE))
 
 
-def read(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     """What a file of `torch.save` holds: dictionaries, lists, numbers, strings, and tensors in the memory of the CPU.
 
     An `argparse.Namespace`, a container of OmegaConf or another object of `INERT_…` is a dictionary of its attributes,

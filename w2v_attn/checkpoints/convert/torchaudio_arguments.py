@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 ARGUMENTS = "arguments.json"
 POSITION_THERE = "encoder.transformer.pos_conv_embed.conv"
@@ -55,7 +55,7 @@ DROPOUTS = {
 }
 
 
-def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def config_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Hugging Face's config. wav2vec 2.0 and HuBERT are one function in torchaudio; it is kept under the first name."""
     layers = arguments["extractor_conv_layer_config"]
     outputs = arguments["aux_num_out"]

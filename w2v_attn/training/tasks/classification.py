@@ -12,22 +12,21 @@ from torch import Tensor
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.pooled_classifiers import POOLINGS
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError
-from w2v_attn.training.metrics import classification_metrics
+from w2v_attn.training.metrics import Prediction, classification_metrics
 from w2v_attn.training.options import ClassificationOptions
-from w2v_attn.training.pictures import draw_confusions
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.plots import plot_confusions
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.recognizer import Classifier, Label, Recognizer
 
 LAYERS = ("last", "weighted")
-MOST_DRAWN = 60  # labels of a confusion matrix that people can read
+MAX_PLOTTED_LABELS = 60  # labels of a confusion matrix that people can read
 
 
 class Classification(Task):
     """labels: what there is to tell apart, in the order of their numbers."""
 
-    name, head, best, pipeline = "classification", "ForSequenceClassification", "error", "audio-classification"
+    name, head, best_metric, pipeline = "classification", "ForSequenceClassification", "error", "audio-classification"
 
     def __init__(self, labels: Sequence[str], options: ClassificationOptions, *, keeps_head: bool = False):
         self.labels, self.keeps_head, self.pooling = list(labels), keeps_head, options.pooling
@@ -78,7 +77,7 @@ class Classification(Task):
     def is_labelled(self, row: Row) -> bool:
         return row.label is not None
 
-    def obstacle(self, row: Row, frames: int) -> str | None:
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
         if row.label is None:
             return "has no label"
         return None if row.label in self._numbers else f"has a label that is not trained: {row.label}"
@@ -118,5 +117,5 @@ class Classification(Task):
         return None
 
     def report(self, predictions: Sequence[Prediction], folder: Path) -> None:
-        if len(self.labels) <= MOST_DRAWN:
-            draw_confusions(predictions, self.labels, folder / "confusions.png")
+        if len(self.labels) <= MAX_PLOTTED_LABELS:
+            plot_confusions(predictions, self.labels, folder / "confusions.png")

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.checkpoints.tokenizers import in_language, read_tokenizer, vocabulary_languages
+from w2v_attn.checkpoints.tokenizers import read_tokenizer, restrict_to_language, vocabulary_languages
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError, check_expression
-from w2v_attn.training.metrics import transcription_metrics, utterance_error, write_alignments
+from w2v_attn.training.metrics import Prediction, transcription_metrics, utterance_error, write_alignments
 from w2v_attn.training.options import CtcOptions
-from w2v_attn.training.predictions import Prediction
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError, check_expression
 from w2v_attn.training.vocabulary import CASES, UNITS, Vocabulary, from_texts, from_tokenizer
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer, Transcript
 
@@ -35,7 +34,7 @@ class Ctc(Task):
     language: of the adapters that are trained, where there are some; the tokenizer names it.
     """
 
-    name, head, best, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
+    name, head, best_metric, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class Ctc(Task):
         if tokenizer is None:
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer = vocabulary.tokenizer(Path(folder))
-        self.tokenizer = tokenizer if language is None else in_language(tokenizer, language)
+        self.tokenizer = tokenizer if language is None else restrict_to_language(tokenizer, language)
 
     @classmethod
     def from_data(cls, options: CtcOptions, train: Sequence[Row], checkpoint: Checkpoint | None) -> "Ctc":
@@ -84,7 +83,7 @@ class Ctc(Task):
         return cls(vocabulary, tokenizer, keeps_head=keeps_head, language=language)
 
     @classmethod
-    def of_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
+    def from_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
         """The task that a checkpoint with this tokenizer was trained for.
 
         Raises:
@@ -118,11 +117,11 @@ class Ctc(Task):
     def is_labelled(self, row: Row) -> bool:
         return row.text is not None
 
-    def obstacle(self, row: Row, frames: int) -> str | None:
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
         if row.text is None:
             return "has no text"
         text = self.reference(row)
-        if outside := self.vocabulary.outside(text):
+        if outside := self.vocabulary.unknown_symbols(text):
             return f"has symbols outside the vocabulary: {' '.join(sorted(outside))}"
         symbols = self.vocabulary.split(text)
         # Between two equal symbols CTC needs a blank.
@@ -203,7 +202,7 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
     outside: Counter[str] = Counter()
     for row in rows:
         if row.text is not None:
-            outside += vocabulary.outside(vocabulary.normalize(row.text))
+            outside += vocabulary.unknown_symbols(vocabulary.normalize(row.text))
     if outside:
         listed = ", ".join(f"{symbol!r} × {count}" for symbol, count in outside.most_common(20))
         raise DataError(

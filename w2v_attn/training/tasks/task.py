@@ -11,8 +11,8 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.recognizer import Recognizer
 
 
@@ -25,7 +25,7 @@ class Task(ABC):
 
     name: str
     head: str
-    best: str
+    best_metric: str
     pipeline: str
     keeps_head: bool = False
     pooling: str = "mean"
@@ -47,7 +47,7 @@ class Task(ABC):
         """Whether there is something to compare with."""
 
     @abstractmethod
-    def obstacle(self, row: Row, frames: int) -> str | None:
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
         """Why a recording of so many frames cannot be trained on; None where it can."""
 
     @abstractmethod

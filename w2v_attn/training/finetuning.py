@@ -13,27 +13,36 @@ import torch
 
 from w2v_attn import __version__
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, has_adapters
-from w2v_attn.checkpoints.errors import first_line
+from w2v_attn.checkpoints.checkpoint_error import first_line
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint, quiet_transformers
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
 from w2v_attn.runs.sources import read_row
-from w2v_attn.training import frontend, layerdrop, model_folder, spec_augment
-from w2v_attn.training.arguments import training_arguments
+from w2v_attn.training import model_folder
 from w2v_attn.training.assembly import build_trainer
-from w2v_attn.training.augmentation import Augmentation
-from w2v_attn.training.checkpoints import newest
-from w2v_attn.training.errors import DataError, TrainingError
+from w2v_attn.training.build_model import build_model
+from w2v_attn.training.callbacks import SilentListener, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
-from w2v_attn.training.models import build_model
 from w2v_attn.training.options import DataOptions, Recipe
-from w2v_attn.training.preflight import Lengths, Survey, check_overlap, describe, named, survey
-from w2v_attn.training.run_folder import CHECKPOINTS, LENGTHS, as_yaml, check_fingerprint, claimed, write_dropped
-from w2v_attn.training.tasks.choice import task_class
+from w2v_attn.training.preflight import DataScan, LengthCache, check_overlap, describe_data, named_splits, scan_splits
+from w2v_attn.training.regularization import restore_layerdrop, restore_spec_augment
+from w2v_attn.training.resume import (
+    CHECKPOINTS,
+    LENGTHS,
+    as_yaml,
+    check_fingerprint,
+    locked_run_folder,
+    newest_checkpoint,
+    write_dropped,
+)
+from w2v_attn.training.speech_dataset import Augmentation
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.tasks.task_registry import task_class
 from w2v_attn.training.trainer import SpeechTrainer
-from w2v_attn.training.watching import Silent, Watcher
+from w2v_attn.training.training_arguments import training_arguments
+from w2v_attn.training.training_errors import DataError, TrainingError
+from w2v_attn.training.unpadded_frontend import restore_frontend
 
 # Seconds that a recording may have which is only measured, or noise.
 MEASURED = 600.0
@@ -43,7 +52,7 @@ NOISE, KEPT_NOISES = "noise", 256
 
 
 @dataclass(frozen=True)
-class Finetuned:
+class FinetuneResult:
     """metrics: of each split, at the best checkpoint; empty where the run was interrupted. update: of that checkpoint.
 
     warning: what is wrong with the model as a whole, where something is.
@@ -56,7 +65,7 @@ class Finetuned:
     warning: str | None = None
 
 
-def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Finetuned:
+def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = None) -> FinetuneResult:
     """Trains what the recipe says and leaves a Hugging Face folder in `output`. Called again, it goes on where it was.
 
     In `output`: the model with its card, curves and results; `valid/` and `test/` with predictions; `recipe.yaml`;
@@ -69,7 +78,7 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
     """
     args = training_arguments(recipe, output / CHECKPOINTS)
     main = args.process_index == 0
-    watcher = watcher if watcher is not None and main else Silent(watcher)
+    listener = listener if listener is not None and main else SilentListener(listener)
     started = time.monotonic()
     checkpoint = _load(recipe)
     splits = list_splits(recipe.data, recipe.seed)
@@ -77,21 +86,21 @@ def finetune(recipe: Recipe, output: Path, watcher: Watcher | None = None) -> Fi
     torch.manual_seed(recipe.seed)
     audio = _start(recipe, task, checkpoint)
     augmentation = _augmentation(recipe, audio.sample_rate)
-    with quiet_transformers(), claimed(output, recipe) if main else nullcontext():
+    with quiet_transformers(), locked_run_folder(output, recipe) if main else nullcontext():
         _wait_for_all(args)
-        found = _survey(recipe, splits, task, audio, augmentation, output, args, watcher)
-        report = list(describe(found, task))
+        found = _scan(recipe, splits, task, audio, augmentation, output, args, listener)
+        report = list(describe_data(found, task))
         if main:
             check_fingerprint(output, found, task, "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32")
-            watcher.surveyed(report)
+            listener.on_data_report(report)
             write_dropped(found, output)
-        trainer, reporting = build_trainer(recipe, task, audio, found, augmentation, args, output, watcher)
-        resumed_from = _agree(newest(output / CHECKPOINTS) if main else None, args)
+        trainer, reporting = build_trainer(recipe, task, audio, found, augmentation, args, output, listener)
+        resumed_from = _agree(newest_checkpoint(output / CHECKPOINTS) if main else None, args)
         try:
             trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
             seconds = time.monotonic() - started
             if reporting.stopped:
-                return Finetuned({}, trainer.state.global_step, seconds, interrupted=True)
+                return FinetuneResult({}, trainer.state.global_step, seconds, interrupted=True)
             return _finish(recipe, task, audio, found, trainer, report, output, seconds)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -158,7 +167,7 @@ def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
     return Augmentation(recipe.augmentation, sample_rate, [partial(read, row) for row in rows])
 
 
-def _survey(
+def _scan(
     recipe: Recipe,
     splits: Splits,
     task: Task,
@@ -166,24 +175,24 @@ def _survey(
     augmentation: Augmentation,
     output: Path,
     args: Any,
-    watcher: Watcher,
-) -> Survey:
+    listener: TrainingListener,
+) -> DataScan:
     """Reads every recording once, in the first process; the others take what it wrote down."""
     from w2v_attn.encoder.inputs import least_samples
 
     limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
-    rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named(splits) for row in members]
+    rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named_splits(splits) for row in members]
     if recipe.augmentation.noises is not None:
         noises = list_recordings(recipe.augmentation.noises).rows
         rows += [(f"{NOISE} {row.id}", row, MEASURED) for row in noises]
 
     def watch(done: int) -> None:
-        watcher.reading(done, len(rows))
-        if watcher.interrupted():
+        listener.on_recordings_read(done, len(rows))
+        if listener.interrupted():
             raise KeyboardInterrupt
 
     with args.main_process_first(desc="survey"):
-        lengths = Lengths(output / LENGTHS, audio.sample_rate)
+        lengths = LengthCache(output / LENGTHS, audio.sample_rate)
         found = lengths.of([(row, limit) for _, row, limit in rows], watch)
     samples = dict(zip((key for key, _, _ in rows), found, strict=True))
     broken = [f"{key} {reason}" for key, reason in samples.items() if key.startswith(NOISE) and isinstance(reason, str)]
@@ -191,7 +200,7 @@ def _survey(
         raise DataError(
             f"augmentation.noises has {len(broken)} recordings that cannot be used: {'; '.join(broken[:5])}"
         )
-    return survey(
+    return scan_splits(
         splits,
         task,
         samples,
@@ -206,12 +215,12 @@ def _finish(
     recipe: Recipe,
     task: Task,
     audio: Checkpoint,
-    found: Survey,
+    found: DataScan,
     trainer: SpeechTrainer,
     report: list[tuple[str, str]],
     output: Path,
     seconds: float,
-) -> Finetuned:
+) -> FinetuneResult:
     """The best checkpoint, measured on all that was held out, as a folder."""
     args, model = trainer.args, trainer.model
     update = trainer.loaded_update
@@ -219,11 +228,11 @@ def _finish(
     recognizer = task.recognizer(dataclasses.replace(audio, model=model), args.device, recipe.backend)
     metrics: dict[str, dict[str, float]] = {}
     warning = None
-    for split, rows in named(found.splits):
+    for split, rows in named_splits(found.splits):
         if split == "train" or not rows:
             continue
         predictions = predict(
-            recognizer, rows, task, rank=args.process_index, processes=args.world_size, gather=trainer.gather
+            recognizer, rows, task, rank=args.process_index, world_size=args.world_size, gather=trainer.gather
         )
         metrics[split] = measure(task, predictions, heard)
         if split == "valid":
@@ -255,7 +264,7 @@ def _finish(
         results = {"update": update, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
         model_folder.save_results(results, output)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them is the model now
-    return Finetuned(metrics, update, seconds, interrupted=False, warning=warning)
+    return FinetuneResult(metrics, update, seconds, interrupted=False, warning=warning)
 
 
 def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
@@ -269,9 +278,9 @@ def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    frontend.uninstall(model)
-    spec_augment.uninstall(model)
-    layerdrop.uninstall(model)
+    restore_frontend(model)
+    restore_spec_augment(model)
+    restore_layerdrop(model)
     return model
 
 
@@ -292,7 +301,7 @@ def _agree(found: Path | None, args: Any) -> Path | None:
     return objects[0]
 
 
-def leave_other_processes() -> None:
+def destroy_process_group() -> None:
     """Ends what torchrun's processes talk through: its threads must not be running when the interpreter ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

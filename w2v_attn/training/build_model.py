@@ -5,14 +5,14 @@ import logging
 from typing import Any
 
 from w2v_attn.checkpoints.adapters import reset_adapters
-from w2v_attn.checkpoints.families import FAMILIES, supported
+from w2v_attn.checkpoints.families import FAMILIES, supported_families
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.pooled_classifiers import pooled_class
 from w2v_attn.patching.replace import replace_attention
-from w2v_attn.training.arguments import trains_on_cpu
 from w2v_attn.training.options import Recipe
-from w2v_attn.training.spec_augment import masks_frames
+from w2v_attn.training.regularization import masks_frames
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_arguments import trains_on_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _new_config(recipe: Recipe, changes: dict[str, Any]) -> Any:
     family = values.pop("model_type", None)
     if family not in FAMILIES:
         raise ValueError(
-            f"model.config.model_type is {family!r}; to train from random weights name one of {supported()}"
+            f"model.config.model_type is {family!r}; to train from random weights name one of {supported_families()}"
         )
     # Labels are not values of a config's own: they are set like anybody would set them.
     labels = {key: values.pop(key) for key in ("num_labels", "id2label", "label2id") if key in values}

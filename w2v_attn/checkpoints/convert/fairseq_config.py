@@ -1,15 +1,14 @@
 """fairseq's options -> the values of Hugging Face's config.
 
 Source: fairseq, the dataclasses of models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py
-and models/hubert/hubert_asr.py, for the names of the options, their meaning and their defaults.
-"""
+and models/hubert/hubert_asr.py, for the names of the options, their meaning and their defaults."""
 
 import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 # Hugging Face's option -> fairseq's, where the value is the same.
 OPTIONS = {
@@ -78,7 +77,7 @@ def encoder_config(path: Path, options: Mapping[str, Any], model_type: str) -> d
             raise CheckpointError(
                 f"{path} has {name}={options[name]}, for which Hugging Face's model has no place: expected {plain[-1]}"
             )
-    layers = convolutions(options["conv_feature_layers"], path)
+    layers = parse_convolutions(options["conv_feature_layers"], path)
     config: dict[str, Any] = {
         "model_type": model_type,
         "feat_extract_norm": _one_of(path, "extractor_mode", options["extractor_mode"], NORMS),
@@ -118,7 +117,7 @@ def _one_of(path: Path, name: str, value: Any, table: Mapping[str, str]) -> str:
     return table[value]
 
 
-def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
+def parse_convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
     """(channels, kernel, stride) of each convolution, from `[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2`.
 
     Lists of numbers, their sums and their multiples are read; nothing is evaluated.
@@ -149,3 +148,43 @@ def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
             f"found {text!r} ({error})"
         ) from error
     return layers  # type: ignore[return-value]
+
+
+# fairseq's dictionaries begin with these; CTC's blank is the first. Hugging Face calls the blank <pad>.
+SPECIAL, SPECIAL_THERE = ("<s>", "<pad>", "</s>", "<unk>"), ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def read_symbols(path: Path, task: Mapping[str, Any], state: Any, outputs: int) -> tuple[str, ...] | None:
+    """The symbols of a CTC head, of the dictionary beside the checkpoint or the one inside it; None: there is none."""
+    labels = task.get("labels") or "ltr"  # HuBERT's task has a list of them
+    beside = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
+    inside = state.get("target_dictionary") if isinstance(state, dict) else None
+    if beside.is_file():
+        symbols, where = [*SPECIAL, *_read_dictionary(beside)], str(beside)
+    elif isinstance(inside, dict) and isinstance(inside.get("symbols"), list):
+        symbols, where = [str(symbol) for symbol in inside["symbols"]], f"the dictionary in {path}"
+    else:
+        return None
+    if tuple(symbols[:4]) != SPECIAL or len(set(symbols)) != len(symbols):
+        raise CheckpointError(f"{where} is not valid: expected {' '.join(SPECIAL)} first, and each symbol once")
+    if len(symbols) != outputs:
+        raise CheckpointError(
+            f"{where} has {len(symbols)} symbols with its 4 special ones, but w2v_encoder.proj of {path} has {outputs} "
+            "outputs: is it the dictionary of another checkpoint?"
+        )
+    return (*SPECIAL_THERE, *symbols[4:])
+
+
+def _read_dictionary(path: Path) -> list[str]:
+    """The symbols of lines `symbol count`."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # other ends of lines may be symbols
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+    symbols = []
+    for number, line in enumerate(lines, 1):
+        symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
+        if not symbol or not count.isdigit():
+            raise CheckpointError(f"{path}, line {number}: expected a symbol and its count, found {line!r}")
+        symbols.append(symbol)
+    return symbols

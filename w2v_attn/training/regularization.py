@@ -2,23 +2,25 @@
 
 Source: D. S. Park et al., "SpecAugment", and wav2vec 2.0, section 4.3 and appendix B; `_compute_mask_indices` of stock
 transformers, which draws with numpy and refuses batches shorter than a span. Here spans are drawn where the model is,
-and are clamped to the recording.
-"""
+and are clamped to the recording."""
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def install(model: nn.Module) -> None:
+def patch_spec_augment(model: nn.Module) -> None:
     """Puts the masking below in the place of the one that each base model inside `model` has, on this instance."""
     for module in model.modules():
         if hasattr(module, "_mask_hidden_states") and hasattr(module, "masked_spec_embed"):
             module._mask_hidden_states = _Masking(module)  # type: ignore[assignment]
 
 
-def uninstall(model: nn.Module) -> None:
+def restore_spec_augment(model: nn.Module) -> None:
     """Stock's masking again."""
     for module in model.modules():
         if isinstance(vars(module).get("_mask_hidden_states"), _Masking):
@@ -89,3 +91,53 @@ def draw_spans(lengths: Tensor, size: int, probability: float, span: int, min_sp
     # Spans that fill a row lie end to end: the first of them gives way.
     full = mask.sum(1) == lengths
     return mask & ~(full[:, None] & (places < spans[:, None]))
+
+
+def patch_layerdrop(model: nn.Module, *, keep_gradients: bool) -> None:
+    """Takes the place of stock's layerdrop in the encoder of `model`; the model's config keeps its value.
+
+    keep_gradients: dropped blocks get zeros as gradients (several processes need that), not none.
+    """
+    encoder = _encoder(model)
+    probability = float(encoder.config.layerdrop)
+    if probability == 0:
+        return
+    encoder.config = copy.copy(encoder.config)
+    encoder.config.layerdrop = 0.0
+    for block in encoder.layers:
+        block.forward = partial(_forward, block, block.forward, probability, keep_gradients)
+
+
+def restore_layerdrop(model: nn.Module) -> None:
+    """Stock's layerdrop again."""
+    encoder = _encoder(model)
+    encoder.config = model.config
+    for block in encoder.layers:
+        vars(block).pop("forward", None)
+
+
+def _encoder(model: nn.Module) -> Any:
+    """The module that holds the blocks, also inside wrappers."""
+    return next(
+        module
+        for name, module in model.named_modules()
+        if name.split(".")[-1] == "encoder" and isinstance(getattr(module, "layers", None), nn.ModuleList)
+    )
+
+
+def _forward(
+    block: nn.Module,
+    forward: Callable[..., Any],
+    probability: float,
+    keep_gradients: bool,
+    hidden_states: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if not block.training or float(torch.rand([])) >= probability:
+        return forward(hidden_states, *args, **kwargs)
+    if keep_gradients and torch.is_grad_enabled():
+        touched = [parameter.view(-1)[0] for parameter in block.parameters() if parameter.requires_grad]
+        if touched:
+            hidden_states = hidden_states + 0 * torch.stack(touched).sum()
+    return hidden_states

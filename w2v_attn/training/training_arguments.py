@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from w2v_attn.checkpoints.adapters import check_language
-from w2v_attn.training.errors import check_expression
+from w2v_attn.training.optimization import lr_multiplier
 from w2v_attn.training.options import Recipe
-from w2v_attn.training.schedule import factor_of
-from w2v_attn.training.tasks.choice import task_class
+from w2v_attn.training.tasks.task_registry import task_class
+from w2v_attn.training.training_errors import check_expression
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LOGGED = 500  # points of a learning curve
@@ -63,7 +63,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
         logging_nan_inf_filter=False,  # a loss that is not finite ends the run
         save_total_limit=KEPT,
         load_best_model_at_end=True,
-        metric_for_best_model=task_class(recipe.task).best,
+        metric_for_best_model=task_class(recipe.task).best_metric,
         greater_is_better=False,
         remove_unused_columns=False,
         dataloader_num_workers=_workers(training.workers, on_cpu),
@@ -77,7 +77,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
 def _check(recipe: Recipe) -> None:
     """What would be noticed late otherwise."""
     optimizer = recipe.optimizer
-    factor_of(optimizer.schedule, recipe.training.max_steps)
+    lr_multiplier(optimizer.schedule, recipe.training.max_steps)
     for factor in optimizer.factors:
         check_expression("optimizer.factors", factor.pattern)
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):

@@ -4,6 +4,8 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +16,9 @@ import yaml
 
 from w2v_attn.training.model_folder import RECIPE, RESULTS
 from w2v_attn.training.options import Recipe
-from w2v_attn.training.preflight import Survey, named
-from w2v_attn.training.tasks.choice import task_class
+from w2v_attn.training.preflight import DataScan, named_splits
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.tasks.task_registry import task_class
 
 CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
     "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"
@@ -26,7 +28,7 @@ FREE = {"device", "backend", "training.workers", "training.gradient_checkpointin
 
 
 @contextmanager
-def claimed(output: Path, recipe: Recipe) -> Iterator[None]:
+def locked_run_folder(output: Path, recipe: Recipe) -> Iterator[None]:
     """The folder is this run's alone while it runs, and of this recipe for good. Refused, it is as it was before.
 
     Raises:
@@ -66,14 +68,14 @@ def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def check_fingerprint(output: Path, found: Survey, task: Task, precision: str) -> None:
+def check_fingerprint(output: Path, found: DataScan, task: Task, precision: str) -> None:
     """Writes down what the run computes with; where it goes on, that must be the same.
 
     Raises:
         ValueError: checkpoints are there, and the data, what is learned, or the precision is another.
     """
     now = {"precision": precision, "symbols or labels": _hash(list(task.symbols()))}
-    for split, rows in named(found.splits):
+    for split, rows in named_splits(found.splits):
         now[f"data to {split} on"] = _hash(
             [(row.id, task.reference(row), found.seconds[f"{split} {row.id}"]) for row in rows]
         )
@@ -94,7 +96,7 @@ def has_begun(output: Path) -> bool:
     return any((output / CHECKPOINTS).glob("*"))
 
 
-def write_dropped(found: Survey, output: Path) -> None:
+def write_dropped(found: DataScan, output: Path) -> None:
     """`dropped.jsonl`: what is not used, and why."""
     with (output / DROPPED).open("w", encoding="utf-8", errors="replace") as file:
         for dropped in found.dropped:
@@ -134,3 +136,58 @@ def _flat(values: Any, before: str = "") -> dict[str, Any]:
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+logger = logging.getLogger(__name__)
+
+SEAL = "sealed.json"
+PREFIX = "checkpoint-"
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Makes sure that the files of a checkpoint are on the disk, then says so in a file of its own."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    contents = {path.relative_to(folder).as_posix(): [path.stat().st_size, _file_hash(path)] for path in files}
+    temporary = folder / f".{SEAL}"
+    with temporary.open("w") as file:
+        json.dump(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / SEAL)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is as it was sealed."""
+    try:
+        contents = json.loads((folder / SEAL).read_text())
+    except (FileNotFoundError, ValueError):
+        return "was not written to its end"
+    for name, (size, digest) in contents.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or _file_hash(path) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run. Torn ones are put aside, with a warning."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True):
+        wrong = find_damage(path)
+        if wrong is None:
+            return path
+        logger.warning("%s is torn (%s): it is put aside, the one before is taken", path, wrong)
+        aside = folder / f"torn-{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return None
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,20 +23,20 @@ from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
 from w2v_attn.encoder.frontend_train import LearningConvolutions
 
 
-def install(model: nn.Module) -> None:
+def patch_frontend(model: nn.Module) -> None:
     """Takes the place of the forward of the convolutions in `model`."""
-    normalise_alone(model)
+    normalize_per_recording(model)
     for extractor in _extractors(model):
         extractor.forward = _Alone(extractor)
 
 
-def normalise_alone(model: nn.Module) -> None:
+def normalize_per_recording(model: nn.Module) -> None:
     """Takes the place of the forward of every group norm over time in the frontend of `model`."""
     for layer in _layers(model):
         layer.layer_norm.forward = partial(_normalise, layer.layer_norm, layer.layer_norm.forward)
 
 
-def uninstall(model: nn.Module) -> None:
+def restore_frontend(model: nn.Module) -> None:
     """Stock's frontend again."""
     for extractor in _extractors(model):
         vars(extractor).pop("forward", None)
@@ -45,7 +45,7 @@ def uninstall(model: nn.Module) -> None:
         vars(layer.layer_norm).pop("frames", None)
 
 
-def tell_lengths(model: nn.Module, samples: list[int]) -> None:
+def set_lengths(model: nn.Module, samples: list[int]) -> None:
     """How many samples each recording of the batch has that comes next; it holds until the next one.
 
     A backward that computes activations again asks for it too, so it is not forgotten after the forward.

@@ -12,7 +12,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def shown(lines: Sequence[str], most: int = 20) -> str:
+def list_lines(lines: Sequence[str], most: int = 20) -> str:
     """Lines of a message, each on its own; of many the first, and how many more there are."""
     more = f"\n  … and {len(lines) - most} more" if len(lines) > most else ""
     return "\n  ".join(lines[:most]) + more

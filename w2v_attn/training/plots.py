@@ -8,10 +8,10 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], best: str, path: Path) -> None:
+def plot_curves(history: Sequence[Mapping[str, float]], best: str, path: Path) -> None:
     """Loss and error over updates, and the learning rate below.
 
     history: Trainer's log: entries with `step` and of `loss`, `learning_rate`, `eval_loss`, `eval_<best>`.
@@ -50,7 +50,7 @@ def _typical_height(history: Sequence[Mapping[str, float]]) -> float:
     return max(float(np.quantile(losses, 0.98)), 1e-3) if losses else 1.0
 
 
-def draw_confusions(predictions: Sequence[Prediction], labels: Sequence[str], path: Path) -> None:
+def plot_confusions(predictions: Sequence[Prediction], labels: Sequence[str], path: Path) -> None:
     """Rows: what it is; columns: what it was taken for; colours are shares of a row, numbers are counts."""
     number = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), int)

@@ -11,27 +11,25 @@ from typing import Any
 
 from torch import Tensor
 
-from w2v_attn.checkpoints.convert import pickles
-from w2v_attn.checkpoints.convert.fairseq_dictionary import symbols_of
-from w2v_attn.checkpoints.convert.fairseq_options import contrast_config, encoder_config, tuning_config
-from w2v_attn.checkpoints.convert.parameter_names import Names, Pairs
-from w2v_attn.checkpoints.convert.parts import Parts
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.convert.fairseq_config import contrast_config, encoder_config, read_symbols, tuning_config
+from w2v_attn.checkpoints.convert.pickles import read_pickle
+from w2v_attn.checkpoints.convert.raw_checkpoint import NamePairs, NameTable, RawCheckpoint
 
-POSITIONS: Pairs = (
+POSITIONS: NamePairs = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
     ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
 )
-POSITIONS_WITH_BATCH_NORM: Pairs = (
+POSITIONS_WITH_BATCH_NORM: NamePairs = (
     ("encoder.pos_conv.0", "encoder.pos_conv_embed.batch_norm"),
     ("encoder.pos_conv.1", "encoder.pos_conv_embed.conv"),
 )
-CONVOLUTION_NORMS: Mapping[str, Pairs] = {
+CONVOLUTION_NORMS: Mapping[str, NamePairs] = {
     "group": (("feature_extractor.conv_layers.{n}.2", "feature_extractor.conv_layers.{n}.layer_norm"),),
     "layer": (("feature_extractor.conv_layers.{n}.2.1", "feature_extractor.conv_layers.{n}.layer_norm"),),
 }
-ENCODER: Pairs = (
+ENCODER: NamePairs = (
     ("feature_extractor.conv_layers.{n}.0", "feature_extractor.conv_layers.{n}.conv"),
     ("layer_norm", "feature_projection.layer_norm"),
     ("post_extract_proj", "feature_projection.projection"),
@@ -46,8 +44,8 @@ ENCODER: Pairs = (
     ("encoder.layers.{n}.final_layer_norm", "encoder.layers.{n}.final_layer_norm"),
     ("encoder.layer_norm", "encoder.layer_norm"),
 )
-CTC: Pairs = (("w2v_encoder.proj", "lm_head"),)
-CONTRASTIVE: Pairs = (
+CTC: NamePairs = (("w2v_encoder.proj", "lm_head"),)
+CONTRASTIVE: NamePairs = (
     ("quantizer.vars", "quantizer.codevectors"),
     ("quantizer.weight_proj", "quantizer.weight_proj"),
     ("project_q", "project_q"),
@@ -64,19 +62,19 @@ class Family:
 
     model_type: str
     prefix: str
-    objective: Pairs
+    objective: NamePairs
 
 
 PRETRAINED = {"wav2vec2": Family("wav2vec2", "Wav2Vec2", CONTRASTIVE), "hubert": Family("hubert", "Hubert", ())}
 FINE_TUNED = ("wav2vec_ctc", "hubert_ctc")
 
 
-def is_one(found: object) -> bool:
+def is_fairseq_checkpoint(found: object) -> bool:
     """Whether what a file of torch.save holds is a checkpoint of fairseq's."""
     return isinstance(found, dict) and isinstance(found.get("model"), dict) and bool(found.keys() & {"cfg", "args"})
 
 
-def read(path: Path, found: dict[str, Any]) -> Parts:
+def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
     """The parts of the checkpoint in `path`, which holds `found`.
 
     Raises:
@@ -97,8 +95,8 @@ def read(path: Path, found: dict[str, Any]) -> Parts:
         )
     family = PRETRAINED[base]
     config = encoder_config(path, pretrained, family.model_type)
-    names = Names(_pairs(config, family, tuned=tuning is not None))
-    placed, without_place, unknown = _placed(found["model"], names, prefix)
+    names = NameTable(_pairs(config, family, tuned=tuning is not None))
+    placed, pretraining_only, unknown = _placed(found["model"], names, prefix)
     head, symbols = "Model", None
     if tuning is not None:
         head, config = "ForCTC", config | tuning_config(tuning)
@@ -114,19 +112,19 @@ def read(path: Path, found: dict[str, Any]) -> Parts:
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
-        symbols = symbols_of(path, task, found.get("task_state"), config["vocab_size"])
-    return Parts(
+        symbols = read_symbols(path, task, found.get("task_state"), config["vocab_size"])
+    return RawCheckpoint(
         source=str(path),
         format=f"fairseq's {kind}",
         config=config,
         tensors=placed,
         names=names,
         prefix=prefix,
-        without_place=without_place,
+        pretraining_only=pretraining_only,
         unknown=unknown,
         sample_rate=task.get("sample_rate") or 16_000,
         do_normalize=task.get("normalize") or False,
-        normalize_from="fairseq's default" if task.get("normalize") is None else "the task in the checkpoint",
+        normalize_source="fairseq's default" if task.get("normalize") is None else "the task in the checkpoint",
         symbols=symbols,
         folder=None,
     )
@@ -173,8 +171,8 @@ def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, 
         )
     for candidate in (Path(named), path.parent / Path(named).name):
         if candidate.is_file() and candidate.resolve() != path.resolve():
-            started_from = pickles.read(candidate)
-            if not is_one(started_from):
+            started_from = read_pickle(candidate)
+            if not is_fairseq_checkpoint(started_from):
                 raise CheckpointError(f"{candidate}, which {path} was fine-tuned from, is no checkpoint of fairseq's")
             return _config(candidate, started_from)
     raise CheckpointError(
@@ -186,18 +184,18 @@ def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, 
 # ---------------------------------------------------------------------------------------------- weights
 
 
-def _pairs(config: Mapping[str, Any], family: Family, *, tuned: bool) -> Pairs:
+def _pairs(config: Mapping[str, Any], family: Family, *, tuned: bool) -> NamePairs:
     positions = POSITIONS_WITH_BATCH_NORM if config.get("conv_pos_batch_norm") else POSITIONS
     norms = CONVOLUTION_NORMS[config["feat_extract_norm"]]
     return (*ENCODER, *positions, *norms, *(CTC if tuned else family.objective))
 
 
 def _placed(
-    weights: Mapping[str, Any], names: Names, prefix: str
+    weights: Mapping[str, Any], names: NameTable, prefix: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
     """(tensors by Hugging Face's names, names of what only pre-training uses, names of what is not known)."""
     placed: dict[str, Tensor] = {}
-    without_place, unknown = [], []
+    pretraining_only, unknown = [], []
     for name, tensor in weights.items():
         inside = name.removeprefix(prefix)
         ours = names.ours(inside)
@@ -206,7 +204,7 @@ def _placed(
         if ours is not None and isinstance(tensor, Tensor):
             placed[ours] = tensor
         elif inside.split(".")[0] in OBJECTIVE:
-            without_place.append(name)
+            pretraining_only.append(name)
         else:
             unknown.append(name)
-    return placed, tuple(without_place), tuple(unknown)
+    return placed, tuple(pretraining_only), tuple(unknown)

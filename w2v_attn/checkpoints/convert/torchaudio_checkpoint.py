@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.convert.parameter_names import Names, Pairs
-from w2v_attn.checkpoints.convert.parts import Parts
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.convert.raw_checkpoint import NamePairs, NameTable, RawCheckpoint
 from w2v_attn.checkpoints.convert.torchaudio_arguments import (
     ARGUMENTS,
     POSITION_THERE,
     arguments_from_config,
     arguments_from_weights,
     arguments_of_module,
-    config_of,
+    config_from_arguments,
     read_arguments,
     read_json,
 )
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
 
 # The files of this format: the state dict and how to build its module. The other two bring a checkpoint of Hugging
 # Face's back whole: its config, and what torchaudio's module has no place for (the mask embedding, other heads than
@@ -36,7 +35,7 @@ WEIGHTS = "model.pt"  # beside it, ARGUMENTS
 CONFIG_THERE, WEIGHTS_THERE = "huggingface.json", "huggingface.pt"
 
 POSITION = "encoder.pos_conv_embed.conv"
-NAMES: Pairs = (
+NAMES: NamePairs = (
     ("feature_extractor.conv_layers.{n}.conv", "feature_extractor.conv_layers.{n}.conv"),
     ("feature_extractor.conv_layers.{n}.layer_norm", "feature_extractor.conv_layers.{n}.layer_norm"),
     ("encoder.feature_projection.layer_norm", "feature_projection.layer_norm"),
@@ -68,7 +67,7 @@ FAMILIES_THERE = ("wav2vec2", "hubert")  # of Hugging Face's, those whose encode
 # ------------------------------------------------------------------------------------ from torchaudio's format
 
 
-def is_one(found: object) -> bool:
+def is_torchaudio_state(found: object) -> bool:
     """Whether what a file holds is a state dict of torchaudio's."""
     return (
         isinstance(found, dict)
@@ -77,19 +76,19 @@ def is_one(found: object) -> bool:
     )
 
 
-def is_folder(folder: Path) -> bool:
+def is_torchaudio_folder(folder: Path) -> bool:
     """Whether a folder is one that `w2v-attn load format=torchaudio` wrote."""
     return (folder / ARGUMENTS).is_file() and (folder / WEIGHTS).is_file()
 
 
-def is_module(thing: object) -> bool:
+def is_torchaudio_module(thing: object) -> bool:
     """Whether something is one of torchaudio's wav2vec 2.0 modules, or what its bundles put around one."""
     return isinstance(thing, nn.Module) and type(thing).__module__.startswith(
         ("torchaudio.models.wav2vec2", "torchaudio.pipelines._wav2vec2")
     )
 
 
-def read(path: Path, tensors: Mapping[str, Tensor]) -> Parts:
+def read_torchaudio(path: Path, tensors: Mapping[str, Tensor]) -> RawCheckpoint:
     """The parts of the state dict in `path`, which holds `tensors`.
 
     Raises:
@@ -100,16 +99,16 @@ def read(path: Path, tensors: Mapping[str, Tensor]) -> Parts:
     there = read_json(folder / CONFIG_THERE) if (folder / CONFIG_THERE).is_file() else None
     more: dict[str, Tensor] = {}
     if there is not None and (folder / WEIGHTS_THERE).is_file():
-        from w2v_attn.checkpoints.convert import pickles
+        from w2v_attn.checkpoints.convert.pickles import read_pickle
 
-        more = pickles.read(folder / WEIGHTS_THERE)
+        more = read_pickle(folder / WEIGHTS_THERE)
         if not isinstance(more, dict) or not all(isinstance(tensor, Tensor) for tensor in more.values()):
             raise CheckpointError(f"{folder / WEIGHTS_THERE} is not valid: expected tensors by their names")
     arguments = arguments_from_weights(str(path), tensors, given)
     return _parts(str(path), "a state dict of torchaudio's", tensors, arguments, folder, there=there, more=more)
 
 
-def read_module(module: nn.Module) -> Parts:
+def read_torchaudio_module(module: nn.Module) -> RawCheckpoint:
     """The parts of a live module: a `torchaudio.models.Wav2Vec2Model`, or what `bundle.get_model()` gives.
 
     Raises:
@@ -139,23 +138,23 @@ def _parts(
     there: dict[str, Any] | None = None,
     more: Mapping[str, Tensor] | None = None,
     normalize: bool | None = None,
-) -> Parts:
-    names = Names(NAMES)
+) -> RawCheckpoint:
+    names = NameTable(NAMES)
     renamed = {name: names.ours(name) for name in tensors}
     placed = {ours: tensors[name] for name, ours in renamed.items() if ours is not None}
     as_bundles = arguments["extractor_mode"] == "layer_norm"
-    return Parts(
+    return RawCheckpoint(
         source=source,
         format=format,
-        config=config_of(arguments) if there is None else there,
+        config=config_from_arguments(arguments) if there is None else there,
         tensors=placed | dict(more or {}),
         names=names,
         prefix="",
-        without_place=(),
+        pretraining_only=(),
         unknown=tuple(name for name, ours in renamed.items() if ours is None),
         sample_rate=16_000,
         do_normalize=as_bundles if normalize is None else normalize,
-        normalize_from="what torchaudio's bundles of this architecture do" if normalize is None else "the module",
+        normalize_source="what torchaudio's bundles of this architecture do" if normalize is None else "the module",
         symbols=None,
         folder=folder,
     )
@@ -164,7 +163,7 @@ def _parts(
 # ------------------------------------------------------------------------------------- to torchaudio's format
 
 
-def write(model: Any, folder: Path) -> None:
+def write_torchaudio(model: Any, folder: Path) -> None:
     """Writes a transformers model as torchaudio's: its state dict, and the arguments that build its module.
 
     `torchaudio.models.wav2vec2_model(**arguments).load_state_dict(state)` takes them, strictly. What torchaudio has no
@@ -174,7 +173,7 @@ def write(model: Any, folder: Path) -> None:
         CheckpointError: torchaudio's module is another function than this model.
     """
     _check_writable(model.config)
-    names = Names(NAMES)
+    names = NameTable(NAMES)
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     state: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
