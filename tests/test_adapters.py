@@ -231,7 +231,7 @@ def damage(file, how):
         ("cut", "damaged or cut short"),
         ("empty", "damaged or cut short"),
         ("missing", r"missing: wav2vec2\.encoder\.layers\.1\.adapter_layer\.linear_1\.bias"),
-        ("left over", r"left over: wav2vec2\.encoder\.layers\.9"),
+        ("left over", r"unexpected: wav2vec2\.encoder\.layers\.9"),
         ("mis-shaped", r"of shape \[5\] instead of \[8\]: wav2vec2\.encoder\.layers\.1"),
         ("half a head", rf"of shape \[5\] instead of \[{len(SYMBOLS['deu'])}\]: lm_head\.bias"),
     ],
@@ -262,7 +262,7 @@ def test_a_vocabulary_that_lacks_the_language_is_told(changeable):
     with pytest.raises(CheckpointError, match="no vocabulary for the language “deu”, only for eng"):
         load_recognizer(changeable, language="deu")
     (changeable / "vocab.json").write_text(json.dumps(vocabulary["eng"]))
-    with pytest.raises(CheckpointError, match="one vocabulary, which does not say whose it is"):
+    with pytest.raises(CheckpointError, match="one vocabulary, which does not name its language"):
         load_recognizer(changeable, language="deu")
     (changeable / "vocab.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"vocab\.json cannot be read"):
@@ -401,7 +401,7 @@ def test_new_adapters_hardly_change_what_passes(mms, speech):
     ("language", "training", "says"),
     [
         (None, {}, "name it, model.language=tur"),
-        ("a b", {}, "a language is named by letters"),
+        ("a b", {}, "a language code consists of letters"),
         ("tur", {"freeze": "encoder"}, "training.new_adapters must be trained"),
         ("tur", {"freeze": "feature_encoder", "lora": LoraOptions(rank=2)}, "training.new_adapters must be trained"),
         ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "do not go together"),

@@ -489,8 +489,8 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp
     text = str(caught.value)
     assert f"missing: {inside}.encoder.layers.1.self_attn.k_proj.weight" in text
     assert f"of shape [5] instead of [24]: {inside}.encoder.layers.2.fc2.bias" in text
-    assert f"left over: {inside}.adapters.0.weight" in text
-    assert "left over: layer_norm.weight" in text
+    assert f"unexpected: {inside}.adapters.0.weight" in text
+    assert "unexpected: layer_norm.weight" in text
     assert f"of torch.int64: {inside}.encoder.layer_norm.bias" in text
     assert text.count("\n  ") == 5
 
@@ -501,7 +501,7 @@ def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_f
     whole = torch.load(path, weights_only=False)
     whole["cfg"]["model"]["w2v_args"] = None  # as fairseq-hydra-train leaves it
     torch.save(whole, path)
-    with pytest.raises(CheckpointError, match=r"Put that one beside it, as .*/pretrained.pt"):
+    with pytest.raises(CheckpointError, match=r"Copy that file next to it, as .*/pretrained.pt"):
         load_checkpoint(path, with_head=True)
     write(stock("wav2vec2-layer", "pretrained", "wav2vec2"), "wav2vec2", tmp_path / "pretrained.pt")
     assert_same(load_checkpoint(path, with_head=True).model, theirs)

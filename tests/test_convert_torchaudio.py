@@ -324,7 +324,7 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_torchaudio_has_them(t
     text = str(caught.value)
     assert "missing: encoder.transformer.layers.1.attention.k_proj.weight" in text
     assert "of shape [5] instead of [20]: encoder.transformer.layers.2.feed_forward.output_dense.bias" in text
-    assert "left over: quantizer.weight" in text
+    assert "unexpected: quantizer.weight" in text
     assert text.count("\n  ") == 3
 
 

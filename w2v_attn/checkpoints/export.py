@@ -1,4 +1,4 @@
-"""A copy of a loaded checkpoint, that stock transformers loads or torchaudio."""
+"""Export of a loaded checkpoint to the format of Hugging Face transformers or of torchaudio."""
 
 import os
 import shutil
@@ -18,25 +18,27 @@ FORMATS = ("huggingface", "torchaudio")
 
 
 def check_export_folder(folder: Path) -> None:
-    """Raises CheckpointError where a copy would meet files that are there already."""
+    """Raise CheckpointError unless the folder of an export is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder: name another output")
 
 
 def check_export_format(format: str) -> None:
-    """Raises CheckpointError where there is no such format of a copy."""
+    """Raise CheckpointError if a checkpoint cannot be exported to this format."""
     if format not in FORMATS:
         raise CheckpointError(f"format must be {' or '.join(FORMATS)}, got {format}")
 
 
 def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "huggingface") -> None:
-    """Writes config, weights and companions; the folder is there whole or not at all.
+    """Write config, weights, preprocessor and tokenizer files; the folder appears complete or not at all.
 
-    format: "huggingface", with weights in safetensors, or "torchaudio", see `forms/torchaudio.py`.
+    Args:
+        checkpoint: A loaded checkpoint.
+        folder: The folder to create; it must be absent or empty.
+        format: "huggingface", with weights in safetensors, or "torchaudio", see `convert/torchaudio_checkpoint.py`.
 
     Raises:
-        CheckpointError: there are files in the folder already, it cannot be written, or the format has no place for
-            the model.
+        CheckpointError: The folder contains files, it cannot be written, or the format cannot represent the model.
     """
     check_export_format(format)
     check_export_folder(folder)
@@ -47,7 +49,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "hu
             if format == "torchaudio":
                 write_torchaudio(checkpoint.model, temporary)
             else:
-                with quiet_transformers():  # a bar for a moment's work
+                with quiet_transformers():  # hides a progress bar that would show for a moment
                     checkpoint.model.save_pretrained(temporary)
             copy_processor_files(checkpoint.folder, temporary)
             if has_adapters(checkpoint.model.config):
@@ -62,7 +64,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "hu
 
 
 def _save_languages(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies the adapters beside the weights; the tokenizer then speaks the language that the weights hold."""
+    """Copy the adapter files, and set the tokenizer to the language of the weights."""
     for path in checkpoint.folder.iterdir():
         if adapter_languages([path.name]):
             shutil.copyfile(path, folder / path.name)

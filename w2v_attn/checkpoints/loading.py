@@ -1,4 +1,4 @@
-"""Checkpoints: a hub id, a folder, a file or a module of another format -> a stock model, every weight accounted for.
+"""Load a hub id, folder, file or module as a Hugging Face model with every weight accounted for.
 
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What stands beside the encoder in checkpoints of these families: heads, quantisers, objectives.
+# Modules next to the encoder in checkpoints of these families: heads, quantizers, pre-training objectives.
 HEADS = frozenset(
     "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
     "pooled_score pooled_classifier".split()
 )
-# Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
+# Used in training only. Some checkpoints lack it, and transformers then initializes it at random without a message.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
 
@@ -48,15 +48,19 @@ OPTIONAL = frozenset({"masked_spec_embed"})
 class Checkpoint:
     """A loaded checkpoint.
 
-    model: the stock transformers model, in evaluation mode.
-    source: hub id or path, as given. folder: where its config files are.
-    missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
-    unexpected: weights of the checkpoint that the model has no place for; only heads.
-    sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
-    normalize_source: where that is known from, in words.
-    filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
-    format: what it was read from, in words. temporary_folder: the folder, where it was made for this checkpoint and goes with it.
-    language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
+    Attributes:
+        model: The Hugging Face model, in evaluation mode.
+        source: Hub id or path, as given.
+        folder: The folder of its config files.
+        missing: Parameters of the model that the checkpoint lacks; only ones that extraction never reads.
+        unexpected: Weights of the checkpoint that the model lacks; only heads.
+        sample_rate: Hz.
+        do_normalize: Whether the input is normalized to mean 0 and variance 1.
+        normalize_source: Where `do_normalize` is known from, for people.
+        filter_banks: The transformers feature extractor of models that read filter banks; None for waveforms.
+        format: The format of the checkpoint, for people.
+        temporary_folder: `folder`, if it was created for this checkpoint; it is deleted together with this object.
+        language: The language of the adapters in the weights; None if there are no adapters or it is unknown.
     """
 
     model: Any
@@ -68,7 +72,7 @@ class Checkpoint:
     do_normalize: bool
     normalize_source: str
     filter_banks: Any = None
-    format: str = "Hugging Face's"
+    format: str = "Hugging Face"
     temporary_folder: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
 
@@ -81,20 +85,22 @@ def load_checkpoint(
     dtype: str = "float32",
     with_head: bool = False,
 ) -> Checkpoint:
-    """The model of a checkpoint, in the memory of the CPU.
+    """Load a checkpoint into CPU memory.
 
-    checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
-        file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
-        wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
-        of `export_checkpoint(…, format="torchaudio")`, or a live module.
-    revision: branch, tag or commit, for hub ids.
-    language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
-    dtype: "float32", "float64", "bfloat16" or "float16".
-    with_head: load the architecture that the config names (a CTC model, a classifier, …), not the encoder alone.
+    Args:
+        checkpoint: A hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in
+            one file or in shards, with old or new names of the weight norm, with or without a head. Or a fairseq `.pt`
+            file of wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or, of torchaudio, a file with a state
+            dict, a folder written by `export_checkpoint(…, format="torchaudio")`, or a live module.
+        revision: Branch, tag or commit of a hub id.
+        language: The language whose adapters are loaded, for checkpoints that have adapters (MMS); None keeps those in
+            the weights.
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        with_head: Load the architecture that the config names (a CTC model, a classifier, …) instead of the encoder.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is of another family, it is damaged, a pickle in it holds more
-            than tensors, or weights are missing, mis-shaped or left over; or there is no adapter of the language.
+        CheckpointError: The checkpoint does not exist, its family is not supported, it is damaged, a pickle in it
+            contains more than tensors, weights are missing, mis-shaped or unexpected, or the language has no adapter.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
@@ -102,8 +108,8 @@ def load_checkpoint(
     if raw is not None:
         if language is not None:
             raise CheckpointError(
-                f"{raw.source} is in {raw.format} format, which has no adapters in files for languages: leave "
-                f"model.language out, or name an MMS checkpoint of Hugging Face's format such as {EXAMPLE_ID}"
+                f"{raw.source} is in {raw.format} format, which has no adapters for languages: leave model.language "
+                f"out, or use an MMS checkpoint in Hugging Face format such as {EXAMPLE_ID}"
             )
         return _assemble(raw, DTYPES[dtype], with_head)
     assert not isinstance(checkpoint, nn.Module)
@@ -125,7 +131,7 @@ def load_checkpoint(
     if filter_banks is None:
         sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     else:
-        sample_rate, do_normalize, normalize_source = filter_banks.sampling_rate, True, "the family: each filter's own"
+        sample_rate, do_normalize, normalize_source = filter_banks.sampling_rate, True, "the family, per filter"
     return Checkpoint(
         model.eval(),
         source,
@@ -141,7 +147,7 @@ def load_checkpoint(
 
 
 def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkpoint:
-    """A checkpoint of another format as Hugging Face's, with the files of its folder made anew."""
+    """Convert a checkpoint of another format; its config and processor files are written to a temporary folder."""
     if raw.config.get("model_type") not in FAMILIES:
         raise CheckpointError(
             f"{raw.source} is of the family “{raw.config.get('model_type')}”, which is not supported. "
@@ -155,7 +161,7 @@ def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkp
     folder = Path(temporary_folder.name)
     if raw.folder is not None:
         copy_processor_files(raw.folder, folder)
-    from_beside = (folder / "preprocessor_config.json").is_file()
+    has_config = (folder / "preprocessor_config.json").is_file()
     write_processor_files(raw, config, folder)
     sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     return Checkpoint(
@@ -166,7 +172,7 @@ def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkp
         unexpected,
         sample_rate,
         do_normalize,
-        normalize_source if from_beside else raw.normalize_source,
+        normalize_source if has_config else raw.normalize_source,
         format=raw.format,
         temporary_folder=temporary_folder,
     )
@@ -177,7 +183,7 @@ def _read_config(folder: Path) -> Any:
 
     try:
         raw, _ = PretrainedConfig.get_config_dict(str(folder))
-    except Exception as error:  # it may hold any JSON at all
+    except Exception as error:  # it may contain any JSON value
         raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(
@@ -222,26 +228,26 @@ def _read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtyp
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that all of them are listed below, not only the first
+            ignore_mismatched_sizes=True,  # so that all of them are reported below, not only the first
             weights_only=True,
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{folder} was refused: its weights are a pickle that is damaged or holds more than tensors, which could "
-            "run code when loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
+            f"{folder} was refused: its weights are a pickle that is damaged or contains more than tensors, which "
+            "could run code when loaded. Nothing of it was run. Use a safetensors file of this checkpoint"
         ) from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Fetch the file again"
+            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Download the file again"
         ) from error
-    except Exception as error:  # sizes of 0, quantisation without its library, shards that are gone, …
+    except Exception as error:  # sizes of 0, quantization without its library, missing shards, …
         raise CheckpointError(f"the weights of {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def _check_keys(
     source: str, report: dict[str, Any], prefix: str, has_head: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(missing, unexpected) that are harmless; raises where one is not."""
+    """Return the harmless (missing, unexpected) keys; raise CheckpointError for any other."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     mismatched = sorted(report["mismatched_keys"], key=str)
     wrong = [f"missing: {key}" for key in missing if key.split(".")[-1] not in OPTIONAL]
@@ -251,18 +257,18 @@ def _check_keys(
         part = key.removeprefix(f"{prefix}.").split(".")[0]
         if part in OPTIONAL or (not in_encoder and not has_head and part in HEADS):
             continue
-        wrong.append(f"left over: {key}")
+        wrong.append(f"unexpected: {key}")
     if wrong:
         raise CheckpointError(
-            f"the weights of {source} are not those that its config.json describes:\n  {list_lines(wrong)}\n"
-            "Is config.json from another checkpoint, or were the weights saved in part?"
+            f"the weights of {source} do not match its config.json:\n  {list_lines(wrong)}\n"
+            "Is config.json from another checkpoint, or were the weights saved incompletely?"
         )
     return tuple(missing), tuple(unexpected)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While open, transformers shows no bars and tables: what they say is returned here, or raised."""
+    """Suppress the progress bars and tables of transformers: this package returns or raises what they report."""
     from transformers.utils import logging as library
 
     level, had_bar = library.get_verbosity(), library.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What a checkpoint carries besides config and weights: its preprocessor, tokenizer and card."""
+"""Preprocessor, tokenizer and card of a checkpoint: the files besides config and weights."""
 
 import json
 import shutil
@@ -20,21 +20,24 @@ PROCESSOR_FILES = (
 
 
 def copy_processor_files(source: Path, folder: Path) -> None:
-    """Copies those that there are."""
+    """Copy the processor files that exist in `source`."""
     for name in PROCESSOR_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
 def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None:
-    """Those of a checkpoint of another format: what stands beside it, else what it says of itself."""
+    """Write preprocessor and tokenizer files for a checkpoint of another format, from its own values.
+
+    An existing preprocessor_config.json is kept.
+    """
     from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
     if not (folder / "preprocessor_config.json").is_file():
         Wav2Vec2FeatureExtractor(
             sampling_rate=raw.sample_rate,
             do_normalize=raw.do_normalize,
-            # A group norm over time sees the padding: such models were trained without a mask.
+            # A group norm over time includes the padding: such models were trained without a mask.
             return_attention_mask=getattr(config, "feat_extract_norm", "layer") == "layer",
         ).save_pretrained(folder)
     if raw.symbols is not None:
@@ -53,12 +56,12 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
 
 
 def has_preprocessor(folder: Path) -> bool:
-    """Whether a checkpoint says how its input is prepared."""
+    """Return whether a folder has a preprocessor config."""
     return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
 def read_filter_banks(folder: Path) -> Any:
-    """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
+    """Return the filter bank extractor of a checkpoint, from its preprocessor config or with default values."""
     from transformers import SeamlessM4TFeatureExtractor
 
     if not has_preprocessor(folder):
@@ -66,7 +69,7 @@ def read_filter_banks(folder: Path) -> Any:
     try:
         extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
         valid = extractor.sampling_rate == 16_000 and extractor.stride > 0 and extractor.num_mel_bins > 0
-    except Exception as error:  # any JSON value may stand where a number is expected
+    except Exception as error:  # a number may be any JSON value
         raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
     if not valid:
         raise CheckpointError(
@@ -77,14 +80,14 @@ def read_filter_banks(folder: Path) -> Any:
 
 
 def read_preprocessor(folder: Path) -> tuple[int, bool, str]:
-    """(sample rate, do_normalize, where that is known from)."""
+    """Return (sample rate in Hz, do_normalize, the source of these values)."""
     from transformers import Wav2Vec2FeatureExtractor
 
     if not has_preprocessor(folder):
         return 16_000, True, "the family's default: there is no preprocessor config"
     try:
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
-    except Exception as error:  # any JSON value may stand where a number is expected
+    except Exception as error:  # a number may be any JSON value
         raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
     rate, normalize = extractor.sampling_rate, extractor.do_normalize
     if not isinstance(rate, int) or not 1000 <= rate <= 384_000 or not isinstance(normalize, bool):

@@ -2,7 +2,8 @@
 
 Source: D. S. Park et al., "SpecAugment", and wav2vec 2.0, section 4.3 and appendix B; `_compute_mask_indices` of stock
 transformers, which draws with numpy and refuses batches shorter than a span. Here spans are drawn where the model is,
-and are clamped to the recording."""
+and are clamped to the recording.
+"""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which format a checkpoint has, and its parts."""
+"""Detection of a checkpoint's format."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,13 @@ from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 
 
 def read_raw_checkpoint(checkpoint: str | os.PathLike[str] | nn.Module) -> RawCheckpoint | None:
-    """The parts of a file, of a folder in torchaudio's format, or of a live module; None: it is Hugging Face's to read.
+    """Read a fairseq or torchaudio file, a folder in torchaudio's format, or a live torchaudio module.
+
+    Returns:
+        The checkpoint's config, weights and vocabulary; None for anything else, which is left to `load_checkpoint`.
 
     Raises:
-        CheckpointError: it is a file or a module of another kind, or damaged; or see the format's own module.
+        CheckpointError: The file or module is of another kind or damaged, or cannot be converted.
     """
     if isinstance(checkpoint, nn.Module):
         if not torchaudio.is_torchaudio_module(checkpoint):
@@ -36,13 +39,13 @@ def read_raw_checkpoint(checkpoint: str | os.PathLike[str] | nn.Module) -> RawCh
     if torchaudio.is_torchaudio_state(found):
         return torchaudio.read_torchaudio(path, found)
     raise CheckpointError(
-        f"{path} holds neither a checkpoint of fairseq's nor a state dict of torchaudio's (it has {_shown(found)}). "
-        "Of a checkpoint of Hugging Face's, name the folder with config.json and weights"
+        f"{path} contains neither a fairseq checkpoint nor a torchaudio state dict (it has {_summary(found)}). "
+        "For a Hugging Face checkpoint, name the folder with config.json and weights"
     )
 
 
 def _contents(path: Path) -> Any:
-    """What is in a file: of safetensors, or of torch.save."""
+    """Return the contents of a safetensors or `torch.save` file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -54,16 +57,18 @@ def _contents(path: Path) -> Any:
         if pickles.is_pickle(start):
             return pickles.read_pickle(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)}). Fetch the file again") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({first_line(error)}). Download the file again"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     raise CheckpointError(
-        f"{path} is a file, but no checkpoint: expected safetensors, or a file of torch.save. Or name a folder with "
+        f"{path} is a file, but no checkpoint: expected a safetensors or torch.save file. Or name a folder with "
         "config.json and weights, or a hub id"
     )
 
 
-def _shown(found: Any) -> str:
+def _summary(found: Any) -> str:
     if not isinstance(found, dict):
         return f"a {type(found).__name__}"
     names = [str(name) for name in found]

@@ -1,4 +1,4 @@
-"""fairseq's checkpoints of wav2vec 2.0 and HuBERT, pre-trained and fine-tuned with CTC -> Hugging Face's parts.
+"""fairseq checkpoints of wav2vec 2.0 and HuBERT, pre-trained or fine-tuned with CTC, in Hugging Face's terms.
 
 Source: fairseq, models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py,
 models/hubert/hubert_asr.py, for the names of parameters and where a checkpoint keeps its options.
@@ -52,13 +52,13 @@ CONTRASTIVE: NamePairs = (
     ("final_proj", "project_hid"),
 )
 TUNED_PREFIX = "w2v_encoder.w2v_model."
-# What only pre-training uses. An encoder does without it.
+# Modules that only pre-training uses; an encoder does not need them.
 OBJECTIVE = frozenset("quantizer project_q final_proj target_glu label_embs_concat".split())
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model of fairseq's: Hugging Face's family, the prefix of its classes there, and its heads of pre-training."""
+    """A fairseq model: its Hugging Face family, the prefix of the classes there, and its pre-training heads."""
 
     model_type: str
     prefix: str
@@ -70,15 +70,15 @@ FINE_TUNED = ("wav2vec_ctc", "hubert_ctc")
 
 
 def is_fairseq_checkpoint(found: object) -> bool:
-    """Whether what a file of torch.save holds is a checkpoint of fairseq's."""
+    """Return whether the contents of a `torch.save` file are a fairseq checkpoint."""
     return isinstance(found, dict) and isinstance(found.get("model"), dict) and bool(found.keys() & {"cfg", "args"})
 
 
 def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
-    """The parts of the checkpoint in `path`, which holds `found`.
+    """Convert the fairseq checkpoint `found`, the contents of the file `path`.
 
     Raises:
-        CheckpointError: it is of another model, or its config is not all there or cannot be kept.
+        CheckpointError: It is of another model, or its config is incomplete or has no equivalent in Hugging Face.
     """
     model, task = _config(path, found)
     kind = _kind(path, model)
@@ -90,7 +90,7 @@ def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
         pretrained, tuning, prefix, base = model, None, "", kind
     if base not in PRETRAINED:
         raise CheckpointError(
-            f"{path} is a “{kind}” of fairseq's, which is not supported. Supported are: "
+            f"{path} is a “{kind}” model of fairseq, which is not supported. Supported are: "
             f"{', '.join((*PRETRAINED, *FINE_TUNED))}"
         )
     family = PRETRAINED[base]
@@ -102,7 +102,7 @@ def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
         head, config = "ForCTC", config | tuning_config(tuning)
     elif family.objective and all(any(name.startswith(ours) for name in placed) for _, ours in family.objective):
         config |= contrast_config(pretrained)
-        if not pretrained.get("target_glu"):  # Hugging Face's model for pre-training has no place for it
+        if not pretrained.get("target_glu"):  # Hugging Face's pre-training model has no equivalent
             head = "ForPreTraining"
     config["architectures"] = [family.prefix + head]
     if "lm_head.bias" in placed:
@@ -115,7 +115,7 @@ def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
         symbols = read_symbols(path, task, found.get("task_state"), config["vocab_size"])
     return RawCheckpoint(
         source=str(path),
-        format=f"fairseq's {kind}",
+        format=f"fairseq {kind}",
         config=config,
         tensors=placed,
         names=names,
@@ -134,15 +134,15 @@ def read_fairseq(path: Path, found: dict[str, Any]) -> RawCheckpoint:
 
 
 def _config(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(options of the model, options of the task) of a checkpoint with `cfg`, or of an older one with `args`."""
+    """Return (options of the model, options of the task) from `cfg`, or from `args` in older checkpoints."""
     config = found.get("cfg") or found.get("args")
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no config: expected options under “cfg” or “args”")
+        raise CheckpointError(f"{path} contains no config: expected options under “cfg” or “args”")
     return _sections(config)
 
 
 def _sections(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A config with sections, or the flat one from before there were any."""
+    """Return (model, task) options of a config with sections, or of an older, flat config."""
     model, task = config.get("model"), config.get("task")
     if isinstance(model, dict):
         return model, task if isinstance(task, dict) else model
@@ -157,9 +157,9 @@ def _kind(path: Path, model: Mapping[str, Any]) -> str:
 
 
 def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the pre-trained model inside a fine-tuned one.
+    """Return the options of the pre-trained model that a checkpoint was fine-tuned from.
 
-    fairseq kept them in some checkpoints; in others only where the pre-trained checkpoint was.
+    Some checkpoints contain them; others contain only the path of the pre-trained checkpoint.
     """
     inside = model.get("w2v_args")
     if isinstance(inside, dict):
@@ -167,17 +167,17 @@ def _pretrained_config(path: Path, model: Mapping[str, Any]) -> tuple[dict[str, 
     named = model.get("w2v_path")
     if not isinstance(named, str):
         raise CheckpointError(
-            f"{path} is fine-tuned, but holds neither “w2v_args” nor “w2v_path” of what it started from"
+            f"{path} is fine-tuned, but contains neither “w2v_args” nor “w2v_path” of the pre-trained checkpoint"
         )
     for candidate in (Path(named), path.parent / Path(named).name):
         if candidate.is_file() and candidate.resolve() != path.resolve():
             started_from = read_pickle(candidate)
             if not is_fairseq_checkpoint(started_from):
-                raise CheckpointError(f"{candidate}, which {path} was fine-tuned from, is no checkpoint of fairseq's")
+                raise CheckpointError(f"{candidate}, which {path} was fine-tuned from, is not a fairseq checkpoint")
             return _config(candidate, started_from)
     raise CheckpointError(
-        f"{path} does not hold the config of its encoder, only the name of the checkpoint it started from, {named}. "
-        f"Put that one beside it, as {path.parent / Path(named).name}"
+        f"{path} does not contain the config of its encoder, only the path of the checkpoint it was fine-tuned from, "
+        f"{named}. Copy that file next to it, as {path.parent / Path(named).name}"
     )
 
 
@@ -193,7 +193,7 @@ def _pairs(config: Mapping[str, Any], family: Family, *, tuned: bool) -> NamePai
 def _placed(
     weights: Mapping[str, Any], names: NameTable, prefix: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """(tensors by Hugging Face's names, names of what only pre-training uses, names of what is not known)."""
+    """Return (tensors by Hugging Face's names, names that only pre-training uses, unknown names)."""
     placed: dict[str, Tensor] = {}
     pretraining_only, unknown = [], []
     for name, tensor in weights.items():

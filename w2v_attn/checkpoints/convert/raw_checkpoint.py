@@ -1,4 +1,4 @@
-"""What a checkpoint of any format is made of, in Hugging Face's terms, and the model that comes of it."""
+"""A checkpoint of another format in Hugging Face's terms, the table of its parameter names, and its model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
 
-# What may follow the name of a module.
+# What may follow the name of a module in the name of a parameter.
 LEAVES = r"(?P<leaf>(?:\.(?:weight|bias|running_mean|running_var|num_batches_tracked))?)"
 
 NamePairs = Sequence[tuple[str, str]]
 
 
 class NameTable:
-    """A table of names.
+    """Names of parameters in another format and in Hugging Face's, translated in both directions.
 
-    pairs: (their name, Hugging Face's), of a module or of a parameter; `{n}` stands for a number. Where several of
-        theirs have one of Hugging Face's, `theirs` gives the first.
+    Args:
+        pairs: (name in the other format, Hugging Face's name) of a module or parameter; `{n}` matches a number. If
+            several names have the same Hugging Face name, `theirs` returns the first.
     """
 
     def __init__(self, pairs: NamePairs):
@@ -29,11 +30,11 @@ class NameTable:
         self._to_theirs = [(_pattern(ours), theirs) for theirs, ours in pairs]
 
     def ours(self, name: str) -> str | None:
-        """Hugging Face's name for one of theirs; None: it has no place there."""
+        """Return Hugging Face's name of a parameter of the other format; None if there is none."""
         return _translated(name, self._to_ours)
 
     def theirs(self, name: str) -> str | None:
-        """Their name for one of Hugging Face's; None: they have no place for it."""
+        """Return the other format's name of a Hugging Face parameter; None if there is none."""
         return _translated(name, self._to_theirs)
 
 
@@ -48,25 +49,28 @@ def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | No
     return None
 
 
-# The modules of every encoder here; all else is a head.
+# The modules of every encoder; all others are heads.
 ENCODER = ("feature_extractor", "feature_projection", "encoder")
 
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """A checkpoint, read and not yet a model.
+    """A checkpoint that is read and converted, before a model is built from it.
 
-    source: what it was read from, as messages name it. format: what it is, in words.
-    config: the values of Hugging Face's config, `model_type` and `architectures` among them.
-    tensors: by Hugging Face's names, those of the encoder without the prefix of models with heads.
-    names: the table that they were named by.
-    prefix: what stands before the names of the encoder in the file.
-    pretraining_only: names in the file for which Hugging Face has no place, and which an encoder does without.
-    unknown: names in the file that belong to nothing that is known.
-    sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
-    normalize_source: where that is known from, in words.
-    symbols: of the CTC head, by their numbers, with Hugging Face's names of the special ones; None: not known.
-    folder: where more of it may stand, such as a preprocessor config or a tokenizer; None: nowhere.
+    Attributes:
+        source: What it was read from, for messages.
+        format: Its format, for people.
+        config: Values of Hugging Face's config, including `model_type` and `architectures`.
+        tensors: Weights by Hugging Face's names, those of the encoder without the prefix of models with heads.
+        names: The table of names with which they were translated.
+        prefix: The prefix of the encoder's names in the file.
+        pretraining_only: Names in the file that Hugging Face lacks and that an encoder does not need.
+        unknown: Names in the file that are unknown.
+        sample_rate: Hz.
+        do_normalize: Whether the input is normalized to mean 0 and variance 1.
+        normalize_source: Where `do_normalize` is known from, for people.
+        symbols: Symbols of the CTC head by index, with Hugging Face's names of the special ones; None: unknown.
+        folder: A folder that may contain a preprocessor config or a tokenizer; None: there is none.
     """
 
     source: str
@@ -84,7 +88,7 @@ class RawCheckpoint:
     folder: Path | None
 
     def their_name(self, name: str) -> str:
-        """One of Hugging Face's names as the file has it."""
+        """Return the name in the file of a Hugging Face parameter, or the name itself if the file has none."""
         theirs = self.names.theirs(name)
         if theirs is None:
             return name
@@ -92,7 +96,7 @@ class RawCheckpoint:
 
 
 def make_config(raw: RawCheckpoint) -> Any:
-    """The config of Hugging Face's family. Raises CheckpointError: values that cannot be."""
+    """Return the Hugging Face config of a checkpoint. Raises CheckpointError if its values are invalid."""
     from transformers import AutoConfig
 
     values = dict(raw.config)
@@ -105,10 +109,14 @@ def make_config(raw: RawCheckpoint) -> Any:
 def make_model(
     raw: RawCheckpoint, model_class: Any, config: Any, dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
-    """(the stock model with these weights, what it lacks, what it has no place for); both name only what is harmless.
+    """Build a Hugging Face model with the weights of a checkpoint.
+
+    Returns:
+        The model, the harmless missing keys and the harmless unexpected keys.
 
     Raises:
-        CheckpointError: weights are missing, mis-shaped or left over; all of them are named, as the file names them.
+        CheckpointError: Weights are missing, mis-shaped or unexpected; the message lists all of them by their names in
+            the file.
     """
     try:
         with torch.device("meta"):
@@ -119,7 +127,7 @@ def make_model(
     prefix = f"{model.base_model_prefix}."
     has_head = hasattr(model, model.base_model_prefix)
     placed: dict[str, Tensor] = {}
-    left, wrong = [], [f"left over: {name}" for name in raw.unknown]
+    left, wrong = [], [f"unexpected: {name}" for name in raw.unknown]
     for name, tensor in raw.tensors.items():
         place = prefix + name if prefix + name in wanted else name
         if place in wanted:
@@ -127,7 +135,7 @@ def make_model(
         elif name == "masked_spec_embed" or (name.split(".")[0] not in ENCODER and not has_head):
             left.append(raw.their_name(name))
         else:
-            wrong.append(f"left over: {raw.their_name(name)}")
+            wrong.append(f"unexpected: {raw.their_name(name)}")
     optional = {place for place in wanted if place.endswith("masked_spec_embed")}
     missing = [place for place in wanted if place not in placed]
     wrong += [f"missing: {raw.their_name(place.removeprefix(prefix))}" for place in missing if place not in optional]
@@ -143,16 +151,14 @@ def make_model(
         if tensor.is_floating_point() != wanted[place].is_floating_point()
     ]
     if wrong:
-        raise CheckpointError(
-            f"the weights of {raw.source} are not those that its config describes:\n  {list_lines(wrong)}"
-        )
-    for place in missing:  # only training uses it; drawn as stock does, but the same every time
+        raise CheckpointError(f"the weights of {raw.source} do not match its config:\n  {list_lines(wrong)}")
+    for place in missing:  # used in training only; random as in transformers, but the same each time
         placed[place] = torch.rand(wanted[place].shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     model.load_state_dict({place: _copy(tensor, dtype) for place, tensor in placed.items()}, strict=True, assign=True)
     return model, tuple(missing), (*raw.pretraining_only, *left)
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy also where the dtype is right: a tensor that lies in a file must not follow it when it changes."""
+    """Return a contiguous copy even if the dtype is right: a memory-mapped tensor would change with its file."""
     dtype = dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
