@@ -404,7 +404,7 @@ def test_new_adapters_hardly_change_what_passes(mms, speech):
         ("a b", {}, "a language code consists of letters"),
         ("tur", {"freeze": "encoder"}, "training.new_adapters must be trained"),
         ("tur", {"freeze": "feature_encoder", "lora": LoraOptions(rank=2)}, "training.new_adapters must be trained"),
-        ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "do not go together"),
+        ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "cannot be combined"),
         ("tur", {"new_adapters": False}, "no adapter for the language “tur”"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end, on speech: what it computes, that it goes on after a kill, and what comes out of it."""
+"""Fine-tuning end to end, on speech: what it computes, that it resumes after a kill, and what comes out of it."""
 
 import csv
 import fcntl
@@ -53,14 +53,14 @@ class Diary(SilentListener):
 
     def __init__(self, stop_after=None):
         super().__init__()
-        self.losses, self.metrics, self.warnings, self.begun_at = {}, {}, [], None
+        self.losses, self.metrics, self.warnings, self.started_at = {}, {}, [], None
         self.report, self._stop_after = {}, stop_after
 
     def on_data_report(self, rows):
         self.report = dict(rows)
 
-    def on_train_begin(self, update, updates):
-        self.begun_at = update
+    def on_train_begin(self, step, max_steps):
+        self.started_at = step
 
     def on_step(self, update, loss):
         self.losses[update] = loss
@@ -160,7 +160,7 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
     assert diary.metrics[24]["cer"] < diary.metrics[12]["cer"]
 
 
-# ------------------------------------------------------------------------------------------------- it goes on
+# --------------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balance
     finetuning.finetune(recipe(**changes), tmp_path / "whole", whole)
     assert finetuning.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
     assert finetuning.finetune(recipe(**changes), tmp_path / "parts", second).interrupted is False
-    assert second.begun_at == stop_after + 1  # a loss is told after the question whether to stop
+    assert second.started_at == stop_after + 1  # a loss is told after the question whether to stop
     assert {**first.losses, **second.losses} == whole.losses
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -211,13 +211,13 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
     assert "is torn (optimizer.pt is damaged)" in process.said()
     code, _, err = call(*command(out))
     assert code == 0, err
-    assert "goes on after update" in err
+    assert "resumes after step" in err
     ours, theirs = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not (out / "checkpoints").exists()
 
 
-def test_another_recipe_on_a_begun_run_is_refused_with_the_difference(tmp_path):
+def test_another_recipe_on_a_started_run_is_refused_with_the_difference(tmp_path):
     finetuning.finetune(recipe(), tmp_path / "out", Diary(stop_after=2))
     with pytest.raises(ValueError, match=r"optimizer\.lr: was 0\.001, now 0\.002"):
         finetuning.finetune(recipe(optimizer=OptimizerOptions(lr=2e-3)), tmp_path / "out")
@@ -225,11 +225,11 @@ def test_another_recipe_on_a_begun_run_is_refused_with_the_difference(tmp_path):
 
 def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
     finetuning.finetune(recipe(), tmp_path / "out")
-    with pytest.raises(ValueError, match="holds a finished run"):
+    with pytest.raises(ValueError, match="contains a finished run"):
         finetuning.finetune(recipe(), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds files that are not of a run"):
+    with pytest.raises(ValueError, match="contains files that are not of a run"):
         finetuning.finetune(recipe(), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -254,12 +254,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stays(tmp_
         return real(*arguments) * (float("nan") if len(calls) == 5 else 1)
 
     monkeypatch.setattr(trainer, "losses_of", broken)
-    with pytest.raises(TrainingError, match=r"loss of update 5 is nan\. Try a lower rate"):
+    with pytest.raises(TrainingError, match=r"loss of step 5 is nan\. Try a lower learning rate"):
         finetuning.finetune(recipe(), tmp_path / "out")
     monkeypatch.undo()
     diary = Diary()
     finetuning.finetune(recipe(), tmp_path / "out", diary)
-    assert diary.begun_at == 3
+    assert diary.started_at == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
@@ -287,13 +287,13 @@ def test_a_full_disk_ends_the_run_and_the_checkpoint_before_stays(tmp_path, monk
         return real(value, path, *arguments, **options)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"update 6 cannot be written.*No space left"):
+    with pytest.raises(TrainingError, match=r"step 6 cannot be written.*No space left"):
         finetuning.finetune(recipe(), tmp_path / "out")
     assert saved
     monkeypatch.undo()
     diary = Diary()
     finetuning.finetune(recipe(), tmp_path / "out", diary)
-    assert diary.begun_at == 3
+    assert diary.started_at == 3
 
 
 def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_path):
@@ -316,7 +316,7 @@ def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_pat
         (tmp_path / f"{name}.gone").rename(tmp_path / name)
     diary = Diary()
     finetuning.finetune(asked, tmp_path / "out", diary)
-    assert diary.begun_at >= 1
+    assert diary.started_at >= 1
 
 
 def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
@@ -338,13 +338,17 @@ def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
 
 REFUSED = {
     "no text": (CtcOptions(), "path\na.wav\nb.wav\n", "no recording has a text"),
-    "no label": (ClassificationOptions(), "path\na.wav\nb.wav\n", "needs two labels at least; no recording has one"),
+    "no label": (ClassificationOptions(), "path\na.wav\nb.wav\n", "needs at least two labels; no recording has one"),
     "one label": (ClassificationOptions(), "path,label\na.wav,x\nb.wav,x\n", "all are 'x'"),
     "empty texts": (CtcOptions(), "path,text\na.wav,\nb.wav,\n", "all texts are empty"),
-    "texts too long": (CtcOptions(), f"path,text\na.wav,{'ab' * 99}\nb.wav,{'ab' * 99}\n", "CTC needs one for each"),
+    "texts too long": (
+        CtcOptions(),
+        f"path,text\na.wav,{'ab' * 99}\nb.wav,{'ab' * 99}\n",
+        "CTC needs a frame for each",
+    ),
     "an unknown unit": (CtcOptions(unit="phones"), "path,text\na.wav,a\nb.wav,b\n", "task.unit must be one of"),
     "an unknown pooling": (ClassificationOptions(pooling="max"), "path,label\na.wav,a\nb.wav,b\n", "task.pooling"),
-    "no vocabulary": (CtcOptions(vocabulary="/absent.json"), "path,text\na.wav,a\nb.wav,b\n", "is no vocabulary"),
+    "no vocabulary": (CtcOptions(vocabulary="/absent.json"), "path,text\na.wav,a\nb.wav,b\n", "is not a vocabulary"),
 }
 
 
@@ -382,7 +386,7 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(tmp_path):
 
 def test_a_recording_in_two_splits_is_refused(tmp_path):
     asked = recipe(data={"valid": CLIPS})
-    with pytest.raises(DataError, match="in the data to train on and in those to valid"):
+    with pytest.raises(DataError, match="is in the train split and in the valid split"):
         finetuning.finetune(asked, tmp_path / "out")
 
 
@@ -573,7 +577,7 @@ def test_patience_survives_an_interruption(tmp_path):
     assert max(second.metrics) == max(whole.metrics) < 30
 
 
-def test_other_data_on_a_begun_run_are_refused(tmp_path):
+def test_other_data_on_a_started_run_are_refused(tmp_path):
     clips_folder(tmp_path, *(f"{n}.flac" for n in range(9)))
     rows = ["path,text", *(f"{n}.flac,three" for n in range(8))]
     (tmp_path / "l.csv").write_text("\n".join(rows))
@@ -581,7 +585,7 @@ def test_other_data_on_a_begun_run_are_refused(tmp_path):
     asked.data.train = str(tmp_path / "l.csv")
     finetuning.finetune(asked, tmp_path / "out", Diary(stop_after=2))
     (tmp_path / "l.csv").write_text("\n".join([*rows, "8.flac,three"]))
-    with pytest.raises(ValueError, match="was begun with another data to train on"):
+    with pytest.raises(ValueError, match="was started with another data to train on"):
         finetuning.finetune(asked, tmp_path / "out")
     (tmp_path / "l.csv").write_text("\n".join(rows))
     assert not finetuning.finetune(asked, tmp_path / "out").interrupted
@@ -627,7 +631,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is no regular expression"),
+        ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is not a regular expression"),
         ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
         ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),

@@ -79,7 +79,7 @@ lengths_of = st.lists(st.floats(0.1, 30), min_size=1, max_size=80)
 
 @given(lengths=lengths_of, seconds=st.floats(1, 100), seed=st.integers(0, 9))
 def test_a_pass_has_every_recording_once_within_the_budget(lengths, seconds, seed):
-    batches = LengthBatchSampler(lengths, seconds, 1, seed=seed).one_pass(3)
+    batches = LengthBatchSampler(lengths, seconds, 1, seed=seed).epoch_batches(3)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= seconds
@@ -97,7 +97,7 @@ def test_processes_share_the_batches_of_one(lengths, world_size):
 def test_each_pass_is_another_order_and_the_same_again():
     batches = LengthBatchSampler([1.0] * 50, 5, 30, seed=2)
     assert list(batches) == list(batches)
-    assert batches.one_pass(0) != batches.one_pass(1)
+    assert batches.epoch_batches(0) != batches.epoch_batches(1)
     assert {number for batch in batches for _, number in batch} == {0, 1, 2}
 
 
@@ -108,7 +108,7 @@ def counted(batches):
 def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
     classes = ["a"] * 30 + ["b"] * 21 + ["c"] * 13 + ["d"]
     batches = LengthBatchSampler([1.0] * len(classes), 5, 1, classes=classes)
-    passes = [counted(batches.one_pass(number)) for number in range(20)]
+    passes = [counted(batches.epoch_batches(number)) for number in range(20)]
     for drawn in passes:
         assert Counter(classes[index] for index in drawn.elements()) == {"a": 30, "b": 30, "c": 30, "d": 30}
         # The rest of 30 / 21 and 30 / 13 is drawn without replacement: nobody stands there twice more than another.
@@ -117,7 +117,7 @@ def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
     assert passes[0] != passes[1]
     assert len({index for drawn in passes for index, count in drawn.items() if count > 1 and index >= 30}) == 35
     again = LengthBatchSampler([1.0] * len(classes), 5, 1, classes=classes)
-    assert [counted(again.one_pass(number)) for number in range(20)] == passes
+    assert [counted(again.epoch_batches(number)) for number in range(20)] == passes
 
 
 def test_a_recording_that_is_repeated_is_another_one_each_time():

@@ -39,7 +39,7 @@ def run(config: Any) -> int:
         console.show(f"On {split}", [(name, f"{value:.4f}") for name, value in metrics.items()])
     if done.warning is not None:
         print(f"warning: {done.warning}", file=sys.stderr)
-    rows = [("best update", str(done.update)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
+    rows = [("best step", str(done.step)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
     console.show("Fine-tuned", rows)
     return DONE if done.warning is None else SOME_FAILED
 

@@ -1,4 +1,4 @@
-"""What a run trains with: the model made ready, its data, what validates it, and the trainer around them."""
+"""Assembly of a trainer: the patched model, its data, its validation and its callbacks."""
 
 import dataclasses
 from pathlib import Path
@@ -29,10 +29,23 @@ def build_trainer(
     output: Path,
     listener: TrainingListener,
 ) -> tuple[SpeechTrainer, ListenerCallback]:
-    """The trainer of a run with all that the recipe wants in it, and what knows whether it was stopped.
+    """Build the trainer of a run.
+
+    Args:
+        recipe: The recipe.
+        task: The task.
+        audio: The model with the task's head, and how it expects its waveforms.
+        found: The usable recordings.
+        augmentation: Changes of the training recordings.
+        args: TrainingArguments.
+        output: The run folder.
+        listener: Receives progress.
+
+    Returns:
+        The trainer, and the callback whose `stopped` says whether the run was interrupted.
 
     Raises:
-        ValueError: the recipe asks for parameters that the model has not.
+        ValueError: The recipe names parameters that the model lacks.
     """
     from transformers import PrinterCallback
 
@@ -46,7 +59,7 @@ def build_trainer(
         _checkpoint_activations(model)
     if training.lora.rank > 0:
         model = add_lora(model, training.lora)
-    parameter_groups(model, recipe.optimizer)  # what it refuses is refused before training
+    parameter_groups(model, recipe.optimizer)  # raises before training for invalid options
     audio = dataclasses.replace(audio, model=model)
     recognizer = task.recognizer(audio, args.device, recipe.backend)
 
@@ -82,7 +95,7 @@ def build_trainer(
         )
         return measure(task, predictions), task.warning(predictions)
 
-    reporting = ListenerCallback(listener, lambda here: _any(here, args))
+    reporting = ListenerCallback(listener, lambda here: _any_process(here, args))
     callbacks: list[Any] = [reporting]
     if training.freeze_encoder_steps > 0:
         callbacks.append(FreezeEncoder(prefix, training.freeze_encoder_steps))
@@ -103,12 +116,12 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints
-    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # processes drop different things
+    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # dropout differs between processes
     return trainer, reporting
 
 
 def _checkpoint_activations(model: Any) -> None:
-    """Blocks are computed again in the backward instead of kept; transformers 5.23 calls that otherwise than 5.17."""
+    """Recompute blocks in the backward; transformers 5.23 and 5.17 have different names for it."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
@@ -122,7 +135,7 @@ def _tensorboard(output: Path) -> Any:
     return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))
 
 
-def _any(here: bool, args: Any) -> bool:
+def _any_process(here: bool, args: Any) -> bool:
     if args.world_size == 1:
         return here
     flag = torch.tensor(int(here), device=args.device)

@@ -1,4 +1,4 @@
-"""A model on labelled recordings: one at a time, as people will use it, shared among processes without duplicates."""
+"""Predictions and metrics on labelled recordings: in training, split over processes, and as a resumable run."""
 
 import json
 import os
@@ -27,6 +27,8 @@ from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, TrainingError
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
 
+METRICS = "metrics.json"
+
 GatherObjects = Callable[[list[Any]], list[Any]]
 
 
@@ -39,15 +41,23 @@ def predict(
     world_size: int = 1,
     gather: GatherObjects | None = None,
 ) -> list[Prediction]:
-    """What the model says of each row, in their order; every process gets all of them.
+    """Return the predictions of all rows, in their order, in every process.
 
-    gather: joins the lists of all processes. Each process runs as many recordings as the others, the last ones again
-    where they do not divide, for a sharded model runs everywhere or nowhere; what is there twice is left out.
+    Recordings go through the model one at a time, as they will when the model is used. Every process runs the same
+    number of them, some twice if necessary, since a sharded model runs in all processes or in none.
+
+    Args:
+        recognizer: The model.
+        rows: The recordings.
+        task: The task.
+        rank: The rank of this process.
+        world_size: The number of processes.
+        gather: Joins the lists of all processes; None: there is one process.
     """
     recognizer.model.eval()
     rounds = -(-len(rows) // world_size)
     mine = [(min(n * world_size + rank, len(rows) - 1)) for n in range(rounds)]
-    # A row may hold what gives its bytes, which cannot be sent: each process has the rows itself.
+    # A row may contain a function that reads its bytes, which cannot be pickled; each process has the rows.
     found = [(index, replace(predict_one(recognizer, rows[index], task), row=None)) for index in mine]
     if gather is not None:
         found = gather(found)
@@ -56,7 +66,7 @@ def predict(
 
 
 def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor | None = None) -> Prediction:
-    """What the model says of one row. waveform: of its recording; None reads it."""
+    """Return the prediction of one row. waveform: float32 [samples] of its recording; None reads it."""
     if waveform is None:
         try:
             waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
@@ -77,10 +87,12 @@ def _loss(task: Task, row: Row, answer: Tensor, recognizer: Recognizer) -> float
 
 
 def measure(task: Task, predictions: Sequence[Prediction], heard: frozenset[str] = frozenset()) -> dict[str, float]:
-    """The metrics of all recordings, `loss` among them, and apart those of speakers that training heard and never
-    heard.
+    """Return the metrics and the mean loss of all recordings, and the metrics of training speakers and of new speakers.
 
-    heard: the speakers of the training data; empty where they are not known.
+    Args:
+        task: The task.
+        predictions: The predictions of all recordings.
+        heard: The speakers of the training data; empty: unknown.
     """
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     metrics = task.measure(predictions)
@@ -96,14 +108,11 @@ def measure(task: Task, predictions: Sequence[Prediction], heard: frozenset[str]
     return metrics
 
 
-METRICS = "metrics.json"
-
-
 def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Task:
-    """The task that a checkpoint was trained for, on these rows. ctc: how texts are brought into its symbols.
+    """Return the task that a checkpoint was trained for. ctc: how texts are mapped to its symbols.
 
     Raises:
-        DataError: no row has a text (a label).
+        DataError: No row has a text (a label).
     """
     if isinstance(recognizer, CtcRecognizer):
         return Ctc.from_checkpoint(recognizer.tokenizer, ctc, rows)
@@ -125,12 +134,12 @@ def evaluate_corpus(
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Iterator[Outcome[Prediction]]:
-    """Recognises every row; at the end writes metrics.json, predictions.jsonl and what the task draws into `output`.
+    """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
-    See `runs.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
+    See `runs.running.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
 
     Raises:
-        RunError: the output cannot be written (disk full, gone, read-only).
+        RunError: The output cannot be written (disk full, missing, read-only).
     """
 
     def process(batch: Batch) -> list[Prediction]:
@@ -138,7 +147,7 @@ def evaluate_corpus(
 
     def predicted(row: Row, recording: Recording) -> Prediction:
         if not task.is_labelled(row):
-            raise DataError("has nothing to compare with: no text or label")
+            raise DataError("has no text or label to compare with")
         return predict_one(recognizer, row, task, recording.waveform)
 
     def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
@@ -157,7 +166,7 @@ def evaluate_corpus(
         if outcome.result is not None:
             predictions.append(outcome.result)
         yield outcome
-    if predictions and reached == len(rows):  # metrics of a part would be taken for those of all
+    if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
         try:
             save_predictions(predictions, task, output)
             temporary = output / f".{METRICS}"

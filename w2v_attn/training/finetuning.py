@@ -1,4 +1,4 @@
-"""`finetune`: a recipe -> a model folder, in the order in which it happens."""
+"""`finetune`: train what a recipe describes and write a model folder."""
 
 import dataclasses
 import shutil
@@ -44,37 +44,47 @@ from w2v_attn.training.training_arguments import training_arguments
 from w2v_attn.training.training_errors import DataError, TrainingError
 from w2v_attn.training.unpadded_frontend import restore_frontend
 
-# Seconds that a recording may have which is only measured, or noise.
-MEASURED = 600.0
-# Seconds that threads of the exchange between processes get to end; they need a millisecond.
-GLOO_PATIENCE = 0.2
-NOISE, KEPT_NOISES = "noise", 256
+# Maximum seconds of a recording for validation, test or noise.
+MAX_SECONDS = 600.0
+# Seconds for gloo's threads to end; they need a millisecond.
+GLOO_SHUTDOWN_SECONDS = 0.2
+NOISE, MAX_CACHED_NOISES = "noise", 256
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """metrics: of each split, at the best checkpoint; empty where the run was interrupted. update: of that checkpoint.
+    """The result of a run.
 
-    warning: what is wrong with the model as a whole, where something is.
+    Attributes:
+        metrics: Split -> metric -> value, at the best checkpoint; empty if the run was interrupted.
+        step: The step of that checkpoint, or the last step of an interrupted run.
+        seconds: Duration.
+        interrupted: Whether the run was interrupted; the same call resumes it.
+        warning: A problem of the model as a whole; None: there is none.
     """
 
     metrics: dict[str, dict[str, float]]
-    update: int
+    step: int
     seconds: float
     interrupted: bool
     warning: str | None = None
 
 
 def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = None) -> FinetuneResult:
-    """Trains what the recipe says and leaves a Hugging Face folder in `output`. Called again, it goes on where it was.
+    """Train what a recipe describes and write a Hugging Face folder; a repeated call resumes an unfinished run.
 
-    In `output`: the model with its card, curves and results; `valid/` and `test/` with predictions; `recipe.yaml`;
-    `tensorboard/`; while it trains `checkpoints/`. Under torchrun every process calls this.
+    `output` contains the model with its card, curves and results; `valid/` and `test/` with predictions; `recipe.yaml`;
+    `tensorboard/`; and, during training, `checkpoints/`. Under torchrun every process calls this function.
+
+    Args:
+        recipe: The recipe.
+        output: The run folder.
+        listener: Receives progress, in the first process only; None: nothing is reported.
 
     Raises:
-        ValueError: the recipe cannot be (CorpusError, CheckpointError and DataError are ones too), before training.
-        TrainingError: the loss or the weights are not finite, the disk is full, a recording has vanished, …; the last
-            good checkpoint stays, and the same call goes on.
+        ValueError: The recipe is invalid (also as CorpusError, CheckpointError or DataError); raised before training.
+        TrainingError: The loss or the weights are not finite, the disk is full, a recording has vanished, …; the last
+            valid checkpoint is kept, and the same call resumes from it.
     """
     args = training_arguments(recipe, output / CHECKPOINTS)
     main = args.process_index == 0
@@ -84,10 +94,10 @@ def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = N
     splits = list_splits(recipe.data, recipe.seed)
     task = task_class(recipe.task).from_data(recipe.task, splits.train, checkpoint)
     torch.manual_seed(recipe.seed)
-    audio = _start(recipe, task, checkpoint)
+    audio = _starting_point(recipe, task, checkpoint)
     augmentation = _augmentation(recipe, audio.sample_rate)
     with quiet_transformers(), locked_run_folder(output, recipe) if main else nullcontext():
-        _wait_for_all(args)
+        _barrier(args)
         found = _scan(recipe, splits, task, audio, augmentation, output, args, listener)
         report = list(describe_data(found, task))
         if main:
@@ -95,7 +105,7 @@ def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = N
             listener.on_data_report(report)
             write_dropped(found, output)
         trainer, reporting = build_trainer(recipe, task, audio, found, augmentation, args, output, listener)
-        resumed_from = _agree(newest_checkpoint(output / CHECKPOINTS) if main else None, args)
+        resumed_from = _broadcast(newest_checkpoint(output / CHECKPOINTS) if main else None, args)
         try:
             trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
             seconds = time.monotonic() - started
@@ -107,15 +117,18 @@ def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = N
                 "a batch does not fit into the GPU's memory: try a smaller training.batch_seconds with a larger "
                 "training.gradient_accumulation_steps, or training.gradient_checkpointing=true"
             ) from error
-        except (ValueError, OSError) as error:  # what cannot be is refused before: this came on the way
-            raise TrainingError(f"{first_line(error)}. The same command goes on when that is mended") from error
+        except (ValueError, OSError) as error:  # invalid recipes are refused before: this happened during training
+            raise TrainingError(
+                f"{first_line(error)}. Fix that and run the same command again: it resumes from the last checkpoint"
+            ) from error
 
 
 def list_splits(options: DataOptions, seed: int) -> Splits:
-    """The rows of the recipe's data, split.
+    """Return the rows of the recipe's data, split.
 
     Raises:
-        CorpusError: see `list_recordings` and `make_splits`. DataError: a recording is in two splits.
+        CorpusError: See `list_recordings` and `make_splits`.
+        DataError: A recording is in two splits.
     """
 
     def rows(audio: str | None) -> tuple[Row, ...] | None:
@@ -142,18 +155,18 @@ def _load(recipe: Recipe) -> Checkpoint | None:
         return None
     if not recipe.training.new_adapters:
         return load_checkpoint(recipe.checkpoint, revision=recipe.revision, language=recipe.language, with_head=True)
-    # Without the head, which is of another language, and its vocabulary.
+    # Without head and vocabulary, which are of another language.
     found = load_checkpoint(recipe.checkpoint, revision=recipe.revision)
     if not has_adapters(found.model.config):
         raise ValueError(
-            f"training.new_adapters needs a checkpoint whose blocks have adapters, and {found.source} has none: name "
+            f"training.new_adapters needs a checkpoint whose blocks have adapters, and {found.source} has none: use "
             f"an MMS checkpoint such as {EXAMPLE_ID}"
         )
     return dataclasses.replace(found, language=recipe.language)
 
 
-def _start(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpoint:
-    """What training starts from: the model with the task's head, and how it wants its waveforms."""
+def _starting_point(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpoint:
+    """Return what training starts from: the model with the task's head, and how it expects its waveforms."""
     model = build_model(recipe, task, checkpoint)
     if checkpoint is not None:
         return dataclasses.replace(checkpoint, model=model)
@@ -163,7 +176,9 @@ def _start(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Checkpo
 def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
     folder = recipe.augmentation.noises
     rows = list_recordings(folder).rows if folder is not None else ()
-    read = lru_cache(KEPT_NOISES)(lambda row: read_row(row, sample_rate=sample_rate, max_duration=MEASURED).waveform)
+    read = lru_cache(MAX_CACHED_NOISES)(
+        lambda row: read_row(row, sample_rate=sample_rate, max_duration=MAX_SECONDS).waveform
+    )
     return Augmentation(recipe.augmentation, sample_rate, [partial(read, row) for row in rows])
 
 
@@ -177,14 +192,14 @@ def _scan(
     args: Any,
     listener: TrainingListener,
 ) -> DataScan:
-    """Reads every recording once, in the first process; the others take what it wrote down."""
+    """Read every recording once, in rank 0; the other ranks use the lengths that it wrote."""
     from w2v_attn.encoder.inputs import least_samples
 
-    limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
+    limits = {"train": recipe.data.max_duration, "valid": MAX_SECONDS, "test": MAX_SECONDS}
     rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named_splits(splits) for row in members]
     if recipe.augmentation.noises is not None:
         noises = list_recordings(recipe.augmentation.noises).rows
-        rows += [(f"{NOISE} {row.id}", row, MEASURED) for row in noises]
+        rows += [(f"{NOISE} {row.id}", row, MAX_SECONDS) for row in noises]
 
     def watch(done: int) -> None:
         listener.on_recordings_read(done, len(rows))
@@ -221,9 +236,9 @@ def _finish(
     output: Path,
     seconds: float,
 ) -> FinetuneResult:
-    """The best checkpoint, measured on all that was held out, as a folder."""
+    """Evaluate the best checkpoint on the validation and test splits, and write the model folder."""
     args, model = trainer.args, trainer.model
-    update = trainer.loaded_update
+    step = trainer.loaded_step
     heard = frozenset(row.speaker for row in found.splits.train if row.speaker is not None)
     recognizer = task.recognizer(dataclasses.replace(audio, model=model), args.device, recipe.backend)
     metrics: dict[str, dict[str, float]] = {}
@@ -239,7 +254,7 @@ def _finish(
             warning = task.warning(predictions)
         if args.process_index == 0:
             model_folder.save_predictions(predictions, task, output / split)
-    plain = _plain(trainer, recipe, task)
+    plain = _exportable(trainer, recipe, task)
     if args.process_index == 0:
         model_folder.save_model(
             plain,
@@ -257,19 +272,19 @@ def _finish(
             language=audio.language,
             report=report,
             metrics=metrics,
-            update=update,
+            step=step,
             recipe=as_yaml(recipe),
             version=__version__,
         )
-        results = {"update": update, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
+        results = {"update": step, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
         model_folder.save_results(results, output)
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them is the model now
-    return FinetuneResult(metrics, update, seconds, interrupted=False, warning=warning)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them was written as the model
+    return FinetuneResult(metrics, step, seconds, interrupted=False, warning=warning)
 
 
-def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
-    """The model as it was built: unwrapped, low-rank updates added to their weights, with stock's masking."""
-    if trainer.is_fsdp_enabled:  # the weights lie in pieces: they are put together, into a model of their own
+def _exportable(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
+    """Return the model unwrapped and unpatched, with low-rank updates merged into the weights."""
+    if trainer.is_fsdp_enabled:  # the weights are sharded: they are gathered into a new model
         weights = trainer.accelerator.get_state_dict(trainer.model)
         whole = build_model(recipe, task, _load(recipe))
         if trainer.is_world_process_zero():
@@ -287,13 +302,13 @@ def _plain(trainer: SpeechTrainer, recipe: Recipe, task: Task) -> Any:
 # --------------------------------------------------------------------------------------------- many processes
 
 
-def _wait_for_all(args: Any) -> None:
+def _barrier(args: Any) -> None:
     if args.world_size > 1:
         torch.distributed.barrier()
 
 
-def _agree(found: Path | None, args: Any) -> Path | None:
-    """What the first process found, in all."""
+def _broadcast(found: Path | None, args: Any) -> Path | None:
+    """Return the path that rank 0 found, in all ranks."""
     if args.world_size == 1:
         return found
     objects = [found]
@@ -302,9 +317,9 @@ def _agree(found: Path | None, args: Any) -> Path | None:
 
 
 def destroy_process_group() -> None:
-    """Ends what torchrun's processes talk through: its threads must not be running when the interpreter ends."""
+    """Destroy the process group of torchrun: its threads must not run when the interpreter ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        # Once a model was wrapped, torch keeps the group and gloo's threads. One that drops the tensors of the last
-        # exchange while the interpreter ends finds no interpreter, and aborts the process: it gets the time for it now.
-        time.sleep(GLOO_PATIENCE)
+        # Once a model was wrapped, torch keeps the group and gloo's threads. A thread that frees the tensors of the
+        # last collective after the interpreter has ended aborts the process: this gives it time to finish.
+        time.sleep(GLOO_SHUTDOWN_SECONDS)

@@ -1,8 +1,12 @@
-"""SpecAugment as wav2vec 2.0 has it: spans of frames become a learned vector, spans of channels zero.
+"""SpecAugment and LayerDrop for training, in place of those of transformers.
 
-Source: D. S. Park et al., "SpecAugment", and wav2vec 2.0, section 4.3 and appendix B; `_compute_mask_indices` of stock
-transformers, which draws with numpy and refuses batches shorter than a span. Here spans are drawn where the model is,
-and are clamped to the recording.
+SpecAugment: spans of frames become a learned vector, spans of channels zero. `_compute_mask_indices` of transformers
+draws with NumPy and refuses batches shorter than a span; here spans are drawn on the model's device, and are clamped to
+the recording. LayerDrop: transformers leaves the parameters of a dropped block without gradients, and
+DistributedDataParallel then stops with "parameters that were not used"; here they get gradients of zero if needed.
+
+Source: D. S. Park et al., "SpecAugment"; wav2vec 2.0, section 4.3 and appendix B; A. Fan et al., "Reducing Transformer
+Depth on Demand with Structured Dropout"; transformers #11452.
 """
 
 import copy
@@ -15,26 +19,28 @@ from torch import Tensor, nn
 
 
 def patch_spec_augment(model: nn.Module) -> None:
-    """Puts the masking below in the place of the one that each base model inside `model` has, on this instance."""
+    """Patch the masking of each base model inside `model`, in place."""
     for module in model.modules():
         if hasattr(module, "_mask_hidden_states") and hasattr(module, "masked_spec_embed"):
             module._mask_hidden_states = _Masking(module)  # type: ignore[assignment]
 
 
 def restore_spec_augment(model: nn.Module) -> None:
-    """Stock's masking again."""
+    """Undo `patch_spec_augment`."""
     for module in model.modules():
         if isinstance(vars(module).get("_mask_hidden_states"), _Masking):
             del module._mask_hidden_states
 
 
 def masks_frames(config: Any) -> bool:
-    """Whether training with this config masks frames."""
-    return getattr(config, "apply_spec_augment", True) and config.mask_time_prob > 0  # Data2VecAudio has no switch
+    """Return whether training with this config masks frames."""
+    return (
+        getattr(config, "apply_spec_augment", True) and config.mask_time_prob > 0
+    )  # missing in Data2VecAudio's config
 
 
 class _Masking:
-    """Has the signature of `Wav2Vec2Model._mask_hidden_states`."""
+    """A replacement of `Wav2Vec2Model._mask_hidden_states`."""
 
     def __init__(self, base: Any):
         self._base = base
@@ -57,47 +63,52 @@ class _Masking:
             hidden_states = torch.where(mask_time_indices[..., None], masked, hidden_states)
         if base.training and config.mask_feature_prob > 0:
             widths = torch.full((B,), C, device=device)
-            least = getattr(config, "mask_feature_min_masks", 0)  # WavLM's config lacks it
+            least = getattr(config, "mask_feature_min_masks", 0)  # missing in WavLM's config
             channels = draw_spans(widths, C, config.mask_feature_prob, config.mask_feature_length, least)
             hidden_states = hidden_states.masked_fill(channels[:, None], 0)
         return hidden_states
 
 
 def draw_spans(lengths: Tensor, size: int, probability: float, span: int, min_spans: int) -> Tensor:
-    """Bool [B, size]: spans that start at different places, anywhere they fit; they overlap.
+    """Draw masks, bool [B, size], of spans that start at different positions; spans may overlap.
 
-    There are about `probability` · length / span of them and at least `min_spans`, but no more than fit beside each
-    other. The number is rounded up or down at random, so that short rows are masked as much as long ones on average.
-    Something is left of every row. Nothing here waits for the device.
+    A row has about `probability` · length / span of them and at least `min_spans`, but no more than fit without
+    overlap. The number is rounded up or down at random, so that short rows are masked as much as long ones on average.
+    No row is masked completely. Nothing here synchronizes with the device.
 
-    lengths: int [B], of each row. span: places; at most as many as there are, and no more than leaves half the row.
+    Args:
+        lengths: int [B], the length of each row.
+        size: The length of the masks.
+        probability: The share of positions to mask.
+        span: The length of a span; it is shortened to half of a short row.
+        min_spans: The minimum number of spans of a row.
     """
     B, device = len(lengths), lengths.device
     spans = torch.clamp(lengths // 2, min=1, max=span)
     count = torch.floor(probability * lengths / spans + torch.rand(B, device=device))
     count = torch.minimum(count.clamp(min=min_spans), lengths // spans)
-    # Rows of twice the span or more have length / span spans at most; in shorter ones length / (length // 2) is 3.
+    # Rows of at least twice the span have at most length / span spans; shorter ones length / (length // 2) <= 3.
     most = min(size, max(min_spans, int(probability * max(size / span, 3.0)) + 2))
     places = torch.arange(size, device=device)
-    # The places with the greatest numbers are a draw without replacement. Where a row has fewer places for a start
-    # than `most`, others come last, and `count` leaves them out.
+    # The positions with the greatest random numbers are a draw without replacement. If a row has fewer valid starts
+    # than `most`, invalid ones come last, and `count` excludes them.
     last = (lengths - spans)[:, None]
     numbers = torch.rand(B, size, device=device).masked_fill(places > last, -1)
     starts = torch.minimum(numbers.topk(most).indices, last.clamp(min=0))
     counted = (torch.arange(most, device=device) < count[:, None]).int()
-    # +1 where a span begins and -1 behind its end; inside spans their running sum is above 0.
+    # +1 at the start of a span and -1 after its end; the cumulative sum is positive inside spans.
     steps = torch.zeros(B, size + 1, dtype=torch.int32, device=device)
     steps.scatter_add_(1, starts, counted).scatter_add_(1, starts + spans[:, None], -counted)
     mask = steps.cumsum(1)[:, :size] > 0
-    # Spans that fill a row lie end to end: the first of them gives way.
+    # Spans that fill a row are adjacent: the first one is removed.
     full = mask.sum(1) == lengths
     return mask & ~(full[:, None] & (places < spans[:, None]))
 
 
 def patch_layerdrop(model: nn.Module, *, keep_gradients: bool) -> None:
-    """Takes the place of stock's layerdrop in the encoder of `model`; the model's config keeps its value.
+    """Patch the layerdrop in the encoder of `model`, in place; the model's config keeps its value.
 
-    keep_gradients: dropped blocks get zeros as gradients (several processes need that), not none.
+    keep_gradients: whether dropped blocks get gradients of zero (needed by several processes) instead of none.
     """
     encoder = _encoder(model)
     probability = float(encoder.config.layerdrop)
@@ -110,7 +121,7 @@ def patch_layerdrop(model: nn.Module, *, keep_gradients: bool) -> None:
 
 
 def restore_layerdrop(model: nn.Module) -> None:
-    """Stock's layerdrop again."""
+    """Undo `patch_layerdrop`."""
     encoder = _encoder(model)
     encoder.config = model.config
     for block in encoder.layers:
@@ -118,7 +129,7 @@ def restore_layerdrop(model: nn.Module) -> None:
 
 
 def _encoder(model: nn.Module) -> Any:
-    """The module that holds the blocks, also inside wrappers."""
+    """Return the module that contains the blocks, also inside wrappers."""
     return next(
         module
         for name, module in model.named_modules()

@@ -1,4 +1,9 @@
-"""The folder of a run while it runs: whose it is, what it was begun with, and what was left out."""
+"""Resumable runs: the lock, recipe and fingerprint of a run folder, and checkpoints with checksums.
+
+Trainer writes the files of a checkpoint one after the other, and later resumes from the newest folder, whatever its
+contents. Here a file with the size and hash of every other file is written last; a folder without it, or with other
+files than it lists, is torn and not used.
+"""
 
 import dataclasses
 import fcntl
@@ -23,23 +28,25 @@ from w2v_attn.training.tasks.task_registry import task_class
 CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
     "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"
 )  # fmt: skip
-# What may differ when a run goes on: where it runs, not what it computes.
+# Keys that may differ when a run resumes: they change where it runs, not what it computes.
 FREE = {"device", "backend", "training.workers", "training.gradient_checkpointing"}
 
 
 @contextmanager
 def locked_run_folder(output: Path, recipe: Recipe) -> Iterator[None]:
-    """The folder is this run's alone while it runs, and of this recipe for good. Refused, it is as it was before.
+    """Lock a run folder and bind it to a recipe; if the run is refused before training, the folder is left unchanged.
 
     Raises:
-        ValueError: it cannot be written, is in use, finished, of another recipe, or holds something else.
+        ValueError: The folder cannot be written, is in use, has a finished run or another recipe, or other files.
     """
     if (output / RESULTS).is_file():
-        raise ValueError(f"{output} holds a finished run: name another output, or use it: model.checkpoint={output}")
+        raise ValueError(
+            f"{output} contains a finished run: name another output, or use its model: model.checkpoint={output}"
+        )
     was_there = output.is_dir()
     is_new = not was_there or not any(output.iterdir())
     if not is_new and not (output / RECIPE).is_file():
-        raise ValueError(f"{output} holds files that are not of a run: name another output")
+        raise ValueError(f"{output} contains files that are not of a run: name another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / LOCK).open("w")
@@ -49,7 +56,7 @@ def locked_run_folder(output: Path, recipe: Recipe) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{output} is in use by another run: wait for its end, or name another output") from None
+            raise ValueError(f"{output} is in use by another run: wait until it ends, or name another output") from None
         _check_recipe(output, recipe)
         try:
             yield
@@ -63,16 +70,16 @@ def locked_run_folder(output: Path, recipe: Recipe) -> Iterator[None]:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """The recipe as a file."""
+    """Return a recipe as YAML."""
     values = {"kind": task_class(recipe.task).name, **dataclasses.asdict(recipe)}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def check_fingerprint(output: Path, found: DataScan, task: Task, precision: str) -> None:
-    """Writes down what the run computes with; where it goes on, that must be the same.
+    """Write what a run depends on: data, symbols or labels, precision. A resumed run must have the same.
 
     Raises:
-        ValueError: checkpoints are there, and the data, what is learned, or the precision is another.
+        ValueError: There are checkpoints, and the data, the symbols or labels, or the precision differ.
     """
     now = {"precision": precision, "symbols or labels": _hash(list(task.symbols()))}
     for split, rows in named_splits(found.splits):
@@ -80,24 +87,24 @@ def check_fingerprint(output: Path, found: DataScan, task: Task, precision: str)
             [(row.id, task.reference(row), found.seconds[f"{split} {row.id}"]) for row in rows]
         )
     path = output / FINGERPRINT
-    if has_begun(output) and path.is_file():
+    if has_checkpoints(output) and path.is_file():
         before = json.loads(path.read_text())
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise ValueError(
-                f"{output} was begun with another {' and another '.join(changed)}. Give the same again to "
-                "go on, or name another output"
+                f"{output} was started with another {' and another '.join(changed)}. Give the same again to "
+                "resume, or name another output"
             )
     path.write_text(json.dumps(now, indent=1))
 
 
-def has_begun(output: Path) -> bool:
-    """Whether there are checkpoints."""
+def has_checkpoints(output: Path) -> bool:
+    """Return whether a run folder contains checkpoints."""
     return any((output / CHECKPOINTS).glob("*"))
 
 
 def write_dropped(found: DataScan, output: Path) -> None:
-    """`dropped.jsonl`: what is not used, and why."""
+    """Write `dropped.jsonl`: the recordings that are not used, with the reason."""
     with (output / DROPPED).open("w", encoding="utf-8", errors="replace") as file:
         for dropped in found.dropped:
             row = dropped.row
@@ -106,9 +113,9 @@ def write_dropped(found: DataScan, output: Path) -> None:
 
 
 def _check_recipe(output: Path, recipe: Recipe) -> None:
-    """Writes the recipe down. Raises ValueError where checkpoints of another one are there: it names the difference."""
+    """Write the recipe. Raises ValueError, with the differences, if there are checkpoints of another recipe."""
     path, text = output / RECIPE, as_yaml(recipe)
-    if not has_begun(output):
+    if not has_checkpoints(output):
         path.write_text(text, encoding="utf-8")
         return
     before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
@@ -120,7 +127,8 @@ def _check_recipe(output: Path, recipe: Recipe) -> None:
     if changed:
         listed = "\n  ".join(changed)
         raise ValueError(
-            f"{output} was begun with another recipe:\n  {listed}\nGive the same again to go on, or name another output"
+            f"{output} was started with another recipe:\n  {listed}\nGive the same again to resume, "
+            "or name another output"
         )
 
 
@@ -145,7 +153,7 @@ PREFIX = "checkpoint-"
 
 
 def seal_checkpoint(folder: Path) -> None:
-    """Makes sure that the files of a checkpoint are on the disk, then says so in a file of its own."""
+    """Sync the files of a checkpoint to disk, then write their sizes and hashes to `sealed.json`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     for path in files:
         with path.open("rb") as file:
@@ -160,11 +168,11 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is as it was sealed."""
+    """Return what is wrong with a checkpoint; None if all files match `sealed.json`."""
     try:
         contents = json.loads((folder / SEAL).read_text())
     except (FileNotFoundError, ValueError):
-        return "was not written to its end"
+        return "was not written completely"
     for name, (size, digest) in contents.items():
         path = folder / name
         if not path.is_file():
@@ -175,13 +183,13 @@ def find_damage(folder: Path) -> str | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run. Torn ones are put aside, with a warning."""
+    """Return the newest complete checkpoint of a run; torn ones are renamed, with a warning."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True):
         wrong = find_damage(path)
         if wrong is None:
             return path
-        logger.warning("%s is torn (%s): it is put aside, the one before is taken", path, wrong)
+        logger.warning("%s is torn (%s): it is renamed to torn-…, and the previous checkpoint is used", path, wrong)
         aside = folder / f"torn-{path.name}"
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

@@ -1,4 +1,4 @@
-"""Rows -> what a model trains on: augmented, normalised waveforms, padded with their masks and labels."""
+"""Training data: augmentation, the data set of waveforms and targets, padded batches, and batch sampling by length."""
 
 import random
 from collections import Counter, defaultdict
@@ -21,9 +21,12 @@ from w2v_attn.training.training_errors import TrainingError
 
 
 class Augmentation:
-    """A change of waveforms that depends on nothing but the waveform and the numbers it is given.
+    """Random changes of a waveform, determined by the waveform and a seed.
 
-    noises: recordings of noise, as functions that read them; empty is white noise.
+    Args:
+        options: Which changes, and how strong.
+        sample_rate: Hz.
+        noises: Functions that return recordings of noise; empty: white noise.
     """
 
     def __init__(self, options: AugmentationOptions, sample_rate: int, noises: Sequence[Callable[[], Tensor]] = ()):
@@ -32,23 +35,23 @@ class Augmentation:
         if not 0 <= options.noise <= 1:
             raise ValueError(f"augmentation.noise must be a probability, got {options.noise}")
         if len(options.snr) != 2 or options.snr[0] > options.snr[1]:
-            raise ValueError(f"augmentation.snr must be [least,greatest] in decibel, got {options.snr}")
+            raise ValueError(f"augmentation.snr must be [min,max] in decibels, got {options.snr}")
         if options.silence < 0:
             raise ValueError(f"augmentation.silence must be seconds, got {options.silence}")
         self._options, self._rate, self._noises = options, sample_rate, noises
 
     @property
     def longest_factor(self) -> float:
-        """By how much the slowest speed lengthens a recording."""
+        """Return the factor by which the slowest speed lengthens a recording."""
         return 1 / min(self._options.speed)
 
     @property
     def shortest_factor(self) -> float:
-        """By how much the fastest speed shortens a recording."""
+        """Return the factor by which the fastest speed shortens a recording."""
         return 1 / max(self._options.speed)
 
     def apply(self, waveform: Tensor, seed: Sequence[int]) -> Tensor:
-        """waveform: float32 [samples]. seed: the same numbers, the same change."""
+        """Return a changed waveform, float32 [samples]; equal seeds give equal changes."""
         options, rng = self._options, np.random.default_rng(seed)
         wave = waveform.numpy()
         factor = options.speed[int(rng.integers(len(options.speed)))]
@@ -61,7 +64,7 @@ class Augmentation:
         return torch.from_numpy(np.ascontiguousarray(wave, np.float32))
 
     def _noise(self, samples: int, level: float, rng: np.random.Generator) -> np.ndarray:
-        """float32 [samples], as far below `level` as the drawn ratio says."""
+        """Return noise, float32 [samples], at a random ratio to `level`, the RMS of the speech."""
         if self._noises:
             noise = self._noises[int(rng.integers(len(self._noises)))]().numpy()
             start = rng.integers(len(noise))
@@ -72,16 +75,22 @@ class Augmentation:
         return noise * (level / own * 10 ** (-rng.uniform(self._options.snr[0], self._options.snr[1]) / 20))
 
 
-KEPT_SAMPLES = 16_000 * 3600 * 4  # a gigabyte of recordings stays in memory; what is beyond is read at every pass
+KEPT_SAMPLES = 16_000 * 3600 * 4  # one gigabyte of recordings is cached in memory; the others are read in every epoch
 
 
 class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
-    """(waveform as the model hears it, target) of a row; its augmentation follows from the number that comes with it.
+    """The training recordings: (augmented and normalized waveform, target).
 
-    Keys are (index of the row, number), see `batches.LengthBatchSampler`; the same key gives the same waveform.
+    Keys are (index of the row, number), see `LengthBatchSampler`; equal keys give equal waveforms.
 
-    do_normalize: whether waveforms are brought to mean 0 and variance 1, as the checkpoint wants it.
-    keep: whether decoded recordings stay in memory; each worker process would keep its own.
+    Args:
+        rows: The recordings.
+        task: Gives the target of each row.
+        augmentation: Changes of the waveforms.
+        sample_rate: Hz.
+        do_normalize: Whether waveforms are normalized to mean 0 and variance 1, as the checkpoint expects.
+        seed: Of the augmentation.
+        keep: Whether decoded recordings are cached in memory; each worker process would have its own cache.
     """
 
     def __init__(
@@ -125,14 +134,17 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
 
 
 class PaddingCollator:
-    """Pads what `SpeechDataset` gives. frames_of: int64 [B] of samples -> frames of the model."""
+    """Pads the items of `SpeechDataset` to a batch. frames_of: samples, int64 [B] -> frames of the model, int64 [B]."""
 
     def __init__(self, frames_of: Callable[[Tensor], Tensor]):
         self._frames_of = frames_of
 
     def __call__(self, items: Sequence[tuple[Tensor, list[int]]]) -> dict[str, Any]:
-        """input_values float32 [B, samples], attention_mask int64 likewise, labels int64 [B, L], frames int64 [B],
-        lengths: samples of each as plain numbers, for the host asks for them.
+        """Return the batch of a list of items.
+
+        Returns:
+            input_values: float32 [B, samples]. attention_mask: int64 [B, samples]. labels: int64 [B, L], padded with
+            -100. frames: int64 [B]. lengths: samples of each recording as a list, since the CPU needs them.
         """
         waveforms = [waveform for waveform, _ in items]
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
@@ -147,22 +159,28 @@ class PaddingCollator:
         }
 
 
-WINDOW = 20  # batches whose recordings are sorted by length before they are cut
+WINDOW = 20  # batches whose recordings are sorted by length before they are split
 
 
 class LengthBatchSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of one process, from the first update to the last: lists of (index, number).
+    """The batches of one process for the whole run, as lists of (index, number).
 
-    index: of the recording. number: how often the recording was trained on before; without classes, the pass.
+    `index` is that of the recording; `number` counts how often it was trained on before (without classes: the epoch).
 
-    All of them follow from the lengths, the classes and the seed alone, so that a run that was killed goes on with the
-    same ones. Each pass over the data is shuffled anew, sorted by length inside windows, and cut where a batch, padded,
-    would be longer than its budget. With several processes, pass m of process r of w is batch w·m + r of the same list:
-    two processes see in one update what one process sees in two accumulated passes.
+    The batches depend only on the lengths, the classes and the seed, so a resumed run continues with the same batches.
+    Each epoch is shuffled, sorted by length inside windows, and split where a padded batch would exceed its budget.
+    Batch m of rank r of w processes is batch w·m + r of one list: two processes see in one step what one process sees
+    in two accumulated forward passes.
 
-    lengths: seconds of each recording, as long as it can get. seconds: the budget of a batch.
-    count: forward passes of this process. classes: of each recording; in a pass every class then has as many recordings
-    as the most common one: each of them equally often, and the rest drawn anew. None: each recording once.
+    Args:
+        lengths: Seconds of each recording after the longest augmentation.
+        seconds: The budget of a padded batch.
+        count: The number of batches.
+        seed: Of the order.
+        rank: The rank of this process.
+        world_size: The number of processes.
+        classes: The class of each recording: an epoch then has as many recordings of every class as of the most common
+            one, each equally often, and the remainder at random. None: each recording once.
     """
 
     def __init__(
@@ -190,7 +208,7 @@ class LengthBatchSampler(Sampler[list[tuple[int, int]]]):
         given = position = number = 0
         before: Counter[int] = Counter()
         while given < self._count:
-            for batch in self.one_pass(number):
+            for batch in self.epoch_batches(number):
                 numbered = []
                 for index in batch:
                     numbered.append((index, before[index]))
@@ -201,8 +219,8 @@ class LengthBatchSampler(Sampler[list[tuple[int, int]]]):
                 position += 1
             number += 1
 
-    def one_pass(self, number: int) -> list[list[int]]:
-        """The batches of a pass over all recordings."""
+    def epoch_batches(self, number: int) -> list[list[int]]:
+        """Return the batches of one epoch."""
         rng = random.Random(f"{self._seed} {number}")
         indices = self._indices(rng)
         order = rng.sample(indices, len(indices))
@@ -215,16 +233,16 @@ class LengthBatchSampler(Sampler[list[tuple[int, int]]]):
         return batches
 
     def _indices(self, rng: random.Random) -> list[int]:
-        """The recordings of a pass, some of them several times where classes are balanced."""
-        most = max(map(len, self._members))
+        """Return the recordings of an epoch, some of them several times if classes are balanced."""
+        largest = max(map(len, self._members))
         indices: list[int] = []
         for members in self._members:
-            times, rest = divmod(most, len(members))
+            times, rest = divmod(largest, len(members))
             indices += members * times + rng.sample(members, rest)
         return indices
 
     def _cut(self, order: list[int]) -> Iterator[list[int]]:
-        """LengthBatchSampler of neighbours; the last is the longest: its length times their number is what padding makes."""
+        """Yield batches of neighbours in a sorted order: a padded batch has its size times its last, longest length."""
         batch: list[int] = []
         for index in order:
             if batch and (len(batch) + 1) * self._lengths[index] > self._seconds:
