@@ -168,8 +168,8 @@ def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | 
         return []
     return [
         f"Its language is `{language}`. `{ADAPTER_FILES[0].format(language)}` contains the adapters and the head of "
-        f'that language: `model.load_adapter("{language}")` loads it, in this folder or, if only adapters were trained, in '
-        f"that of `{started_from}`.",
+        f'that language: `model.load_adapter("{language}")` loads it, in this folder or, if only adapters were '
+        f"trained, in that of `{started_from}`.",
         "",
     ]
 

@@ -1,4 +1,4 @@
-"""The interface of fine-tuning tasks; a new task needs a file here, one in conf/task/ and a line in task_registry.py."""
+"""The interface of fine-tuning tasks; a new task is a file here, one in conf/task/ and a line in task_registry.py."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
