@@ -279,7 +279,7 @@ def test_folders_that_hold_no_checkpoint_are_told(tmp_path, group_checkpoint):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match=r"without config.json \(it holds: notes.txt\)"):
+    with pytest.raises(CheckpointError, match=r"without config.json \(it contains: notes.txt\)"):
         load_encoder(empty)
     shutil.copy(group_checkpoint / "config.json", empty)
     with pytest.raises(CheckpointError, match="no weights"):
