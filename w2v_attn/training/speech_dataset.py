@@ -75,9 +75,7 @@ class Augmentation:
         return noise * (level / own * 10 ** (-rng.uniform(self._options.snr[0], self._options.snr[1]) / 20))
 
 
-MAX_CACHED_SAMPLES = (
-    16_000 * 3600 * 4
-)  # one gigabyte of recordings is cached in memory; the others are read in every epoch
+MAX_CACHED_SAMPLES = 16_000 * 3600 * 4  # one gigabyte is cached in memory; other recordings are read in every epoch
 
 
 class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
