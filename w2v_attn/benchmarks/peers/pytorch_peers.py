@@ -35,7 +35,7 @@ class Ours:
             unexpected=(),
             sample_rate=SAMPLE_RATE,
             do_normalize=False,
-            normalize_from="the benchmark",
+            normalize_source="the benchmark",
         )
         self._encoder = Encoder(checkpoint, device=subject.device)
 
