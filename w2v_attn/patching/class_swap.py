@@ -19,7 +19,7 @@ def patched_class(ours: type, stock: type[nn.Module]) -> type[nn.Module]:
     return patched
 
 
-def patch(module: nn.Module, ours: type) -> None:
+def patch_module(module: nn.Module, ours: type) -> None:
     """Change the class of a module to the one derived from `ours`; no effect if it is already patched."""
     if not isinstance(module, ours):
         module.__class__ = patched_class(ours, type(module))  # type: ignore[assignment]

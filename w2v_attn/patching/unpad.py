@@ -35,7 +35,7 @@ from w2v_attn.ops.fourier import FourierConvolution
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.patching.activations import is_gelu
 from w2v_attn.patching.attention_blocks import GatedAttention
-from w2v_attn.patching.class_swap import patch, patched_class, stock_class
+from w2v_attn.patching.class_swap import patch_module, patched_class, stock_class
 from w2v_attn.patching.compat import ADAPTER, check_contracts, encoder_contracts
 from w2v_attn.patching.padded_batch import BlockMask, PaddedBatch
 
@@ -334,17 +334,17 @@ def unpad_encoders(model: nn.Module) -> None:
     check_contracts(((ADAPTER, adapter) for adapter in adapters), remedy="replace_attention(model, unpad=False)")
     for encoder in encoders:
         if unsupported_reason(encoder) is None:
-            patch(encoder, next(ours for ours in _ENCODERS if _is_stock(encoder, ours)))
+            patch_module(encoder, next(ours for ours in _ENCODERS if _is_stock(encoder, ours)))
             for module in encoder.modules():
                 for ours in (UnpaddedBlock, FusedFeedForward):
                     if _is_stock(module, ours):
-                        patch(module, ours)
+                        patch_module(module, ours)
     for adapter in adapters:
-        patch(adapter, UnpaddedAdapter)
+        patch_module(adapter, UnpaddedAdapter)
     for module in model.modules():
         for ours in (UnpaddedXVector, UnpaddedSqueezedClassifier):
             if _is_stock(module, ours):
-                patch(module, ours)
+                patch_module(module, ours)
 
 
 def pad_encoders(model: nn.Module) -> None:
