@@ -18,7 +18,7 @@ from w2v_attn.encoder.frontend import layer_norm
 from w2v_attn.ops import fusions, gemm
 from w2v_attn.patching.activations import is_gelu
 
-Linear = gemm.Packed | gemm.Plain
+Linear = gemm.PrepackedLinear | gemm.PlainLinear
 # Rows of a chunk in the feed-forward: its intermediate frames, four times as wide, then stay in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
 # A recording with more frames is chunked, and the rows of a chunk: 100 and 40 seconds.
@@ -52,7 +52,7 @@ class TransformerBlock:
         self._norm, self._final_norm = layer.layer_norm, layer.final_layer_norm
         self._norm_first, self._next_norm = norm_first, next_norm
         self._adapter = getattr(layer, "adapter_layer", None)
-        self._fuses = fusions.serves(attention.q_proj.weight.device) and self._dtype != torch.float64
+        self._fuses = fusions.is_supported(attention.q_proj.weight.device) and self._dtype != torch.float64
 
     def __call__(
         self,
@@ -83,7 +83,7 @@ class TransformerBlock:
             return y, None
         h = self._input(x) if block_input is None else block_input
         q, k, v = self._heads(h)
-        o = packed.attend(q, k, v, lengths, backend=self._backend, **self._attention_options(h))
+        o = packed.attend_packed(q, k, v, lengths, backend=self._backend, **self._attention_options(h))
         return self._finish(x, o)
 
     def _heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,13 +216,13 @@ def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
     q_proj, k_proj, v_proj = attention.q_proj, attention.k_proj, attention.v_proj
     if q_proj.weight.device.type == "cpu":
         return _linear(q_proj), _linear(k_proj, v_proj), None
-    qkv = gemm.Plain(*_stacked(q_proj, k_proj, v_proj))
+    qkv = gemm.PlainLinear(*_stacked(q_proj, k_proj, v_proj))
     return qkv.rows(slice(None, q_proj.out_features)), qkv.rows(slice(q_proj.out_features, None)), qkv
 
 
 def _linear(*linears: nn.Linear) -> Linear:
     """Return linear maps of one input as one map with concatenated outputs."""
-    return gemm.prepare(*_stacked(*linears))
+    return gemm.prepare_linear(*_stacked(*linears))
 
 
 def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:

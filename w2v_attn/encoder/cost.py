@@ -57,7 +57,7 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the rate of matrix products on this machine in GFLOP/s, measured in some milliseconds, once a process."""
     rows = ROWS if device.type == "cpu" else ACCELERATOR_ROWS
     x, weight = torch.randn(rows, INNER, device=device).to(dtype), torch.randn(OUTER, INNER, device=device).to(dtype)
-    linear = gemm.prepare(weight, None)
+    linear = gemm.prepare_linear(weight, None)
 
     def time_once() -> float:
         if device.type == "cuda":

@@ -101,8 +101,8 @@ class BatchedConvolutions(ConvolutionStack):
         )
         self._first_is_fused = (
             wide == torch.float32
-            and fusions.serves(first.conv.weight.device)
-            and fusions.serves_first(self.grid.kernel, self.grid.windows)
+            and fusions.is_supported(first.conv.weight.device)
+            and fusions.is_first_convolution_supported(self.grid.kernel, self.grid.windows)
         )
         self._rest = [_convolution_of(layer, self._dtype) for layer in rest]
 
@@ -137,7 +137,7 @@ class BatchedConvolutions(ConvolutionStack):
             return self._first_epilogue(apply_recording_weights(pack, tile, weights)).to(dtype)
         owners = pack.owners[tile.begin : end] if self._normalises else pack.owners.new_zeros(end - tile.begin)
         gelu = self._first_epilogue.norm is None and self._first_epilogue.is_gelu
-        frames = fusions.first_frames(
+        frames = fusions.first_convolution(
             samples, weights, owners, count=count, kernel=grid.kernel, stride=grid.stride, windows=grid.windows,
             dtype=dtype if gelu else torch.float32, gelu=gelu,
         )  # fmt: skip
@@ -147,7 +147,7 @@ class BatchedConvolutions(ConvolutionStack):
 def _convolution_of(layer: Any, dtype: torch.dtype) -> FusedConvolution | Convolution:
     """Return the convolution of a Hugging Face layer in as few launches as possible."""
     weight, bias = weight_of(layer.conv).to(dtype), layer.conv.bias
-    if not fusions.serves_products(weight, layer.conv.kernel_size[0]):
+    if not fusions.is_window_product_supported(weight, layer.conv.kernel_size[0]):
         return convolution_of(layer, dtype)
     bias = None if bias is None else bias.detach()
     return FusedConvolution(
