@@ -192,14 +192,14 @@ def test_features_of_another_shape_or_with_nan_break_every_bound():
 
 def test_stock_is_never_compared_with_itself(norm_style, monkeypatch):
     model = replace_attention(tiny_model(norm_style), unpad=True)
-    runners.restore(model)
+    runners.restore_model(model)
     assert all(type(module).__module__.startswith(("transformers.", "torch.")) for module in model.modules())
     monkeypatch.setattr(runners, "replace_attention", lambda model, **_: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.patch(model, "auto")
+        runners.patch_model(model, "auto")
     monkeypatch.setattr(runners, "restore_attention", lambda model: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.restore(replace_attention(model))
+        runners.restore_model(replace_attention(model))
 
 
 def test_the_effect_of_padding_on_group_norm_features_is_reported(group_checkpoint, layer_checkpoint):

@@ -36,13 +36,13 @@ class Trace:
         return {name: [tensor.shape for tensor in tensors] for name, tensors in self.stages.items()}
 
 
-def restore(model: nn.Module) -> None:
+def restore_model(model: nn.Module) -> None:
     """Restore all stock modules of transformers in a model, in place."""
     restore_attention(model)
     assert not _patched_classes(model), f"{_patched_classes(model)} would be compared with itself"
 
 
-def patch(model: nn.Module, backend: str, *, unpad: bool = False) -> None:
+def patch_model(model: nn.Module, backend: str, *, unpad: bool = False) -> None:
     """Replace the attention of a model by ours, in place."""
     replace_attention(model, backend=backend, unpad=unpad)
     assert _patched_classes(model), "stock would be compared with itself"
@@ -54,9 +54,9 @@ def ignores_padding(model: Any, backend: str) -> bool:
     They should if our encoder removes the padding, unless a stock group norm before it includes the padding. The model
     is stock before and after the call.
     """
-    patch(model, backend, unpad=True)
+    patch_model(model, backend, unpad=True)
     unpadded = isinstance(model.base_model.encoder, UnpaddedEncoder)
-    restore(model)
+    restore_model(model)
     return unpadded and not has_group_norm(model)
 
 

@@ -97,7 +97,7 @@ class _Verifier:
             request.checkpoint, revision=request.revision, language=request.language, dtype=dtype, with_head=True
         )
         subject = WaveformModel(loaded, device=request.device, backend=request.backend)
-        runners.restore(subject.model)
+        runners.restore_model(subject.model)
         model = stages.compared_model(subject.model)
         if not self._samples:
             self._samples = select_samples(
@@ -190,12 +190,12 @@ class _Verifier:
         )
 
     def _compare_alone(self, dtype: str, model: Any, inputs: Sequence[Tensor], theirs: StockResults) -> None:
-        runners.patch(model, self._request.backend)
+        runners.patch_model(model, self._request.backend)
         ours = runners.run_each(model, inputs)
         self._compare_traces(dtype, "alone", model, ours, theirs.alone, self._exact.alone)
 
     def _compare_padded(self, dtype: str, model: Any, inputs: Sequence[Tensor], theirs: StockResults) -> None:
-        runners.patch(model, self._request.backend, unpad=True)
+        runners.patch_model(model, self._request.backend, unpad=True)
         ours = runners.run_batched(model, inputs, theirs.alone.shapes)
         if theirs.padded is not theirs.alone:
             self._note(
