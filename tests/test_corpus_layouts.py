@@ -164,7 +164,7 @@ def test_hugging_face_data_sets_are_decoded_here(tmp_path):
 
 def test_a_data_set_that_cannot_be_had_is_told():
     pytest.importorskip("datasets")
-    with pytest.raises(CorpusError, match="hub:nobody/nothing cannot be had"):
+    with pytest.raises(CorpusError, match="hub:nobody/nothing cannot be loaded"):
         list_recordings("hub:nobody/nothing")
 
 

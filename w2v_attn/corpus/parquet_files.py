@@ -1,4 +1,4 @@
-"""Parquet files with recordings in them, as on Hugging Face's hub -> rows. They are read a row group at a time."""
+"""The rows of Parquet files with recordings in them, as on Hugging Face's hub. A row group is read at a time."""
 
 import json
 import os
@@ -9,20 +9,33 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import LABEL_COLUMNS, PATH_COLUMNS, SPEAKER_COLUMNS, TEXT_COLUMNS, row_of
+from w2v_attn.corpus.manifests import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    SPEAKER_COLUMNS,
+    SPLIT_PREFIXES,
+    TEXT_COLUMNS,
+    row_of,
+)
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
-EXTENSION = ".parquet"
-# What the names of splits begin with.
-SPLITS = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
-# Of the groups that were read last these stay in memory: readers that are ahead of each other meet in two.
-GROUPS_KEPT = 2
+PARQUET_EXTENSION = ".parquet"
+# Row groups that stay in memory: readers in parallel are in at most two groups at a time.
+CACHED_GROUPS = 2
 _reading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """The recording in a row of a row group. size: the mean of its group, for only the column as a whole says it."""
+class ParquetCell:
+    """The recording in a row of a row group.
+
+    Attributes:
+        file: The Parquet file.
+        group: Index of the row group.
+        row: Index in the row group.
+        column: The column of audio.
+        size: Bytes, on average over the row group: Parquet states only the size of the whole column.
+    """
 
     file: str
     group: int
@@ -32,13 +45,13 @@ class Cell:
 
     def __call__(self) -> bytes:
         try:
-            with _reading:  # whoever comes second finds it read
+            with _reading:  # the second thread finds it in the cache
                 cell = _group(self.file, self.group, self.column, os.stat(self.file).st_mtime_ns)[self.row].as_py()
         except (OSError, ValueError, IndexError) as error:  # Arrow's errors are ValueErrors and OSErrors
             raise CorpusError(f"cannot be read: {self.file}: {error}") from error
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content is None:
-            raise CorpusError(f"is not in {self.file}, which has no bytes of it")
+            raise CorpusError(f"is missing: {self.file} has no bytes in this row")
         return content
 
     def state(self) -> str | None:
@@ -49,23 +62,27 @@ class Cell:
         return f"row {self.row} of group {self.group} of {found.st_size} bytes, changed {found.st_mtime_ns}"
 
 
-@lru_cache(GROUPS_KEPT)
+@lru_cache(CACHED_GROUPS)
 def _group(file: str, group: int, column: str, changed: int) -> Any:
-    """The column of a row group. changed: when the file was, so that another state of it is another group."""
+    """Return the column of a row group. changed: the file's time of change, so that the cache notices a new state."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=[column]).column(column)
 
 
-def read(files: Sequence[Path], folder: Path) -> Corpus:
-    """A row for each row of these files, in their order; its id is the path of its file below `folder` and a number.
+def read_parquet_files(files: Sequence[Path], folder: Path) -> Corpus:
+    """Return a row for each row of these files, in their order.
+
+    Args:
+        files: The Parquet files.
+        folder: A folder above them: the ids of rows are the path of the file below it, and a number.
 
     Raises:
         CorpusError: a file is damaged or has no column of audio, or pyarrow is not installed.
     """
     try:
-        import pyarrow.parquet  # noqa: F401 - it is an extra
+        import pyarrow.parquet  # noqa: F401 - belongs to an extra
     except ImportError as error:
         raise CorpusError("Parquet files need their library: pip install 'w2v_attn[datasets]'") from error
     rows = tuple(row for file in files for row in _rows(file, file.relative_to(folder).with_suffix("").as_posix()))
@@ -94,34 +111,35 @@ def _rows(file: Path, id: str) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file} cannot be read as Parquet: {error}") from error
     split = next(
-        (split for name in (file.name, file.parent.name) for s, split in SPLITS.items() if name.startswith(s)), None
+        (split for name in (file.name, file.parent.name) for s, split in SPLIT_PREFIXES.items() if name.startswith(s)),
+        None,
     )
     sizes = [_bytes_of(group, audio) // max(1, group.num_rows) for group in groups]
     places = ((group, row) for group, about in enumerate(groups) for row in range(about.num_rows))
     for number, (group, row) in enumerate(places):
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             field: _value(known[name][number], features.get(name)) for field, name in columns.items() if name
         }
         name = f"{id}/{number:07d}"
         if holds_paths:
-            record = {**said, "path": known[audio][number], "split": split, "id": name}
+            record = {**fields, "path": known[audio][number], "split": split, "id": name}
             yield row_of(record, file.parent, f"{file}, row {number}")
         else:
-            content = Cell(os.fspath(file), group, row, audio, sizes[group])
-            yield Row(name, file / f"{number:07d}", **said, split=split, content=content)
+            content = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
+            yield Row(name, file / f"{number:07d}", **fields, split=split, content=content)
 
 
 def _bytes_of(group: Any, column: str) -> int:
-    """What a column takes in a row group, of which a struct has several."""
+    """Return the bytes of a column in a row group; a struct is stored as several columns."""
     parts = map(group.column, range(group.num_columns))
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What Hugging Face says of the columns, by their names."""
+    """Return Hugging Face's description of the columns, by name; empty where another program wrote the file."""
     try:
         return json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):  # somebody else wrote it
+    except (TypeError, KeyError, ValueError):
         return {}
 
 
