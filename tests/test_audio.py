@@ -109,7 +109,7 @@ def test_resampling_in_blocks_is_resampling_at_once(monkeypatch, wave, tmp_path)
     np.testing.assert_allclose(found[:n], at_once[:n], atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------- cut short, damaged
+# ---------------------------------------------------------------------------------------- truncated, damaged
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -118,7 +118,7 @@ def test_a_file_that_is_cut_short_is_refused(name, share, wave, tmp_path):
     path = write(tmp_path / f"a.{name}", wave, name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(AudioError, match=r"cut short|damaged"):
+    with pytest.raises(AudioError, match=r"truncated|damaged"):
         read_audio(path)
 
 
@@ -151,12 +151,12 @@ def test_a_flac_that_is_wrong_about_its_length_is_read_with_a_remark(claimed, sa
     assert says in found.flags[0]
 
 
-def test_a_flac_without_checksum_that_promises_more_is_cut_short(wave, tmp_path):
+def test_a_flac_without_checksum_that_states_more_samples_is_truncated(wave, tmp_path):
     path = flac_with_length(write(tmp_path / "a.flac", wave, "flac"), len(wave) + 5)
     content = bytearray(path.read_bytes())
     content[26:42] = bytes(16)
     path.write_bytes(content)
-    with pytest.raises(AudioError, match="cut short"):
+    with pytest.raises(AudioError, match="truncated"):
         read_audio(path)
 
 
@@ -257,7 +257,7 @@ def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_pa
     starts = ogg_pages(content)
     assert len(starts) > 5
     (tmp_path / "b").write_bytes(content[: starts[3]] + content[starts[4] :])
-    with pytest.raises(AudioError, match=r"page 3 is missing|cut short"):
+    with pytest.raises(AudioError, match=r"page 3 is missing|truncated"):
         read_audio(tmp_path / "b")
     (tmp_path / "b").write_bytes(content[: starts[3]] + b"between" + content[starts[3] :])
     assert torch.equal(read_audio(tmp_path / "b"), read_audio(tmp_path / "a"))
@@ -267,12 +267,12 @@ def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_pa
 def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_read(name, wave, tmp_path):
     content = write(tmp_path / "a", wave, name).read_bytes() + write(tmp_path / "b", wave[:30_000], name).read_bytes()
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(AudioError, match="several recordings one behind the other"):
+    with pytest.raises(AudioError, match="several recordings one after the other"):
         read_audio(tmp_path / "a")
 
 
 def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
-    from w2v_attn.audio.integrity.ogg import _checksum, fault
+    from w2v_attn.audio.integrity.ogg import _checksum, find_ogg_damage
 
     content = write(tmp_path / "a", np.tile(wave, 4), "ogg").read_bytes()
     starts = ogg_pages(content)
@@ -281,10 +281,10 @@ def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
     header = sum(not any(page[6:14]) for page in pages)
     (tmp_path / "b").write_bytes(b"".join(pages[:header] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert fault(file) is None
+        assert find_ogg_damage(file) is None
     (tmp_path / "b").write_bytes(b"".join(pages[: header + 1] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert "missing" in fault(file)
+        assert "missing" in find_ogg_damage(file)
 
 
 @pytest.mark.parametrize(("byte", "bit", "what"), [(19, 6, "Hz"), (20, 1, "channels"), (21, 6, "bits")])
@@ -304,9 +304,9 @@ def test_the_first_frame_of_a_healthy_flac_says_what_its_header_says(rate, tmp_p
         noise = np.random.default_rng(0).standard_normal((5000, channels)) / 10
         soundfile.write(tmp_path / "a", noise, rate, format="FLAC", subtype=subtype)
         with (tmp_path / "a").open("rb") as file:
-            header = flac.stated(file)
+            header = flac.read_flac_header(file)
             file.seek(header.frames_at)
-            assert flac._frame_form(file.read(16)) == header.form
+            assert flac._frame_format(file.read(16)) == header.format
 
 
 @pytest.mark.parametrize("name", ["flac", "wav"])
@@ -395,7 +395,7 @@ def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_ot
     for name in ("wav", "flac", "ogg", "opus", "mp3"):
         content = write(path(f"good.{name}"), wave, name).read_bytes()
         path(f"cut.{name}").write_bytes(content[: len(content) * 2 // 3])
-        reasons |= {f"good.{name}": None, f"cut.{name}": "cut short|damaged"}
+        reasons |= {f"good.{name}": None, f"cut.{name}": "truncated|damaged"}
     path("flipped.flac").write_bytes(flipped(path("good.flac").read_bytes(), 20_000))
     flac_with_length(write(path("claims.flac"), wave, "flac"), 2**36 - 1)
     flac_with_length(write(path("unknown.flac"), wave, "flac"), 0)

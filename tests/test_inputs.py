@@ -217,7 +217,7 @@ def bad_checkpoint(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("cut short", "cut short"),
+        ("cut short", "truncated"),
         ("keys missing", "encoder.layers.3.attention.k_proj.weight"),
         ("of another family", "Supported are: wav2vec2, hubert"),
         ("a pickle", "Nothing of it was run"),

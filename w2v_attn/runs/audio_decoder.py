@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from w2v_attn.audio.read_audio import Recording, read_recording
-from w2v_attn.audio.samples import MOST_CHANNELS, RATES, read_duration
+from w2v_attn.audio.samples import MAX_CHANNELS, SAMPLE_RATE_LIMITS, read_duration
 from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 KINDS = ("subprocess", "inline")
@@ -36,8 +36,8 @@ class AudioDecoderOptions:
     kind: str = "inline"
     timeout: float = 60.0
     memory_gb: float = 1.0
-    sample_rates: tuple[int, int] = RATES
-    max_channels: int = MOST_CHANNELS
+    sample_rates: tuple[int, int] = SAMPLE_RATE_LIMITS
+    max_channels: int = MAX_CHANNELS
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -23,7 +23,7 @@ import numpy as np
 import w2v_attn
 from w2v_attn.audio.decoders import AudioError
 from w2v_attn.audio.read_audio import Recording, recording_of
-from w2v_attn.audio.samples import Findings
+from w2v_attn.audio.samples import AudioInfo
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
 from w2v_attn.runs.outcomes import RunError
 
@@ -74,7 +74,7 @@ class SubprocessDecoder:
         request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
 
         def recording(blocks: list[np.ndarray], found: Any) -> Recording:
-            return recording_of(blocks, sample_rate, Findings(**{**found, "flags": tuple(found["flags"])}))
+            return recording_of(blocks, sample_rate, AudioInfo(**{**found, "flags": tuple(found["flags"])}))
 
         try:
             return self._ask(request, recording)
