@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.encoder import Encoder, load_encoder
+from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction.computing import compute
 from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, Rehearsal, estimate
@@ -102,7 +102,7 @@ class Worker:
     @classmethod
     def of(cls, job: Job, **model: Any) -> "Worker":
         """One that loads what a job says. model: what else the encoder is told, or differently."""
-        return cls(load_encoder(job.checkpoint, **{**job.model, **model}), job.task)
+        return cls(Encoder.load(job.checkpoint, **{**job.model, **model}), job.task)
 
     def check_output(self) -> None:
         """Raises ValueError where a run of another configuration has begun the output; writes nothing."""

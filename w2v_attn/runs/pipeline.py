@@ -91,6 +91,7 @@ def process_rows(
             results = process_batch(process, batch, limit)
             # The results of two batches at most: of the one that is being written, and of the one that waits for it.
             yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
+            read = result = None
             for read, result in zip(batch, results, strict=True):
                 if read.settled is None:
                     unfinished.append(pool.submit(_finish, finish, read, result))
