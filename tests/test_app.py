@@ -15,9 +15,9 @@ from started import Started
 
 from w2v_attn import folders
 from w2v_attn.cli import app
-from w2v_attn.cli.exit_codes import INTERRUPTED
 from w2v_attn.cli.finetune import recipe_of
 from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
+from w2v_attn.cli.process import INTERRUPTED
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

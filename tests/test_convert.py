@@ -172,7 +172,7 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
     monkeypatch.undo()
     assert code == 143
     assert "not reached" in out
-    assert "the same command starts again" in err
+    assert "start again with the same command" in err
     assert not list((tmp_path / "out").rglob(".tmp-*"))
     if layout in ("mirrored", "npy"):  # a recording's files are its own
         found = open_features(tmp_path / "out")

@@ -100,7 +100,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path
             time.sleep(0.01)
         run.send(sent)
         assert run.end() == code, run.said()
-        assert "the same command goes on" in run.said()
+        assert "the same command resumes" in run.said()
         assert ("goes on after update" in run.said()) == bool(before)
     code, _, err = call(*command)
     assert code == 0, err

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-RUN = "import atexit, sys, threading, time\nfrom w2v_attn.start_and_end import run\n"
+RUN = "import atexit, sys, threading, time\nfrom w2v_attn.start_and_end import run_and_exit\n"
 
 
 def ended(code, **options):
@@ -18,13 +18,13 @@ def ended(code, **options):
 
 @pytest.mark.parametrize(("end", "code"), [("None", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit(130)", 130)])
 def test_the_exit_code_is_the_command_s(end, code):
-    done = ended(f"run(lambda: {end})")
+    done = ended(f"run_and_exit(lambda: {end})")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @pytest.mark.parametrize(("end", "said"), [("sys.exit('why')", "why\n"), ("1 / 0", "ZeroDivisionError: ")])
 def test_words_and_exceptions_end_it_in_python_s_own_way(end, said):
-    done = ended(f"run(lambda: {end})")
+    done = ended(f"run_and_exit(lambda: {end})")
     assert done.returncode == 1
     assert said in done.stderr
 
@@ -56,7 +56,7 @@ run(command)
 )
 def test_who_runs_a_command_in_their_process_goes_on_and_ends_it(host, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"{RUN}run(lambda: sys.exit(3))")
+    script.write_text(f"{RUN}run_and_exit(lambda: sys.exit(3))")
     done = ended(f"""
 import contextlib, runpy
 sys.argv.append({str(script)!r})
@@ -72,7 +72,7 @@ sys.exit(5)
 @pytest.mark.parametrize("host", [["-m", "trace", "--listfuncs"], ["-m", "profile"], ["-i"]], ids=" ".join)
 def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"{RUN}run(lambda: print('done'))")
+    script.write_text(f"{RUN}run_and_exit(lambda: print('done'))")
     plain = [sys.executable, str(script)]
     watched = [sys.executable, *host, str(script)]
     said = [
@@ -92,7 +92,7 @@ reads, writes = os.pipe()
 pipe = open(writes, "wb")
 threading.Thread(target=pipe.write, args=(b"0" * 1_000_000,), daemon=True).start()
 time.sleep(0.2)
-run(lambda: sys.exit(3))
+run_and_exit(lambda: sys.exit(3))
 """,
         timeout=20,
     )
@@ -190,7 +190,7 @@ def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_what_cannot_be_printed_is_no_success():
     with open("/dev/full", "w") as full:
-        done = ended("run(lambda: print('all is well', end=''))", stdout=full)
+        done = ended("run_and_exit(lambda: print('all is well', end=''))", stdout=full)
     assert done.returncode == 120
     assert "No space left on device" in done.stderr
 
@@ -198,21 +198,21 @@ def test_what_cannot_be_printed_is_no_success():
 def test_modules_are_not_taken_apart():
     ends = [
         ended(f"class A:\n    def __del__(self): print('gone', flush=True)\nkept = A()\n{end}").stdout
-        for end in ("pass", "run(lambda: None)")
+        for end in ("pass", "run_and_exit(lambda: None)")
     ]
     assert ends == ["gone\n", ""]
 
 
-IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_to_stay\n"
+IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_without_gc\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["run(lambda: None)", "pass"])
+@pytest.mark.parametrize("end", ["run_and_exit(lambda: None)", "pass"])
 def test_while_a_model_is_imported_nothing_is_collected(end):
     done = ended(f"""{IMPORT}
 from w2v_attn.cli.app import MODEL
 whole = gc.get_stats()[2]["collections"]
-import_to_stay(*MODEL)
+import_without_gc(*MODEL)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collections"] - whole)
 {end}
 """)
@@ -225,11 +225,11 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collec
 def test_who_collects_by_hand_goes_on_so():
     done = ended(f"""{IMPORT}
 gc.disable()
-import_to_stay("decimal")
+import_without_gc("decimal")
 print(gc.isenabled(), gc.get_freeze_count() > 0)
 """)
     assert (done.stdout, done.stderr) == ("False True\n", "")
 
 
 def test_where_all_is_imported_nothing_is_frozen():
-    assert ended(f"{IMPORT}import_to_stay('gc', 'sys')\nprint(gc.get_freeze_count())").stdout == "0\n"
+    assert ended(f"{IMPORT}import_without_gc('gc', 'sys')\nprint(gc.get_freeze_count())").stdout == "0\n"

@@ -11,9 +11,9 @@ from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.outcomes import RunError
-from w2v_attn.transcription import files
+from w2v_attn.transcription import transcription_run
 from w2v_attn.transcription.recognizer import Label, Transcript, Word, load_recognizer
-from w2v_attn.transcription.transcribing import transcribe_corpus
+from w2v_attn.transcription.transcription_run import transcribe_corpus
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +99,22 @@ SPOKEN = Transcript("one two three", 0.9, WORDS)
 
 
 def test_subtitles_are_what_players_read():
-    assert files.as_srt(SPOKEN) == (
+    assert transcription_run.as_srt(SPOKEN) == (
         "1\n00:00:00,100 --> 00:00:00,500\none\n\n"
         "2\n00:00:00,600 --> 00:01:01,250\ntwo\n\n"
         "3\n01:02:03,500 --> 01:02:04,000\nthree\n"
     )
-    assert files.as_vtt(SPOKEN).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
-    assert files.as_srt(Transcript("", 0.5, ())) == ""
+    assert transcription_run.as_vtt(SPOKEN).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
+    assert transcription_run.as_srt(Transcript("", 0.5, ())) == ""
 
 
 def test_subtitles_are_short_enough_to_read():
     words = tuple(Word("conversation", 0.3 * n, 0.3 * n + 0.2, 1.0) for n in range(60))
-    cues = list(files._cues(words))
+    cues = list(transcription_run._cues(words))
     assert [word for cue in cues for word in cue] == list(words)
     for cue in cues:
-        assert len(" ".join(word.word for word in cue)) <= files.CUE_CHARACTERS
-        assert cue[-1].end - cue[0].start <= files.CUE_SECONDS
+        assert len(" ".join(word.word for word in cue)) <= transcription_run.MAX_CUE_CHARACTERS
+        assert cue[-1].end - cue[0].start <= transcription_run.MAX_CUE_SECONDS
 
 
 def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recognizer, tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recogn
         transcribe_corpus(recognizer, [*rows, Row("bad.wav", bad)], out, formats=["txt", "srt", "vtt"], max_duration=60)
     )
     assert [outcome.reason is None for outcome in outcomes] == [True, True, True, False]
-    lines = [json.loads(line) for line in (out / files.TRANSCRIPTS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / transcription_run.TRANSCRIPTS).read_text().splitlines()]
     assert [line["id"] for line in lines] == [row.id for row in rows]
     assert [line["path"] for line in lines] == [str(row.path) for row in rows]
     assert all({"text", "score", "words"} <= set(line) for line in lines)
@@ -140,12 +140,12 @@ def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recogn
 def test_the_transcripts_of_the_run_before_stay_until_the_new_ones_are_whole(recognizer, tmp_path):
     rows = list_recordings(SPEECH).rows[:2]
     list(transcribe_corpus(recognizer, rows, tmp_path, formats=[], max_duration=60))
-    before = (tmp_path / files.TRANSCRIPTS).read_text()
+    before = (tmp_path / transcription_run.TRANSCRIPTS).read_text()
     run = transcribe_corpus(recognizer, rows[::-1], tmp_path, formats=[], max_duration=60)
     next(run)
-    assert (tmp_path / files.TRANSCRIPTS).read_text() == before
+    assert (tmp_path / transcription_run.TRANSCRIPTS).read_text() == before
     run.close()
-    assert (tmp_path / files.TRANSCRIPTS).read_text() != before
+    assert (tmp_path / transcription_run.TRANSCRIPTS).read_text() != before
 
 
 def test_an_unknown_format_is_told_before_anything_is_written(recognizer, tmp_path):
@@ -158,10 +158,10 @@ def test_a_disk_that_is_full_ends_the_run(recognizer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(transcription_run.os, "fsync", full)
     with pytest.raises(RunError, match="No space left"):
         list(transcribe_corpus(recognizer, list_recordings(SPEECH).rows[:1], tmp_path, formats=[], max_duration=60))
-    assert not (tmp_path / files.TRANSCRIPTS).exists()
+    assert not (tmp_path / transcription_run.TRANSCRIPTS).exists()
 
 
 def test_the_command_needs_no_arguments(tmp_path, monkeypatch, capsys):
@@ -172,6 +172,6 @@ def test_the_command_needs_no_arguments(tmp_path, monkeypatch, capsys):
         app.main(["transcribe", "formats=[srt]"])
     assert done.value.code == 0
     out = capsys.readouterr().out
-    assert "Heard" in out
+    assert "Transcripts" in out
     assert "36 of 36" in out
     assert len((tmp_path / "transcripts" / "transcripts.jsonl").read_text().splitlines()) == 36
