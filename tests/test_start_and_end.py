@@ -40,7 +40,7 @@ def command():
     file = open({str(tmp_path / "file")!r}, "w")
     file.write("kept")
     sys.exit(7)
-run(command)
+run_and_exit(command)
 """)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout.split() == ["printed", "thread", "after", "before"]
@@ -51,7 +51,7 @@ run(command)
     "host",
     [
         "runpy.run_path(sys.argv[1], run_name='__main__')",
-        "with contextlib.ExitStack() as stack: stack.callback(run, lambda: sys.exit(3))",
+        "with contextlib.ExitStack() as stack: stack.callback(run_and_exit, lambda: sys.exit(3))",
     ],
 )
 def test_who_runs_a_command_in_their_process_goes_on_and_ends_it(host, tmp_path):
@@ -123,7 +123,7 @@ def command():
         os.write(1, b"printed"), os.write(2, b"printed"), print("printed"), print("printed", file=sys.stderr)
         assert sys.stderr.isatty() is False and sys.stdin.fileno() == 0 and file.fileno() > 2
         file.write(b"kept")
-run(command)
+run_and_exit(command)
 """)
     line = f"{shlex.join([sys.executable, str(script)])} {closed}"
     assert subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
@@ -147,7 +147,7 @@ def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(com
     os.close(reads)
     where = "stderr" if "stderr" in command else "stdout"
     done = ended(
-        f"from w2v_attn.cli import console\nrun(lambda: {command})",
+        f"from w2v_attn.cli import console\nrun_and_exit(lambda: {command})",
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         **{where: writes},
     )
@@ -173,7 +173,7 @@ def test_neither_has_hydra_words_for_that(sweep, tmp_path):
 def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
     """Tables have arrows, and names of files need not be Unicode."""
     done = ended(
-        "from w2v_attn.cli import console\nrun(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
+        "from w2v_attn.cli import console\nrun_and_exit(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
         env={**os.environ, "PYTHONIOENCODING": encoding},
         encoding=encoding,
     )
@@ -182,7 +182,7 @@ def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
 
 
 def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
-    done = ended("def command(): raise BrokenPipeError('another')\nrun(command)")
+    done = ended("def command(): raise BrokenPipeError('another')\nrun_and_exit(command)")
     assert done.returncode == 1
     assert "BrokenPipeError: another" in done.stderr
 
@@ -210,9 +210,9 @@ IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_without_gc\n"
 @pytest.mark.parametrize("end", ["run_and_exit(lambda: None)", "pass"])
 def test_while_a_model_is_imported_nothing_is_collected(end):
     done = ended(f"""{IMPORT}
-from w2v_attn.cli.app import MODEL
+from w2v_attn.cli.app import MODEL_MODULES
 whole = gc.get_stats()[2]["collections"]
-import_without_gc(*MODEL)
+import_without_gc(*MODEL_MODULES)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collections"] - whole)
 {end}
 """)

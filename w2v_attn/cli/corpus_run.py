@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from w2v_attn.cli import console
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
-from w2v_attn.cli.process import Interruption, command
+from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, command
 from w2v_attn.cli.progress import RunProgress
 from w2v_attn.corpus.rows import Corpus, Row
 from w2v_attn.runs.ledger import LEDGER

@@ -10,8 +10,7 @@ from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.demo import warn_of_demo
-from w2v_attn.cli.exit_codes import DONE, SOME_FAILED
-from w2v_attn.cli.process import command
+from w2v_attn.cli.process import DONE, SOME_FAILED, command
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.engines.choice import open_extractor
