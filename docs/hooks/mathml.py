@@ -1,0 +1,21 @@
+"""MkDocs hook: turns the formulas of a page into MathML, so that the site shows them without a script or a network."""
+
+import re
+from html import unescape
+from typing import Any
+
+from latex2mathml.converter import convert
+
+# What pymdownx.arithmatex (generic) makes of $…$ and $$…$$.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Returns the HTML of a page with MathML in the place of LaTeX."""
+    return FORMULA.sub(_mathml, html)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    tag, bracket, latex = found.groups()
+    display = "block" if bracket == "[" else "inline"
+    return f'<{tag} class="formula">{convert(unescape(latex).strip(), display=display)}</{tag}>'
