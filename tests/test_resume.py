@@ -20,10 +20,10 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction import extracting
 from w2v_attn.feature_files import read_header
-from w2v_attn.runs import reading, sources
-from w2v_attn.runs.folder import LOCK
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import row_reader
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.output_folder import LOCK
 from w2v_attn.runs.record import RUN
 
 
@@ -62,7 +62,7 @@ def record(folder):
 
 
 def ledger(folder):
-    path = folder / LEDGER
+    path = folder / FAILURE_LOG
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -91,7 +91,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     first = extract("out")
     before = content(tmp_path / "out")
     monkeypatch.setattr(encoder, "extract", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(reading, "read_row", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(row_reader, "read_row", lambda *_, **__: pytest.fail("read again"))
     second = extract("out")
     assert content(tmp_path / "out") == before
     assert [outcome.result for outcome in second] == [outcome.result for outcome in first]
@@ -103,7 +103,7 @@ def test_whatever_is_missing_comes_back_to_the_bit(extract, encoder, rows, tmp_p
     """For its batch is computed whole: features of the missing ones alone have other last bits."""
     extract("once")
     whole = content(tmp_path / "once")
-    waves = [sources.read_row(row, sample_rate=16_000).waveform for row in rows]
+    waves = [row_reader.read_row(row, sample_rate=16_000).waveform for row in rows]
     alone = [encoder.extract([wave])[0]["final"] for wave in waves]
     in_batch = [load_file(tmp_path / "once" / f"{row.id}.safetensors")["final"] for row in rows]
     assert not all(map(torch.equal, alone, in_batch))  # so this test can fail
@@ -319,7 +319,7 @@ def test_the_ledger_says_what_is_so_now(extract, encoder, tmp_path, monkeypatch)
     rows = list_recordings(audio).rows
     extract("out", rows=rows)
     assert ledger(tmp_path / "out") == ["0.flac", "3.flac", "5.flac"]
-    with (tmp_path / "out" / LEDGER).open("a") as file:
+    with (tmp_path / "out" / FAILURE_LOG).open("a") as file:
         file.write('{"id": "2.fl')  # a kill in the middle of a line
     (audio / "0.flac").write_bytes(good)
     right, stop = encoder.extract, []

@@ -20,7 +20,7 @@ _LENGTH, _LONGEST = 8, 100_000_000
 _CHECK = "header_sha256"
 
 # safetensors' names, in its order: the last ones lie first in a file.
-CODES = {
+DTYPE_OF_CODE = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -32,14 +32,14 @@ CODES = {
     "F64": torch.float64,
     "I64": torch.int64,
 }
-NAMES = {dtype: code for code, dtype in CODES.items()}
-_ORDER = {dtype: place for place, dtype in enumerate(CODES.values())}
+CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(DTYPE_OF_CODE.values())}
 
-Named = tuple[str, Tensor]
+NamedTensor = tuple[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Stored:
+class FeatureHeader:
     """What the header of a whole file says. shapes: of the tensors, by the names of their layers."""
 
     metadata: dict[str, str]
@@ -69,7 +69,7 @@ def written_size(features: dict[str, Tensor], metadata: dict[str, str]) -> int:
     return file_size(header, named)
 
 
-def read_header(path: Path) -> Stored | None:
+def read_header(path: Path) -> FeatureHeader | None:
     """What a feature file says of itself; None where it is damaged: cut short, or not as its header was written.
 
     Reads the header alone. The values are on the disk before a file has its name, so they need not be read again.
@@ -94,10 +94,10 @@ def read_header(path: Path) -> Stored | None:
         shapes = {name: tuple(about["shape"]) for name, about in tensors.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # it may hold any JSON at all
         return None
-    return Stored(metadata, shapes) if size == _LENGTH + length + end else None
+    return FeatureHeader(metadata, shapes) if size == _LENGTH + length + end else None
 
 
-def lay_out(tensors: Iterable[Named]) -> tuple[list[Named], dict[str, Any]]:
+def lay_out_tensors(tensors: Iterable[NamedTensor]) -> tuple[list[NamedTensor], dict[str, Any]]:
     """The order in which tensors lie in a safetensors file, and what its header says of each.
 
     The widest first: a reader may map them, and they must lie at multiples of their width.
@@ -106,26 +106,26 @@ def lay_out(tensors: Iterable[Named]) -> tuple[list[Named], dict[str, Any]]:
     header, end = dict[str, Any](), 0
     for name, tensor in named:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": CODE_OF_DTYPE[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     return named, header
 
 
-def padded(text: str) -> bytes:
+def pad_header(text: str) -> bytes:
     """A header as it is written: the format wants the tensors to begin at a multiple of 8."""
     content = text.encode()
     return content + b" " * (-len(content) % 8)
 
 
-def file_size(header: bytes, named: Sequence[Named]) -> int:
+def file_size(header: bytes, named: Sequence[NamedTensor]) -> int:
     """Bytes of the file that `write_tensors` would write."""
     return _LENGTH + len(header) + sum(tensor.nbytes for _, tensor in named)
 
 
-def write_tensors(path: Path, header: bytes, named: Sequence[Named]) -> None:
+def write_tensors(path: Path, header: bytes, named: Sequence[NamedTensor]) -> None:
     """A safetensors file, whole or not at all. The library would write metadata in another order each time, and hold
     the tensors twice more meanwhile.
 
-    header: of these tensors in this order, padded. Raises OSError.
+    header: of these tensors in this order, pad_header. Raises OSError.
     """
     with written_whole(path) as temporary, temporary.open("xb") as file:
         file.write(len(header).to_bytes(_LENGTH, "little") + header)
@@ -133,13 +133,13 @@ def write_tensors(path: Path, header: bytes, named: Sequence[Named]) -> None:
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def _described(features: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[Named], bytes]:
+def _described(features: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[NamedTensor], bytes]:
     """The tensors in the order in which they are written, and the header of their file."""
-    named, about = lay_out(sorted(features.items()))
+    named, about = lay_out_tensors(sorted(features.items()))
     metadata = {"format": FORMAT, **metadata}
     check = _hash({"__metadata__": metadata, **about})
     header = {"__metadata__": {**metadata, _CHECK: check}, **about}
-    return named, padded(json.dumps(header, separators=(",", ":")))
+    return named, pad_header(json.dumps(header, separators=(",", ":")))
 
 
 def _hash(header: dict[str, Any]) -> str:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.formats.formats import layout_of
-from w2v_attn.features.making import Made
-from w2v_attn.runs.outcomes import Outcome, Settled
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.formats.registry import get_layout
+from w2v_attn.features.transform import Transformed
+from w2v_attn.runs.outcomes import CachedResult, Outcome
 
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
 MIRRORED = "mirrored"
@@ -24,7 +24,7 @@ STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shard
 WRITERS = 4
 
 
-class Peek(Protocol):
+class OutputIndex(Protocol):
     """What is there in an output, looked at without changing anything."""
 
     def has(self, row: Row) -> bool:
@@ -52,7 +52,7 @@ class Store(Protocol):
 
     def __init__(
         self,
-        product: Product,
+        product: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
@@ -71,7 +71,7 @@ class Store(Protocol):
         ...
 
     @staticmethod
-    def peek(output: Path) -> Peek:
+    def peek(output: Path) -> OutputIndex:
         """What is there, for an estimate."""
         ...
 
@@ -85,7 +85,7 @@ class Store(Protocol):
         """How many files so many recordings of so many bytes together are."""
         ...
 
-    def find(self, row: Row) -> Settled[Written] | None:
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
         """What a run before this one left of a row, if it counts; what is damaged or of another source is removed.
 
         Raises:
@@ -94,7 +94,7 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
         """Takes what was made of a row, in any thread.
 
         Raises:
@@ -102,7 +102,7 @@ class Store(Protocol):
         """
         ...
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
+    def through(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
         """The outcomes of the rows, each when what it speaks of is on the disk; it must be gone through."""
         ...
 
@@ -114,7 +114,7 @@ class Store(Protocol):
 def store_of(layout: str) -> type[Store]:
     """The store of a layout. Raises FeatureSetError where there is none."""
     if layout not in STORES:
-        layout_of(layout)
+        get_layout(layout)
         raise FeatureSetError(
             f"extract writes layout={' or layout='.join(STORES)}: for {layout} give "
             f"`w2v-attn convert features=… layout={layout}` what it wrote"

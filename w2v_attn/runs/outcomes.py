@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
+
 from w2v_attn.corpus.rows import Row
 
 Result = TypeVar("Result")
@@ -46,7 +48,7 @@ class Outcome(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class Settled(Generic[Result]):
+class CachedResult(Generic[Result]):
     """What a run before this one made of a row, and what it knew of the recording. samples: of its waveform."""
 
     result: Result
@@ -55,7 +57,7 @@ class Settled(Generic[Result]):
     flags: tuple[str, ...]
 
 
-def write_failed(path: Path, error: OSError) -> Exception:
+def write_error(path: Path, error: OSError) -> Exception:
     """What to raise where a result could not be written: the end of the run, or of this row only."""
     if error.errno in FATAL_ERRORS:
         return RunError(f"cannot write {path}: {error.strerror}")
@@ -65,3 +67,26 @@ def write_failed(path: Path, error: OSError) -> Exception:
 def kind_of(reason: str) -> str:
     """A reason without the numbers in it: what recordings have in common that fail in the same way."""
     return _NUMBER.sub(lambda number: "…" + number[0][len(number[0].rstrip(".,")) :], reason)
+
+
+def row_failure(error: Exception) -> ValueError:
+    """What an error says of one row, as one that holds no frames; raises it again where it is not about a row."""
+    if isinstance(error, ValueError):
+        return ValueError(str(error))
+    if is_out_of_memory(error):
+        return ValueError("does not fit into memory: cut it into pieces")
+    raise error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory was short; on a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def cannot_write(output: Path, error: OSError) -> Exception:
+    """The request is wrong where it names a folder that cannot be written; a full disk can be mended."""
+    text = f"cannot write to {output}: {error.strerror or error}"
+    wrong = error.errno in (errno.EROFS, errno.ENOTDIR) or error.errno not in FATAL_ERRORS
+    return ValueError(f"{text}. Name another output") if wrong else RunError(text)

@@ -6,23 +6,31 @@ where the blocking of the products does, and that depends on a batch as a whole.
 is passed over, and one of which something is missing is computed whole, and only what is missing is written.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
+
+from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.runs.errors import failure
-from w2v_attn.runs.feeding import LEAST_AHEAD, MOST_WAITING, WINDOW, ReadAhead, batches, reader_threads
-from w2v_attn.runs.outcomes import Outcome, Settled
-from w2v_attn.runs.processing import Batch, Limit, process_batch
-from w2v_attn.runs.reading import Model, Read, Reader
+from w2v_attn.runs.failure_log import FailureLog
+from w2v_attn.runs.outcomes import CachedResult, Outcome, is_out_of_memory, row_failure
+from w2v_attn.runs.prefetch import MAX_WAITING, MIN_FRAMES_AHEAD, WINDOW, ReadAhead, batches, reader_threads
+from w2v_attn.runs.row_reader import Model, ReadRow, RowReader
+
+logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 Result = TypeVar("Result")
+
+Batch = Sequence[tuple[Row, Recording]]
 
 # The budget of a model that takes one recording at a time: none fits in, so each is a batch of its own.
 ONE_BY_ONE = 0
@@ -37,7 +45,7 @@ def process_rows(
     max_duration: float,
     budget: int,
     writers: int = 1,
-    settled: Callable[[Row], Settled[Result] | None] = lambda row: None,
+    settled: Callable[[Row], CachedResult[Result] | None] = lambda row: None,
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Generator[Outcome[Result], None, None]:
@@ -62,14 +70,14 @@ def process_rows(
     Raises:
         RunError: what `finish` writes cannot be written (disk full, gone, read-only).
     """
-    limit, decoder = Limit(), audio_decoder.start()
-    reader = Reader(model, max_duration, settled, decoder.read_recording)
+    limit, decoder = MemoryLimit(), audio_decoder.start()
+    reader = RowReader(model, max_duration, settled, decoder.read_recording)
     reading = ReadAhead(
         rows,
         reader.read,
         threads=reader_threads(model.device.type),
-        most_items=MOST_WAITING,
-        most_frames=max(WINDOW * budget, LEAST_AHEAD),
+        most_items=MAX_WAITING,
+        most_frames=max(WINDOW * budget, MIN_FRAMES_AHEAD),
         stopped=interrupted,
     )
     unfinished: deque[Future[Outcome[Result]]] = deque()
@@ -99,7 +107,7 @@ def process_rows(
 
 
 def _finish(
-    finish: Callable[[Row, Recording, Found], Result], read: Read, found: Found | ValueError
+    finish: Callable[[Row, Recording, Found], Result], read: ReadRow, found: Found | ValueError
 ) -> Outcome[Result]:
     if isinstance(found, ValueError):
         return Outcome(read.row, None, str(found))
@@ -107,7 +115,7 @@ def _finish(
     try:
         result = finish(read.row, read.recording, found)
     except Exception as error:
-        return Outcome(read.row, None, str(failure(error)))
+        return Outcome(read.row, None, str(row_failure(error)))
     return Outcome(read.row, result, None, read.recording.duration, read.recording.flags)
 
 
@@ -119,3 +127,77 @@ def _writers(threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class MemoryLimit:
+    """Frames that fit into memory at once, over all recordings of a batch, as far as that was found out."""
+
+    frames: float = float("inf")
+
+
+def process_batch(
+    process: Callable[[Batch], Sequence[Found | ValueError]], batch: Sequence[ReadRow], limit: MemoryLimit
+) -> list[Found | ValueError]:
+    """What the model finds in each of a batch; a batch that fails is taken apart until it is known what failed.
+
+    Memory that was short changes the parts in which a batch is taken, and never which batches there are.
+    """
+    readable = [read for read in batch if isinstance(read.recording, Recording)]
+    found = iter(_process_readable(process, readable, limit))
+    return [next(found) if isinstance(read.recording, Recording) else _no_recording(read) for read in batch]
+
+
+def _no_recording(read: ReadRow) -> ValueError:
+    assert isinstance(read.recording, ValueError)
+    return read.recording
+
+
+def _process_readable(
+    process: Callable[[Batch], Sequence[Found | ValueError]], batch: Sequence[ReadRow], limit: MemoryLimit
+) -> list[Found | ValueError]:
+    frames = sum(read.frames for read in batch)
+    if len(batch) == 0 or (len(batch) > 1 and frames > limit.frames):
+        return [found for half in _halves(batch) for found in _process_readable(process, half, limit)]
+    try:
+        return list(process([(read.row, read.recording) for read in batch if isinstance(read.recording, Recording)]))
+    except Exception as error:
+        reason, memory_is_short = row_failure(error), is_out_of_memory(error)
+    # From here on nobody holds the error, nor the tensors that its frames hold.
+    if memory_is_short:
+        torch.cuda.empty_cache()  # blocks of other sizes; does nothing where no GPU is in use
+    if len(batch) == 1:
+        return [reason]
+    if memory_is_short:
+        limit.frames = max(1, frames // 2)
+        logger.warning("%d frames do not fit into memory: at most %d at once from here on", frames, limit.frames)
+    return [found for half in _halves(batch) for found in _process_readable(process, half, limit)]
+
+
+def _halves(batch: Sequence[ReadRow]) -> list[Sequence[ReadRow]]:
+    """Two of them; none of nothing."""
+    half = len(batch) // 2
+    return [part for part in (batch[:half], batch[half:]) if part]
+
+
+def run_corpus(
+    rows: Sequence[Row],
+    output: Path,
+    model: Model,
+    process: Callable[[Batch], Sequence[Found | ValueError]],
+    finish: Callable[[Row, Recording, Found], Result],
+    **options: Any,
+) -> Generator[Outcome[Result], None, None]:
+    """Like `process_rows`; and what cannot be used is written down.
+
+    A row that cannot be used is written to `failures.jsonl` in the output folder, with its reason, and the run goes on;
+    at the end that file is in the order of the rows. Rows that failed in a run before this one are tried again, and
+    those that this one does not reach stay in the file.
+
+    Raises:
+        RunError: the output cannot be written (disk full, gone, read-only).
+    """
+    with FailureLog(output, rows) as ledger, closing(process_rows(rows, model, process, finish, **options)) as outcomes:
+        for outcome in outcomes:
+            ledger.note(outcome)
+            yield outcome

@@ -1,11 +1,14 @@
 """Which rows of a list each of several processes has: rank and world size."""
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.feeding import BLOCK
+from w2v_attn.runs.failure_log import read_failures, write_failures
+from w2v_attn.runs.prefetch import ROWS_PER_BLOCK
 
 # Rank, world size and local rank: torchrun's variables; and those of a step of SLURM's (srun), not of a batch script.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -13,7 +16,7 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
-class Part:
+class Block:
     """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
 
     number: of the part in the list, from 0.
@@ -23,13 +26,13 @@ class Part:
     rows: Sequence[Row]
 
 
-def parts_of(rows: Sequence[Row], together: int = 1) -> list[Part]:
+def blocks_of(rows: Sequence[Row], together: int = 1) -> list[Block]:
     """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
-    size = -(-BLOCK // together) * together
-    return [Part(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
+    size = -(-ROWS_PER_BLOCK // together) * together
+    return [Block(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
-def rows_of(parts: Iterable[Part]) -> list[Row]:
+def rows_of(parts: Iterable[Block]) -> list[Row]:
     """The rows of these parts, in their order."""
     return [row for part in parts for row in part.rows]
 
@@ -64,7 +67,7 @@ class Rank:
         """Whether there are no other ranks."""
         return self.world_size == 1
 
-    def of(self, parts: Sequence[Part]) -> Sequence[Part]:
+    def of(self, parts: Sequence[Block]) -> Sequence[Block]:
         """Return the parts of this rank, in the order of the list."""
         return parts[self.rank :: self.world_size]
 
@@ -87,3 +90,34 @@ def read_rank(rank: int | None, world_size: int | None, environment: Mapping[str
         if names[0] in environment and names[1] in environment:
             return Rank(*(int(environment.get(name, "0")) for name in names))
     return ALONE
+
+
+RANKS = ".ranks"
+
+
+def rank_dir(output: Path, rank: Rank) -> Path:
+    """Return the folder of a rank."""
+    return output / RANKS / f"{rank.rank}-of-{rank.world_size}"
+
+
+def other_rank_dirs(output: Path, world_size: int) -> list[Path]:
+    """Return the folders of ranks of another world size."""
+    return [
+        folder for folder in sorted((output / RANKS).glob("*-of-*")) if not folder.name.endswith(f"-of-{world_size}")
+    ]
+
+
+def clear_rank_dirs(folders: Sequence[Path], output: Path, rows: Sequence[Row]) -> None:
+    """Removes folders of ranks that do not run; keeps the failures listed there. Raises OSError."""
+    if folders:
+        lines = read_failures(output)
+        for folder in folders:
+            lines |= read_failures(folder)
+        write_failures(output, in_order(lines, rows))
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def in_order(lines: dict[str, str], rows: Sequence[Row]) -> list[str]:
+    """The lines of a ledger in the order of the rows."""
+    return [lines[row.id] for row in rows if row.id in lines]

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from w2v_attn.runs.place import cannot_write
-from w2v_attn.runs.tally import Tally
+from w2v_attn.runs.outcomes import cannot_write
+from w2v_attn.runs.run_stats import RunStats
 from w2v_attn.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ FORMAT = "w2v_attn.run/1"
 COUNTS = ("written", "kept", "failed")
 
 
-def tell(record: dict[str, Any], tally: Tally, seconds: float) -> None:
+def update_record(record: dict[str, Any], tally: RunStats, seconds: float) -> None:
     """Takes how far a run is into its record. seconds: since it began."""
     recordings = record["counts"]["recordings"]
     record["counts"] = {
@@ -35,7 +35,7 @@ def tell(record: dict[str, Any], tally: Tally, seconds: float) -> None:
     record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(tally.seconds, 3)}
 
 
-class Begun(Protocol):
+class RunDescription(Protocol):
     """What a record says of a run that begins; see `folder.Claim`."""
 
     @property
@@ -51,7 +51,7 @@ class Begun(Protocol):
     def about(self) -> Mapping[str, object]: ...
 
 
-def begun_record(before: Mapping[str, Any] | None, run: Begun, *, recordings: int) -> dict[str, Any]:
+def new_record(before: Mapping[str, Any] | None, run: RunDescription, *, recordings: int) -> dict[str, Any]:
     """The record of a run that begins. before: that of the run before it in this folder."""
     return {
         "format": FORMAT,

@@ -13,20 +13,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.runs.folder import LOCK, Claim, RunFolder, holder, in_use
-from w2v_attn.runs.ledger import read_lines, write_lines
+from w2v_attn.runs.failure_log import read_failures, write_failures
 from w2v_attn.runs.locks import InUseError, Lock, take
-from w2v_attn.runs.place import cannot_write
-from w2v_attn.runs.rank import Part, Rank, rows_of
-from w2v_attn.runs.rank_dirs import RANKS, clear_rank_dirs, in_order, other_rank_dirs, rank_dir
-from w2v_attn.runs.record import COUNTS, begun_record, check_same, read_record, write_record
+from w2v_attn.runs.outcomes import cannot_write
+from w2v_attn.runs.output_folder import LOCK, RunFolder, RunSpec, holder, in_use_error
+from w2v_attn.runs.rank import RANKS, Block, Rank, clear_rank_dirs, in_order, other_rank_dirs, rank_dir, rows_of
+from w2v_attn.runs.record import COUNTS, check_same, new_record, read_record, write_record
 
 
 class SharedFolder(RunFolder):
-    """A folder that other ranks write to as well. Made by `joined`."""
+    """A folder that other ranks write to as well. Made by `acquire_shared`."""
 
     def __init__(
-        self, output: Path, rank: Rank, parts: Sequence[Part], record: dict[str, Any], before: dict[str, Any] | None,
+        self, output: Path, rank: Rank, parts: Sequence[Block], record: dict[str, Any], before: dict[str, Any] | None,
         lock: Lock,
     ):  # fmt: skip
         """before: the record of the run before this one. lock: the folder's."""
@@ -53,7 +52,7 @@ class SharedFolder(RunFolder):
 
 
 @contextmanager
-def joined(output: Path, rank: Rank, claim: Claim) -> Iterator[RunFolder]:
+def acquire_shared(output: Path, rank: Rank, claim: RunSpec) -> Iterator[RunFolder]:
     """Like `claimed`, for one of several ranks that go through the same rows.
 
     Raises:
@@ -68,7 +67,7 @@ def joined(output: Path, rank: Rank, claim: Claim) -> Iterator[RunFolder]:
         with suppress(OSError):
             (output / RANKS).rmdir()  # not where others have theirs
         if isinstance(error, InUseError):
-            raise in_use(output, error) from None
+            raise in_use_error(output, error) from None
         if isinstance(error, OSError):
             raise cannot_write(output, error) from error
         raise
@@ -83,7 +82,7 @@ def joined(output: Path, rank: Rank, claim: Claim) -> Iterator[RunFolder]:
                 lock.release()
 
 
-def _join(output: Path, rank: Rank, claim: Claim) -> tuple[list[Lock], SharedFolder]:
+def _join(output: Path, rank: Rank, claim: RunSpec) -> tuple[list[Lock], SharedFolder]:
     """The locks of the rank's folder and of the whole, and the folder."""
     locks: list[Lock] = []
     try:
@@ -109,9 +108,9 @@ def _join(output: Path, rank: Rank, claim: Claim) -> tuple[list[Lock], SharedFol
         locks.insert(0, take(own / LOCK))
         locks[0].say(holder())
         mine = _ids(rank, claim.parts)
-        lines = {**read_lines(output), **read_lines(own)}
-        write_lines(own, [line for row_id, line in lines.items() if row_id in mine])
-        record = begun_record(before, claim, recordings=len(mine))
+        lines = {**read_failures(output), **read_failures(own)}
+        write_failures(own, [line for row_id, line in lines.items() if row_id in mine])
+        record = new_record(before, claim, recordings=len(mine))
         record |= {"rank": rank.rank, "world_size": rank.world_size}
         if not is_first and before is not None:
             record["sessions"] = before["sessions"]  # the first one counted this one
@@ -142,7 +141,7 @@ def _one_at_a_time(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def _ids(rank: Rank, parts: Sequence[Part]) -> set[str]:
+def _ids(rank: Rank, parts: Sequence[Block]) -> set[str]:
     return {row.id for row in rows_of(rank.of(parts))}
 
 
@@ -159,9 +158,9 @@ def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) ->
     return None
 
 
-def _merge(output: Path, world_size: int, parts: Sequence[Part], session: int) -> None:
+def _merge(output: Path, world_size: int, parts: Sequence[Block], session: int) -> None:
     """Writes the ledger and the record of all, from those of the ranks. session: the number of this one."""
-    lines, records = read_lines(output), {}
+    lines, records = read_failures(output), {}
     for number in range(world_size):
         rank = Rank(number, world_size)
         if (record := read_record(rank_dir(output, rank))) is not None:
@@ -169,9 +168,9 @@ def _merge(output: Path, world_size: int, parts: Sequence[Part], session: int) -
             if _counts(record, len(mine), session):
                 records[number] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
-            lines |= {row_id: line for row_id, line in read_lines(rank_dir(output, rank)).items() if row_id in mine}
+            lines |= {row_id: line for row_id, line in read_failures(rank_dir(output, rank)).items() if row_id in mine}
     rows = rows_of(parts)
-    write_lines(output, in_order(lines, rows))
+    write_failures(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world_size, len(rows)))
 
 

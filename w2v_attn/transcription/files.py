@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
 from w2v_attn.transcription.recognizer import Label, Transcript, Word
 
 TRANSCRIPTS = "transcripts.jsonl"

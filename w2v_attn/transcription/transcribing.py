@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.runs.outcomes import Outcome, write_failed
-from w2v_attn.runs.pipeline import ONE_BY_ONE
-from w2v_attn.runs.processing import Batch
-from w2v_attn.runs.running import run
+from w2v_attn.runs.outcomes import Outcome, write_error
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
 from w2v_attn.transcription.files import FORMATS, TranscriptWriter
 from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript
 
@@ -53,7 +51,7 @@ def _transcribe(
             try:
                 writer.write(row, found)
             except OSError as error:
-                raise write_failed(output / row.id, error) from error
+                raise write_error(output / row.id, error) from error
             return found
 
-        yield from run(rows, output, recognizer, process, finish, **options)
+        yield from run_corpus(rows, output, recognizer, process, finish, **options)

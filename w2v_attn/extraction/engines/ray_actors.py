@@ -7,15 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from w2v_attn.extraction.engines.chunks import chunks
-from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
+from w2v_attn.extraction.extractor import ExtractionJob, ExtractorDescription, InProcessExtractor, Outcomes, chunks
 from w2v_attn.extraction.store import store_of
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import Part
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.rank import Block
 
 # Times that an actor which died is replaced, and that its chunk is tried again: a recording that kills whoever works on
 # it must not do so for ever.
-TRIES = 3
+MAX_RETRIES = 3
 
 
 class RayActors:
@@ -31,7 +30,7 @@ class RayActors:
         ValueError: what the job says is wrong. RunError: the cluster cannot do it.
     """
 
-    def __init__(self, job: Job, *, workers: int | None):
+    def __init__(self, job: ExtractionJob, *, workers: int | None):
         try:
             import ray
             import ray.data
@@ -62,21 +61,23 @@ class RayActors:
         self._ray.shutdown()
 
     def extract(
-        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`. At its end, also one before all is done, it leaves the cluster: nobody writes on then."""
         given = [{"parts": pickle.dumps(chunk)} for chunk in chunks(parts, self._workers)]
         if not given:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self._ray.util.annotations.RayDeprecationWarning)  # of TRIES, until 2.64
+            warnings.simplefilter(
+                "ignore", self._ray.util.annotations.RayDeprecationWarning
+            )  # of MAX_RETRIES, until 2.64
             outcomes = self._ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
                 _Actor,
                 fn_constructor_args=(self._job, batch_frames, os.getcwd()),
                 batch_size=1,
                 compute=self._ray.data.ActorPoolStrategy(size=min(self._workers, len(given))),
-                max_restarts=TRIES,
-                max_task_retries=TRIES,
+                max_restarts=MAX_RETRIES,
+                max_task_retries=MAX_RETRIES,
                 **self._needs,
             )
         try:
@@ -89,7 +90,7 @@ class RayActors:
         finally:
             self.close()
 
-    def _ask_one(self) -> Description:
+    def _ask_one(self) -> ExtractorDescription:
         describe = self._ray.remote(**self._needs)(_describe)
         try:
             return self._ray.get(describe.remote(self._job, os.getcwd()))
@@ -97,17 +98,17 @@ class RayActors:
             raise _what_failed(error) from error
 
 
-def _describe(job: Job, folder: str) -> Description:
+def _describe(job: ExtractionJob, folder: str) -> ExtractorDescription:
     os.chdir(folder)
-    return Worker.of(job).description
+    return InProcessExtractor.of(job).description
 
 
 class _Actor:
     """Chunks of rows -> outcomes, one in each row of what comes out."""
 
-    def __init__(self, job: Job, batch_frames: int, folder: str):
+    def __init__(self, job: ExtractionJob, batch_frames: int, folder: str):
         os.chdir(folder)  # what names of files are relative to
-        self._worker, self._batch_frames = Worker.of(job), batch_frames
+        self._worker, self._batch_frames = InProcessExtractor.of(job), batch_frames
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         found = [

@@ -4,13 +4,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from w2v_attn.audio.decoders import AudioError
 from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.outcomes import CachedResult, Outcome, row_failure
 
 
 def read_row(
@@ -105,3 +110,68 @@ def _file_of(row: Row) -> Iterator[Path]:
         file.flush()
         # For other processes too: the decoder may be one.
         yield Path(file.name if on_disk else f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+
+class Model(Protocol):
+    """What a run must know of a model to feed it; see `encoder.waveforms.WaveformModel`."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def check_waveform(self, waveform: Tensor) -> None: ...
+
+    def count_frames(self, samples: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row and its recording, or why there is none. frames: what the model makes of it.
+
+    settled: what a run before this one made of it; the recording is None where that was not needed.
+    """
+
+    row: Row
+    recording: Recording | ValueError | None
+    frames: int
+    settled: CachedResult[Any] | None = None
+
+    def kept(self) -> Outcome[Any] | None:
+        """The outcome of a row that is settled."""
+        if (found := self.settled) is None:
+            return None
+        return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, kept=True)
+
+
+class RowReader:
+    """Reads rows for a model, in any thread. See `pipeline.process_rows` for its arguments."""
+
+    def __init__(
+        self,
+        model: Model,
+        max_duration: float,
+        settled: Callable[[Row], CachedResult[Any] | None],
+        decode: Callable[..., Recording],
+    ):
+        self._model, self._settled = model, settled
+        self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
+
+    def read(self, row: Row) -> ReadRow:
+        """The recording, where it is not settled."""
+        if (found := self._settled(row)) is not None:
+            return ReadRow(row, None, self._model.count_frames(found.samples), found)
+        return self._decode(row)
+
+    def complete(self, read: ReadRow) -> ReadRow:
+        """With the recording, for the sake of its neighbours in a batch."""
+        return replace(self._decode(read.row), settled=read.settled) if read.settled else read
+
+    def _decode(self, row: Row) -> ReadRow:
+        try:
+            recording = self._read_row(row)
+            self._model.check_waveform(recording.waveform)
+        except Exception as error:
+            return ReadRow(row, row_failure(error), frames=0)
+        return ReadRow(row, recording, self._model.count_frames(len(recording.waveform)))

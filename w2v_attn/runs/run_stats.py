@@ -1,19 +1,19 @@
 """How fast a run is, and how long it still takes."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.outcomes import Outcome, kind_of
 
 # Outcomes come in bursts, one for each batch. What follows the one before it within this time, in seconds, is of the
 # same burst; and a row that went past the model takes no more than this.
-BURST = 0.05
+BURST_GAP = 0.05
 # Small models have no end of them: so many seconds are taken for one.
-LONG_BURST = 1.0
+MAX_BURST = 1.0
 # Seconds of computing whose speed counts: a machine that others use is not always as fast.
-RECENT = 300.0
+RECENT_SECONDS = 300.0
 
 
 class _Mark(NamedTuple):
@@ -25,7 +25,7 @@ class _Mark(NamedTuple):
     seconds: float
 
 
-class Pace:
+class Throughput:
     """Speeds and time left of a run, from what went through the model alone.
 
     Rows that are kept from an earlier run go by in a millisecond, and so does most of what fails: they say nothing of
@@ -47,14 +47,14 @@ class Pace:
         """One outcome more, and its share of the total: 0 of what is kept, where the total is without that."""
         now = self._now()
         waited, self._before = now - self._before, now
-        if waited > BURST:
+        if waited > BURST_GAP:
             self._mark()
             self._begun = self._spent + waited
-        elif self._spent - self._begun > LONG_BURST:
+        elif self._spent - self._begun > MAX_BURST:
             self._mark()
             self._begun = self._spent
         passed_by = outcome.kept or outcome.reason is not None
-        self._spent += max(0.0, waited - BURST) if passed_by else waited
+        self._spent += max(0.0, waited - BURST_GAP) if passed_by else waited
         if outcome.kept:
             self._kept += share
         else:
@@ -67,7 +67,7 @@ class Pace:
     def _mark(self) -> None:
         if self._spent > self._marks[-1].spent:
             self._marks.append(_Mark(self._spent, self._computed, self._rows, self._seconds))
-        while len(self._marks) > 2 and self._spent - self._marks[1].spent > RECENT:
+        while len(self._marks) > 2 and self._spent - self._marks[1].spent > RECENT_SECONDS:
             self._marks.popleft()
 
     @property
@@ -97,3 +97,52 @@ class Pace:
         if last.spent == first.spent:
             return None
         return (getattr(last, what) - getattr(first, what)) / (last.spent - first.spent)
+
+
+# Failures that are kept one by one; of more, the kinds say more.
+MAX_LISTED = 20
+
+
+class RunStats:
+    """Counts of outcomes.
+
+    reached: rows with an outcome; of these, `kept` have the result of a run before this one, and `failed` have none.
+    seconds: of audio that went through the model. flags: how often something was odd. kinds: how often a reason of each
+    kind was given. examples: id and reason of the first of each kind. few: the same of the first `MAX_LISTED` failures.
+    underflowed: values that became 0 when results were stored. with_underflow: rows that have some.
+    """
+
+    def __init__(self) -> None:
+        self.reached = self.kept = self.failed = 0
+        self.seconds = 0.0
+        self.flags: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.examples: dict[str, tuple[str, str]] = {}
+        self.few: list[tuple[str, str]] = []
+        self.underflowed = self.with_underflow = 0
+
+    @property
+    def written(self) -> int:
+        """Rows that this run computed."""
+        return self.reached - self.kept - self.failed
+
+    def take(self, outcome: Outcome[Any]) -> None:
+        """One outcome more."""
+        self.reached += 1
+        self.kept += outcome.kept
+        if not outcome.kept:
+            self.seconds += outcome.seconds
+        for flag in outcome.flags:
+            self.flags[flag.split(" (")[0]] += 1
+        self.underflowed += outcome.underflowed
+        self.with_underflow += outcome.underflowed > 0
+        if outcome.reason is not None:
+            self._failed(outcome.row.id, outcome.reason)
+
+    def _failed(self, row_id: str, reason: str) -> None:
+        self.failed += 1
+        kind = kind_of(reason)
+        self.kinds[kind] += 1
+        self.examples.setdefault(kind, (row_id, reason))
+        if len(self.few) < MAX_LISTED:
+            self.few.append((row_id, reason))

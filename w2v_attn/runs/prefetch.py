@@ -15,16 +15,16 @@ from typing import Generic, Protocol, TypeVar
 WINDOW = 4
 # A window ends after every so many recordings of the list, and begins anew. So the batches of such a block depend on
 # nothing beyond it: neither on a recording elsewhere that was changed or could not be read, nor on who has the others.
-BLOCK = 128
+ROWS_PER_BLOCK = 128
 # Recordings that wait at most for the model, however short they are.
-MOST_WAITING = 4096
+MAX_WAITING = 4096
 # Frames that may wait for the model though the budget is small: ten minutes at 50 Hz, 38 MB of samples.
-LEAST_AHEAD = 30_000
+MIN_FRAMES_AHEAD = 30_000
 # Seconds after which whoever waits for a recording asks whether it still should.
-PATIENCE = 0.1
+POLL_SECONDS = 0.1
 # A GPU is fed by the cores that are not driving it; beyond these the disk is the limit. On a CPU the model has all
 # cores: one thread decodes some hundred times faster than real time, the second one hides the disk's latency.
-MOST_READERS, CPU_READERS = 16, 2
+MAX_READERS, CPU_READERS = 16, 2
 
 
 class Sized(Protocol):
@@ -34,13 +34,13 @@ class Sized(Protocol):
     def frames(self) -> int: ...
 
 
-Task = TypeVar("Task")
+Source = TypeVar("Source")
 Item = TypeVar("Item", bound=Sized)
 
 
 def reader_threads(device: str) -> int:
     """How many threads decode for a model on this type of device, "cpu" or another."""
-    return min(CPU_READERS if device == "cpu" else MOST_READERS, max(1, _cores() - 1))
+    return min(CPU_READERS if device == "cpu" else MAX_READERS, max(1, _cores() - 1))
 
 
 def _cores() -> int:
@@ -50,7 +50,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-class ReadAhead(Generic[Task, Item]):
+class ReadAhead(Generic[Source, Item]):
     """Items in the order of their tasks; while open, threads read the next ones before somebody asks.
 
     read: task -> item, in one of the threads. What it raises is raised where its item would come.
@@ -61,8 +61,8 @@ class ReadAhead(Generic[Task, Item]):
 
     def __init__(
         self,
-        tasks: Sequence[Task],
-        read: Callable[[Task], Item],
+        tasks: Sequence[Source],
+        read: Callable[[Source], Item],
         *,
         threads: int,
         most_items: int,
@@ -78,7 +78,7 @@ class ReadAhead(Generic[Task, Item]):
         # Daemons: a file system that hangs must not keep a process alive that was told twice to end.
         self._threads = [threading.Thread(target=self._work, name=f"reader-{n}", daemon=True) for n in range(threads)]
 
-    def __enter__(self) -> "ReadAhead[Task, Item]":
+    def __enter__(self) -> "ReadAhead[Source, Item]":
         for thread in self._threads:
             thread.start()
         return self
@@ -94,7 +94,7 @@ class ReadAhead(Generic[Task, Item]):
         for number in range(len(self._tasks)):
             with self._changed:
                 while not self._stopped() and number not in self._waiting:
-                    self._changed.wait(PATIENCE)
+                    self._changed.wait(POLL_SECONDS)
                 if self._stopped():
                     return
                 item = self._waiting.pop(number)
@@ -109,7 +109,7 @@ class ReadAhead(Generic[Task, Item]):
         while (number := self._begin()) is not None:
             self._put(number, self._attempt(self._tasks[number]))
 
-    def _attempt(self, task: Task) -> Item | BaseException:
+    def _attempt(self, task: Source) -> Item | BaseException:
         try:
             return self._read(task)
         except BaseException as error:
@@ -145,7 +145,7 @@ def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:
     window: list[Item] = []
     frames, size = 0, 1
     for number, item in enumerate(items):
-        if number % BLOCK == 0 and number > 0:
+        if number % ROWS_PER_BLOCK == 0 and number > 0:
             yield from _cut(window, budget)
             window, frames, size = [], 0, 1
         if item.frames == 0:

@@ -25,22 +25,22 @@ from w2v_attn.audio.decoders import AudioError
 from w2v_attn.audio.read_audio import Recording, recording_of
 from w2v_attn.audio.samples import Findings
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
 
-Made = TypeVar("Made")
+Reply = TypeVar("Reply")
 
 # Seconds that the start of a process may take: on a busy cluster Python comes over the network.
-START = 120.0
+START_TIMEOUT = 120.0
 # Seconds to wait for the end of a process that was killed: one that waits for a dead disk has none.
-LAST_WORDS = 1.0
+KILL_TIMEOUT = 1.0
 # Bytes that a pipe holds: a quarter of a minute of samples. As much as everybody may ask of Linux.
-PIPE = 1 << 20
+PIPE_BYTES = 1 << 20
 
 
 # This package and not another one of its name; and nothing from the folder that the command was given in (`-P`), where
 # audio lies.
-HOME = str(Path(w2v_attn.__file__).resolve().parent.parent)
-START_UP = """
+PACKAGE_ROOT = str(Path(w2v_attn.__file__).resolve().parent.parent)
+BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import w2v_attn
@@ -87,7 +87,7 @@ class SubprocessDecoder:
         """As `audio.samples.read_duration`, with the errors of `read_recording`."""
         return self._ask({"read_duration": {"path": os.path.abspath(path)}}, lambda _, found: found)
 
-    def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Made]) -> Made:
+    def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Reply]) -> Reply:
         while not (process := self._take()).send(request):
             self._drop(process)  # it ended while it had nothing to do
         try:
@@ -110,7 +110,7 @@ class SubprocessDecoder:
         for process in idle:  # the others are let go by whoever waits for them
             process.end()
 
-    def _reply(self, process: "_Process", make: Callable[[list[np.ndarray], Any], Made]) -> Made | AudioError:
+    def _reply(self, process: "_Process", make: Callable[[list[np.ndarray], Any], Reply]) -> Reply | AudioError:
         """What it says. Raises _LostError where it says nothing, and is no more to be asked."""
         blocks: list[np.ndarray] = []
         try:
@@ -175,7 +175,7 @@ class _Process:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START_UP, HOME, str(timeout), str(int(memory_gb * 1e9))],
+                [sys.executable, "-P", "-c", BOOTSTRAP, PACKAGE_ROOT, str(timeout), str(int(memory_gb * 1e9))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -197,7 +197,7 @@ class _Process:
         if self._ready:
             return
         with suppress(TimeoutError):
-            self._ready = next(self.messages(START), None) == (READY, b"")
+            self._ready = next(self.messages(START_TIMEOUT), None) == (READY, b"")
         if not self._ready:
             self.kill()
             raise _cannot_start(self.end())
@@ -242,7 +242,7 @@ class _Process:
     def end(self) -> str:
         """Waits for its end, but not for ever -> how it ended, in words. The pipes are closed: for its owner alone."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(LAST_WORDS)
+            self._process.wait(KILL_TIMEOUT)
         with suppress(OSError):
             self._requests.close()
         self._replies.close()
@@ -263,4 +263,4 @@ def _widen(pipe: int) -> None:
         import fcntl
 
         with suppress(OSError):  # beyond what its user may have: it works as it is
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

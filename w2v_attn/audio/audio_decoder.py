@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.audio.samples import MOST_CHANNELS, RATES, read_duration
-from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 KINDS = ("subprocess", "inline")
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.whole_files import TEMPORARY, written_whole
 
 CONVERSION = "conversion.json"
 FAILURES = "failures.jsonl"
 
 
-def check_destination(output: Path, source: Path, request: dict[str, object]) -> None:
+def check_conversion_folder(output: Path, source: Path, request: dict[str, object]) -> None:
     """Raises FeatureSetError where a conversion to `output` would mix with what is there already."""
     ours, theirs = output.resolve(), source.resolve()
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
@@ -30,7 +30,9 @@ def check_destination(output: Path, source: Path, request: dict[str, object]) ->
 
 
 @contextmanager
-def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[Mapping[str, object]], None]]:
+def acquire_conversion_folder(
+    output: Path, request: dict[str, object]
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """The folder, locked, and said to be unfinished; what this gives is called at its end with what was done: `written`
     recordings, and more.
 
@@ -56,7 +58,7 @@ def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[
         os.close(lock)
 
 
-def what_is_missing(folder: Path, recordings: int) -> str | None:
+def incomplete_reason(folder: Path, recordings: int) -> str | None:
     """What a conversion's folder that holds so many recordings lacks; None: nothing, or it is no conversion's."""
     said = _read(folder)
     if said is None:

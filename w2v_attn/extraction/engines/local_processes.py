@@ -13,19 +13,19 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from w2v_attn.extraction.engines.chunks import chunks
-from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
-from w2v_attn.extraction.product import Written
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.rank import Part, rows_of
+from w2v_attn.extraction.extractor import ExtractionJob, ExtractorDescription, InProcessExtractor, Outcomes, chunks
+from w2v_attn.extraction.feature_spec import FeatureLocation
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.rank import Block, rows_of
 
 logger = logging.getLogger(__name__)
 
 # A chunk whose process died is tried again as it is, for somebody may have killed it; and then in halves, down to the
 # recording that does it.
-TRIES = 2
+MAX_TRIES = 2
 # Seconds after which whoever waits for a process asks whether it still should; and that a process has for its end.
-PATIENCE, LAST_CHANCE = 0.2, 10.0
+POLL_SECONDS, EXIT_TIMEOUT = 0.2, 10.0
 # What a process says beside outcomes.
 READY, DONE, WRONG, STOPPED = "ready", "done", "wrong request", "stopped"
 
@@ -42,7 +42,7 @@ class LocalProcesses:
         ValueError: what the job says is wrong. RunError: a process cannot begin.
     """
 
-    def __init__(self, job: Job, devices: Sequence[str], *, threads: int | None = None):
+    def __init__(self, job: ExtractionJob, devices: Sequence[str], *, threads: int | None = None):
         # No Event: it has a lock, and a process that is killed with it would keep it for ever.
         self._stop = _context().RawValue(ctypes.c_bool, False)
         self._members = [_Member(job, device, threads, self._stop) for device in devices]
@@ -65,7 +65,7 @@ class LocalProcesses:
             member.end()
 
     def extract(
-        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, parts: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`. Left before its end, it ends the processes: nobody writes on when the run is over."""
         try:
@@ -74,7 +74,7 @@ class LocalProcesses:
             self.close()
             raise
 
-    def _extract(self, parts: Sequence[Part], batch_frames: int, interrupted: Callable[[], bool]) -> Outcomes:
+    def _extract(self, parts: Sequence[Block], batch_frames: int, interrupted: Callable[[], bool]) -> Outcomes:
         work = _Work(chunks(parts, len(self._members)))
         while True:
             if interrupted():
@@ -85,10 +85,10 @@ class LocalProcesses:
             busy = {member.connection: member for member in self._members if member.chunk is not None}
             if not busy:
                 return
-            for ready in wait(list(busy), timeout=PATIENCE):
+            for ready in wait(list(busy), timeout=POLL_SECONDS):
                 yield from self._heard(busy[ready], work)
 
-    def _heard(self, member: "_Member", work: "_Work") -> Iterator[Outcome[Written]]:
+    def _heard(self, member: "_Member", work: "_Work") -> Iterator[Outcome[FeatureLocation]]:
         """Takes what a process says."""
         assert member.chunk is not None
         try:
@@ -112,11 +112,11 @@ class LocalProcesses:
 class _Chunk:
     """Parts that a process has in hand. left: rows of which nothing was heard, by their ids. tries: so far."""
 
-    def __init__(self, parts: Sequence[Part], *, tries: int = 0):
+    def __init__(self, parts: Sequence[Block], *, tries: int = 0):
         self.parts, self.tries = parts, tries
         self.left = {row.id: row for row in rows_of(parts)}
 
-    def settle(self, outcome: Outcome[Written]) -> bool:
+    def settle(self, outcome: Outcome[FeatureLocation]) -> bool:
         """Whether it is news; a chunk that is tried again has outcomes that are known."""
         return self.left.pop(outcome.row.id, None) is not None
 
@@ -124,7 +124,7 @@ class _Chunk:
 class _Work:
     """Chunks that wait for a process; those that are to be tried again first."""
 
-    def __init__(self, chunks: Iterator[Sequence[Part]]):
+    def __init__(self, chunks: Iterator[Sequence[Block]]):
         self._new, self._again = chunks, deque[_Chunk]()
 
     def next(self) -> _Chunk | None:
@@ -134,11 +134,11 @@ class _Work:
         parts = next(self._new, None)
         return None if parts is None else _Chunk(parts)
 
-    def again(self, chunk: _Chunk, why: str) -> Iterator[Outcome[Written]]:
+    def again(self, chunk: _Chunk, why: str) -> Iterator[Outcome[FeatureLocation]]:
         """A chunk whose process died: it waits again; a recording that was alone in it has failed."""
         tries = chunk.tries + 1
-        if tries < TRIES:
-            # Part by part, and whole: what is there of them is found, and the batches stay the same.
+        if tries < MAX_TRIES:
+            # Block by part, and whole: what is there of them is found, and the batches stay the same.
             for retried in (_Chunk([part], tries=tries) for part in chunk.parts):
                 retried.left = {row_id: row for row_id, row in retried.left.items() if row_id in chunk.left}
                 if retried.left:
@@ -149,7 +149,7 @@ class _Work:
             half = len(left) // 2
             if half:
                 for rows in (left[:half], left[half:]):
-                    self._again.append(_Chunk([Part(part.number, rows)], tries=tries))
+                    self._again.append(_Chunk([Block(part.number, rows)], tries=tries))
             elif left:
                 yield Outcome(left[0], None, f"the process that worked on it died ({why})")
 
@@ -157,7 +157,7 @@ class _Work:
 class _Member:
     """A process, as it is seen from outside. chunk: what it has in hand."""
 
-    def __init__(self, job: Job, device: str, threads: int | None, stop: Any):
+    def __init__(self, job: ExtractionJob, device: str, threads: int | None, stop: Any):
         self._start = (job, device, threads, stop)
         self.chunk: _Chunk | None = None
         self._launch()
@@ -169,7 +169,7 @@ class _Member:
         theirs.close()  # so that its end is the end of what can be read
         self._launched = True
 
-    def begin(self) -> Description:
+    def begin(self) -> ExtractorDescription:
         """Waits until the process has its encoder; one that has died is replaced."""
         if not self._launched:
             self._launch()
@@ -190,7 +190,7 @@ class _Member:
     def bury(self) -> str:
         """Takes leave of a process that died -> of what."""
         self.connection.close()
-        self._process.join(LAST_CHANCE)
+        self._process.join(EXIT_TIMEOUT)
         code = self._process.exitcode
         self._process.kill()
         self.chunk, self._launched = None, False
@@ -199,13 +199,13 @@ class _Member:
     def end(self) -> None:
         """Ends the process, in order where it lets that be."""
         self.connection.close()
-        self._process.join(LAST_CHANCE)
+        self._process.join(EXIT_TIMEOUT)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
 
-def _serve(connection: Connection, job: Job, device: str, threads: int | None, stop: Any) -> None:
+def _serve(connection: Connection, job: ExtractionJob, device: str, threads: int | None, stop: Any) -> None:
     """The process: loads, says what it is, and then extracts chunk by chunk until nobody is there to listen."""
     # Ctrl-C reaches the whole group of processes: it is for the first one to say what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,7 +218,7 @@ def _serve(connection: Connection, job: Job, device: str, threads: int | None, s
                 import torch
 
                 torch.set_num_threads(threads)
-            worker = Worker.of(job, device=device)
+            worker = InProcessExtractor.of(job, device=device)
             connection.send((READY, worker.description))
             while True:
                 parts, batch_frames = connection.recv()
@@ -248,5 +248,5 @@ def _context() -> Any:
     """Processes are forked from one that has imported what they need and done nothing else: CUDA survives no fork of a
     process that has used it, nor do threads; and one that is replaced is there at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([Worker.__module__])
+    context.set_forkserver_preload([InProcessExtractor.__module__])
     return context

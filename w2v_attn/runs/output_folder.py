@@ -4,30 +4,30 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from w2v_attn.corpus.rows import Row
+from w2v_attn.run_error import RunError
 from w2v_attn.runs.locks import InUseError, take
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.place import Place, cannot_write
-from w2v_attn.runs.rank import Part, rows_of
-from w2v_attn.runs.rank_dirs import clear_rank_dirs, other_rank_dirs
-from w2v_attn.runs.record import begun_record, check_same, now, read_record, restore_record, tell, write_record
-from w2v_attn.runs.tally import Tally
+from w2v_attn.runs.outcomes import Outcome, cannot_write
+from w2v_attn.runs.rank import Block, clear_rank_dirs, other_rank_dirs, rows_of
+from w2v_attn.runs.record import check_same, new_record, now, read_record, restore_record, update_record, write_record
+from w2v_attn.runs.run_stats import RunStats
+from w2v_attn.whole_files import temporary_name
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 # Seconds after which a record says anew how far the run is.
-FRESH = 60.0
+RECORD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class RunSpec:
     """What a run claims a folder for.
 
     parts: those of the whole list. fingerprint: what decides what the results are; a folder holds those of one.
@@ -39,7 +39,7 @@ class Claim:
         ValueError, RunError, OSError: what `prepare` raises ends the claim.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[Block]
     fingerprint: Mapping[str, str]
     made_with: Mapping[str, object]
     batch_frames: int
@@ -54,7 +54,7 @@ class Claim:
 
 
 class RunFolder:
-    """A folder while a run has it. Made by `claimed`, or by `shared_folder.joined`.
+    """A folder while a run has it. Made by `acquire`, or by `shared_folder.joined`.
 
     ledger: the folder in which the run keeps its failures.
     """
@@ -62,8 +62,8 @@ class RunFolder:
     def __init__(self, output: Path, record: dict[str, Any], before: dict[str, Any] | None):
         self.ledger = output
         self._output, self._record, self._before = output, record, before
-        self._place = Place(output)
-        self._tally = Tally()
+        self._place = FolderIdentity(output)
+        self._tally = RunStats()
         self._started = self._told = time.monotonic()
 
     @property
@@ -74,7 +74,7 @@ class RunFolder:
     def count(self, outcome: Outcome[Any]) -> None:
         """Takes an outcome into the counts; the record has them after a minute at most."""
         self._tally.take(outcome)
-        if time.monotonic() - self._told > FRESH:
+        if time.monotonic() - self._told > RECORD_SECONDS:
             self._tell(self._write_progress)
 
     def withdraw(self) -> None:
@@ -93,7 +93,7 @@ class RunFolder:
         self._tell(self._write)
 
     def _tell(self, write: Callable[[dict[str, Any]], None]) -> None:
-        tell(self._record, self._tally, time.monotonic() - self._started)
+        update_record(self._record, self._tally, time.monotonic() - self._started)
         self._told = time.monotonic()
         try:
             self._place.check()
@@ -109,7 +109,7 @@ class RunFolder:
 
 
 @contextmanager
-def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
+def acquire(output: Path, claim: RunSpec) -> Iterator[RunFolder]:
     """The folder is this run's alone while it runs, and of its fingerprint for good. Refused, it is as it was before.
 
     Raises:
@@ -120,14 +120,14 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
         output.mkdir(parents=True, exist_ok=True)
         lock = take(output / LOCK)
     except InUseError as error:
-        raise in_use(output, error) from None
+        raise in_use_error(output, error) from None
     except OSError as error:
         raise cannot_write(output, error) from error
     try:
         before = read_record(output)
         if before is not None:
             check_same(output, before, claim.fingerprint, claim.made_with)
-        record = begun_record(before, claim, recordings=len(claim.rows))
+        record = new_record(before, claim, recordings=len(claim.rows))
         try:
             lock.say(holder())
             claim.prepare()
@@ -141,7 +141,7 @@ def claimed(output: Path, claim: Claim) -> Iterator[RunFolder]:
         lock.release()
 
 
-def in_use(output: Path, error: InUseError) -> ValueError:
+def in_use_error(output: Path, error: InUseError) -> ValueError:
     """What to raise where another run has the folder."""
     return ValueError(f"{output} is in use by another run ({error}): wait for its end, or name another output")
 
@@ -149,3 +149,59 @@ def in_use(output: Path, error: InUseError) -> ValueError:
 def holder() -> str:
     """Who this is, for those who find a lock."""
     return f"process {os.getpid()} on {socket.gethostname()}, since {now()}\n"
+
+
+class FolderIdentity:
+    """Which folder stands under a name."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._found = self._find()
+
+    def check(self) -> None:
+        """Raises RunError where it is not the one it was: its disk is gone, and another folder shows."""
+        try:
+            found = self._find()
+        except OSError as error:
+            raise RunError(f"{self._folder} is gone: {error.strerror}") from error
+        if found != self._found:
+            raise RunError(f"{self._folder} is another folder than at the start: was its disk unmounted?")
+
+    def _find(self) -> tuple[int, int]:
+        found = self._folder.stat()
+        return found.st_dev, found.st_ino
+
+
+def check_case_collisions(output: Path, ids: Iterable[str]) -> None:
+    """Sees to it that no two results would be one file: that of two ids which differ in case alone.
+
+    The disks of macOS and Windows do not tell a from A, nor do exFAT and many network drives.
+
+    Raises:
+        ValueError: there are two such ids, and the folder is on such a disk.
+        RunError: the folder cannot be written.
+    """
+    try:
+        if not _folds_case(output):
+            return
+    except OSError as error:
+        raise RunError(f"cannot write to {output}: {error.strerror}") from error
+    seen: dict[str, str] = {}
+    for id in ids:
+        other = seen.setdefault(id.casefold(), id)
+        if other != id:
+            raise ValueError(
+                f"{other} and {id} would be one file, for the disk of {output} does not tell capitals from small "
+                "letters: name an output on another disk, or give them other ids in a manifest"
+            )
+
+
+def _folds_case(folder: Path) -> bool:
+    """Whether a file is found there under its name in capitals too."""
+    probe = temporary_name(folder / "probe")
+    probe = probe.with_name(f"{probe.name[:-1]}a")  # a letter at least
+    probe.touch()
+    try:
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink()

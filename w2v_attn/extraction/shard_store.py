@@ -24,22 +24,32 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
-from w2v_attn.features.destination import CONVERSION
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.names import check_text, is_text
-from w2v_attn.features.formats.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
-from w2v_attn.features.formats.shards import ShardsReader
-from w2v_attn.features.making import Made
-from w2v_attn.runs.outcomes import Outcome, RunError, Settled
-from w2v_attn.runs.sources import source_state
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
+from w2v_attn.features.conversion_folder import CONVERSION
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import check_unicode, is_unicode
+from w2v_attn.features.formats.safetensors_shards import ShardsReader
+from w2v_attn.features.formats.shard_index import (
+    ENTRY_BYTES,
+    INDEX,
+    SHARD_BYTES,
+    Shard,
+    ShardBuffer,
+    ShardIndex,
+    check_shard,
+    read_shard,
+)
+from w2v_attn.features.transform import Transformed
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import CachedResult, Outcome
+from w2v_attn.runs.row_reader import source_state
 from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
 # Rows of a stretch: a multiple of `feeding.BLOCK`, where batches end. What a kill costs is at most this, or a shard;
 # fewer would make shards of pooled features small.
-STRETCH = 1024
+ROWS_PER_GROUP = 1024
 
 # The number of a shard is that of its stretch and its own there, that of a recording is its shard's and its place.
 _BITS = 16
@@ -51,19 +61,19 @@ _FIND = (
 Described = tuple[dict[str, Tensor], dict[str, str]]  # features and metadata
 
 
-class ShardsStore:
+class ShardStore:
     """See `store.Store`. Several processes on one machine may write to one folder; several machines may not, for
     SQLite's locks do not hold between them on network file systems.
 
     In memory are a shard that fills, one that is being written, and two batches.
     """
 
-    together = STRETCH
+    together = ROWS_PER_GROUP
     one_machine = "several machines cannot write shards to one folder: give each another output, or layout=mirrored"
 
     def __init__(
         self,
-        product: Product,
+        product: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
@@ -72,7 +82,7 @@ class ShardsStore:
         self._product, self._output, self._check_there = product, output, check_there
         self._rows, self._begun = rows, 0
         self._stretches: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
-        self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
+        self._parts = range(len(rows) // ROWS_PER_GROUP + 1) if parts is None else parts
         self._index = _opened(output)
         self._made: dict[str, Described] = {}  # by the ids of rows, until their outcomes come
         self._looked = threading.Lock()
@@ -99,15 +109,15 @@ class ShardsStore:
     @staticmethod
     def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         # What is said of a recording stands in its shard and in the index, its tensors are named in both.
-        names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY for layer in features)
+        names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY_BYTES for layer in features)
         return 2 * len(json.dumps(dict(metadata))) + names
 
     @staticmethod
     def files(recordings: int, size: float) -> int:
-        return 1 + max(-(-recordings // STRETCH), round(size / SIZE)) if recordings else 0
+        return 1 + max(-(-recordings // ROWS_PER_GROUP), round(size / SHARD_BYTES)) if recordings else 0
 
-    def find(self, row: Row) -> Settled[Written] | None:
-        if not is_text(row.id) or not (found := self._ask(_FIND, row.id)):
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
+        if not is_unicode(row.id) or not (found := self._ask(_FIND, row.id)):
             return None
         ((number, name, size, header, tensors, metadata),) = found
         path = self._output / name
@@ -123,16 +133,16 @@ class ShardsStore:
         self._removed[judged] += 1
         return None
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
-        check_text(row.id)
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
+        check_unicode(row.id)
         self._made[row.id] = (made.features, self._product.metadata(row, recording, made.underflowed))
         shapes = {name: tensor.shape for name, tensor in made.features.items()}
         return self._product.written(self._output, shapes, made.underflowed)
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Generator[Outcome[Written], None, None]:
-        filling, held, stretch = Filling(SIZE), list[Outcome[Written]](), 0
+    def through(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Generator[Outcome[FeatureLocation], None, None]:
+        filling, held, stretch = ShardBuffer(SHARD_BYTES), list[Outcome[FeatureLocation]](), 0
         left: dict[int, int] = {}
-        writing: Future[list[Outcome[Written]]] | None = None
+        writing: Future[list[Outcome[FeatureLocation]]] | None = None
         # Beside the model: what is computed while a shard is written fills the next one.
         with ThreadPoolExecutor(1, thread_name_prefix="shard") as pool:
             for outcome in outcomes:
@@ -152,7 +162,7 @@ class ShardsStore:
                     if writing is not None:
                         yield from writing.result()
                     writing = pool.submit(self._write_shard, self._parts[stretch], filling, held)
-                    filling, held = Filling(SIZE), []
+                    filling, held = ShardBuffer(SHARD_BYTES), []
             if writing is not None:
                 yield from writing.result()
         if held:
@@ -172,11 +182,11 @@ class ShardsStore:
         return self._stretches.pop(row.id)
 
     def _rows_of(self, stretch: int) -> Sequence[Row]:
-        return self._rows[stretch * STRETCH : (stretch + 1) * STRETCH]
+        return self._rows[stretch * ROWS_PER_GROUP : (stretch + 1) * ROWS_PER_GROUP]
 
     def _write_shard(
-        self, stretch: int, filling: Filling, outcomes: Sequence[Outcome[Written]]
-    ) -> list[Outcome[Written]]:
+        self, stretch: int, filling: ShardBuffer, outcomes: Sequence[Outcome[FeatureLocation]]
+    ) -> list[Outcome[FeatureLocation]]:
         """Writes a shard and takes it into the index, or leaves that to the next run; the outcomes with its name."""
         first = stretch << _BITS
         after = (stretch + 1) << _BITS
@@ -258,14 +268,14 @@ def _check_own(output: Path) -> None:
             raise ValueError(f"{output} holds features that are no shards, such as {path.name}: name another output")
 
 
-def _opened(output: Path) -> Index:
+def _opened(output: Path) -> ShardIndex:
     try:
-        return Index(output)
+        return ShardIndex(output)
     except (OSError, DamagedError) as error:
         raise _ended(output, error) from error
 
 
-def _take_in(index: Index, output: Path) -> None:
+def _take_in(index: ShardIndex, output: Path) -> None:
     """Shards that the index does not know come into it: a kill came between them, or somebody removed the index."""
     known = {name for (name,) in index.ask("SELECT name FROM shards")}
     for path in sorted(output.glob("features-*.safetensors")):
@@ -277,7 +287,7 @@ def _take_in(index: Index, output: Path) -> None:
             path.unlink()  # its recordings are nowhere, and are computed again
 
 
-def _add(index: Index, number: int, shard: Shard) -> None:
+def _add(index: ShardIndex, number: int, shard: Shard) -> None:
     index.add(number, shard, range(number << _BITS, (number + 1) << _BITS))
 
 
