@@ -204,7 +204,7 @@ def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
     """Operations that are expected to take ten times longer change nothing, where there is enough of them to try."""
     monkeypatch.setattr(estimating, "TRIAL_THRESHOLD", 0.0)
     asked = []
-    monkeypatch.setattr(estimating, "compute", lambda *a: asked.append(1) or compute_features(*a))
+    monkeypatch.setattr(estimating, "compute_features", lambda *a: asked.append(1) or compute_features(*a))
     right = encoder.expected_seconds
     for factor in (1, 10):
         asked.clear()

@@ -261,7 +261,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
             tracemalloc.stop()
             assert (tally.reached, tally.failed) == (count, count // 500)
 
-    monkeypatch.setattr(pipeline, "MOST_WAITING", 100)
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 100)
     few, many = 2_000, 12_000
     assert (peak(many) - peak(few)) / (many - few) < 15  # bytes; a list of outcomes takes 150
 

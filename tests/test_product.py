@@ -196,7 +196,7 @@ def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_t
 
 def test_ranks_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 1)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 1)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 1)
     for rank in (0, 1):
         code, out, _ = extract(*faint, "output_dtype=float16", f"rank={rank}", "world_size=2")
         assert code == 0

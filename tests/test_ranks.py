@@ -84,7 +84,7 @@ def test_a_rank_that_cannot_be_is_refused(given, said, call, tmp_path, monkeypat
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 4)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 4)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 4)
 
 
 @pytest.fixture

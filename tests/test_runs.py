@@ -254,7 +254,7 @@ def test_the_end_of_the_disk_in_a_writer_is_the_end_of_the_run(corpus, tmp_path)
 
 
 def test_reading_goes_on_while_the_model_is_busy_and_is_bounded(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_WAITING", 20)
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 20)
     rows, read = corpus([1] * 200), []
     right = row_reader.read_row
     monkeypatch.setattr(row_reader, "read_row", lambda row, **options: read.append(row.id) or right(row, **options))

@@ -42,8 +42,8 @@ def encoder(group_checkpoint, monkeypatch):
     monkeypatch.setattr(prefetch, "WINDOW", 1)  # the windows of a block are the same ones wherever a list begins
     monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
     monkeypatch.setattr(ShardStore, "together", 4)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 4)
-    monkeypatch.setattr(shard_store, "SIZE", 8000)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(shard_store, "SHARD_BYTES", 8000)
     return made
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_shard_is_computed_again(extract, tmp_path, damage, caplog):
 
 
 def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encoder, rows, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(shard_store, "SIZE", 1 << 30)  # a shard for each stretch, of two batches
+    monkeypatch.setattr(shard_store, "SHARD_BYTES", 1 << 30)  # a shard for each stretch, of two batches
     extract("once")
     whole = content(tmp_path / "once")
     right = encoder.extract

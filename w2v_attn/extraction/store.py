@@ -17,7 +17,7 @@ from w2v_attn.runs.outcomes import CachedResult, Outcome
 
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
 MIRRORED = "mirrored"
-STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shards", "ShardsStore")}
+STORES = {MIRRORED: ("mirrored_store", "MirroredStore"), "shards": ("shard_store", "ShardStore")}
 
 
 # Files do not wait for each other: most of the time a writer waits for the disk.

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 
 from w2v_attn.corpus.rows import Row
+from w2v_attn.run_error import RunError
 
 Result = TypeVar("Result")
 
@@ -21,10 +22,6 @@ FATAL_ERRORS = frozenset(
 
 # Numbers in a reason are those of one recording.
 _NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
-
-
-class RunError(Exception):
-    """The run cannot go on. What was written stays, and the same command takes it up."""
 
 
 @dataclass(frozen=True)

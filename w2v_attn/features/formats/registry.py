@@ -41,9 +41,9 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("shards", "shards", "Shards", "index.sqlite"),
+        Layout("shards", "safetensors_shards", "Shards", "index.sqlite"),
         Layout("hdf5", "hdf5", "Hdf5", "features.h5", "h5py"),
-        Layout("parquet", "parquet", "Parquet", "features-*.parquet", "pyarrow"),
+        Layout("parquet", "parquet_files", "Parquet", "features-*.parquet", "pyarrow"),
         Layout("zarr", "zarr_folder", "Zarr", "features.zarr", "zarr"),
         Layout("webdataset", "tar_samples", "Webdataset", "features-*.tar"),
         Layout("kaldi", "kaldi", "Kaldi", "metadata.jsonl"),
