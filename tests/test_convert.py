@@ -68,7 +68,7 @@ def test_values_that_become_0_are_written_and_counted(convert, mirrored, corpus,
     features["layer_10"][0, :4] = torch.tensor([2**-25, -(2**-26), 1.01 * 2**-25, 0.0])
     features["final"][0, 0] = 1e-9
     write_features(mirrored / "a.wav.safetensors", features, metadata)
-    if "float16" not in get_layout(layout).writer.holds:
+    if "float16" not in get_layout(layout).writer.dtypes:
         assert convert(f"layout={layout}", "output_dtype=float16")[0] == 2
         return
     code, out, err = convert(f"layout={layout}", "output_dtype=float16")

@@ -145,7 +145,7 @@ def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_pa
         found = extract_with(extractor, job("out").task, rows, interrupted=lambda: len(seen) > 0)
         for outcome in found:
             seen.append(outcome.row.id)
-        children = [member._process for member in extractor._members]
+        children = [member._child for member in extractor._processes]
     assert 0 < len(seen) < len(rows)
     assert not any(child.is_alive() for child in children)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} >= {f"{name}.safetensors" for name in seen}
@@ -174,14 +174,14 @@ def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
         found = extract_with(extractor, job("out").task, rows_of(600))
         next(found)
         found.close()  # as where the disk is full
-        assert not any(member._process.is_alive() for member in extractor._members)
+        assert not any(member._child.is_alive() for member in extractor._processes)
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
 def test_a_process_that_ends_within_a_word_has_died(job):
     with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
         assert isinstance(extractor, local_processes.LocalProcesses)
-        member = extractor._members[0]
+        member = extractor._processes[0]
         member.end()
         member.connection, theirs = multiprocessing.Pipe()
         os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
@@ -209,7 +209,7 @@ def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
 @pytest.mark.parametrize("making", [{}, {"layer_weights": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches
-    asked = {"layers": ("layer_01", "final"), "making": FeatureTransform(**making)}
+    asked = {"layers": ("layer_01", "final"), "transform": FeatureTransform(**making)}
     outcomes = extract(job("one", layout="shards", **asked), rows, workers=2)
     assert [outcome.reason for outcome in outcomes] == [None] * len(rows)
     extract(job("mirrored", **asked), rows[::50])
@@ -223,11 +223,11 @@ def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path)
 @pytest.mark.slow
 def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
     checkpoint = str(save_faint(tmp_path / "faint"))
-    asked = job("out", checkpoint=checkpoint, making=FeatureTransform(output_dtype="float16"))
+    asked = job("out", checkpoint=checkpoint, transform=FeatureTransform(output_dtype="float16"))
     rows = rows_of(prefetch.ROWS_PER_BLOCK + 3)
     for kept in (False, True):
         outcomes = extract(asked, rows, workers=2)
-        assert {outcome.kept for outcome in outcomes} == {kept}
+        assert {outcome.cached for outcome in outcomes} == {kept}
         frames = [outcome.result.frames for outcome in outcomes]
         assert [outcome.underflowed for outcome in outcomes] == frames
         record = json.loads((tmp_path / "out" / RUN).read_text())

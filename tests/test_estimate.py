@@ -42,9 +42,9 @@ def encoder():
 LITTLE = estimating.TrialRun(0.0, 0.1, 0.1)
 
 
-def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", making=None):
-    product, limits = FeatureSpec(encoder, layers, making), {"max_duration": max_duration, "audio_decoder": INLINE}
-    return estimate(encoder, product, store_of(layout), rows, output, rehearsal=LITTLE, **limits)
+def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", transform=None):
+    product, limits = FeatureSpec(encoder, layers, transform), {"max_duration": max_duration, "audio_decoder": INLINE}
+    return estimate(encoder, product, store_of(layout), rows, output, trial=LITTLE, **limits)
 
 
 def extract(encoder, rows, output, *, layers=("final",), **options):
@@ -109,7 +109,9 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
         by_mean = 400 * np.mean(
             [
                 looked.duration
-                for looked in scan.scan_rows(rows, store_of("mirrored").peek(tmp_path / "out"), INLINE.start()).sample
+                for looked in scan.scan_rows(
+                    rows, store_of("mirrored").open_index(tmp_path / "out"), INLINE.start()
+                ).sample
             ]
         )
         assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
@@ -121,7 +123,7 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
 )
 def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder, tmp_path):
     rows = [Row(f"{n}/{row.id}", row.path) for n in range(6) for row in CLIPS]
-    options = {"layers": ("layer_01", "final"), "layout": layout, "making": FeatureTransform(**making)}
+    options = {"layers": ("layer_01", "final"), "layout": layout, "transform": FeatureTransform(**making)}
     found = ahead(encoder, rows, tmp_path / "out", **options)
     extract(encoder, rows, tmp_path / "out", **options)
     files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".safetensors", ".sqlite")]
@@ -137,8 +139,8 @@ def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monke
     monkeypatch.setattr(estimating, "TRIAL_THRESHOLD", 0.0)
     spans = {row.id: [Span(0.0, 0.1), Span(0.1, 0.2, "b"), Span(0.2, 0.3)] for row in CLIPS}
     making = FeatureTransform(pooling="mean", spans=spans)
-    found = ahead(encoder, CLIPS, tmp_path / "out", making=making)
-    extract(encoder, CLIPS, tmp_path / "out", making=making)
+    found = ahead(encoder, CLIPS, tmp_path / "out", transform=making)
+    extract(encoder, CLIPS, tmp_path / "out", transform=making)
     assert found.files == len(CLIPS)
     assert found.bytes == pytest.approx(sum(sizes(tmp_path / "out")), rel=0.02)
     assert 0 < found.seconds < 5

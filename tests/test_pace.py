@@ -43,7 +43,7 @@ def computed(seconds=2.0):
 
 
 def kept(seconds=2.0):
-    return Outcome(ROW, object(), None, seconds, kept=True)
+    return Outcome(ROW, object(), None, seconds, cached=True)
 
 
 def failed(reason="is empty (0 bytes)"):
@@ -54,7 +54,7 @@ def burst(pace, clock, outcomes, wait):
     """A batch of outcomes after some seconds of computing, a millisecond each."""
     clock.now += wait
     for outcome in outcomes:
-        pace.take(outcome, 0.0 if outcome.kept else 1.0)
+        pace.add(outcome, 0.0 if outcome.cached else 1.0)
         clock.now += 0.001
 
 
@@ -62,7 +62,7 @@ def test_what_is_kept_is_no_work_that_is_left_where_nobody_counted_it_before(clo
     pace = Throughput(100, now=clock)
     for _ in range(90):
         clock.now += 0.0005
-        pace.take(kept(), 1.0)
+        pace.add(kept(), 1.0)
     assert pace.done == 0
     burst(pace, clock, [computed()] * 5, wait=10)
     burst(pace, clock, [computed()] * 5, wait=10)
@@ -70,7 +70,7 @@ def test_what_is_kept_is_no_work_that_is_left_where_nobody_counted_it_before(clo
     assert pace.left == 0
     everything = Throughput(0.3, now=clock)
     for _ in range(3):
-        everything.take(kept(), 0.1)
+        everything.add(kept(), 0.1)
     assert everything.done == 1
 
 
@@ -78,7 +78,7 @@ def test_time_left_is_that_of_what_is_computed_however_fast_the_others_went_by(c
     pace = Throughput(10_000, now=clock)
     for _ in range(90_000):
         clock.now += 0.0005
-        pace.take(kept(), 0.0)
+        pace.add(kept(), 0.0)
     assert pace.left is None  # nobody knows yet
     assert pace.done == 0
     for _ in range(20):
@@ -150,16 +150,16 @@ def test_reasons_that_differ_in_their_numbers_are_of_one_kind():
 def test_a_tally_has_every_count_and_an_example_of_each_kind():
     tally = RunStats()
     for number in range(3 * MAX_LISTED):
-        tally.take(Outcome(Row(f"{number}", Path("/a")), None, f"is cut short: {number} bytes"))
-    tally.take(Outcome(Row("last", Path("/a")), None, "is empty"))
-    tally.take(Outcome(ROW, 1, None, 2.0, ("louder than full scale (3 ×)",)))
-    tally.take(Outcome(ROW, 1, None, 4.0, ("louder than full scale (9 ×)",), kept=True))
-    assert (tally.reached, tally.written, tally.kept, tally.failed) == (3 * MAX_LISTED + 3, 1, 1, 3 * MAX_LISTED + 1)
+        tally.add(Outcome(Row(f"{number}", Path("/a")), None, f"is cut short: {number} bytes"))
+    tally.add(Outcome(Row("last", Path("/a")), None, "is empty"))
+    tally.add(Outcome(ROW, 1, None, 2.0, ("louder than full scale (3 ×)",)))
+    tally.add(Outcome(ROW, 1, None, 4.0, ("louder than full scale (9 ×)",), cached=True))
+    assert (tally.reached, tally.written, tally.cached, tally.failed) == (3 * MAX_LISTED + 3, 1, 1, 3 * MAX_LISTED + 1)
     assert tally.seconds == 2.0
     assert tally.flags == {"louder than full scale": 2}
     assert tally.kinds == {"is cut short: … bytes": 3 * MAX_LISTED, "is empty": 1}
     assert tally.examples["is cut short: … bytes"] == ("0", "is cut short: 0 bytes")
-    assert len(tally.few) == MAX_LISTED
+    assert len(tally.first_failures) == MAX_LISTED
 
 
 def test_a_tally_counts_values_that_became_0_of_results_that_are_new_and_kept():
@@ -167,20 +167,20 @@ def test_a_tally_counts_values_that_became_0_of_results_that_are_new_and_kept():
     for number, result in enumerate(
         [FeatureLocation(Path("/a"), 7, 3, 5), FeatureLocation(Path("/a"), 7, 3), object()]
     ):
-        tally.take(Outcome(ROW, result, None, 1.0, kept=number == 0))
-    tally.take(Outcome(ROW, None, "is empty"))
-    tally.take(Outcome(ROW, FeatureLocation(Path("/a"), 7, 3, 2), None))
-    assert (tally.underflowed, tally.with_underflow) == (7, 2)
+        tally.add(Outcome(ROW, result, None, 1.0, cached=number == 0))
+    tally.add(Outcome(ROW, None, "is empty"))
+    tally.add(Outcome(ROW, FeatureLocation(Path("/a"), 7, 3, 2), None))
+    assert (tally.underflowed, tally.underflowed_rows) == (7, 2)
 
 
 def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):
     tally = RunStats()
     for number in range(MAX_LISTED):
-        tally.take(Outcome(Row(f"row-{number}", Path("/a")), None, f"is cut short: {number} bytes"))
+        tally.add(Outcome(Row(f"row-{number}", Path("/a")), None, f"is cut short: {number} bytes"))
     corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
     assert all(f"row-{number}" in out for number in range(MAX_LISTED))
-    tally.take(Outcome(Row("odd", Path("/a")), None, "is empty (0 bytes)"))
+    tally.add(Outcome(Row("odd", Path("/a")), None, "is empty (0 bytes)"))
     corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
     assert "Could not be used: 21" in out
@@ -198,8 +198,8 @@ def test_a_log_of_two_days_has_some_hundred_lines_and_the_first_ones_soon(capsys
     while clock.now < 2 * 24 * 3600:
         clock.now += 2
         outcome = computed()
-        tally.take(outcome)
-        pace.take(outcome, 1.0)
+        tally.add(outcome)
+        pace.add(outcome, 1.0)
         shown.update()
         if said := capsys.readouterr().err:
             lines[clock.now] = said
@@ -222,7 +222,7 @@ def test_run_json_says_how_far_a_run_is_while_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(output_folder, "RECORD_SECONDS", 0.0)
     rows = [ROW, Row("b", Path("/b")), Row("c", Path("/c"))]
     claim = output_folder.RunSpec(
-        parts=blocks_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
+        blocks=blocks_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
     )
     with output_folder.acquire(tmp_path, claim) as held:
         for outcome in (computed(), failed("is cut short: 3 bytes")):
@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
         rows = tuple(Row(f"{number:06d}", path) for number in range(count))
         there = CachedResult(object(), 16_000, 16_000, ())
         settled = lambda row: there if int(row.id) % 500 else None  # noqa: E731
-        options = {"max_duration": 60, "budget": 1000, "settled": settled}
+        options = {"max_duration": 60, "budget": 1000, "find_cached": settled}
         start = partial(run_corpus, rows, tmp_path / str(count), Ear(), None, None, **options)
         tracemalloc.start()
         try:

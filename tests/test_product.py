@@ -126,7 +126,7 @@ def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, mon
     monkeypatch.setattr(encoder, "extract", loud)
     made = extract_corpus(
         encoder, list_recordings(CLIPS).rows, tmp_path / "out", layers=["final"], max_duration=60, layout=layout,
-        making=FeatureTransform(output_dtype="float16"),
+        transform=FeatureTransform(output_dtype="float16"),
     )  # fmt: skip
     (reason,) = [outcome.reason for outcome in made if outcome.reason is not None]
     assert "final: 1 of" in reason

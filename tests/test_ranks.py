@@ -28,7 +28,7 @@ from w2v_attn.features.formats.shard_index import INDEX
 from w2v_attn.run_error import RunError
 from w2v_attn.runs import failure_log, prefetch
 from w2v_attn.runs.failure_log import FAILURE_LOG
-from w2v_attn.runs.locks import InUseError, Lock, take
+from w2v_attn.runs.locks import InUseError, Lock, acquire_lock
 from w2v_attn.runs.output_folder import LOCK
 from w2v_attn.runs.rank import ALONE, RANKS, Rank, blocks_of, read_rank
 from w2v_attn.runs.record import RUN
@@ -121,7 +121,7 @@ def record(folder):
 
 
 def ids(rows, rank):
-    return {row.id for part in rank.of(blocks_of(rows)) for row in part.rows}
+    return {row.id for part in rank.select(blocks_of(rows)) for row in part.rows}
 
 
 def failed(folder):
@@ -260,7 +260,7 @@ def test_nobody_comes_while_a_rank_leaves(start, tmp_path, monkeypatch):
     def watched(lock):
         if lock._path == tmp_path / "out" / LOCK:
             with pytest.raises(InUseError):
-                take(tmp_path / "out" / RANKS / LOCK)
+                acquire_lock(tmp_path / "out" / RANKS / LOCK)
             left.append(lock)
         release(lock)
 

@@ -147,14 +147,14 @@ def test_items_come_in_the_order_of_their_tasks_and_no_more_are_read_than_may_wa
         time.sleep(0.002 * (number % 3))
         return Piece(number, 2)
 
-    bounds = {"threads": threads, "most_items": 7, "most_frames": 1000, "stopped": lambda: False}
+    bounds = {"threads": threads, "max_items": 7, "max_frames": 1000, "stopped": lambda: False}
     with ReadAhead(range(40), read, **bounds) as ahead:
         items = iter(ahead)
         assert next(items).number == 0
         assert settled(begun, 1 + 7) == 1 + 7
         assert [item.number for item in items] == list(range(1, 40))
     begun.clear()
-    with ReadAhead(range(40), read, **{**bounds, "most_items": 1000, "most_frames": 10}):
+    with ReadAhead(range(40), read, **{**bounds, "max_items": 1000, "max_frames": 10}):
         assert 5 <= settled(begun, 5) <= 5 + threads - 1
 
 

@@ -107,7 +107,7 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     second = extract("out")
     assert content(tmp_path / "out") == before
     assert [outcome.result for outcome in second] == [outcome.result for outcome in first]
-    assert all(outcome.kept for outcome in second)
+    assert all(outcome.cached for outcome in second)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_whatever_shards_are_left_the_others_come_back_to_the_bit(extract, tmp_p
         for number in missing:
             (tmp_path / "out" / names[number]).unlink()
         outcomes = extract("out")
-        assert {o.result.path.name for o in outcomes if not o.kept} == {names[number] for number in missing}
+        assert {o.result.path.name for o in outcomes if not o.cached} == {names[number] for number in missing}
         assert content(tmp_path / "out") == whole
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_shard_is_computed_again(extract, tmp_path, damage, caplog):
         data[damage] ^= 1 << damage % 7
     path.write_bytes({"cut short": data[:-1], "empty": b"", "longer": data + b"\0"}.get(damage, data))
     outcomes = extract("out")
-    assert 0 < sum(not outcome.kept for outcome in outcomes) < len(outcomes)
+    assert 0 < sum(not outcome.cached for outcome in outcomes) < len(outcomes)
     assert content(tmp_path / "out") == whole
     assert "in a damaged shard: computed again" in caplog.text
 
@@ -233,10 +233,10 @@ def test_a_shard_that_a_kill_kept_out_of_the_index_comes_in_and_a_lost_index_com
         ((number,),) = index.execute("SELECT MIN(number) FROM shards")
         index.execute("DELETE FROM recordings WHERE shard = ?", (number,))
         index.execute("DELETE FROM shards WHERE number = ?", (number,))
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
     (tmp_path / "out" / INDEX).unlink()
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
 
 
@@ -255,8 +255,8 @@ def test_features_can_be_read_after_a_kill_in_the_middle_of_a_transaction(extrac
 
 def _die_writing(folder):
     index = ShardIndex(folder)
-    index.ask("PRAGMA cache_size = 1")  # so that what is written does not wait for the end of the transaction
-    with index.changing() as connection:
+    index.query("PRAGMA cache_size = 1")  # so that what is written does not wait for the end of the transaction
+    with index.transaction() as connection:
         connection.execute("DELETE FROM recordings")
         connection.executemany("INSERT INTO about VALUES (?, ?)", [(str(n), "x" * 1000) for n in range(1000)])
         os._exit(1)
@@ -270,7 +270,7 @@ def test_an_index_that_is_damaged_is_told_with_the_way_out(extract, tmp_path):
     with pytest.raises(RunError, match=r"index\.sqlite cannot be read.* Remove it, and the same command makes it anew"):
         extract("out")
     index.unlink()
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
 
 
@@ -293,7 +293,7 @@ def test_what_failed_is_tried_again_and_comes_into_another_shard_of_its_stretch(
     assert content(tmp_path / "out") == before
     (audio / "b.flac").write_bytes(good)
     outcomes = extract("out", rows=rows)
-    assert [outcome.kept for outcome in outcomes] == [True, False, True, True, True, True]
+    assert [outcome.cached for outcome in outcomes] == [True, False, True, True, True, True]
     assert outcomes[1].result.path.name.startswith("features-000000-")
     after = content(tmp_path / "out")
     assert all(after[name] == before[name] for name in before if name.endswith(".safetensors"))
@@ -308,7 +308,7 @@ def test_a_source_that_was_changed_is_computed_again_and_leaves_nothing_where_it
     extract("out", rows=rows)
     samples, rate = soundfile.read(audio / "b.flac")
     soundfile.write(audio / "b.flac", samples / 2, rate)
-    assert [outcome.kept for outcome in extract("out", rows=rows)] == [True, False, True, True, True, True]
+    assert [outcome.cached for outcome in extract("out", rows=rows)] == [True, False, True, True, True, True]
     extract("once", rows=rows)
     ours, theirs = open_features(tmp_path / "out"), open_features(tmp_path / "once")
     assert torch.equal(ours["b.flac"]["final"], theirs["b.flac"]["final"])
@@ -323,7 +323,7 @@ def test_a_list_that_has_grown_computes_what_is_new(extract, audio, tmp_path):
     extract("out", rows=list_recordings(audio).rows)
     shutil.move(tmp_path / "away.flac", audio / "a.flac")
     rows = list_recordings(audio).rows
-    assert [outcome.kept for outcome in extract("out", rows=rows)] == [False, True, True, True, True, True]
+    assert [outcome.cached for outcome in extract("out", rows=rows)] == [False, True, True, True, True, True]
     assert len(open_features(tmp_path / "out")) == 6
 
 
@@ -381,8 +381,8 @@ def test_a_shard_that_another_process_writes_anew_stays(extract, encoder, rows, 
     """It is on the disk, and not in the index yet."""
     extract("out")
     store = ShardStore(FeatureSpec(encoder, ("final",)), tmp_path / "out", rows, lambda: None)
-    ((number, name),) = store._ask("SELECT number, name FROM shards ORDER BY number LIMIT 1")
-    with store._changing() as connection:  # as that process did before
+    ((number, name),) = store._query("SELECT number, name FROM shards ORDER BY number LIMIT 1")
+    with store._transaction() as connection:  # as that process did before
         connection.execute("DELETE FROM recordings WHERE shard = ?", (number,))
         connection.execute("DELETE FROM shards WHERE number = ?", (number,))
     assert not store._is_whole(number, tmp_path / "out" / name, 1, 1)
@@ -401,9 +401,9 @@ def _of_rank(encoder, rows, output, parts):
         store.write,
         max_duration=60,
         budget=150,
-        settled=store.find,
+        find_cached=store.find,
     )
-    assert len(list(store.through(made))) == len(mine)
+    assert len(list(store.durable(made))) == len(mine)
 
 
 def test_one_index_takes_what_processes_write_at_once(tmp_path):
@@ -416,8 +416,8 @@ def test_one_index_takes_what_processes_write_at_once(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     index = ShardIndex(tmp_path)
-    assert index.ask("SELECT COUNT(*) FROM shards") == [(4 * 25,)]
-    assert index.ask("SELECT COUNT(*) FROM recordings") == [(4 * 25 * 10,)]
+    assert index.query("SELECT COUNT(*) FROM shards") == [(4 * 25,)]
+    assert index.query("SELECT COUNT(*) FROM recordings") == [(4 * 25 * 10,)]
 
 
 def _add_many(folder: Path, process: int) -> None:

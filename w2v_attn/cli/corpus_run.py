@@ -50,8 +50,8 @@ def watch(
     try:
         with interruption, closing(run), RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
-                tally.take(outcome)
-                pace.take(outcome, 0.0 if outcome.kept and total is not None else row_weight(outcome.row))
+                tally.add(outcome)
+                pace.add(outcome, 0.0 if outcome.cached and total is not None else row_weight(outcome.row))
                 progress.update()
                 if outcome.result is not None:
                     take(outcome.row, outcome.result)
@@ -68,15 +68,15 @@ def conclude(title: str, corpus: Corpus, watched: Watched, output: Path, rows: S
     tally, wall = watched.tally, max(watched.seconds, 1e-9)
     missing = len(corpus.rows) - tally.reached
     summary = [
-        ("recordings", f"{tally.written + tally.kept:,} of {len(corpus.rows):,}"),
+        ("recordings", f"{tally.written + tally.cached:,} of {len(corpus.rows):,}"),
         ("failed", f"{tally.failed:,}, see {FAILURE_LOG}" if tally.failed else "0"),
         ("audio", f"{tally.seconds:,.1f} s, {tally.seconds / wall:.1f} × real time"),
         ("time", f"{console.span(wall)}, {tally.written / wall:,.1f} recordings/s"),
         *rows,
         ("output", str(output)),
     ]
-    if tally.kept:
-        summary.insert(1, ("already there", f"{tally.kept:,}"))
+    if tally.cached:
+        summary.insert(1, ("already there", f"{tally.cached:,}"))
     if missing:
         summary.append(("not reached", f"{missing:,}"))
     if corpus.skipped:
@@ -98,8 +98,8 @@ def show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
 
 def _show_kinds(title: str, tally: RunStats) -> None:
     """A table of what failed: every recording with its reason, or of many the kinds of reasons with one of each."""
-    if tally.failed <= len(tally.few):
-        show_failed(title, tally.few)
+    if tally.failed <= len(tally.first_failures):
+        show_failed(title, tally.first_failures)
         return
     kinds = tally.kinds.most_common(SHOWN)
     more = f" (the {SHOWN} most frequent of {len(tally.kinds):,} reasons)" if len(tally.kinds) > SHOWN else ""

@@ -33,11 +33,13 @@ def run(config: Any) -> int:
     rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
     store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
-    making, listed = _making(config, corpus.rows), len(corpus.rows)
-    if making.spans is not None:
-        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
-    mine = replace(corpus, rows=tuple(rows_of(rank.of(blocks_of(corpus.rows, store.together)))))
-    task = ExtractionTask(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
+    transform, listed = _transform(config, corpus.rows), len(corpus.rows)
+    if transform.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in transform.spans))
+    mine = replace(corpus, rows=tuple(rows_of(rank.select(blocks_of(corpus.rows, store.rows_per_group)))))
+    task = ExtractionTask(
+        output=output, layers=tuple(layers), layout=layout, transform=transform, **values.limits(config)
+    )
     model = values.model_options(config) | {"long_form": values.long_form(config)}
     job = ExtractionJob(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
@@ -64,8 +66,8 @@ def run(config: Any) -> int:
         return SOME_FAILED
 
     rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
-    rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
+    dtype, tally = transform.output_dtype or extractor.description.dtype, watched.tally
+    rows += _underflow(tally.underflowed, tally.underflowed_rows, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
     if rank.is_alone:
@@ -74,7 +76,7 @@ def run(config: Any) -> int:
     return _conclude_ranks(output, watched.code, dtype)
 
 
-def _making(config: Any, rows: Sequence[Row]) -> FeatureTransform:
+def _transform(config: Any, rows: Sequence[Row]) -> FeatureTransform:
     """What is made of the layers of these rows."""
     pooling, segments = values.text(config, "pooling"), None
     if config.segments is not None and pooling != "none":
@@ -89,9 +91,9 @@ def _making(config: Any, rows: Sequence[Row]) -> FeatureTransform:
 
 def _foretell(job: ExtractionJob, rows: Sequence[Row]) -> None:
     """What the run would take; nothing is written."""
-    worker = InProcessExtractor.of(job)
+    worker = InProcessExtractor.load(job)
     worker.check_output()
-    _show_estimate(worker.estimate(rows, rehearsal=DRY_RUN), job.task.layers)
+    _show_estimate(worker.estimate(rows, trial=DRY_RUN), job.task.layers)
 
 
 def _estimated(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
@@ -136,19 +138,22 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
 
 def _described(extractor: Extractor, task: ExtractionTask, found: str) -> list[tuple[str, str]]:
     """What was extracted, and by what. found: how much."""
-    described, making, layers = extractor.description, task.making, ", ".join(task.layers)
-    assert making is not None
+    described, transform, layers = extractor.description, task.transform, ", ".join(task.layers)
+    assert transform is not None
     rows = [
-        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
-        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
+        ("layers", layers if transform.weighted_sum is None else f"weighted sum of {layers}"),
+        (
+            "frames" if transform.pooling == "none" else "vectors",
+            f"{found}, {transform.output_dtype or described.dtype}",
+        ),
         ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long_form.kind != "full":
         rows.append(
             ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
         )
-    if described.one_by_one is not None:
-        rows.append(("one by one", f"for {described.one_by_one}"))
+    if described.unpacked_reason is not None:
+        rows.append(("one by one", f"for {described.unpacked_reason}"))
     return rows
 
 

@@ -80,8 +80,8 @@ class RunProgress:
     def _said(self) -> str:
         tally, pace = self._tally, self._pace
         parts = [f"{tally.reached:,} of {self._rows:,}"]
-        if tally.kept:
-            parts.append(f"{tally.kept:,} kept")
+        if tally.cached:
+            parts.append(f"{tally.cached:,} kept")
         if tally.failed:
             parts.append(f"{tally.failed:,} failed")
         if (recordings := pace.recordings_per_second) is not None and (times := pace.times_real_time) is not None:

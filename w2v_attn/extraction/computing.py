@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 LONG_RECORDING, LONG_WAIT = 300.0, 120.0
 
 
-def compute_features(encoder: Encoder, product: FeatureSpec, batch: Batch) -> list[Transformed | ValueError]:
+def compute_features(encoder: Encoder, spec: FeatureSpec, batch: Batch) -> list[Transformed | ValueError]:
     """What is made of each recording of a batch; a ValueError in the place of those that cannot be used.
 
     Such as features that are not finite, a value beyond the dtype that is asked for, a span beyond the end.
     """
     for row, recording in batch:
-        _announce(encoder, row, recording, product.layers)
-    found = encoder.extract([recording.waveform for _, recording in batch], product.layers)
-    return [_made(product, row, _apart(features)) for (row, _), features in zip(batch, found, strict=True)]
+        _announce(encoder, row, recording, spec.layers)
+    found = encoder.extract([recording.waveform for _, recording in batch], spec.layers)
+    return [_made(spec, row, _apart(features)) for (row, _), features in zip(batch, found, strict=True)]
 
 
 def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> None:
@@ -59,10 +59,10 @@ def _apart(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _made(product: FeatureSpec, row: Row, features: dict[str, Tensor]) -> Transformed | ValueError:
+def _made(spec: FeatureSpec, row: Row, features: dict[str, Tensor]) -> Transformed | ValueError:
     if all(map(is_finite, features.values())):
         try:
-            return product.make(row.id, features)
+            return spec.transform(row.id, features)
         except ValueError as error:
             return ValueError(str(error))
     dtype = str(next(iter(features.values())).dtype).removeprefix("torch.")

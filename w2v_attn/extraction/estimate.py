@@ -91,85 +91,87 @@ def is_worth_estimating(rows: Sequence[Row]) -> bool:
 
 def estimate(
     encoder: Encoder,
-    product: FeatureSpec,
+    spec: FeatureSpec,
     store: type[Store],
     rows: Sequence[Row],
     output: Path,
     *,
     max_duration: float,
     audio_decoder: AudioDecoderOptions,
-    rehearsal: TrialRun = DRY_RUN,
+    trial: TrialRun = DRY_RUN,
 ) -> Estimate:
-    """What it takes to make a product of rows and to keep it. Takes some seconds; writes nothing."""
-    wanted = product.layers
+    """What it takes to make a spec of rows and to keep it. Takes some seconds; writes nothing."""
+    wanted = spec.layers
     # A decoder that hangs is waited for by the run, and not twice.
     audio_decoder = replace(audio_decoder, timeout=min(audio_decoder.timeout, SCAN_SECONDS))
     with closing(audio_decoder.start()) as decoder:
-        survey = scan_rows(rows, store.peek(output), decoder)
+        scan = scan_rows(rows, store.open_index(output), decoder)
 
-    def samples(looked: Sampled) -> int:
-        usable = looked.duration is not None and looked.duration <= max_duration
-        found = round((looked.duration or 0) * encoder.sample_rate) if usable else 0
+    def samples(sampled: Sampled) -> int:
+        usable = sampled.duration is not None and sampled.duration <= max_duration
+        found = round((sampled.duration or 0) * encoder.sample_rate) if usable else 0
         return found if found >= encoder.input.least_samples else 0
 
-    def predicted(looked: Sampled) -> float:
-        return encoder.expected_seconds(found, wanted) if (found := samples(looked)) else 0.0
+    def predicted(sampled: Sampled) -> float:
+        return encoder.expected_seconds(found, wanted) if (found := samples(sampled)) else 0.0
 
-    def is_usable(looked: Sampled) -> bool:
-        return samples(looked) > 0
+    def is_usable(sampled: Sampled) -> bool:
+        return samples(sampled) > 0
 
-    usable = survey.share(is_usable, missing=False)
-    recordings = round((survey.rows - survey.there) * survey.share(is_usable, missing=True))
-    lengths = [found for looked in survey.sample if (found := samples(looked))]
-    each, frame = _bytes(encoder, product, store, survey, lengths)
-    size = recordings * each + survey.total(lambda looked: encoder.count_frames(samples(looked)), missing=True) * frame
-    files = store.files(recordings, size)
-    seconds = survey.total(predicted, missing=True)
+    usable = scan.share(is_usable, missing=False)
+    recordings = round((scan.rows - scan.there) * scan.share(is_usable, missing=True))
+    lengths = [found for sampled in scan.sample if (found := samples(sampled))]
+    each, frame = _bytes(encoder, spec, store, scan, lengths)
+    size = recordings * each + scan.total(lambda sampled: encoder.count_frames(samples(sampled)), missing=True) * frame
+    files = store.count_files(recordings, size)
+    seconds = scan.total(predicted, missing=True)
     if (known := seconds + files * SECONDS_PER_FILE) > TRIAL_THRESHOLD:
-        usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
-        begun, times = _rehearsed(encoder, product, audio_decoder, usable_rows, rehearsal.of(known))
+        usable_rows = [(sampled.row, found) for sampled in scan.sample if (found := samples(sampled))]
+        begun, times = _rehearsed(encoder, spec, audio_decoder, usable_rows, trial.of(known))
         seconds = begun + seconds * times
     block, free, free_files = _disk(output)
     return Estimate(
-        recordings=survey.rows,
-        looked_at=len(survey.sample),
-        unusable=round(survey.rows * (1 - usable)),
-        there=survey.there,
-        audio=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=False),
-        spread=survey.spread(lambda looked: samples(looked) / encoder.sample_rate),
-        missing=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=True),
+        recordings=scan.rows,
+        looked_at=len(scan.sample),
+        unusable=round(scan.rows * (1 - usable)),
+        there=scan.there,
+        audio=scan.total(lambda sampled: samples(sampled) / encoder.sample_rate, missing=False),
+        spread=scan.spread(lambda sampled: samples(sampled) / encoder.sample_rate),
+        missing=scan.total(lambda sampled: samples(sampled) / encoder.sample_rate, missing=True),
         files=files,
         bytes=round(size),
         disk=round(size + files * block / 2),
         seconds=seconds + files * SECONDS_PER_FILE,
         free=free,
         free_files=free_files,
-        weight=survey.total(lambda looked: looked.weight, missing=True),
-        dtype=product.dtype,
+        weight=scan.total(lambda sampled: sampled.weight, missing=True),
+        dtype=spec.dtype,
     )
 
 
 def _bytes(
-    encoder: Encoder, product: FeatureSpec, store: type[Store], survey: Scan, lengths: Sequence[int]
+    encoder: Encoder, spec: FeatureSpec, store: type[Store], scan: Scan, lengths: Sequence[int]
 ) -> tuple[float, float]:
     """Bytes of each recording, and more for each of its frames: of one as it would be."""
     if not lengths:
         return 0.0, 0.0
-    row = survey.sample[len(survey.sample) // 2].row
+    row = scan.sample[len(scan.sample) // 2].row
     recording = _noise(encoder, min(round(statistics.median(lengths)), round(SIZED_SECONDS * encoder.sample_rate)))
     recording = replace(recording, source=source_state(row) or "")
-    found = encoder.extract([recording.waveform], product.layers)[0]
-    made = product.whole.make(row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}).features
-    beside = store.beside(made, product.metadata(row, recording))
+    found = encoder.extract([recording.waveform], spec.layers)[0]
+    made = spec.without_spans.transform(
+        row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+    ).features
+    beside = store.overhead_bytes(made, spec.metadata(row, recording))
     tensors = sum(tensor.nbytes for tensor in made.values())
-    if product.vectors is None:
+    if spec.vectors_per_recording is None:
         return beside, tensors / encoder.count_frames(len(recording.waveform))
-    return beside + tensors * product.vectors, 0.0
+    return beside + tensors * spec.vectors_per_recording, 0.0
 
 
 def _rehearsed(
     encoder: Encoder,
-    product: FeatureSpec,
+    spec: FeatureSpec,
     audio_decoder: AudioDecoderOptions,
     rows: Sequence[tuple[Row, int]],
     amount: float,
@@ -180,20 +182,20 @@ def _rehearsed(
     rows: with the samples of their recordings. amount: seconds to be expected.
     """
     longest = max(samples for _, samples in rows)
-    while encoder.expected_seconds(longest, product.layers) > amount and longest // 2 >= encoder.input.least_samples:
+    while encoder.expected_seconds(longest, spec.layers) > amount and longest // 2 >= encoder.input.least_samples:
         longest //= 2
     chosen: dict[str, float] = {}
     parts: list[Row] = []
     for row, samples in rows:
         if samples > longest:  # its beginning
             row, samples = replace(row, duration=longest / encoder.sample_rate), longest
-        chosen[row.id] = encoder.expected_seconds(samples, product.layers)
+        chosen[row.id] = encoder.expected_seconds(samples, spec.layers)
         parts.append(row)
         if sum(chosen.values()) > amount:
             break
 
     options = {"max_duration": float("inf"), "budget": encoder.frame_budget(), "writers": WRITERS}
-    process = partial(compute_features, encoder, product.whole)
+    process = partial(compute_features, encoder, spec.without_spans)
 
     def tried(rows: Sequence[Row]) -> tuple[float, float]:
         """(seconds taken, seconds to be expected)"""

@@ -66,27 +66,27 @@ def extract_with(
         RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
     """
     described, output, store = extractor.description, task.output, store_of(task.layout)
-    parts = blocks_of(rows, store.together)
-    mine = rank.of(parts)
-    claim = RunSpec(
-        parts=parts,
+    blocks = blocks_of(rows, store.rows_per_group)
+    mine = rank.select(blocks)
+    spec = RunSpec(
+        blocks=blocks,
         fingerprint=described.fingerprint,
         made_with=described.made_with,
         batch_frames=described.batch_frames,
         about=about or {},
         prepare=lambda: store.prepare(output, rows),
-        one_machine=store.one_machine,
+        single_machine_reason=store.single_machine_reason,
     )
-    with acquire(output, claim) if rank.is_alone else acquire_shared(output, rank, claim) as folder:
+    with acquire(output, spec) if rank.is_alone else acquire_shared(output, rank, spec) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with FailureLog(folder.ledger, rows_of(mine)) as ledger, closing(outcomes):
+            with FailureLog(folder.failures_dir, rows_of(mine)) as failures, closing(outcomes):
                 for outcome in outcomes:
-                    ledger.note(outcome)
+                    failures.note(outcome)
                     folder.count(outcome)
                     yield outcome
         except ValueError:
-            folder.withdraw()
+            folder.rollback()
             raise
         except BaseException as error:
             kind = "stopped" if isinstance(error, Exception) else "interrupted"

@@ -46,56 +46,56 @@ class FeatureSpec:
         ValueError: an unknown layer, or layers that cannot be summed as asked for.
     """
 
-    def __init__(self, encoder: Encoder, layers: Sequence[str], making: FeatureTransform | None = None):
-        self._encoder, self._making = encoder, FeatureTransform() if making is None else making
+    def __init__(self, encoder: Encoder, layers: Sequence[str], transform: FeatureTransform | None = None):
+        self._encoder, self._transform = encoder, FeatureTransform() if transform is None else transform
         self._asked = tuple(layers)
-        self.layers = self._making.chosen(check_layers(layers, encoder.num_layers))
+        self.layers = self._transform.input_layers(check_layers(layers, encoder.num_layers))
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
-        made = self._making.fingerprint(self.layers)
+        made = self._transform.fingerprint(self.layers)
         if made.get("output_dtype") == _name(encoder.dtype):
             del made["output_dtype"]  # it is what is computed in
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
-        self._names = self._making.made(self.layers)
-        self._identity = {
+        self._names = self._transform.output_layers(self.layers)
+        self._checksums = {
             "fingerprint": hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest(),
             "checkpoint_sha256": self.fingerprint["checkpoint"],
         }
 
-    def make(self, row_id: str, features: Mapping[str, Tensor]) -> Transformed:
+    def transform(self, row_id: str, features: Mapping[str, Tensor]) -> Transformed:
         """What is made of the layers of a row, on the CPU. Raises ValueError: see `FeatureTransform.make`."""
-        return self._making.make(row_id, features, self._rates.__getitem__)
+        return self._transform.apply(row_id, features, self._rates.__getitem__)
 
     @cached_property
-    def whole(self) -> "FeatureSpec":
+    def without_spans(self) -> "FeatureSpec":
         """The same of recordings as a whole, whatever spans there are: what can be tried on any recording."""
-        making = self._making.whole
-        return self if making is self._making else FeatureSpec(self._encoder, self._asked, making)
+        transform = self._transform.without_spans
+        return self if transform is self._transform else FeatureSpec(self._encoder, self._asked, transform)
 
     @property
-    def vectors(self) -> float | None:
+    def vectors_per_recording(self) -> float | None:
         """Of a recording, on average; None: it has frames."""
-        if self._making.pooling == "none":
+        if self._transform.pooling == "none":
             return None
-        spans = self._making.spans
+        spans = self._transform.spans
         return 1.0 if spans is None else sum(map(len, spans.values())) / max(1, len(spans))
 
     @property
     def dtype(self) -> str:
         """Of what is made."""
-        return self._making.output_dtype or _name(self._encoder.dtype)
+        return self._transform.output_dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""
         about = encoder_metadata(self._encoder, row, recording, self.layers)
-        return self._making.describe(row.id, about | self._identity, self.layers, underflowed)
+        return self._transform.metadata(row.id, about | self._checksums, self.layers, underflowed)
 
-    def written(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> FeatureLocation:
+    def location(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> FeatureLocation:
         """Where features of these shapes are."""
         frames, channels = (1, *shapes[self._names[-1]])[-2:]
         return FeatureLocation(path, frames, channels, underflowed)
 
-    def judge(
+    def check_stored(
         self, row: Row, path: Path, about: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
     ) -> CachedResult[FeatureLocation] | str | None:
         """What is stored of a row, where it counts; where not, why; None where its source cannot be had now.
@@ -106,9 +106,9 @@ class FeatureSpec:
             ValueError: it is of another configuration, or of another file than this row's.
         """
         whole = shapes.keys() == set(self._names) and all(
-            len(shape) == self._making.dimensions for shape in shapes.values()
+            len(shape) == self._transform.ndim for shape in shapes.values()
         )
-        if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
+        if not whole or about.get("fingerprint") != self._checksums["fingerprint"]:
             raise ValueError(
                 f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
                 f"{about.get('layers')}, {about.get('output_dtype', about.get('dtype'))}: name another output"
@@ -123,14 +123,14 @@ class FeatureSpec:
                 )
             return "of another state of their source"
         flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
-        written = self.written(path, shapes, underflow_of(about))
+        written = self.location(path, shapes, underflow_of(about))
         return CachedResult(written, int(about["samples"]), int(about["sample_rate"]), flags)
 
     def _check_sum(self) -> None:
         """Raises ValueError where the layers cannot be summed, whatever the recording."""
-        if self._making.weighted_sum is None:
+        if self._transform.weighted_sum is None:
             return
-        self._making.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
+        self._transform.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
         if len(self.layers) == 1:
             raise ValueError(
                 f"layer_weights sums layers, and there is only {self.layers[0]}: give layers=all, or a range"

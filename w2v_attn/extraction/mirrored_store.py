@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 class MirroredStore:
     """See `store.Store`. Every recording has a file of its own, so rows go to stores as anybody likes."""
 
-    together = 1
-    one_machine = None
+    rows_per_group = 1
+    single_machine_reason = None
 
     def __init__(
         self,
-        product: FeatureSpec,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        del rows, parts  # the name of a file says whose it is
-        self._product, self._output, self._check_there = product, output, check_there
+        del rows, groups  # the name of a file says whose it is
+        self._spec, self._output, self._check_there = spec, output, check_there
         self._removed: list[str] = []  # why; several threads append
 
     @staticmethod
@@ -49,16 +49,16 @@ class MirroredStore:
         remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
 
     @staticmethod
-    def peek(output: Path) -> "_Peek":
-        return _Peek(output)
+    def open_index(output: Path) -> "_Index":
+        return _Index(output)
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         tensors = sum(tensor.nbytes for tensor in features.values())
         return written_size(dict(features), dict(metadata)) - tensors
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
+    def count_files(recordings: int, size: float) -> int:
         return recordings
 
     def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
@@ -71,7 +71,7 @@ class MirroredStore:
             if isinstance(failure := write_error(path, error), RunError):
                 raise failure from error
             return None  # it cannot be written either, which is then told of this row
-        found = "damaged" if stored is None else self._product.judge(row, path, stored.metadata, stored.shapes)
+        found = "damaged" if stored is None else self._spec.check_stored(row, path, stored.metadata, stored.shapes)
         if not isinstance(found, str):
             return found
         self._check_there()
@@ -83,28 +83,28 @@ class MirroredStore:
         path = feature_path(self._output, row.id)
         self._check_there()
         try:
-            write_features(path, made.features, self._product.metadata(row, recording, made.underflowed))
+            write_features(path, made.features, self._spec.metadata(row, recording, made.underflowed))
         except OSError as error:
             raise write_error(path, error) from error
         shapes = {name: tensor.shape for name, tensor in made.features.items()}
-        return self._product.written(path, shapes, made.underflowed)
+        return self._spec.location(path, shapes, made.underflowed)
 
-    def through(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
         return outcomes
 
-    def report(self) -> None:
+    def log_recomputed(self) -> None:
         for why, count in Counter(self._removed).items():
             logger.warning("%d files of features were %s: computed again", count, why)
 
 
-class _Peek:
+class _Index:
     def __init__(self, output: Path):
         self._output, self._fresh = output, not output.is_dir()
 
-    def has(self, row: Row) -> bool:
+    def contains(self, row: Row) -> bool:
         return not self._fresh and os.path.exists(feature_path(self._output, row.id))  # too long a name is none
 
-    def counts(self, row: Row) -> bool:
+    def is_valid(self, row: Row) -> bool:
         if self._fresh:
             return False
         try:

@@ -32,7 +32,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scan:
-    """rows: how many. there: of them have features that count, about. sample: those looked at, evenly from the list.
+    """rows: how many. there: of them have features that count, about. sample: those sampled at, evenly from the list.
 
     weights, weights_there: of all rows and of those that are there, by the kind of their files.
     """
@@ -56,7 +56,7 @@ class Scan:
 
     def share(self, holds: Callable[[Sampled], bool], *, missing: bool) -> float:
         """Of the sample, or of what is missing of it, 0 to 1."""
-        sample = [looked for looked in self.sample if not (missing and looked.there)]
+        sample = [sampled for sampled in self.sample if not (missing and sampled.there)]
         return sum(map(holds, sample)) / max(1, len(sample))
 
     def spread(self, value: Callable[[Sampled], float]) -> float:
@@ -64,25 +64,25 @@ class Scan:
         total, variance = self.total(value, missing=False), 0.0
         for kind, weight in self.weights.items():
             members, ratio = self._members(kind), self._ratio(kind, value)
-            seen = sum(looked.weight for looked in members)
+            seen = sum(sampled.weight for sampled in members)
             if not seen < weight or len(members) < 2:
                 continue
-            off = sum((value(looked) - ratio * looked.weight) ** 2 for looked in members) / (len(members) - 1)
+            off = sum((value(sampled) - ratio * sampled.weight) ** 2 for sampled in members) / (len(members) - 1)
             count = len(members) * weight / seen
             variance += count**2 * (1 - len(members) / count) * off / len(members)
         return 1.96 * math.sqrt(variance) / total if total > 0 else 0.0
 
     def _ratio(self, kind: str, value: Callable[[Sampled], float]) -> float:
         members = self._members(kind) or self.sample
-        weight = sum(looked.weight for looked in members)
+        weight = sum(sampled.weight for sampled in members)
         return sum(map(value, members)) / weight if weight > 0 else 0.0
 
     def _members(self, kind: str) -> list[Sampled]:
-        return [looked for looked in self.sample if _kind(looked.row) == kind]
+        return [sampled for sampled in self.sample if _kind(sampled.row) == kind]
 
 
-def scan_rows(rows: Sequence[Row], there: OutputIndex, decoder: AudioDecoder) -> Scan:
-    """A survey of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
+def scan_rows(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> Scan:
+    """A scan of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
     weights: defaultdict[str, float] = defaultdict(float)
     weights_there: defaultdict[str, float] = defaultdict(float)
     seen = found = 0
@@ -91,15 +91,15 @@ def scan_rows(rows: Sequence[Row], there: OutputIndex, decoder: AudioDecoder) ->
         weight = row_weight(row)
         weights[_kind(row)] += weight
         seen += 1
-        if there.has(row):
+        if index.contains(row):
             weights_there[_kind(row)] += weight
             found += 1
         if time.monotonic() > ends:
             break
-    sample = _sample(rows, there, decoder)
+    sample = _sample(rows, index, decoder)
     # Of those that are there, some may be damaged, or their sources have changed.
-    counted = sum(looked.there for looked in sample)
-    existing = sum(there.has(looked.row) for looked in sample)
+    counted = sum(sampled.there for sampled in sample)
+    existing = sum(index.contains(sampled.row) for sampled in sample)
     valid = counted / existing if existing else 1.0
     scale = len(rows) / seen if seen else 0.0  # a share may have no rows
     return Scan(
@@ -129,7 +129,7 @@ def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
         yield from (rows[place] for place in places)
 
 
-def _sample(rows: Sequence[Row], there: OutputIndex, decoder: AudioDecoder) -> list[Sampled]:
+def _sample(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> list[Sampled]:
     sample: list[Sampled] = []
     ends = time.monotonic() + SCAN_SECONDS
     for row in evenly(rows, MAX_SAMPLED):
@@ -138,7 +138,7 @@ def _sample(rows: Sequence[Row], there: OutputIndex, decoder: AudioDecoder) -> l
         except ValueError:  # AudioError, or what content of its own says
             duration = 0.0
         if duration is not None:  # a header that does not say: others of its kind speak for it
-            sample.append(Sampled(row, row_weight(row), duration or None, there.counts(row)))
+            sample.append(Sampled(row, row_weight(row), duration or None, index.is_valid(row)))
         if len(sample) == MAX_SAMPLED or time.monotonic() > ends:
             break
     return sample

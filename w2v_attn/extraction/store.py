@@ -25,13 +25,13 @@ WRITERS = 4
 
 
 class OutputIndex(Protocol):
-    """What is there in an output, looked at without changing anything."""
+    """What is there in an output, sampled at without changing anything."""
 
-    def has(self, row: Row) -> bool:
+    def contains(self, row: Row) -> bool:
         """Whether something of a row is there; quickly."""
         ...
 
-    def counts(self, row: Row) -> bool:
+    def is_valid(self, row: Row) -> bool:
         """Whether it is whole, and of the source as it is; of which configuration it is, the folder says."""
         ...
 
@@ -41,24 +41,24 @@ class Store(Protocol):
 
     Of one process; others have stores of their own on the same folder, each for rows of its own.
 
-    product: what is made of each recording. rows: those that this store is asked about, in the order of the list.
+    spec: what is made of each recording. rows: those that this store is asked about, in the order of the list.
     check_there: raises RunError where the output is not the folder that it was.
     """
 
     # Rows that go to one store together, from a multiple of it in the list on; 1: as anybody likes.
-    together: int
+    rows_per_group: int
     # Why only one machine may write to a folder at a time, and the way out; None: several may.
-    one_machine: str | None
+    single_machine_reason: str | None
 
     def __init__(
         self,
-        product: FeatureSpec,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        """parts: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
+        """groups: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
         ...
 
     @staticmethod
@@ -71,17 +71,17 @@ class Store(Protocol):
         ...
 
     @staticmethod
-    def peek(output: Path) -> OutputIndex:
+    def open_index(output: Path) -> OutputIndex:
         """What is there, for an estimate."""
         ...
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         """Bytes that a recording with these features takes beside those of its tensors."""
         ...
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
+    def count_files(recordings: int, size: float) -> int:
         """How many files so many recordings of so many bytes together are."""
         ...
 
@@ -102,11 +102,11 @@ class Store(Protocol):
         """
         ...
 
-    def through(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
         """The outcomes of the rows, each when what it speaks of is on the disk; it must be gone through."""
         ...
 
-    def report(self) -> None:
+    def log_recomputed(self) -> None:
         """Says what was there and did not count."""
         ...
 

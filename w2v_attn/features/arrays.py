@@ -30,9 +30,9 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(math.isfinite(end) for end in tensor.aminmax())
 
 
-def check_dtype(dtype: str, layout: str, holds: Container[str]) -> None:
+def check_dtype(dtype: str, layout: str, dtypes: Container[str]) -> None:
     """Raises FeatureSetError where a layout does not hold a dtype. Every value of the halves is one of float32's."""
-    if dtype not in holds:
+    if dtype not in dtypes:
         raise FeatureSetError(f"layout={layout} holds no {dtype}: output_dtype=float32 keeps every value")
 
 

@@ -31,7 +31,7 @@ class ConversionError(Exception):
 class ConversionRequest:
     """What is to be made of features.
 
-    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `making.Making`.
+    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `transform.Making`.
     """
 
     layout: str
@@ -68,7 +68,7 @@ class Conversion:
         if request.segments is not None and request.pooling == "none":
             raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
         spans = None if request.segments is None else read_segments(request.segments, features)
-        self._making = FeatureTransform(
+        self._transform = FeatureTransform(
             output_dtype=request.output_dtype,
             layers=request.layers,
             layer_weights=request.layer_weights,
@@ -115,13 +115,13 @@ class Conversion:
         for id in self.ids:
             try:
                 recording = self._features[id]
-                frames = {layer: recording[layer] for layer in self._making.chosen(recording.layers)}
+                frames = {layer: recording[layer] for layer in self._transform.input_layers(recording.layers)}
             except DamagedError:
                 continue
-            if self._making.weighted_sum is not None:
-                self._making.weighted_sum(frames)
+            if self._transform.weighted_sum is not None:
+                self._transform.weighted_sum(frames)
             for tensor in frames.values():
-                check_dtype(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
+                check_dtype(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.dtypes)
             return
 
     def _describe(self) -> dict[str, object]:
@@ -133,12 +133,12 @@ class Conversion:
 
     def _make(self, recording: RecordingFeatures) -> tuple[Transformed, dict[str, str]]:
         """Features and metadata as they are to be written."""
-        making, metadata = self._making, recording.metadata
-        chosen = making.chosen(recording.layers)
-        if making.pooling != "none" and "pooling" in metadata:
+        transform, metadata = self._transform, recording.metadata
+        chosen = transform.input_layers(recording.layers)
+        if transform.pooling != "none" and "pooling" in metadata:
             raise FeatureSetError(f"is pooled already (pooling={metadata['pooling']}): it has no frames")
-        made = making.make(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
-        return made, making.describe(recording.id, metadata, chosen, made.underflowed)
+        made = transform.apply(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
+        return made, transform.metadata(recording.id, metadata, chosen, made.underflowed)
 
 
 def _write(writer: FeatureWriter, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

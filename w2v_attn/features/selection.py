@@ -75,17 +75,17 @@ class LayerSum:
         if len(shapes := {tuple(tensor.shape) for tensor in features.values()}) > 1:
             raise FeatureSetError(f"layers of the shapes {sorted(shapes)} cannot be summed: choose some with layers=")
         total: Tensor | None = None
-        for weight, tensor in zip(self.described(names).values(), features.values(), strict=True):
+        for weight, tensor in zip(self.by_layer(names).values(), features.values(), strict=True):
             part = weight * tensor.to(torch.promote_types(tensor.dtype, torch.float32))
             total = part if total is None else total + part
         assert total is not None
         return total
 
-    def described(self, layers: Sequence[str]) -> dict[str, float]:
+    def by_layer(self, layers: Sequence[str]) -> dict[str, float]:
         """Layer -> its weight."""
         return dict(zip(layers, self.weights or (1 / len(layers),) * len(layers), strict=True))
 
-    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
+    def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
         """The layers to sum, of those selected: of a checkpoint's weights its own, where they are among them."""
         own = self.layers
         return tuple(layers) if own is None else tuple(layer for layer in layers if layer in own)

@@ -65,7 +65,7 @@ class FeatureTransform:
         self._layer_weights = layer_weights
 
     @property
-    def whole(self) -> "FeatureTransform":
+    def without_spans(self) -> "FeatureTransform":
         """The same without spans."""
         if self.spans is None:
             return self
@@ -73,21 +73,21 @@ class FeatureTransform:
             output_dtype=self.output_dtype, layers=self.layers, layer_weights=self._layer_weights, pooling=self.pooling
         )
 
-    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
+    def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
         """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""
         chosen = select_layers(layers, self.layers)
-        return chosen if self.weighted_sum is None else self.weighted_sum.chosen(chosen)
+        return chosen if self.weighted_sum is None else self.weighted_sum.input_layers(chosen)
 
-    def made(self, chosen: Sequence[str]) -> tuple[str, ...]:
+    def output_layers(self, chosen: Sequence[str]) -> tuple[str, ...]:
         """The names of what is made of the chosen layers."""
         return tuple(chosen) if self.weighted_sum is None else (SUM,)
 
     @property
-    def dimensions(self) -> int:
+    def ndim(self) -> int:
         """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
         return 1 if self.pooling != "none" and self.spans is None else 2
 
-    def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Transformed:
+    def apply(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Transformed:
         """Chosen layers [frames, channels] -> what is made of them.
 
         rate: layer -> frames a second; asked where there are spans.
@@ -115,16 +115,16 @@ class FeatureTransform:
         made = {layer: cast(tensor, targets[layer], layer) for layer, tensor in features.items()}
         return Transformed(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
 
-    def describe(
+    def metadata(
         self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
     ) -> dict[str, str]:
         """What is said about what is made of the chosen layers. metadata: about the recording that has them.
 
         underflowed: see `Transformed`; it adds to what a conversion before this one said.
         """
-        said, made = dict(metadata), self.made(chosen)
+        said, made = dict(metadata), self.output_layers(chosen)
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
             if (rates := said.pop("frame_rates", None)) is not None:
                 said["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
         if self.pooling != "none":
@@ -143,7 +143,7 @@ class FeatureTransform:
         """What decides what is made, beside the chosen layers; empty where they are kept as they are."""
         said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
         if self.pooling != "none":
             said["pooling"] = self.pooling
         if self.spans is not None:

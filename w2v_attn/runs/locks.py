@@ -16,21 +16,21 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 class Lock:
     """A file that is held, alone or together with others that want no more. Made by `take`.
 
-    The lock is the kernel's, on an open file. Over NFS it holds between machines too (Linux takes it to the server),
+    The lock is the kernel's, on an open file. Over NFS it is_effective between machines too (Linux takes it to the server),
     unless the mount says `nolock` or `local_lock`.
 
-    holds: whether it keeps others out; not where the file system has no locks.
+    is_effective: whether it keeps others out; not where the file system has no locks.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, holds: bool):
-        self._path, self._descriptor, self.holds = path, descriptor, holds
+    def __init__(self, path: Path, descriptor: int, *, is_effective: bool):
+        self._path, self._descriptor, self.is_effective = path, descriptor, is_effective
 
-    def say(self, text: str) -> None:
+    def write_holder(self, text: str) -> None:
         """Writes down who holds it. Raises OSError."""
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
 
-    def share(self) -> None:
+    def downgrade(self) -> None:
         """Lets others in that share it."""
         with suppress(OSError):  # where there are no locks
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
@@ -59,7 +59,7 @@ class InUseError(Exception):
     """Somebody else holds it. The text says who, if that is known."""
 
 
-def take(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
+def acquire_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
     """The lock on a file, which is made where there is none.
 
     Raises:
@@ -68,7 +68,7 @@ def take(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         # Open for writing, for NFS gives no exclusive lock on a file that is read.
-        descriptor, holds = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+        descriptor, is_effective = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
             fcntl.flock(descriptor, kind)
         except BlockingIOError:
@@ -79,9 +79,9 @@ def take(path: Path, *, shared: bool = False, wait: bool = False) -> Lock:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
-            holds = False
+            is_effective = False
             logger.warning("%s cannot be locked (%s): see that no second run writes there", path, error.strerror)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return Lock(path, descriptor, holds=holds)
+                return Lock(path, descriptor, is_effective=is_effective)
         os.close(descriptor)  # its holder has just ended, and removed it

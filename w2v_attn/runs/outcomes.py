@@ -36,7 +36,7 @@ class Outcome(Generic[Result]):
     reason: str | None
     seconds: float = 0.0
     flags: tuple[str, ...] = ()
-    kept: bool = False
+    cached: bool = False
 
     @property
     def underflowed(self) -> int:

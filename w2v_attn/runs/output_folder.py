@@ -12,7 +12,7 @@ from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
-from w2v_attn.runs.locks import InUseError, take
+from w2v_attn.runs.locks import InUseError, acquire_lock
 from w2v_attn.runs.outcomes import Outcome, cannot_write
 from w2v_attn.runs.rank import Block, clear_rank_dirs, other_rank_dirs, rows_of
 from w2v_attn.runs.record import check_same, new_record, now, read_record, restore_record, update_record, write_record
@@ -30,27 +30,27 @@ RECORD_SECONDS = 60.0
 class RunSpec:
     """What a run claims a folder for.
 
-    parts: those of the whole list. fingerprint: what decides what the results are; a folder holds those of one.
+    blocks: those of the whole list. fingerprint: what decides what the results are; a folder is_effective those of one.
     made_with: versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the
-    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. one_machine: why all
+    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. single_machine_reason: why all
     ranks must be on one machine; None: they need not be.
 
     Raises:
-        ValueError, RunError, OSError: what `prepare` raises ends the claim.
+        ValueError, RunError, OSError: what `prepare` raises ends the spec.
     """
 
-    parts: Sequence[Block]
+    blocks: Sequence[Block]
     fingerprint: Mapping[str, str]
     made_with: Mapping[str, object]
     batch_frames: int
     about: Mapping[str, object]
     prepare: Callable[[], None]
-    one_machine: str | None = None
+    single_machine_reason: str | None = None
 
     @property
     def rows(self) -> list[Row]:
         """All of the list."""
-        return rows_of(self.parts)
+        return rows_of(self.blocks)
 
 
 class RunFolder:
@@ -60,11 +60,11 @@ class RunFolder:
     """
 
     def __init__(self, output: Path, record: dict[str, Any], before: dict[str, Any] | None):
-        self.ledger = output
+        self.failures_dir = output
         self._output, self._record, self._before = output, record, before
         self._place = FolderIdentity(output)
-        self._tally = RunStats()
-        self._started = self._told = time.monotonic()
+        self._stats = RunStats()
+        self._started = self._updated = time.monotonic()
 
     @property
     def batch_frames(self) -> int:
@@ -73,11 +73,11 @@ class RunFolder:
 
     def count(self, outcome: Outcome[Any]) -> None:
         """Takes an outcome into the counts; the record has them after a minute at most."""
-        self._tally.take(outcome)
-        if time.monotonic() - self._told > RECORD_SECONDS:
-            self._tell(self._write_progress)
+        self._stats.add(outcome)
+        if time.monotonic() - self._updated > RECORD_SECONDS:
+            self._update(self._write_progress)
 
-    def withdraw(self) -> None:
+    def rollback(self) -> None:
         """The run was refused: `run.json` is what it was before it."""
         restore_record(self._output, self._before)
 
@@ -86,15 +86,15 @@ class RunFolder:
 
         status: None: it came to its end, or was interrupted.
         """
-        unreached = self._record["counts"]["recordings"] - self._tally.reached
+        unreached = self._record["counts"]["recordings"] - self._stats.reached
         status = status or ("interrupted" if unreached else "done")
         self._record |= {"status": status, "reason": reason}
         self._record["session"]["ended"] = now()
-        self._tell(self._write)
+        self._update(self._write)
 
-    def _tell(self, write: Callable[[dict[str, Any]], None]) -> None:
-        update_record(self._record, self._tally, time.monotonic() - self._started)
-        self._told = time.monotonic()
+    def _update(self, write: Callable[[dict[str, Any]], None]) -> None:
+        update_record(self._record, self._stats, time.monotonic() - self._started)
+        self._updated = time.monotonic()
         try:
             self._place.check()
             write(self._record)
@@ -109,7 +109,7 @@ class RunFolder:
 
 
 @contextmanager
-def acquire(output: Path, claim: RunSpec) -> Iterator[RunFolder]:
+def acquire(output: Path, spec: RunSpec) -> Iterator[RunFolder]:
     """The folder is this run's alone while it runs, and of its fingerprint for good. Refused, it is as it was before.
 
     Raises:
@@ -118,7 +118,7 @@ def acquire(output: Path, claim: RunSpec) -> Iterator[RunFolder]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = take(output / LOCK)
+        lock = acquire_lock(output / LOCK)
     except InUseError as error:
         raise in_use_error(output, error) from None
     except OSError as error:
@@ -126,13 +126,13 @@ def acquire(output: Path, claim: RunSpec) -> Iterator[RunFolder]:
     try:
         before = read_record(output)
         if before is not None:
-            check_same(output, before, claim.fingerprint, claim.made_with)
-        record = new_record(before, claim, recordings=len(claim.rows))
+            check_same(output, before, spec.fingerprint, spec.made_with)
+        record = new_record(before, spec, recordings=len(spec.rows))
         try:
-            lock.say(holder())
-            claim.prepare()
+            lock.write_holder(describe_process())
+            spec.prepare()
             write_record(output, record)
-            clear_rank_dirs(other_rank_dirs(output, world_size=1), output, claim.rows)
+            clear_rank_dirs(other_rank_dirs(output, world_size=1), output, spec.rows)
             folder = RunFolder(output, record, before)
         except OSError as error:
             raise cannot_write(output, error) from error
@@ -146,7 +146,7 @@ def in_use_error(output: Path, error: InUseError) -> ValueError:
     return ValueError(f"{output} is in use by another run ({error}): wait for its end, or name another output")
 
 
-def holder() -> str:
+def describe_process() -> str:
     """Who this is, for those who find a lock."""
     return f"process {os.getpid()} on {socket.gethostname()}, since {now()}\n"
 

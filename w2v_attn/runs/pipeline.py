@@ -45,7 +45,7 @@ def process_rows(
     max_duration: float,
     budget: int,
     writers: int = 1,
-    settled: Callable[[Row], CachedResult[Result] | None] = lambda row: None,
+    find_cached: Callable[[Row], CachedResult[Result] | None] = lambda row: None,
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Generator[Outcome[Result], None, None]:
@@ -59,7 +59,7 @@ def process_rows(
         second thread makes all of them on a CPU slower, for OpenMP then has more threads than cores.
     max_duration: seconds; longer recordings are not used. budget: frames of a batch, or `ONE_BY_ONE`.
     writers: threads that finish results; with one, they are finished in the order of the outcomes.
-    settled: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
+    find_cached: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
         ends the run.
     interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
     audio_decoder: where and within which limits recordings are decoded.
@@ -71,13 +71,13 @@ def process_rows(
         RunError: what `finish` writes cannot be written (disk full, gone, read-only).
     """
     limit, decoder = MemoryLimit(), audio_decoder.start()
-    reader = RowReader(model, max_duration, settled, decoder.read_recording)
+    reader = RowReader(model, max_duration, find_cached, decoder.read_recording)
     reading = ReadAhead(
         rows,
         reader.read,
         threads=reader_threads(model.device.type),
-        most_items=MAX_WAITING,
-        most_frames=max(WINDOW * budget, MIN_FRAMES_AHEAD),
+        max_items=MAX_WAITING,
+        max_frames=max(WINDOW * budget, MIN_FRAMES_AHEAD),
         stopped=interrupted,
     )
     unfinished: deque[Future[Outcome[Result]]] = deque()
@@ -92,15 +92,15 @@ def process_rows(
             if interrupted():
                 break
             yield from finished(wait=False)
-            yield from (kept for read in batch if (kept := read.kept()) is not None)
-            if all(read.settled for read in batch):
+            yield from (outcome for read in batch if (outcome := read.cached_outcome()) is not None)
+            if all(read.cached for read in batch):
                 continue
             batch = [reader.complete(read) for read in batch]
             results = process_batch(process, batch, limit)
             # The results of two batches at most: of the one that is being written, and of the one that waits for it.
             yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
             for read, result in zip(batch, results, strict=True):
-                if read.settled is None:
+                if read.cached is None:
                     unfinished.append(pool.submit(_finish, finish, read, result))
             del batch, results, read, result
         yield from finished(wait=True)
@@ -197,7 +197,10 @@ def run_corpus(
     Raises:
         RunError: the output cannot be written (disk full, gone, read-only).
     """
-    with FailureLog(output, rows) as ledger, closing(process_rows(rows, model, process, finish, **options)) as outcomes:
+    with (
+        FailureLog(output, rows) as failures,
+        closing(process_rows(rows, model, process, finish, **options)) as outcomes,
+    ):
         for outcome in outcomes:
-            ledger.note(outcome)
+            failures.note(outcome)
             yield outcome

@@ -54,7 +54,7 @@ class ReadAhead(Generic[Source, Item]):
     """Items in the order of their tasks; while open, threads read the next ones before somebody asks.
 
     read: task -> item, in one of the threads. What it raises is raised where its item would come.
-    most_items, most_frames: of items that were read and not taken yet; nobody begins another one beyond these, so that
+    max_items, max_frames: of items that were read and not taken yet; nobody begins another one beyond these, so that
         memory is bounded by them and by what the threads have in hand, whatever the number of tasks.
     stopped: asked while waiting; where it says so, no more items come.
     """
@@ -65,12 +65,12 @@ class ReadAhead(Generic[Source, Item]):
         read: Callable[[Source], Item],
         *,
         threads: int,
-        most_items: int,
-        most_frames: int,
+        max_items: int,
+        max_frames: int,
         stopped: Callable[[], bool],
     ):
         self._tasks, self._read, self._stopped = tasks, read, stopped
-        self._most_items, self._most_frames = most_items, most_frames
+        self._max_items, self._max_frames = max_items, max_frames
         self._changed = threading.Condition()
         self._waiting: dict[int, Item | BaseException] = {}
         self._begun = self._taken = self._frames = 0
@@ -132,7 +132,7 @@ class ReadAhead(Generic[Source, Item]):
 
     def _has_room(self) -> bool:
         # Tasks are begun in order. So where the next item to take was not begun, nothing waits, and there is room.
-        return self._begun - self._taken < self._most_items and self._frames < self._most_frames
+        return self._begun - self._taken < self._max_items and self._frames < self._max_frames
 
 
 def batches(items: Iterable[Item], budget: int) -> Iterator[list[Item]]:

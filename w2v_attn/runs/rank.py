@@ -19,29 +19,29 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 class Block:
     """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
 
-    number: of the part in the list, from 0.
+    number: of the block in the list, from 0.
     """
 
     number: int
     rows: Sequence[Row]
 
 
-def blocks_of(rows: Sequence[Row], together: int = 1) -> list[Block]:
-    """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
-    size = -(-ROWS_PER_BLOCK // together) * together
+def blocks_of(rows: Sequence[Row], rows_per_group: int = 1) -> list[Block]:
+    """A list in its blocks. rows_per_group: rows that one process must do; the blocks are a multiple of them."""
+    size = -(-ROWS_PER_BLOCK // rows_per_group) * rows_per_group
     return [Block(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
-def rows_of(parts: Iterable[Block]) -> list[Row]:
-    """The rows of these parts, in their order."""
-    return [row for part in parts for row in part.rows]
+def rows_of(blocks: Iterable[Block]) -> list[Row]:
+    """The rows of these blocks, in their order."""
+    return [row for block in blocks for row in block.rows]
 
 
 @dataclass(frozen=True)
 class Rank:
     """One process of several: the number `rank`, from 0, of `world_size`. local_rank: its number on this machine.
 
-    It has every `world_size`-th part of the list: that depends on the list alone, so processes need no communication.
+    It has every `world_size`-th block of the list: that depends on the list alone, so processes need no communication.
 
     Raises:
         ValueError: rank is not from 0 to world_size - 1.
@@ -67,9 +67,9 @@ class Rank:
         """Whether there are no other ranks."""
         return self.world_size == 1
 
-    def of(self, parts: Sequence[Block]) -> Sequence[Block]:
-        """Return the parts of this rank, in the order of the list."""
-        return parts[self.rank :: self.world_size]
+    def select(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """Return the blocks of this rank, in the order of the list."""
+        return blocks[self.rank :: self.world_size]
 
 
 ALONE = Rank()

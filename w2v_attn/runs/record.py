@@ -19,20 +19,22 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 FORMAT = "w2v_attn.run/1"
-COUNTS = ("written", "kept", "failed")
+# Key of run.json -> attribute of RunStats.
+_STATS = {"written": "written", "kept": "cached", "failed": "failed"}
+COUNTS = tuple(_STATS)
 
 
-def update_record(record: dict[str, Any], tally: RunStats, seconds: float) -> None:
+def update_record(record: dict[str, Any], stats: RunStats, seconds: float) -> None:
     """Takes how far a run is into its record. seconds: since it began."""
     recordings = record["counts"]["recordings"]
     record["counts"] = {
         "recordings": recordings,
-        **{name: getattr(tally, name) for name in COUNTS},
-        "not_reached": recordings - tally.reached,
+        **{name: getattr(stats, attribute) for name, attribute in _STATS.items()},
+        "not_reached": recordings - stats.reached,
     }
-    record["failures"] = dict(tally.kinds.most_common())
-    record["underflow"] = {"values": tally.underflowed, "recordings": tally.with_underflow}
-    record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(tally.seconds, 3)}
+    record["failures"] = dict(stats.kinds.most_common())
+    record["underflow"] = {"values": stats.underflowed, "recordings": stats.underflowed_rows}
+    record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(stats.seconds, 3)}
 
 
 class RunDescription(Protocol):

@@ -130,19 +130,19 @@ class Model(Protocol):
 class ReadRow:
     """A row and its recording, or why there is none. frames: what the model makes of it.
 
-    settled: what a run before this one made of it; the recording is None where that was not needed.
+    cached: what a run before this one made of it; the recording is None where that was not needed.
     """
 
     row: Row
     recording: Recording | ValueError | None
     frames: int
-    settled: CachedResult[Any] | None = None
+    cached: CachedResult[Any] | None = None
 
-    def kept(self) -> Outcome[Any] | None:
-        """The outcome of a row that is settled."""
-        if (found := self.settled) is None:
+    def cached_outcome(self) -> Outcome[Any] | None:
+        """The outcome of a row that is cached."""
+        if (found := self.cached) is None:
             return None
-        return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, kept=True)
+        return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, cached=True)
 
 
 class RowReader:
@@ -152,21 +152,21 @@ class RowReader:
         self,
         model: Model,
         max_duration: float,
-        settled: Callable[[Row], CachedResult[Any] | None],
+        find_cached: Callable[[Row], CachedResult[Any] | None],
         decode: Callable[..., Recording],
     ):
-        self._model, self._settled = model, settled
+        self._model, self._find_cached = model, find_cached
         self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
 
     def read(self, row: Row) -> ReadRow:
-        """The recording, where it is not settled."""
-        if (found := self._settled(row)) is not None:
+        """The recording, where it is not cached."""
+        if (found := self._find_cached(row)) is not None:
             return ReadRow(row, None, self._model.count_frames(found.samples), found)
         return self._decode(row)
 
     def complete(self, read: ReadRow) -> ReadRow:
         """With the recording, for the sake of its neighbours in a batch."""
-        return replace(self._decode(read.row), settled=read.settled) if read.settled else read
+        return replace(self._decode(read.row), cached=read.cached) if read.cached else read
 
     def _decode(self, row: Row) -> ReadRow:
         try:

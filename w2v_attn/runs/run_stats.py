@@ -43,7 +43,7 @@ class Throughput:
         self._rows = 0
         self._marks = deque([_Mark(0.0, 0.0, 0, 0.0)])
 
-    def take(self, outcome: Outcome[Any], share: float) -> None:
+    def add(self, outcome: Outcome[Any], share: float) -> None:
         """One outcome more, and its share of the total: 0 of what is kept, where the total is without that."""
         now = self._now()
         waited, self._before = now - self._before, now
@@ -53,9 +53,9 @@ class Throughput:
         elif self._spent - self._begun > MAX_BURST:
             self._mark()
             self._begun = self._spent
-        passed_by = outcome.kept or outcome.reason is not None
+        passed_by = outcome.cached or outcome.reason is not None
         self._spent += max(0.0, waited - BURST_GAP) if passed_by else waited
-        if outcome.kept:
+        if outcome.cached:
             self._kept += share
         else:
             self._gone += share
@@ -109,33 +109,33 @@ class RunStats:
     reached: rows with an outcome; of these, `kept` have the result of a run before this one, and `failed` have none.
     seconds: of audio that went through the model. flags: how often something was odd. kinds: how often a reason of each
     kind was given. examples: id and reason of the first of each kind. few: the same of the first `MAX_LISTED` failures.
-    underflowed: values that became 0 when results were stored. with_underflow: rows that have some.
+    underflowed: values that became 0 when results were stored. underflowed_rows: rows that have some.
     """
 
     def __init__(self) -> None:
-        self.reached = self.kept = self.failed = 0
+        self.reached = self.cached = self.failed = 0
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.examples: dict[str, tuple[str, str]] = {}
-        self.few: list[tuple[str, str]] = []
-        self.underflowed = self.with_underflow = 0
+        self.first_failures: list[tuple[str, str]] = []
+        self.underflowed = self.underflowed_rows = 0
 
     @property
     def written(self) -> int:
         """Rows that this run computed."""
-        return self.reached - self.kept - self.failed
+        return self.reached - self.cached - self.failed
 
-    def take(self, outcome: Outcome[Any]) -> None:
+    def add(self, outcome: Outcome[Any]) -> None:
         """One outcome more."""
         self.reached += 1
-        self.kept += outcome.kept
-        if not outcome.kept:
+        self.cached += outcome.cached
+        if not outcome.cached:
             self.seconds += outcome.seconds
         for flag in outcome.flags:
             self.flags[flag.split(" (")[0]] += 1
         self.underflowed += outcome.underflowed
-        self.with_underflow += outcome.underflowed > 0
+        self.underflowed_rows += outcome.underflowed > 0
         if outcome.reason is not None:
             self._failed(outcome.row.id, outcome.reason)
 
@@ -144,5 +144,5 @@ class RunStats:
         kind = kind_of(reason)
         self.kinds[kind] += 1
         self.examples.setdefault(kind, (row_id, reason))
-        if len(self.few) < MAX_LISTED:
-            self.few.append((row_id, reason))
+        if len(self.first_failures) < MAX_LISTED:
+            self.first_failures.append((row_id, reason))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.runs.failure_log import read_failures, write_failures
-from w2v_attn.runs.locks import InUseError, Lock, take
+from w2v_attn.runs.locks import InUseError, Lock, acquire_lock
 from w2v_attn.runs.outcomes import cannot_write
-from w2v_attn.runs.output_folder import LOCK, RunFolder, RunSpec, holder, in_use_error
+from w2v_attn.runs.output_folder import LOCK, RunFolder, RunSpec, describe_process, in_use_error
 from w2v_attn.runs.rank import RANKS, Block, Rank, clear_rank_dirs, in_order, other_rank_dirs, rank_dir, rows_of
 from w2v_attn.runs.record import COUNTS, check_same, new_record, read_record, write_record
 
@@ -25,34 +25,34 @@ class SharedFolder(RunFolder):
     """A folder that other ranks write to as well. Made by `acquire_shared`."""
 
     def __init__(
-        self, output: Path, rank: Rank, parts: Sequence[Block], record: dict[str, Any], before: dict[str, Any] | None,
+        self, output: Path, rank: Rank, blocks: Sequence[Block], record: dict[str, Any], before: dict[str, Any] | None,
         lock: Lock,
     ):  # fmt: skip
         """before: the record of the run before this one. lock: the folder's."""
         super().__init__(output, record, before)
-        self.ledger = rank_dir(output, rank)
-        self._rank, self._parts, self._lock = rank, parts, lock
+        self.failures_dir = rank_dir(output, rank)
+        self._rank, self._blocks, self._lock = rank, blocks, lock
 
-    def withdraw(self) -> None:
+    def rollback(self) -> None:
         """The run was refused: it removes its own folder, and leaves `run.json` as it was, if no other rank runs."""
         with suppress(OSError):
             with _one_at_a_time(self._output):
-                shutil.rmtree(self.ledger)
+                shutil.rmtree(self.failures_dir)
                 if self._lock.is_last():
-                    super().withdraw()
+                    super().rollback()
             (self._output / RANKS).rmdir()  # not where others have theirs
 
     def _write_progress(self, record: dict[str, Any]) -> None:
-        write_record(self.ledger, record)  # what all have done together is told where one ends
+        write_record(self.failures_dir, record)  # what all have done together is told where one ends
 
     def _write(self, record: dict[str, Any]) -> None:
-        write_record(self.ledger, record)
+        write_record(self.failures_dir, record)
         with _one_at_a_time(self._output):
-            _merge(self._output, self._rank.world_size, self._parts, session=record["sessions"])
+            _merge(self._output, self._rank.world_size, self._blocks, session=record["sessions"])
 
 
 @contextmanager
-def acquire_shared(output: Path, rank: Rank, claim: RunSpec) -> Iterator[RunFolder]:
+def acquire_shared(output: Path, rank: Rank, spec: RunSpec) -> Iterator[RunFolder]:
     """Like `claimed`, for one of several ranks that go through the same rows.
 
     Raises:
@@ -62,7 +62,7 @@ def acquire_shared(output: Path, rank: Rank, claim: RunSpec) -> Iterator[RunFold
     try:
         (output / RANKS).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(output):
-            locks, folder = _join(output, rank, claim)
+            locks, folder = _join(output, rank, spec)
     except BaseException as error:
         with suppress(OSError):
             (output / RANKS).rmdir()  # not where others have theirs
@@ -82,7 +82,7 @@ def acquire_shared(output: Path, rank: Rank, claim: RunSpec) -> Iterator[RunFold
                 lock.release()
 
 
-def _join(output: Path, rank: Rank, claim: RunSpec) -> tuple[list[Lock], SharedFolder]:
+def _join(output: Path, rank: Rank, spec: RunSpec) -> tuple[list[Lock], SharedFolder]:
     """The locks of the rank's folder and of the whole, and the folder."""
     locks: list[Lock] = []
     try:
@@ -90,34 +90,36 @@ def _join(output: Path, rank: Rank, claim: RunSpec) -> tuple[list[Lock], SharedF
         locks.append(lock)
         before = read_record(output)
         if before is not None:
-            check_same(output, before, claim.fingerprint, claim.made_with)
+            check_same(output, before, spec.fingerprint, spec.made_with)
         if is_first:
-            clear_rank_dirs(other_rank_dirs(output, rank.world_size), output, claim.rows)
+            clear_rank_dirs(other_rank_dirs(output, rank.world_size), output, spec.rows)
             # Where there are no locks, whoever comes seems to be the first, and others may be at work.
-            if lock.holds or before is None or before["status"] != "running":
-                claim.prepare()
-            lock.share()
+            if lock.is_effective or before is None or before["status"] != "running":
+                spec.prepare()
+            lock.downgrade()
         elif others := other_rank_dirs(output, rank.world_size):
             raise InUseError(f"rank {others[0].name}, while this one is {rank.rank}-of-{rank.world_size}")
         elif (
-            claim.one_machine and before and (other := _on_another_machine(output, rank.world_size, before)) is not None
+            spec.single_machine_reason
+            and before
+            and (other := _on_another_machine(output, rank.world_size, before)) is not None
         ):
-            raise ValueError(f"{other} writes to {output}: {claim.one_machine}")
+            raise ValueError(f"{other} writes to {output}: {spec.single_machine_reason}")
         own = rank_dir(output, rank)
         own.mkdir(exist_ok=True)
-        locks.insert(0, take(own / LOCK))
-        locks[0].say(holder())
-        mine = _ids(rank, claim.parts)
+        locks.insert(0, acquire_lock(own / LOCK))
+        locks[0].write_holder(describe_process())
+        mine = _ids(rank, spec.blocks)
         lines = {**read_failures(output), **read_failures(own)}
         write_failures(own, [line for row_id, line in lines.items() if row_id in mine])
-        record = new_record(before, claim, recordings=len(mine))
+        record = new_record(before, spec, recordings=len(mine))
         record |= {"rank": rank.rank, "world_size": rank.world_size}
         if not is_first and before is not None:
             record["sessions"] = before["sessions"]  # the first one counted this one
         write_record(own, record)
         if is_first:
-            write_record(output, record | {"counts": {"recordings": len(claim.rows)}, "rank": None})
-        return locks, SharedFolder(output, rank, claim.parts, record, before, lock)
+            write_record(output, record | {"counts": {"recordings": len(spec.rows)}, "rank": None})
+        return locks, SharedFolder(output, rank, spec.blocks, record, before, lock)
     except BaseException:
         for lock in locks:
             lock.release()
@@ -127,22 +129,22 @@ def _join(output: Path, rank: Rank, claim: RunSpec) -> tuple[list[Lock], SharedF
 def _enter(output: Path) -> tuple[Lock, bool]:
     """The folder's lock, and whether nobody else has it; then it is still held alone."""
     try:
-        return take(output / LOCK), True
+        return acquire_lock(output / LOCK), True
     except InUseError:
-        return take(output / LOCK, shared=True), False
+        return acquire_lock(output / LOCK, shared=True), False
 
 
 @contextmanager
 def _one_at_a_time(output: Path) -> Iterator[None]:
-    lock = take(output / RANKS / LOCK, wait=True)
+    lock = acquire_lock(output / RANKS / LOCK, wait=True)
     try:
         yield
     finally:
         lock.release()
 
 
-def _ids(rank: Rank, parts: Sequence[Block]) -> set[str]:
-    return {row.id for row in rows_of(rank.of(parts))}
+def _ids(rank: Rank, blocks: Sequence[Block]) -> set[str]:
+    return {row.id for row in rows_of(rank.select(blocks))}
 
 
 def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) -> str | None:
@@ -158,18 +160,18 @@ def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) ->
     return None
 
 
-def _merge(output: Path, world_size: int, parts: Sequence[Block], session: int) -> None:
+def _merge(output: Path, world_size: int, blocks: Sequence[Block], session: int) -> None:
     """Writes the ledger and the record of all, from those of the ranks. session: the number of this one."""
     lines, records = read_failures(output), {}
     for number in range(world_size):
         rank = Rank(number, world_size)
         if (record := read_record(rank_dir(output, rank))) is not None:
-            mine = _ids(rank, parts)
+            mine = _ids(rank, blocks)
             if _counts(record, len(mine), session):
                 records[number] = record
             lines = {row_id: line for row_id, line in lines.items() if row_id not in mine}
             lines |= {row_id: line for row_id, line in read_failures(rank_dir(output, rank)).items() if row_id in mine}
-    rows = rows_of(parts)
+    rows = rows_of(blocks)
     write_failures(output, in_order(lines, rows))
     write_record(output, _total(list(records.values()), world_size, len(rows)))
 

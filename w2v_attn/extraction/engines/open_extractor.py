@@ -35,7 +35,7 @@ def open_extractor(
         return RayActors(job, workers=workers)
     devices = _devices(job.model["device"], workers, rank)
     if len(devices) == 1:
-        return nullcontext(InProcessExtractor.of(job, device=devices[0]))
+        return nullcontext(InProcessExtractor.load(job, device=devices[0]))
     from w2v_attn.extraction.engines.local_processes import LocalProcesses
 
     on_cpu = find_device(devices[0]).type == "cpu"

@@ -23,7 +23,7 @@ class RayActors:
     The output, and the recordings, are on a file system that all machines have under the same name, and so is this
     package. RAY_ADDRESS says where the cluster is; without it one is started on this machine.
 
-    workers: actors, each with a GPU where the cluster has any, and else with its part of the cores; None: one for each
+    workers: actors, each with a GPU where the cluster has any, and else with its block of the cores; None: one for each
     GPU, or for each machine where there is none.
 
     Raises:
@@ -42,7 +42,7 @@ class RayActors:
         ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR, include_dashboard=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
-            if len(ray.nodes()) > 1 and (why := store_of(job.task.layout).one_machine):
+            if len(ray.nodes()) > 1 and (why := store_of(job.task.layout).single_machine_reason):
                 raise ValueError(f"{why}; the cluster has {len(ray.nodes())} machines")
             self._workers, self._needs = _divide(ray.cluster_resources(), len(ray.nodes()), workers)
             self.description = self._ask_one()
@@ -61,10 +61,10 @@ class RayActors:
         self._ray.shutdown()
 
     def extract(
-        self, parts: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, blocks: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`. At its end, also one before all is done, it leaves the cluster: nobody writes on then."""
-        given = [{"parts": pickle.dumps(chunk)} for chunk in chunks(parts, self._workers)]
+        given = [{"blocks": pickle.dumps(chunk)} for chunk in chunks(blocks, self._workers)]
         if not given:
             return
         with warnings.catch_warnings():
@@ -100,7 +100,7 @@ class RayActors:
 
 def _describe(job: ExtractionJob, folder: str) -> ExtractorDescription:
     os.chdir(folder)
-    return InProcessExtractor.of(job).description
+    return InProcessExtractor.load(job).description
 
 
 class _Actor:
@@ -108,13 +108,13 @@ class _Actor:
 
     def __init__(self, job: ExtractionJob, batch_frames: int, folder: str):
         os.chdir(folder)  # what names of files are relative to
-        self._worker, self._batch_frames = InProcessExtractor.of(job), batch_frames
+        self._worker, self._batch_frames = InProcessExtractor.load(job), batch_frames
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         found = [
             pickle.dumps(outcome)
-            for parts in batch["parts"]
-            for outcome in self._worker.extract(pickle.loads(parts), batch_frames=self._batch_frames)
+            for blocks in batch["blocks"]
+            for outcome in self._worker.extract(pickle.loads(blocks), batch_frames=self._batch_frames)
         ]
         return {"outcome": found}
 

@@ -48,7 +48,7 @@ class Hdf5Reader(IndexedReader):
 class Hdf5Writer:
     """The file comes under its name when all is in it."""
 
-    holds = NUMPY_DTYPES
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path):
         self._path = folder / FILE
@@ -70,7 +70,7 @@ class Hdf5Writer:
             self._file.create_dataset(IDS, data=self._ids, dtype=h5py.string_dtype())
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "hdf5", self.holds)
+        check_arrays(id, features, "hdf5", self.dtypes)
         try:
             group = self._file.require_group(f"{RECORDINGS}/{id}")
             for layer, tensor in features.items():

@@ -60,7 +60,7 @@ class FeatureWriter(Protocol):
     holds: the dtypes that it can write.
     """
 
-    holds: ClassVar[Container[str]]
+    dtypes: ClassVar[Container[str]]
 
     def __init__(self, folder: Path): ...
 
@@ -90,11 +90,11 @@ class FilePerRecordingWriter:
         pass
 
 
-def check_arrays(id: str, features: Mapping[str, Tensor], layout: str, holds: Container[str]) -> None:
+def check_arrays(id: str, features: Mapping[str, Tensor], layout: str, dtypes: Container[str]) -> None:
     """Raises FeatureSetError where a layout of texts and arrays cannot hold a recording: its name, or a dtype."""
     check_unicode(id)
     for tensor in features.values():
-        check_dtype(dtype_name(tensor), layout, holds)
+        check_dtype(dtype_name(tensor), layout, dtypes)
 
 
 def is_unicode(id: str) -> bool:

@@ -63,7 +63,7 @@ class KaldiReader(IndexedReader):
 class KaldiWriter:
     """The files come under their names when all is in them. The scp files name the archives by their full paths."""
 
-    holds = ("float32", "float64")
+    dtypes = ("float32", "float64")
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -78,7 +78,7 @@ class KaldiWriter:
         self._open.__exit__(*error)  # type: ignore[arg-type]
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "kaldi", self.holds)
+        check_arrays(id, features, "kaldi", self.dtypes)
         for layer, tensor in features.items():
             if tensor.dim() > 2:
                 raise FeatureSetError(f"{layer} has {tensor.dim()} dimensions; Kaldi has matrices and vectors")

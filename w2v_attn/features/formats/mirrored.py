@@ -43,7 +43,7 @@ class MirroredReader(IndexedReader):
 class MirroredWriter(FilePerRecordingWriter):
     """Writes each recording to its own file, whole or not at all."""
 
-    holds = DTYPES
+    dtypes = DTYPES
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         write_features(feature_path(self._folder, id), dict(features), dict(metadata))

@@ -40,11 +40,11 @@ class NpyReader(IndexedReader):
 class NpyWriter(FilePerRecordingWriter):
     """Writes each tensor to its own file."""
 
-    holds = NUMPY_DTYPES
+    dtypes = NUMPY_DTYPES
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         for layer, tensor in features.items():
-            check_dtype(dtype_name(tensor), "npy", self.holds)
+            check_dtype(dtype_name(tensor), "npy", self.dtypes)
             with written_whole(self._folder / id / f"{layer}.npy") as temporary, temporary.open("xb") as file:
                 np.save(file, tensor.numpy())
         with written_whole(self._folder / id / METADATA) as temporary:

@@ -61,7 +61,7 @@ class ParquetReader(IndexedReader):
 class ParquetWriter:
     """Files of about `size` bytes, in row groups of some megabytes. All recordings have the layers of the first."""
 
-    holds = NUMPY_DTYPES
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path, size: int = SIZE):
         self._files, self._size = NumberedFiles(folder, "parquet", digits=5), size
@@ -82,7 +82,7 @@ class ParquetWriter:
             self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "parquet", self.holds)
+        check_arrays(id, features, "parquet", self.dtypes)
         columns = {ID: pa.array([id]), METADATA: pa.array([json.dumps(dict(metadata), ensure_ascii=False)])}
         columns |= {layer: _as_row(tensor) for layer, tensor in features.items()}
         row = pa.RecordBatch.from_pydict(columns)

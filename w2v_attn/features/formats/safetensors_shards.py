@@ -95,7 +95,7 @@ class ShardsReader:
 class ShardsWriter:
     """Writes shards of about `size` bytes; the index knows a shard as soon as it is whole. Starts a set anew."""
 
-    holds = DTYPES
+    dtypes = DTYPES
 
     def __init__(self, folder: Path, size: int = SHARD_BYTES):
         self._folder, self._size = folder, size

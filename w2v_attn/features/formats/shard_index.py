@@ -160,25 +160,25 @@ class ShardIndex:
             self._connection = sqlite3.connect(
                 self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-        with self.changing():
-            if not self.ask("SELECT 1 FROM sqlite_master WHERE name = 'about'"):
+        with self.transaction():
+            if not self.query("SELECT 1 FROM sqlite_master WHERE name = 'about'"):
                 for table in TABLES.split(";")[:-1]:
                     self._connection.execute(table)
                 self._connection.execute("INSERT INTO about VALUES ('format', ?)", (FORMAT,))
-        if (found := self.ask("SELECT value FROM about WHERE name = 'format'")) != [(FORMAT,)]:
+        if (found := self.query("SELECT value FROM about WHERE name = 'format'")) != [(FORMAT,)]:
             raise DamagedError(f"{self.path} is of the format {found}, expected {FORMAT}")
 
     def close(self) -> None:
         """Nobody uses it any more."""
         self._connection.close()
 
-    def ask(self, query: str, *values: object) -> list[tuple]:
+    def query(self, query: str, *values: object) -> list[tuple]:
         """The rows of an answer."""
         with self._lock, self._failures():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def changing(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it or nothing, and nobody else's between what is asked and what is written."""
         with self._lock, self._failures():
             self._connection.execute("BEGIN IMMEDIATE")
@@ -196,7 +196,7 @@ class ShardIndex:
             (place, entry.id, number, entry.tensors, entry.metadata)
             for place, entry in zip(numbers, shard.entries, strict=False)
         ]
-        with self.changing() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "INSERT INTO shards VALUES (?, ?, ?, ?)", (number, shard.name, shard.bytes, shard.header)
             )

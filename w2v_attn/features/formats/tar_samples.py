@@ -42,7 +42,7 @@ class WebdatasetReader(IndexedReader):
 class WebdatasetWriter:
     """Tar files of about `size` bytes."""
 
-    holds = NUMPY_DTYPES
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path, size: int = SIZE):
         self._files, self._size = NumberedFiles(folder, "tar", digits=6), size
@@ -60,7 +60,7 @@ class WebdatasetWriter:
             self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "webdataset", self.holds)
+        check_arrays(id, features, "webdataset", self.dtypes)
         if self._tar is None:
             self._tar = self._files.enter(tarfile.TarFile(self._files.begin(), "w", format=tarfile.PAX_FORMAT))
         for layer, tensor in features.items():

@@ -49,7 +49,7 @@ class ZarrReader(IndexedReader):
 class ZarrWriter:
     """The folder comes under its name when all is in it."""
 
-    holds = NUMPY_DTYPES
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
@@ -73,7 +73,7 @@ class ZarrWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "zarr", self.holds)
+        check_arrays(id, features, "zarr", self.dtypes)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
             # One chunk, for a tensor is read whole.
