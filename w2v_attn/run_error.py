@@ -1,4 +1,4 @@
-"""The error that ends a run, below everything that raises it."""
+"""The error that ends a run: the decoder and every kind of run raise it, so it is below all of them."""
 
 
 class RunError(Exception):

@@ -13,7 +13,8 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.store import OutputIndex
 from w2v_attn.runs.row_reader import row_duration, row_weight
 
-# Recordings whose headers are read; and seconds that this may take, and as many a scan_rows at all sizes, on slow disks.
+# Recordings whose headers are read; and seconds that this may take, and as many a scan_rows at all sizes, on slow
+# disks.
 MAX_SAMPLED, SCAN_SECONDS = 300, 3.0
 
 

@@ -1,4 +1,4 @@
-"""`failures.jsonl`: which rows could not be used, and why."""
+"""`failures.jsonl`: the rows that could not be used, with reasons."""
 
 import json
 import os
@@ -16,10 +16,10 @@ FAILURE_LOG = "failures.jsonl"
 
 
 class FailureLog:
-    """`failures.jsonl`: each failure as soon as it is known; when it is closed, in the order of the rows.
+    """The failure log of a run: each failure is appended at once; on closing, lines are put in the order of the rows.
 
-    It begins with what a run before this one said of these rows. Where this run reaches a row, what it says counts:
-    until the end a line of each may stand there, and the later one is right.
+    It starts with the failures of earlier runs. When this run reaches a row, its new outcome replaces the old one;
+    until the log is closed the file may hold a line of each, and the later one is valid.
 
     Raises:
         RunError: the output cannot be written.
@@ -31,7 +31,7 @@ class FailureLog:
         try:
             output.mkdir(parents=True, exist_ok=True)
             self._lines = read_failures(output)
-            self._lines = dict(self._in_order())  # not those of rows that are no longer in the list
+            self._lines = dict(self._in_order())  # without rows that are no longer in the list
             self._rewrite()
         except OSError as error:
             raise RunError(f"cannot write to {output}: {error.strerror or error}") from error
@@ -40,12 +40,12 @@ class FailureLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Where the disk is full, the lines stay as they came: none is missing.
+        # If the disk is full, the lines stay in the order of their arrival; none is missing.
         with suppress(OSError):
             self._rewrite()
 
     def note(self, outcome: Outcome[Any]) -> None:
-        """What became of a row."""
+        """Record the outcome of a row."""
         row, reason = outcome.row, outcome.reason
         if reason is None:
             self._lines.pop(row.id, None)
@@ -60,7 +60,7 @@ class FailureLog:
         self._lines[row.id] = line
 
     def _in_order(self) -> Iterator[tuple[str, str]]:
-        """Ids and lines, as the rows are."""
+        """Return ids and lines in the order of the rows."""
         return ((row.id, self._lines[row.id]) for row in self._rows if row.id in self._lines)
 
     def _rewrite(self) -> None:
@@ -68,7 +68,7 @@ class FailureLog:
 
 
 def read_failures(folder: Path) -> dict[str, str]:
-    """The lines of a folder's ledger, by the ids of their rows; one that a kill cut short is none. Raises OSError."""
+    """Return the lines of a folder's failure log by row id, without lines that a kill truncated. Raises OSError."""
     lines = {}
     with suppress(FileNotFoundError):
         for line in (folder / FAILURE_LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -78,7 +78,7 @@ def read_failures(folder: Path) -> dict[str, str]:
 
 
 def write_failures(folder: Path, lines: Sequence[str]) -> None:
-    """Makes these lines a folder's ledger; no lines, no ledger. Raises OSError."""
+    """Write these lines as a folder's failure log; without lines the file is removed. Raises OSError."""
     path, content = folder / FAILURE_LOG, "".join(lines).encode()
     if not content:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, one configuration for good."""
+"""The output folder of a run: one run at a time, and results of one configuration only."""
 
 import logging
 import os
@@ -22,21 +22,22 @@ from w2v_attn.whole_files import temporary_name
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-# Seconds after which a record says anew how far the run is.
+# Seconds between two updates of the record.
 RECORD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What a run claims a folder for.
+    """What a run needs to acquire its output folder.
 
-    blocks: those of the whole list. fingerprint: what decides what the results are; a folder is_effective those of one.
-    made_with: versions and machine, which decide their last bits; others are told. batch_frames: of a batch, for the
-    first run in the folder. about: more for `run.json`. prepare: called while nobody writes. single_machine_reason: why all
-    ranks must be on one machine; None: they need not be.
-
-    Raises:
-        ValueError, RunError, OSError: what `prepare` raises ends the spec.
+    Attributes:
+        blocks: The blocks of the whole list.
+        fingerprint: What determines the results; a folder holds results of one fingerprint.
+        made_with: Versions and machine, which determine the last bits; a change is logged.
+        batch_frames: Frames per batch, used by the first run in the folder.
+        about: Further entries of `run.json`.
+        prepare: Called while nobody writes to the folder. What it raises is raised by `acquire`.
+        single_machine_reason: Why all ranks must run on one machine; None if they need not.
     """
 
     blocks: Sequence[Block]
@@ -49,14 +50,15 @@ class RunSpec:
 
     @property
     def rows(self) -> list[Row]:
-        """All of the list."""
+        """All rows of the list."""
         return rows_of(self.blocks)
 
 
 class RunFolder:
-    """A folder while a run has it. Made by `acquire`, or by `shared_folder.joined`.
+    """An output folder while a run holds it. Created by `acquire`, or by `shared_folder.acquire_shared`.
 
-    ledger: the folder in which the run keeps its failures.
+    Attributes:
+        failures_dir: The folder of the run's failure log.
     """
 
     def __init__(self, output: Path, record: dict[str, Any], before: dict[str, Any] | None):
@@ -68,23 +70,25 @@ class RunFolder:
 
     @property
     def batch_frames(self) -> int:
-        """Frames of a batch: those that the folder's first run had, so that batches are the same ones."""
+        """Frames per batch, as in the folder's first run, so that a resumed run makes the same batches."""
         return self._record["batch_frames"]
 
     def count(self, outcome: Outcome[Any]) -> None:
-        """Takes an outcome into the counts; the record has them after a minute at most."""
+        """Count an outcome; the record is updated once a minute."""
         self._stats.add(outcome)
         if time.monotonic() - self._updated > RECORD_SECONDS:
             self._update(self._write_progress)
 
     def rollback(self) -> None:
-        """The run was refused: `run.json` is what it was before it."""
+        """Restore `run.json` as it was before this run, which was refused."""
         restore_record(self._output, self._before)
 
     def conclude(self, status: str | None = None, reason: str | None = None) -> None:
-        """Writes down how the run ended; what cannot be written then (the disk is full) is said in the log.
+        """Write how the run ended. If that fails, such as on a full disk, log it.
 
-        status: None: it came to its end, or was interrupted.
+        Args:
+            status: None for a run that came to its end or was interrupted.
+            reason: Why the run ended early.
         """
         unreached = self._record["counts"]["recordings"] - self._stats.reached
         status = status or ("interrupted" if unreached else "done")
@@ -110,10 +114,10 @@ class RunFolder:
 
 @contextmanager
 def acquire(output: Path, spec: RunSpec) -> Iterator[RunFolder]:
-    """The folder is this run's alone while it runs, and of its fingerprint for good. Refused, it is as it was before.
+    """Hold the output folder exclusively for a run. A folder that is refused is left as it was.
 
     Raises:
-        ValueError: the folder cannot be written, is in use, or is of another fingerprint.
+        ValueError: the folder cannot be written, is in use, or has another fingerprint.
         RunError: its disk is full or fails.
     """
     try:
@@ -142,24 +146,24 @@ def acquire(output: Path, spec: RunSpec) -> Iterator[RunFolder]:
 
 
 def in_use_error(output: Path, error: InUseError) -> ValueError:
-    """What to raise where another run has the folder."""
+    """Return what to raise if another run holds the folder."""
     return ValueError(f"{output} is in use by another run ({error}): wait for its end, or name another output")
 
 
 def describe_process() -> str:
-    """Who this is, for those who find a lock."""
+    """Return who this process is, to be written into a lock file."""
     return f"process {os.getpid()} on {socket.gethostname()}, since {now()}\n"
 
 
 class FolderIdentity:
-    """Which folder stands under a name."""
+    """The device and inode of a folder, to notice when its disk is unmounted and another folder shows at the same path."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._found = self._find()
 
     def check(self) -> None:
-        """Raises RunError where it is not the one it was: its disk is gone, and another folder shows."""
+        """Raise RunError if the folder is gone, or another folder is at its path."""
         try:
             found = self._find()
         except OSError as error:
@@ -173,9 +177,9 @@ class FolderIdentity:
 
 
 def check_case_collisions(output: Path, ids: Iterable[str]) -> None:
-    """Sees to it that no two results would be one file: that of two ids which differ in case alone.
+    """Check that no two results get the same file because their ids differ in case only.
 
-    The disks of macOS and Windows do not tell a from A, nor do exFAT and many network drives.
+    The disks of macOS and Windows, exFAT and many network drives do not distinguish `a` from `A`.
 
     Raises:
         ValueError: there are two such ids, and the folder is on such a disk.
@@ -191,13 +195,13 @@ def check_case_collisions(output: Path, ids: Iterable[str]) -> None:
         other = seen.setdefault(id.casefold(), id)
         if other != id:
             raise ValueError(
-                f"{other} and {id} would be one file, for the disk of {output} does not tell capitals from small "
-                "letters: name an output on another disk, or give them other ids in a manifest"
+                f"{other} and {id} would get the same file: the disk of {output} does not distinguish upper from lower "
+                "case:  name an output on another disk, or give them other ids in a manifest"
             )
 
 
 def _folds_case(folder: Path) -> bool:
-    """Whether a file is found there under its name in capitals too."""
+    """Return whether the file system ignores case."""
     probe = temporary_name(folder / "probe")
     probe = probe.with_name(f"{probe.name[:-1]}a")  # a letter at least
     probe.touch()

@@ -1,9 +1,8 @@
-"""Three things at once: threads decode the next recordings, the caller's thread runs the model on a batch, and threads
-write what came out of the batch before.
+"""The pipeline of a run: threads decode ahead, the calling thread runs the model, and threads write results.
 
-A run that goes on where another one ended makes the same batches of the same list: features agree to the bit only
-where the blocking of the products does, and that depends on a batch as a whole. So a batch whose results are all there
-is passed over, and one of which something is missing is computed whole, and only what is missing is written.
+A resumed run makes the same batches of the same list, because features are bit-identical only if the batch as a whole
+is: the blocking of matrix products depends on it. So a batch whose results are all cached is skipped, and a batch with
+a missing result is computed as a whole, of which only the missing results are written.
 """
 
 import logging
@@ -32,7 +31,7 @@ Result = TypeVar("Result")
 
 Batch = Sequence[tuple[Row, Recording]]
 
-# The budget of a model that takes one recording at a time: none fits in, so each is a batch of its own.
+# The budget of a model that takes one recording at a time: nothing fits, so each recording is a batch of its own.
 ONE_BY_ONE = 0
 
 
@@ -49,26 +48,30 @@ def process_rows(
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Generator[Outcome[Result], None, None]:
-    """Reads every row's recording, processes and finishes it; yields what became of it when it is finished.
+    """Read, process and finish the recording of every row; yield the outcome of each when it is finished.
 
-    process: what the model finds in each recording of a batch, in the caller's thread; a ValueError in its place where
-        the recording cannot be used, its text is the reason. Where it raises one, or is out of memory, the batch is
-        tried again in halves; memory that was short once lets later batches be taken in parts from the start.
-    finish: writes what was found, in a thread beside the model; what it gives is the outcome's result. Raises
-        ValueError where the recording cannot be used. It leaves computing to `process`: a product of torch's in a
-        second thread makes all of them on a CPU slower, for OpenMP then has more threads than cores.
-    max_duration: seconds; longer recordings are not used. budget: frames of a batch, or `ONE_BY_ONE`.
-    writers: threads that finish results; with one, they are finished in the order of the outcomes.
-    find_cached: what a run before this one left of a row, if that counts; asked in the threads that read. What it raises
-        ends the run.
-    interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
-    audio_decoder: where and within which limits recordings are decoded.
+    Outcomes arrive batch by batch, within a window of some batches the longer recordings first; with ONE_BY_ONE in the
+    order of the rows. If closed early, it finishes the results that writers have started and drops the others.
 
-    Outcomes come batch by batch: within a window of some batches the longer recordings first; ONE_BY_ONE in the order
-    of the rows. Closed before its end, it finishes the results that writers have in hand and drops the others.
+    Args:
+        rows: The rows.
+        model: The model that recordings are prepared for.
+        process: Batch -> what the model finds in each recording, called in the calling thread; a ValueError in place of
+            a recording that cannot be used, its text is the reason. If it raises one, or runs out of memory, the batch
+            is retried in halves; after running out of memory, later batches are split from the start.
+        finish: Writes what was found, in a thread beside the model, and returns the result of the outcome. Raises
+            ValueError if the recording cannot be used. It should not compute: on a CPU a matrix product in a second
+            thread slows down all of them, because OpenMP then has more threads than cores.
+        max_duration: Seconds; longer recordings are not used.
+        budget: Frames per batch, or `ONE_BY_ONE`.
+        writers: Threads that finish results; with one, they are finished in the order of the outcomes.
+        find_cached: Returns the valid result of an earlier run, called in the threads that read. What it raises ends
+            the run.
+        interrupted: Asked between batches; when it returns True, computed results are finished, and the run ends.
+        audio_decoder: Where and within which limits recordings are decoded.
 
     Raises:
-        RunError: what `finish` writes cannot be written (disk full, gone, read-only).
+        RunError: results cannot be written (disk full, gone, read-only).
     """
     limit, decoder = MemoryLimit(), audio_decoder.start()
     reader = RowReader(model, max_duration, find_cached, decoder.read_recording)
@@ -86,7 +89,7 @@ def process_rows(
         while unfinished and (wait or unfinished[0].done()):
             yield unfinished.popleft().result()
 
-    # The decoder is closed first: so threads that wait for one that hangs wait no more.
+    # The decoder is closed first, which frees threads that wait for a hanging one.
     with _writers(writers) as pool, reading, closing(decoder):
         for batch in batches(reading, budget):
             if interrupted():
@@ -97,7 +100,7 @@ def process_rows(
                 continue
             batch = [reader.complete(read) for read in batch]
             results = process_batch(process, batch, limit)
-            # The results of two batches at most: of the one that is being written, and of the one that waits for it.
+            # Holds the results of two batches at most: one is being written, and one waits for that.
             yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
             for read, result in zip(batch, results, strict=True):
                 if read.cached is None:
@@ -121,7 +124,7 @@ def _finish(
 
 @contextmanager
 def _writers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that finish results; when it is left, what none of them has begun is dropped."""
+    """Yield a pool of threads that finish results; on exit, results that none of them has started are dropped."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
     try:
         yield pool
@@ -131,7 +134,7 @@ def _writers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 @dataclass
 class MemoryLimit:
-    """Frames that fit into memory at once, over all recordings of a batch, as far as that was found out."""
+    """The most frames per batch that fit into memory, as far as is known; shared by all batches of a run."""
 
     frames: float = float("inf")
 
@@ -139,9 +142,9 @@ class MemoryLimit:
 def process_batch(
     process: Callable[[Batch], Sequence[Found | ValueError]], batch: Sequence[ReadRow], limit: MemoryLimit
 ) -> list[Found | ValueError]:
-    """What the model finds in each of a batch; a batch that fails is taken apart until it is known what failed.
+    """Return what the model finds in each row of a batch; a batch that fails is split until the failing row is known.
 
-    Memory that was short changes the parts in which a batch is taken, and never which batches there are.
+    Running out of memory changes how a batch is split, and never which rows share a batch.
     """
     readable = [read for read in batch if isinstance(read.recording, Recording)]
     found = iter(_process_readable(process, readable, limit))
@@ -163,19 +166,21 @@ def _process_readable(
         return list(process([(read.row, read.recording) for read in batch if isinstance(read.recording, Recording)]))
     except Exception as error:
         reason, memory_is_short = row_failure(error), is_out_of_memory(error)
-    # From here on nobody holds the error, nor the tensors that its frames hold.
+    # From here on nothing refers to the error, nor to the tensors in its stack frames.
     if memory_is_short:
-        torch.cuda.empty_cache()  # blocks of other sizes; does nothing where no GPU is in use
+        torch.cuda.empty_cache()  # cached blocks have other sizes; no effect without a GPU
     if len(batch) == 1:
         return [reason]
     if memory_is_short:
         limit.frames = max(1, frames // 2)
-        logger.warning("%d frames do not fit into memory: at most %d at once from here on", frames, limit.frames)
+        logger.warning(
+            "%d frames do not fit into memory: batches are split to %d frames from here on", frames, limit.frames
+        )
     return [found for half in _halves(batch) for found in _process_readable(process, half, limit)]
 
 
 def _halves(batch: Sequence[ReadRow]) -> list[Sequence[ReadRow]]:
-    """Two of them; none of nothing."""
+    """Return the two halves of a batch, without empty ones."""
     half = len(batch) // 2
     return [part for part in (batch[:half], batch[half:]) if part]
 
@@ -188,11 +193,10 @@ def run_corpus(
     finish: Callable[[Row, Recording, Found], Result],
     **options: Any,
 ) -> Generator[Outcome[Result], None, None]:
-    """Like `process_rows`; and what cannot be used is written down.
+    """Run `process_rows`, and record failures in `failures.jsonl` in the output folder.
 
-    A row that cannot be used is written to `failures.jsonl` in the output folder, with its reason, and the run goes on;
-    at the end that file is in the order of the rows. Rows that failed in a run before this one are tried again, and
-    those that this one does not reach stay in the file.
+    A row that cannot be used is recorded with its reason, and the run continues; at the end the file is in the order of
+    the rows. Rows that failed in an earlier run are retried, and those that this run does not reach stay in the file.
 
     Raises:
         RunError: the output cannot be written (disk full, gone, read-only).

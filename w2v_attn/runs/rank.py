@@ -1,4 +1,4 @@
-"""Which rows of a list each of several processes has: rank and world size."""
+"""Rank and world size: which rows of a list each of several processes has, and where it keeps its records."""
 
 import os
 import shutil
@@ -10,16 +10,18 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.failure_log import read_failures, write_failures
 from w2v_attn.runs.prefetch import ROWS_PER_BLOCK
 
-# Rank, world size and local rank: torchrun's variables; and those of a step of SLURM's (srun), not of a batch script.
+# Variables for rank, world size and local rank: of torchrun, and of a SLURM step (srun), not of a batch script.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
+    """Consecutive rows that one process does. Batches never cross blocks, so they do not depend on the ranks.
 
-    number: of the block in the list, from 0.
+    Attributes:
+        number: Position of the block in the list, from 0.
+        rows: Its rows.
     """
 
     number: int
@@ -27,21 +29,31 @@ class Block:
 
 
 def blocks_of(rows: Sequence[Row], rows_per_group: int = 1) -> list[Block]:
-    """A list in its blocks. rows_per_group: rows that one process must do; the blocks are a multiple of them."""
+    """Return a list in blocks.
+
+    Args:
+        rows: The list.
+        rows_per_group: Rows that one process must do; the size of a block is a multiple of it.
+    """
     size = -(-ROWS_PER_BLOCK // rows_per_group) * rows_per_group
     return [Block(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
 def rows_of(blocks: Iterable[Block]) -> list[Row]:
-    """The rows of these blocks, in their order."""
+    """Return the rows of these blocks, in order."""
     return [row for block in blocks for row in block.rows]
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of several: the number `rank`, from 0, of `world_size`. local_rank: its number on this machine.
+    """One process of several.
 
-    It has every `world_size`-th block of the list: that depends on the list alone, so processes need no communication.
+    It has every `world_size`-th block of the list. That depends on the list only, so processes need no communication.
+
+    Attributes:
+        rank: Number of the process, from 0.
+        world_size: How many processes there are.
+        local_rank: Number of the process on its machine, from 0.
 
     Raises:
         ValueError: rank is not from 0 to world_size - 1.
@@ -76,7 +88,7 @@ ALONE = Rank()
 
 
 def read_rank(rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
-    """Return the rank that is given; where none is, that of torchrun or of a step of SLURM's, else 0 of 1.
+    """Return the given rank, or else that of torchrun or of a SLURM step, or else 0 of 1.
 
     Raises:
         ValueError: only one of the two is given, or rank is not from 0 to world_size - 1.
@@ -108,7 +120,7 @@ def other_rank_dirs(output: Path, world_size: int) -> list[Path]:
 
 
 def clear_rank_dirs(folders: Sequence[Path], output: Path, rows: Sequence[Row]) -> None:
-    """Removes folders of ranks that do not run; keeps the failures listed there. Raises OSError."""
+    """Remove the folders of ranks that do not run, and keep their failures in the output's failure log. Raises OSError."""
     if folders:
         lines = read_failures(output)
         for folder in folders:
@@ -119,5 +131,5 @@ def clear_rank_dirs(folders: Sequence[Path], output: Path, rows: Sequence[Row]) 
 
 
 def in_order(lines: dict[str, str], rows: Sequence[Row]) -> list[str]:
-    """The lines of a ledger in the order of the rows."""
+    """Return the lines of a failure log in the order of the rows."""
     return [lines[row.id] for row in rows if row.id in lines]

@@ -1,4 +1,4 @@
-"""From a row to its recording; and what tells this state of it from others."""
+"""From a row to its recording, or to the result that an earlier run left; and fingerprints of sources."""
 
 import os
 import tempfile
@@ -25,9 +25,13 @@ def read_row(
     max_duration: float = float("inf"),
     decode: Callable[..., Recording] = read_recording,
 ) -> Recording:
-    """The recording that a row means, or that part of it.
+    """Return the recording of a row, or the part of it that the row names.
 
-    decode: `read_recording`, or who does the same elsewhere.
+    Args:
+        row: The row.
+        sample_rate: Rate of the waveform, in Hz.
+        max_duration: Seconds; a longer recording is an error.
+        decode: `read_recording`, or the method of an `AudioDecoder`.
 
     Raises:
         AudioError: see `read_recording`; or the file was changed while it was read.
@@ -36,16 +40,16 @@ def read_row(
     before = source_state(row)
     recording = replace(_read_part(row, part, decode), source=before or "")
     if before is not None and source_state(row) != before:
-        raise AudioError("was changed while it was read: wait for the end of what writes it")
+        raise AudioError("was changed while it was read: wait until the program that writes it has finished")
     return recording
 
 
 def source_state(row: Row) -> str | None:
-    """What tells this state of a row's recording from others; None where it cannot be had.
+    """Return a fingerprint of the source of a row; None if it cannot be read.
 
-    Size and time of the last change, to the nanosecond, of a file: a hash of its content would read the whole corpus,
-    which takes as long as decoding it. So a copy with another date is another recording, and is taken anew. Content
-    that is no file of its own says it itself. And the part of it that is meant.
+    For a file: its size and time of last change in nanoseconds, and the part that the row names. A hash of the content
+    would read the whole corpus, which takes as long as decoding it; so a copy with another date counts as another
+    recording. Content that is not a file of its own has its own fingerprint.
     """
     part = f", from {row.offset!r} for {row.duration!r}" if row.offset or row.duration is not None else ""
     if row.content is not None:
@@ -59,19 +63,21 @@ def source_state(row: Row) -> str | None:
 
 
 def source_size(row: Row) -> int:
-    """Bytes of a row's recording as it is stored; 0 where that is not known."""
+    """Return the stored size of a row's recording in bytes; 0 if it is not known."""
     if row.content is not None:
         return row.content.size
     try:
         return row.path.stat().st_size
     except OSError:
-        return 0  # gone since it was listed; its outcome will say so
+        return 0  # removed since it was listed; its outcome will state that
 
 
 def row_duration(row: Row, read: Callable[[Path], float | None]) -> float | None:
-    """Seconds of the recording that a row means, as the row or a header says; None where neither does.
+    """Return the duration of a row in seconds, from the row or from a header; None if neither states it.
 
-    read: `audio.samples.read_duration`, or who does the same elsewhere.
+    Args:
+        row: The row.
+        read: `samples.read_duration`, or the method of an `AudioDecoder`.
 
     Raises:
         AudioError: see `read_duration`.
@@ -84,9 +90,9 @@ def row_duration(row: Row, read: Callable[[Path], float | None]) -> float | None
 
 
 def row_weight(row: Row) -> float:
-    """About how much of a corpus a row is, without opening it: the bytes of its recording; 0 where they are not known.
+    """Return an estimate of a row's size without opening it: the bytes of its recording, or 0 if they are not known.
 
-    A part that says how long it is has the bytes of 16-bit samples at 16 kHz.
+    A part with a duration counts as 16-bit samples at 16 kHz.
     """
     if row.duration is not None:
         return 32_000 * row.duration
@@ -100,7 +106,7 @@ def _read_part(row: Row, part: dict[str, Any], decode: Callable[..., Recording])
 
 @contextmanager
 def _file_of(row: Row) -> Iterator[Path]:
-    """The file of a row, while open, for the decoders read by descriptor; in memory where the system can."""
+    """Yield a file of the row's recording, because decoders read from descriptors; in memory if the system supports it."""
     if row.content is None:
         yield row.path
         return
@@ -108,12 +114,12 @@ def _file_of(row: Row) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile() if on_disk else open(os.memfd_create("recording"), "wb") as file:
         file.write(row.content())
         file.flush()
-        # For other processes too: the decoder may be one.
+        # A path that also works in other processes: the decoder may be one.
         yield Path(file.name if on_disk else f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
 class Model(Protocol):
-    """What a run must know of a model to feed it; see `encoder.waveforms.WaveformModel`."""
+    """What a run needs of a model; see `encoder.waveforms.WaveformModel`."""
 
     @property
     def device(self) -> torch.device: ...
@@ -128,9 +134,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row and its recording, or why there is none. frames: what the model makes of it.
+    """A row with its recording, or with the reason why there is none.
 
-    cached: what a run before this one made of it; the recording is None where that was not needed.
+    Attributes:
+        row: The row.
+        recording: The recording, an error, or None if a cached result makes it unnecessary.
+        frames: Frames that the model computes for it.
+        cached: The result of an earlier run.
     """
 
     row: Row
@@ -139,14 +149,14 @@ class ReadRow:
     cached: CachedResult[Any] | None = None
 
     def cached_outcome(self) -> Outcome[Any] | None:
-        """The outcome of a row that is cached."""
+        """Return the outcome of a row with a cached result, else None."""
         if (found := self.cached) is None:
             return None
         return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, cached=True)
 
 
 class RowReader:
-    """Reads rows for a model, in any thread. See `pipeline.process_rows` for its arguments."""
+    """A reader of rows for a model, in any thread. See `pipeline.process_rows` for its arguments."""
 
     def __init__(
         self,
@@ -159,13 +169,13 @@ class RowReader:
         self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
 
     def read(self, row: Row) -> ReadRow:
-        """The recording, where it is not cached."""
+        """Return a row with its cached result, or else with its recording."""
         if (found := self._find_cached(row)) is not None:
             return ReadRow(row, None, self._model.count_frames(found.samples), found)
         return self._decode(row)
 
     def complete(self, read: ReadRow) -> ReadRow:
-        """With the recording, for the sake of its neighbours in a batch."""
+        """Return a row with its recording even if its result is cached: other rows of its batch are computed."""
         return replace(self._decode(read.row), cached=read.cached) if read.cached else read
 
     def _decode(self, row: Row) -> ReadRow:

@@ -1,4 +1,4 @@
-"""How fast a run is, and how long it still takes."""
+"""Run statistics: counts of outcomes, throughput and time left, in memory that does not grow with the rows."""
 
 import time
 from collections import Counter, deque
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from w2v_attn.runs.outcomes import Outcome, kind_of
 
-# Outcomes come in bursts, one for each batch. What follows the one before it within this time, in seconds, is of the
-# same burst; and a row that went past the model takes no more than this.
+# Outcomes arrive in bursts, one for each batch. An outcome within this many seconds of the previous one belongs to the
+# same burst; a row that does not go through the model takes no longer than this.
 BURST_GAP = 0.05
-# Small models have no end of them: so many seconds are taken for one.
+# With small models a burst never ends: it is split after this many seconds.
 MAX_BURST = 1.0
-# Seconds of computing whose speed counts: a machine that others use is not always as fast.
+# Throughput is measured over this many seconds of computing: a shared machine does not keep its speed.
 RECENT_SECONDS = 300.0
 
 
 class _Mark(NamedTuple):
-    """Where a run was at the end of a burst. spent: seconds of computing; share, rows, seconds: what that gave."""
+    """The state of a run at the end of a burst. spent: seconds of computing; share, rows, seconds: what they gave."""
 
     spent: float
     share: float
@@ -26,13 +26,14 @@ class _Mark(NamedTuple):
 
 
 class Throughput:
-    """Speeds and time left of a run, from what went through the model alone.
+    """Throughput and time left of a run, measured on rows that went through the model.
 
-    Rows that are kept from an earlier run go by in a millisecond, and so does most of what fails: they say nothing of
-    the time that the others take.
+    Cached rows pass in a millisecond, and so do most failures: they say nothing about the time of the others.
 
-    total: of what is to be computed, in any unit in which `take` is given shares of it; and of what is kept, where that
-        is not known before.
+    Args:
+        total: The amount of work, in the unit of the shares given to `add`; including cached rows if these are not
+            known in advance.
+        now: A clock, in seconds.
     """
 
     def __init__(self, total: float, *, now: Callable[[], float] = time.monotonic):
@@ -44,7 +45,7 @@ class Throughput:
         self._marks = deque([_Mark(0.0, 0.0, 0, 0.0)])
 
     def add(self, outcome: Outcome[Any], share: float) -> None:
-        """One outcome more, and its share of the total: 0 of what is kept, where the total is without that."""
+        """Add an outcome and its share of the total; 0 for cached rows if the total does not include them."""
         now = self._now()
         waited, self._before = now - self._before, now
         if waited > BURST_GAP:
@@ -72,23 +73,23 @@ class Throughput:
 
     @property
     def done(self) -> float:
-        """Of what is to be computed, 0 to 1."""
+        """Share of the work that is done, 0 to 1."""
         computed = self._total - self._kept
         return min(1.0, self._gone / computed) if computed > 1e-9 * self._total else 1.0  # sums are rounded
 
     @property
     def recordings_per_second(self) -> float | None:
-        """None: not known yet."""
+        """Recordings per second; None if not known yet."""
         return self._speed("rows")
 
     @property
     def times_real_time(self) -> float | None:
-        """Seconds of audio in a second; None: not known yet."""
+        """Seconds of audio per second; None if not known yet."""
         return self._speed("seconds")
 
     @property
     def left(self) -> float | None:
-        """Seconds; None: not known yet."""
+        """Seconds left; None if not known yet."""
         speed = self._speed("share")
         return max(0.0, self._total - self._kept - self._gone) / speed if speed else None
 
@@ -99,17 +100,24 @@ class Throughput:
         return (getattr(last, what) - getattr(first, what)) / (last.spent - first.spent)
 
 
-# Failures that are kept one by one; of more, the kinds say more.
+# Failures that are listed one by one; above that, a table by kind says more.
 MAX_LISTED = 20
 
 
 class RunStats:
     """Counts of outcomes.
 
-    reached: rows with an outcome; of these, `kept` have the result of a run before this one, and `failed` have none.
-    seconds: of audio that went through the model. flags: how often something was odd. kinds: how often a reason of each
-    kind was given. examples: id and reason of the first of each kind. few: the same of the first `MAX_LISTED` failures.
-    underflowed: values that became 0 when results were stored. underflowed_rows: rows that have some.
+    Attributes:
+        reached: Rows with an outcome.
+        cached: Rows whose result is from an earlier run.
+        failed: Rows without a result.
+        seconds: Seconds of audio that went through the model.
+        flags: How often each oddity of a recording occurred.
+        kinds: How often each kind of reason occurred.
+        examples: Kind -> id and reason of its first failure.
+        first_failures: Ids and reasons of the first `MAX_LISTED` failures.
+        underflowed: Values that became 0 when results were stored.
+        underflowed_rows: Rows with such values.
     """
 
     def __init__(self) -> None:
@@ -127,7 +135,7 @@ class RunStats:
         return self.reached - self.cached - self.failed
 
     def add(self, outcome: Outcome[Any]) -> None:
-        """One outcome more."""
+        """Count an outcome."""
         self.reached += 1
         self.cached += outcome.cached
         if not outcome.cached:

@@ -1,8 +1,8 @@
-"""One folder for several ranks, on one machine or many, each of which writes its own rows.
+"""An output folder that several ranks share, on one machine or many; each writes its own rows.
 
-Ranks do not communicate: all of them hold the folder's lock, shared, and each keeps a record and a ledger in a folder
-of its own. A rank that ends merges what all have written so far; so the last one completes it, in whatever order they
-begin and end, and whether or not some are killed and started again.
+Ranks do not communicate. All hold the folder's lock, shared, and each keeps a record and a failure log in a folder of
+its own. A rank that ends merges what all have written so far, so the last one completes the folder, in whatever order
+they start and end, and whether or not some are killed and restarted.
 """
 
 import shutil
@@ -22,28 +22,28 @@ from w2v_attn.runs.record import COUNTS, check_same, new_record, read_record, wr
 
 
 class SharedFolder(RunFolder):
-    """A folder that other ranks write to as well. Made by `acquire_shared`."""
+    """An output folder that other ranks write to as well. Created by `acquire_shared`."""
 
     def __init__(
         self, output: Path, rank: Rank, blocks: Sequence[Block], record: dict[str, Any], before: dict[str, Any] | None,
         lock: Lock,
     ):  # fmt: skip
-        """before: the record of the run before this one. lock: the folder's."""
+        """before: the record of the previous run. lock: the lock of the folder."""
         super().__init__(output, record, before)
         self.failures_dir = rank_dir(output, rank)
         self._rank, self._blocks, self._lock = rank, blocks, lock
 
     def rollback(self) -> None:
-        """The run was refused: it removes its own folder, and leaves `run.json` as it was, if no other rank runs."""
+        """Remove the rank's own folder, and restore `run.json` if no other rank is running: the run was refused."""
         with suppress(OSError):
             with _one_at_a_time(self._output):
                 shutil.rmtree(self.failures_dir)
                 if self._lock.is_last():
                     super().rollback()
-            (self._output / RANKS).rmdir()  # not where others have theirs
+            (self._output / RANKS).rmdir()  # fails if other ranks have their folders there
 
     def _write_progress(self, record: dict[str, Any]) -> None:
-        write_record(self.failures_dir, record)  # what all have done together is told where one ends
+        write_record(self.failures_dir, record)  # the total is written when a rank ends
 
     def _write(self, record: dict[str, Any]) -> None:
         write_record(self.failures_dir, record)
@@ -53,11 +53,11 @@ class SharedFolder(RunFolder):
 
 @contextmanager
 def acquire_shared(output: Path, rank: Rank, spec: RunSpec) -> Iterator[RunFolder]:
-    """Like `claimed`, for one of several ranks that go through the same rows.
+    """Hold an output folder for one of several ranks that process the same rows; see `acquire`.
 
     Raises:
-        ValueError: as `claimed`; or the rank is in use, or others run with another world size.
-        RunError: its disk is full or fails.
+        ValueError: as `acquire`; or the rank is in use, or other ranks have another world size.
+        RunError: the disk is full or fails.
     """
     try:
         (output / RANKS).mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def acquire_shared(output: Path, rank: Rank, spec: RunSpec) -> Iterator[RunFolde
             locks, folder = _join(output, rank, spec)
     except BaseException as error:
         with suppress(OSError):
-            (output / RANKS).rmdir()  # not where others have theirs
+            (output / RANKS).rmdir()  # fails if other ranks have their folders there
         if isinstance(error, InUseError):
             raise in_use_error(output, error) from None
         if isinstance(error, OSError):
@@ -75,15 +75,16 @@ def acquire_shared(output: Path, rank: Rank, spec: RunSpec) -> Iterator[RunFolde
         yield folder
     finally:
         with ExitStack() as alone:
-            with suppress(OSError):  # the disk is gone, or this was refused
-                # Who leaves last has the folder alone for a moment: nobody is to come meanwhile, and to be refused.
+            with suppress(OSError):  # the disk is gone, or the run was refused
+                # The last rank to leave holds the folder exclusively for a moment; a rank that starts then must wait
+                # and not be refused.
                 alone.enter_context(_one_at_a_time(output))
             for lock in locks:
                 lock.release()
 
 
 def _join(output: Path, rank: Rank, spec: RunSpec) -> tuple[list[Lock], SharedFolder]:
-    """The locks of the rank's folder and of the whole, and the folder."""
+    """Return the locks of the rank's folder and of the shared folder, and the folder."""
     locks: list[Lock] = []
     try:
         lock, is_first = _enter(output)
@@ -93,7 +94,7 @@ def _join(output: Path, rank: Rank, spec: RunSpec) -> tuple[list[Lock], SharedFo
             check_same(output, before, spec.fingerprint, spec.made_with)
         if is_first:
             clear_rank_dirs(other_rank_dirs(output, rank.world_size), output, spec.rows)
-            # Where there are no locks, whoever comes seems to be the first, and others may be at work.
+            # Without effective locks every rank seems to be the first, while others may be running.
             if lock.is_effective or before is None or before["status"] != "running":
                 spec.prepare()
             lock.downgrade()
@@ -115,7 +116,7 @@ def _join(output: Path, rank: Rank, spec: RunSpec) -> tuple[list[Lock], SharedFo
         record = new_record(before, spec, recordings=len(mine))
         record |= {"rank": rank.rank, "world_size": rank.world_size}
         if not is_first and before is not None:
-            record["sessions"] = before["sessions"]  # the first one counted this one
+            record["sessions"] = before["sessions"]  # the first rank counted this session
         write_record(own, record)
         if is_first:
             write_record(output, record | {"counts": {"recordings": len(spec.rows)}, "rank": None})
@@ -127,7 +128,7 @@ def _join(output: Path, rank: Rank, spec: RunSpec) -> tuple[list[Lock], SharedFo
 
 
 def _enter(output: Path) -> tuple[Lock, bool]:
-    """The folder's lock, and whether nobody else has it; then it is still held alone."""
+    """Return the folder's lock, and whether it is held exclusively because no other rank is running."""
     try:
         return acquire_lock(output / LOCK), True
     except InUseError:
@@ -148,8 +149,10 @@ def _ids(rank: Rank, blocks: Sequence[Block]) -> set[str]:
 
 
 def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) -> str | None:
-    """Return the host of a rank on another machine, else None. whole: the record of all; in sessions before its own
-    some were killed.
+    """Return the host of a rank that runs on another machine, else None.
+
+    Args:
+        whole: The record of all ranks. Ranks of earlier sessions that seem to run were killed.
     """
     for number in range(world_size):
         record = read_record(rank_dir(output, Rank(number, world_size)))
@@ -161,7 +164,7 @@ def _on_another_machine(output: Path, world_size: int, whole: dict[str, Any]) ->
 
 
 def _merge(output: Path, world_size: int, blocks: Sequence[Block], session: int) -> None:
-    """Writes the ledger and the record of all, from those of the ranks. session: the number of this one."""
+    """Write the failure log and the record of all ranks, from those of each. session: the number of this session."""
     lines, records = read_failures(output), {}
     for number in range(world_size):
         rank = Rank(number, world_size)
@@ -177,13 +180,13 @@ def _merge(output: Path, world_size: int, blocks: Sequence[Block], session: int)
 
 
 def _counts(record: dict[str, Any], recordings: int, session: int) -> bool:
-    """Whether a record says how far a rank is: not that of another list, nor of one that is to be started again."""
+    """Return whether a record counts: it is of this list, and its rank is not one to be restarted."""
     ended_early = record["status"] != "done" and record["sessions"] < session
     return record["counts"]["recordings"] == recordings and not ended_early
 
 
 def _total(records: Sequence[dict[str, Any]], world_size: int, recordings: int) -> dict[str, Any]:
-    """Return the record of all from those of the ranks, of which some may not have begun."""
+    """Return the record of all ranks from those of the ranks that have started."""
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     underflow: Counter[str] = Counter({"values": 0, "recordings": 0})

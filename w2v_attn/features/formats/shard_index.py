@@ -146,8 +146,8 @@ def check_shard(path: Path, size: int, header: int) -> None:
 class ShardIndex:
     """The index of a folder, for those who write to it; made where there is none.
 
-    Several threads may use it, and several processes on one machine may write to one file, each by an `ShardIndex` of its
-    own. On a network file system SQLite's locks do not hold between machines.
+    Several threads may use it, and several processes on one machine may write to one file, each by an `ShardIndex` of
+    its own. On a network file system SQLite's locks do not hold between machines.
 
     Raises:
         OSError: it cannot be written. DamagedError: what is there is no index.
