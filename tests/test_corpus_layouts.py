@@ -10,7 +10,7 @@ from conftest import SPEECH
 
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import CorpusError, Row
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 
 CLIP = next(iter(sorted(SPEECH.rglob("*.flac"))))
 

@@ -19,14 +19,14 @@ import torch
 from conftest import ROOT, SPEECH
 from started import Started
 
+from w2v_attn.audio import decoder_subprocess
+from w2v_attn.audio.audio_decoder import AudioDecoderOptions
+from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import AudioError, read_recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs import decoder_subprocess
-from w2v_attn.runs.audio_decoder import AudioDecoderOptions
-from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.sources import read_row
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.row_reader import read_row
 
 RATE = 16_000
 FAULTS = {
@@ -209,14 +209,14 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path):
 def test_the_processes_import_neither_torch_nor_what_is_in_the_folder(monkeypatch, tmp_path):
     (tmp_path / "soundfile.py").write_text("raise SystemExit('taken from the folder')")
     monkeypatch.chdir(tmp_path)
-    code = decoder_subprocess.START_UP.replace(
+    code = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "assert not {'torch', 'transformers', 'hydra'} & {*sys.modules}"
     )
-    subprocess.run([sys.executable, "-P", "-c", code, decoder_subprocess.HOME], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code, decoder_subprocess.PACKAGE_ROOT], check=True)
 
 
 def test_processes_that_do_not_start_end_the_run_and_say_so(clip, faults, monkeypatch, capfd):
-    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit('there is no soundfile')")
+    monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "raise SystemExit('there is no soundfile')")
     with closing(SubprocessDecoder(timeout=1, memory_gb=0.2)) as decoder, pytest.raises(RunError, match="do not start"):
         decoder.read_recording(clip, sample_rate=RATE)
     assert "there is no soundfile" in capfd.readouterr().err
@@ -233,7 +233,7 @@ def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch
 def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(starts, clip, faults, monkeypatch):
     faults({"hang": clip.name})
     if starts:  # and takes its time: a busy machine
-        monkeypatch.setattr(decoder_subprocess, "START_UP", "import time\ntime.sleep(60)")
+        monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "import time\ntime.sleep(60)")
     decoder, said = SubprocessDecoder(timeout=60, memory_gb=0.2), []
 
     def read():
@@ -302,10 +302,10 @@ def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(
 
 
 def test_a_decoder_that_nobody_waits_for_ends_itself_whatever_it_does(clip, faults, monkeypatch):
-    start = decoder_subprocess.START_UP.replace(
+    start = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "import w2v_attn.audio.worker; w2v_attn.audio.worker.GRACE = 0.2; main()"
     )
-    monkeypatch.setattr(decoder_subprocess, "START_UP", start)
+    monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", start)
     faults({"hold": clip.name})
     process = decoder_subprocess._Process(0.1, 1)
     process.wait_ready()

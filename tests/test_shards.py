@@ -17,7 +17,7 @@ from w2v_attn import read_audio
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import CorpusError
 from w2v_attn.corpus.tar_shards import expand_braces
-from w2v_attn.runs.sources import read_row, source_state
+from w2v_attn.runs.row_reader import read_row, source_state
 
 CLIPS = sorted(SPEECH.rglob("*.flac"))[:3]
 FLAC = CLIPS[0].read_bytes()

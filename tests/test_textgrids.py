@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.segments import read_segments
 from w2v_attn.features.textgrids import read_textgrid
 

@@ -10,7 +10,7 @@ from w2v_attn import read_audio
 from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
 from w2v_attn.transcription import transcription_run
 from w2v_attn.transcription.recognizer import Label, Transcript, Word, load_recognizer
 from w2v_attn.transcription.transcription_run import transcribe_corpus

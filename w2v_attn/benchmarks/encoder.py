@@ -16,13 +16,7 @@ from torch import Tensor
 
 from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
 from w2v_attn.benchmarks.floor import product_rates
-from w2v_attn.benchmarks.measuring import (
-    available_bytes,
-    float32_is_float32,
-    peak_bytes,
-    seconds,
-    steady_allocator,
-)
+from w2v_attn.benchmarks.measuring import available_bytes, float32_is_float32, peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.models import random_model
 from w2v_attn.benchmarks.peers.choice import choose
 from w2v_attn.benchmarks.peers.hugging_face import OneByOne

@@ -8,16 +8,16 @@ from typing import Any
 from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption
 from w2v_attn.cli.progress import ProgressLine
-from w2v_attn.features.converting import Conversion, ConversionError, Request
-from w2v_attn.features.destination import FAILURES
-from w2v_attn.features.making import describe_underflow
+from w2v_attn.features.conversion import Conversion, ConversionError, ConversionRequest
+from w2v_attn.features.conversion_folder import FAILURES
 from w2v_attn.features.open_features import open_features
+from w2v_attn.features.transform import describe_underflow
 
 
 def run(config: Any) -> int:
     """Convert features, show progress and a summary, and return the exit code."""
     output = values.folder(config, "output")
-    request = Request(
+    request = ConversionRequest(
         layout=values.text(config, "layout"),
         output_dtype=values.text_or_none(config, "output_dtype"),
         layers=tuple(values.list_of(config, "layers")),

@@ -11,11 +11,11 @@ from w2v_attn.cli import console
 from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, command
 from w2v_attn.cli.progress import RunProgress
 from w2v_attn.corpus.rows import Corpus, Row
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.pace import Pace
-from w2v_attn.runs.sources import row_weight
-from w2v_attn.runs.tally import Tally
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.row_reader import row_weight
+from w2v_attn.runs.run_stats import RunStats, Throughput
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,7 @@ SHOWN = 20  # rows of a table; files have all of them
 class Watched(NamedTuple):
     """A run that ended or was interrupted. seconds: that it took. code: for the shell."""
 
-    tally: Tally
+    tally: RunStats
     seconds: float
     code: int
 
@@ -41,7 +41,7 @@ def watch(
     start: begins it; is told `interrupted`. take: is given rows with their results, as they come.
     total: the weight of what is not there yet, where that is known; see `runs.sources.row_weight`.
     """
-    tally, pace = Tally(), Pace(sum(map(row_weight, corpus.rows)) if total is None else total)
+    tally, pace = RunStats(), Throughput(sum(map(row_weight, corpus.rows)) if total is None else total)
     started = time.monotonic()
     code = DONE
     interruption = Interruption()
@@ -49,8 +49,8 @@ def watch(
     try:
         with interruption, closing(run), RunProgress(len(corpus.rows), pace, tally) as progress:
             for outcome in run:
-                tally.take(outcome)
-                pace.take(outcome, 0.0 if outcome.kept and total is not None else row_weight(outcome.row))
+                tally.add(outcome)
+                pace.add(outcome, 0.0 if outcome.cached and total is not None else row_weight(outcome.row))
                 progress.update()
                 if outcome.result is not None:
                     take(outcome.row, outcome.result)
@@ -67,15 +67,15 @@ def conclude(title: str, corpus: Corpus, watched: Watched, output: Path, rows: S
     tally, wall = watched.tally, max(watched.seconds, 1e-9)
     missing = len(corpus.rows) - tally.reached
     summary = [
-        ("recordings", f"{tally.written + tally.kept:,} of {len(corpus.rows):,}"),
-        ("failed", f"{tally.failed:,}, see {LEDGER}" if tally.failed else "0"),
+        ("recordings", f"{tally.written + tally.cached:,} of {len(corpus.rows):,}"),
+        ("failed", f"{tally.failed:,}, see {FAILURE_LOG}" if tally.failed else "0"),
         ("audio", f"{tally.seconds:,.1f} s, {tally.seconds / wall:.1f} × real time"),
         ("time", f"{console.span(wall)}, {tally.written / wall:,.1f} recordings/s"),
         *rows,
         ("output", str(output)),
     ]
-    if tally.kept:
-        summary.insert(1, ("already there", f"{tally.kept:,}"))
+    if tally.cached:
+        summary.insert(1, ("already there", f"{tally.cached:,}"))
     if missing:
         summary.append(("not reached", f"{missing:,}"))
     if corpus.skipped:
@@ -95,10 +95,10 @@ def show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
         console.show(f"{title}{more}", failed[:SHOWN], header=("recording", "reason"))
 
 
-def _show_kinds(title: str, tally: Tally) -> None:
+def _show_kinds(title: str, tally: RunStats) -> None:
     """A table of what failed: every recording with its reason, or of many the kinds of reasons with one of each."""
-    if tally.failed <= len(tally.few):
-        show_failed(title, tally.few)
+    if tally.failed <= len(tally.first_failures):
+        show_failed(title, tally.first_failures)
         return
     kinds = tally.kinds.most_common(SHOWN)
     more = f" (the {SHOWN} most frequent of {len(tally.kinds):,} reasons)" if len(tally.kinds) > SHOWN else ""

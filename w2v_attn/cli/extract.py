@@ -13,16 +13,16 @@ from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.cli.process import DONE, SOME_FAILED, command
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.engines.choice import open_extractor
+from w2v_attn.extraction.engines.open_extractor import open_extractor
 from w2v_attn.extraction.estimate import DRY_RUN, Estimate, is_worth_estimating
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Extractor, Job, Task, Worker
-from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.extractor import ExtractionJob, ExtractionTask, Extractor, InProcessExtractor
+from w2v_attn.extraction.feature_spec import FeatureLocation
 from w2v_attn.extraction.store import store_of
-from w2v_attn.features.making import Making, describe_underflow
 from w2v_attn.features.segments import read_segments
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import parts_of, read_rank, rows_of
+from w2v_attn.features.transform import FeatureTransform, describe_underflow
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.rank import blocks_of, read_rank, rows_of
 from w2v_attn.runs.record import read_record
 
 
@@ -34,17 +34,19 @@ def run(config: Any) -> int:
     store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
-    making, listed = _making(config, corpus.rows), len(corpus.rows)
-    if making.spans is not None:
-        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
-    mine = replace(corpus, rows=tuple(rows_of(rank.of(parts_of(corpus.rows, store.together)))))
-    task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
+    transform, listed = _transform(config, corpus.rows), len(corpus.rows)
+    if transform.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in transform.spans))
+    mine = replace(corpus, rows=tuple(rows_of(rank.select(blocks_of(corpus.rows, store.rows_per_group)))))
+    task = ExtractionTask(
+        output=output, layers=tuple(layers), layout=layout, transform=transform, **values.limits(config)
+    )
     model = values.model_options(config) | {"long_form": values.long_form(config)}
-    job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
+    job = ExtractionJob(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
     frames = channels = 0
 
-    def take(_: Row, written: Written) -> None:
+    def take(_: Row, written: FeatureLocation) -> None:
         nonlocal frames, channels
         frames, channels = frames + written.frames, written.channels
 
@@ -65,8 +67,8 @@ def run(config: Any) -> int:
         return SOME_FAILED
 
     rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
-    rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
+    dtype, tally = transform.output_dtype or extractor.description.dtype, watched.tally
+    rows += _underflow(tally.underflowed, tally.underflowed_rows, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
     if rank.is_alone:
@@ -75,7 +77,7 @@ def run(config: Any) -> int:
     return _conclude_ranks(output, watched.code, dtype)
 
 
-def _making(config: Any, rows: Sequence[Row]) -> Making:
+def _transform(config: Any, rows: Sequence[Row]) -> FeatureTransform:
     """What is made of the layers of these rows."""
     pooling, segments = values.text(config, "pooling"), None
     if config.segments is not None and pooling != "none":
@@ -83,19 +85,21 @@ def _making(config: Any, rows: Sequence[Row]) -> Making:
     elif config.segments is not None:
         raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
     dtype = values.text_or_none(config, "output_dtype")
-    return Making(output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments)
+    return FeatureTransform(
+        output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments
+    )
 
 
-def _foretell(job: Job, rows: Sequence[Row]) -> None:
+def _foretell(job: ExtractionJob, rows: Sequence[Row]) -> None:
     """What the run would take; nothing is written."""
-    worker = Worker.of(job)
+    worker = InProcessExtractor.load(job)
     worker.check_output()
-    _show_estimate(worker.estimate(rows, rehearsal=DRY_RUN), job.task.layers)
+    _show_estimate(worker.estimate(rows, trial=DRY_RUN), job.task.layers)
 
 
 def _estimated(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
     """What the run will take, where it is long; where others extract, nobody here has an encoder to ask."""
-    if not isinstance(extractor, Worker) or not is_worth_estimating(rows):
+    if not isinstance(extractor, InProcessExtractor) or not is_worth_estimating(rows):
         return None
     return extractor.estimate(rows)
 
@@ -133,21 +137,24 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
         )
 
 
-def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, str]]:
+def _described(extractor: Extractor, task: ExtractionTask, found: str) -> list[tuple[str, str]]:
     """What was extracted, and by what. found: how much."""
-    described, making, layers = extractor.description, task.making, ", ".join(task.layers)
-    assert making is not None
+    described, transform, layers = extractor.description, task.transform, ", ".join(task.layers)
+    assert transform is not None
     rows = [
-        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
-        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
+        ("layers", layers if transform.weighted_sum is None else f"weighted sum of {layers}"),
+        (
+            "frames" if transform.pooling == "none" else "vectors",
+            f"{found}, {transform.output_dtype or described.dtype}",
+        ),
         ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long_form.kind != "full":
         rows.append(
             ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
         )
-    if described.one_by_one is not None:
-        rows.append(("one by one", f"for {described.one_by_one}"))
+    if described.unpacked_reason is not None:
+        rows.append(("one by one", f"for {described.unpacked_reason}"))
     return rows
 
 

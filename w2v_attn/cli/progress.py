@@ -8,8 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from w2v_attn.cli import console
-from w2v_attn.runs.pace import Pace
-from w2v_attn.runs.tally import Tally
+from w2v_attn.runs.run_stats import RunStats, Throughput
 
 # Seconds between two lines where there is no terminal, and of the time so far: a run of two days writes some hundred.
 LEAST_PLAIN, MOST_PLAIN, PLAIN_SHARE = 10.0, 600.0, 0.1
@@ -45,7 +44,7 @@ class RunProgress:
     rows: how many there are.
     """
 
-    def __init__(self, rows: int, pace: Pace, tally: Tally):
+    def __init__(self, rows: int, pace: Throughput, tally: RunStats):
         self._rows, self._pace, self._tally = rows, pace, tally
         self._lines, self._drawn = PlainLines(), 0.0
         self._bar: Progress | None = None
@@ -81,8 +80,8 @@ class RunProgress:
     def _said(self) -> str:
         tally, pace = self._tally, self._pace
         parts = [f"{tally.reached:,} of {self._rows:,}"]
-        if tally.kept:
-            parts.append(f"{tally.kept:,} kept")
+        if tally.cached:
+            parts.append(f"{tally.cached:,} kept")
         if tally.failed:
             parts.append(f"{tally.failed:,} failed")
         if (recordings := pace.recordings_per_second) is not None and (times := pace.times_real_time) is not None:

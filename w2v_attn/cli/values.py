@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from w2v_attn.audio.audio_decoder import AudioDecoderOptions
 from w2v_attn.encoder.long_form import LongForm
-from w2v_attn.runs.audio_decoder import AudioDecoderOptions
 from w2v_attn.transcription.beam_search import BeamSearchOptions
 
 Section = TypeVar("Section")

@@ -8,34 +8,34 @@ from torch import Tensor
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.extraction.product import Product
+from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.features.arrays import is_finite
-from w2v_attn.features.making import Made
-from w2v_attn.runs.processing import Batch
+from w2v_attn.features.transform import Transformed
+from w2v_attn.runs.pipeline import Batch
 
 logger = logging.getLogger(__name__)
 
 # Seconds of audio, and of waiting, from which it is said how long a recording will take.
-LONG, PATIENCE = 300.0, 120.0
+LONG_RECORDING, LONG_WAIT = 300.0, 120.0
 
 
-def compute(encoder: Encoder, product: Product, batch: Batch) -> list[Made | ValueError]:
+def compute_features(encoder: Encoder, spec: FeatureSpec, batch: Batch) -> list[Transformed | ValueError]:
     """What is made of each recording of a batch; a ValueError in the place of those that cannot be used.
 
     Such as features that are not finite, a value beyond the dtype that is asked for, a span beyond the end.
     """
     for row, recording in batch:
-        _announce(encoder, row, recording, product.layers)
-    found = encoder.extract([recording.waveform for _, recording in batch], product.layers)
-    return [_made(product, row, _apart(features)) for (row, _), features in zip(batch, found, strict=True)]
+        _announce(encoder, row, recording, spec.layers)
+    found = encoder.extract([recording.waveform for _, recording in batch], spec.layers)
+    return [_made(spec, row, _apart(features)) for (row, _), features in zip(batch, found, strict=True)]
 
 
 def _announce(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> None:
     """Says before it begins what a long recording will take."""
-    if recording.duration < LONG:
+    if recording.duration < LONG_RECORDING:
         return
     seconds = encoder.expected_seconds(len(recording.waveform), layers)
-    if seconds > PATIENCE:
+    if seconds > LONG_WAIT:
         logger.warning(
             "%s: %.0f minutes of audio will take about %.0f minutes%s", row.id, recording.duration / 60, seconds / 60,
             "; long_form=sliding_window takes less, and is not exact" if encoder.long_form.kind == "full" else "",
@@ -59,10 +59,10 @@ def _apart(features: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _made(product: Product, row: Row, features: dict[str, Tensor]) -> Made | ValueError:
+def _made(spec: FeatureSpec, row: Row, features: dict[str, Tensor]) -> Transformed | ValueError:
     if all(map(is_finite, features.values())):
         try:
-            return product.make(row.id, features)
+            return spec.transform(row.id, features)
         except ValueError as error:
             return ValueError(str(error))
     dtype = str(next(iter(features.values())).dtype).removeprefix("torch.")

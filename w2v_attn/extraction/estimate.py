@@ -12,30 +12,30 @@ from pathlib import Path
 
 import torch
 
+from w2v_attn.audio.audio_decoder import AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.product import Product
+from w2v_attn.extraction.computing import compute_features
+from w2v_attn.extraction.feature_spec import FeatureSpec
+from w2v_attn.extraction.scan import SCAN_SECONDS, Sampled, Scan, scan_rows
 from w2v_attn.extraction.store import WRITERS, Store
-from w2v_attn.extraction.survey import PATIENCE, Looked, Survey, look
-from w2v_attn.features.making import Made
-from w2v_attn.runs.audio_decoder import AudioDecoderOptions
+from w2v_attn.features.transform import Transformed
 from w2v_attn.runs.pipeline import process_rows
-from w2v_attn.runs.sources import row_weight, source_state
+from w2v_attn.runs.row_reader import row_weight, source_state
 
 # Seconds that a file takes until it is on the disk for good, by several writers on a local one.
-FILE = 0.5e-3
+SECONDS_PER_FILE = 0.5e-3
 # From so many recordings on, or so much of them (ten minutes as WAV), it is worth saying what they will take.
-MANY, MUCH = 100, 20e6
+ROWS_THRESHOLD, BYTES_THRESHOLD = 100, 20e6
 # Where a run would take so many seconds by its operations, some of it is rehearsed.
-WORTH_REHEARSING = 0.3
+TRIAL_THRESHOLD = 0.3
 # Seconds of the recording whose file is weighed.
-WEIGHED = 3.0
+SIZED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrialRun:
     """How much of a run is tried before it, in seconds that its operations would take: a share of it, within bounds."""
 
     share: float
@@ -49,7 +49,7 @@ class Rehearsal:
 
 # A second of it is thinner than the batches of a run, and tells up to twice its time; 4 to 8 are near it. Before
 # a run it may cost next to nothing; where nothing but the estimate was asked for it may cost more.
-BEFORE_A_RUN, DRY_RUN = Rehearsal(0.02, 0.0, 4.0), Rehearsal(0.1, 4.0, 8.0)
+BEFORE_A_RUN, DRY_RUN = TrialRun(0.02, 0.0, 4.0), TrialRun(0.1, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -86,90 +86,92 @@ class Estimate:
 
 def is_worth_estimating(rows: Sequence[Row]) -> bool:
     """Whether a run over these rows is long enough to say before it what it will take."""
-    return len(rows) >= MANY or sum(map(row_weight, rows)) >= MUCH
+    return len(rows) >= ROWS_THRESHOLD or sum(map(row_weight, rows)) >= BYTES_THRESHOLD
 
 
 def estimate(
     encoder: Encoder,
-    product: Product,
+    spec: FeatureSpec,
     store: type[Store],
     rows: Sequence[Row],
     output: Path,
     *,
     max_duration: float,
     audio_decoder: AudioDecoderOptions,
-    rehearsal: Rehearsal = DRY_RUN,
+    trial: TrialRun = DRY_RUN,
 ) -> Estimate:
-    """What it takes to make a product of rows and to keep it. Takes some seconds; writes nothing."""
-    wanted = product.layers
+    """What it takes to make a spec of rows and to keep it. Takes some seconds; writes nothing."""
+    wanted = spec.layers
     # A decoder that hangs is waited for by the run, and not twice.
-    audio_decoder = replace(audio_decoder, timeout=min(audio_decoder.timeout, PATIENCE))
+    audio_decoder = replace(audio_decoder, timeout=min(audio_decoder.timeout, SCAN_SECONDS))
     with closing(audio_decoder.start()) as decoder:
-        survey = look(rows, store.peek(output), decoder)
+        scan = scan_rows(rows, store.open_index(output), decoder)
 
-    def samples(looked: Looked) -> int:
-        usable = looked.duration is not None and looked.duration <= max_duration
-        found = round((looked.duration or 0) * encoder.sample_rate) if usable else 0
+    def samples(sampled: Sampled) -> int:
+        usable = sampled.duration is not None and sampled.duration <= max_duration
+        found = round((sampled.duration or 0) * encoder.sample_rate) if usable else 0
         return found if found >= encoder.input.least_samples else 0
 
-    def predicted(looked: Looked) -> float:
-        return encoder.expected_seconds(found, wanted) if (found := samples(looked)) else 0.0
+    def predicted(sampled: Sampled) -> float:
+        return encoder.expected_seconds(found, wanted) if (found := samples(sampled)) else 0.0
 
-    def is_usable(looked: Looked) -> bool:
-        return samples(looked) > 0
+    def is_usable(sampled: Sampled) -> bool:
+        return samples(sampled) > 0
 
-    usable = survey.share(is_usable, missing=False)
-    recordings = round((survey.rows - survey.there) * survey.share(is_usable, missing=True))
-    lengths = [found for looked in survey.sample if (found := samples(looked))]
-    each, frame = _bytes(encoder, product, store, survey, lengths)
-    size = recordings * each + survey.total(lambda looked: encoder.count_frames(samples(looked)), missing=True) * frame
-    files = store.files(recordings, size)
-    seconds = survey.total(predicted, missing=True)
-    if (known := seconds + files * FILE) > WORTH_REHEARSING:
-        usable_rows = [(looked.row, found) for looked in survey.sample if (found := samples(looked))]
-        begun, times = _rehearsed(encoder, product, audio_decoder, usable_rows, rehearsal.of(known))
+    usable = scan.share(is_usable, missing=False)
+    recordings = round((scan.rows - scan.there) * scan.share(is_usable, missing=True))
+    lengths = [found for sampled in scan.sample if (found := samples(sampled))]
+    each, frame = _bytes(encoder, spec, store, scan, lengths)
+    size = recordings * each + scan.total(lambda sampled: encoder.count_frames(samples(sampled)), missing=True) * frame
+    files = store.count_files(recordings, size)
+    seconds = scan.total(predicted, missing=True)
+    if (known := seconds + files * SECONDS_PER_FILE) > TRIAL_THRESHOLD:
+        usable_rows = [(sampled.row, found) for sampled in scan.sample if (found := samples(sampled))]
+        begun, times = _rehearsed(encoder, spec, audio_decoder, usable_rows, trial.of(known))
         seconds = begun + seconds * times
     block, free, free_files = _disk(output)
     return Estimate(
-        recordings=survey.rows,
-        looked_at=len(survey.sample),
-        unusable=round(survey.rows * (1 - usable)),
-        there=survey.there,
-        audio=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=False),
-        spread=survey.spread(lambda looked: samples(looked) / encoder.sample_rate),
-        missing=survey.total(lambda looked: samples(looked) / encoder.sample_rate, missing=True),
+        recordings=scan.rows,
+        looked_at=len(scan.sample),
+        unusable=round(scan.rows * (1 - usable)),
+        there=scan.there,
+        audio=scan.total(lambda sampled: samples(sampled) / encoder.sample_rate, missing=False),
+        spread=scan.spread(lambda sampled: samples(sampled) / encoder.sample_rate),
+        missing=scan.total(lambda sampled: samples(sampled) / encoder.sample_rate, missing=True),
         files=files,
         bytes=round(size),
         disk=round(size + files * block / 2),
-        seconds=seconds + files * FILE,
+        seconds=seconds + files * SECONDS_PER_FILE,
         free=free,
         free_files=free_files,
-        weight=survey.total(lambda looked: looked.weight, missing=True),
-        dtype=product.dtype,
+        weight=scan.total(lambda sampled: sampled.weight, missing=True),
+        dtype=spec.dtype,
     )
 
 
 def _bytes(
-    encoder: Encoder, product: Product, store: type[Store], survey: Survey, lengths: Sequence[int]
+    encoder: Encoder, spec: FeatureSpec, store: type[Store], scan: Scan, lengths: Sequence[int]
 ) -> tuple[float, float]:
     """Bytes of each recording, and more for each of its frames: of one as it would be."""
     if not lengths:
         return 0.0, 0.0
-    row = survey.sample[len(survey.sample) // 2].row
-    recording = _noise(encoder, min(round(statistics.median(lengths)), round(WEIGHED * encoder.sample_rate)))
+    row = scan.sample[len(scan.sample) // 2].row
+    recording = _noise(encoder, min(round(statistics.median(lengths)), round(SIZED_SECONDS * encoder.sample_rate)))
     recording = replace(recording, source=source_state(row) or "")
-    found = encoder.extract([recording.waveform], product.layers)[0]
-    made = product.whole.make(row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}).features
-    beside = store.beside(made, product.metadata(row, recording))
+    found = encoder.extract([recording.waveform], spec.layers)[0]
+    made = spec.without_spans.transform(
+        row.id, {name: tensor.to("cpu", copy=True) for name, tensor in found.items()}
+    ).features
+    beside = store.overhead_bytes(made, spec.metadata(row, recording))
     tensors = sum(tensor.nbytes for tensor in made.values())
-    if product.vectors is None:
+    if spec.vectors_per_recording is None:
         return beside, tensors / encoder.count_frames(len(recording.waveform))
-    return beside + tensors * product.vectors, 0.0
+    return beside + tensors * spec.vectors_per_recording, 0.0
 
 
 def _rehearsed(
     encoder: Encoder,
-    product: Product,
+    spec: FeatureSpec,
     audio_decoder: AudioDecoderOptions,
     rows: Sequence[tuple[Row, int]],
     amount: float,
@@ -180,20 +182,20 @@ def _rehearsed(
     rows: with the samples of their recordings. amount: seconds to be expected.
     """
     longest = max(samples for _, samples in rows)
-    while encoder.expected_seconds(longest, product.layers) > amount and longest // 2 >= encoder.input.least_samples:
+    while encoder.expected_seconds(longest, spec.layers) > amount and longest // 2 >= encoder.input.least_samples:
         longest //= 2
     chosen: dict[str, float] = {}
     parts: list[Row] = []
     for row, samples in rows:
         if samples > longest:  # its beginning
             row, samples = replace(row, duration=longest / encoder.sample_rate), longest
-        chosen[row.id] = encoder.expected_seconds(samples, product.layers)
+        chosen[row.id] = encoder.expected_seconds(samples, spec.layers)
         parts.append(row)
         if sum(chosen.values()) > amount:
             break
 
     options = {"max_duration": float("inf"), "budget": encoder.frame_budget(), "writers": WRITERS}
-    process = partial(compute, encoder, product.whole)
+    process = partial(compute_features, encoder, spec.without_spans)
 
     def tried(rows: Sequence[Row]) -> tuple[float, float]:
         """(seconds taken, seconds to be expected)"""
@@ -209,7 +211,7 @@ def _rehearsed(
     return 0.0, taken / expected if expected else 1.0
 
 
-def _keep(row: Row, recording: Recording, made: Made) -> Made:
+def _keep(row: Row, recording: Recording, made: Transformed) -> Transformed:
     return made
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.extraction.extractor import Extractor, Task, Worker
-from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.extractor import ExtractionTask, Extractor, InProcessExtractor
+from w2v_attn.extraction.feature_spec import FeatureLocation
 from w2v_attn.extraction.store import store_of
-from w2v_attn.runs.folder import Claim, claimed
-from w2v_attn.runs.ledger import Ledger
+from w2v_attn.runs.failure_log import FailureLog
 from w2v_attn.runs.outcomes import Outcome
-from w2v_attn.runs.rank import ALONE, Rank, parts_of, rows_of
-from w2v_attn.runs.shared_folder import joined
+from w2v_attn.runs.output_folder import RunSpec, acquire
+from w2v_attn.runs.rank import ALONE, Rank, blocks_of, rows_of
+from w2v_attn.runs.shared_folder import acquire_shared
 
 
 def extract_corpus(
@@ -25,27 +25,27 @@ def extract_corpus(
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
     **task: Any,
-) -> Iterator[Outcome[Written]]:
+) -> Iterator[Outcome[FeatureLocation]]:
     """Extracts every row into features below `output`; see `extract_with`.
 
-    task: what `Task` takes beside the output: layers, max_duration …
+    task: what `ExtractionTask` takes beside the output: layers, max_duration …
 
     Raises:
         ValueError: an unknown layer or layout, before anything is written; and what `extract_with` raises.
     """
-    asked = Task(output=output, **task)
-    return extract_with(Worker(encoder, asked), asked, rows, interrupted=interrupted, about=about)
+    asked = ExtractionTask(output=output, **task)
+    return extract_with(InProcessExtractor(encoder, asked), asked, rows, interrupted=interrupted, about=about)
 
 
 def extract_with(
     extractor: Extractor,
-    task: Task,
+    task: ExtractionTask,
     rows: Sequence[Row],
     *,
     rank: Rank = ALONE,
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
-) -> Iterator[Outcome[Written]]:
+) -> Iterator[Outcome[FeatureLocation]]:
     """Extracts the rank's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
 
     What a run before this one wrote stays and is not computed again, where the file is whole, of this configuration,
@@ -66,27 +66,27 @@ def extract_with(
         RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
     """
     described, output, store = extractor.description, task.output, store_of(task.layout)
-    parts = parts_of(rows, store.together)
-    mine = rank.of(parts)
-    claim = Claim(
-        parts=parts,
+    blocks = blocks_of(rows, store.rows_per_group)
+    mine = rank.select(blocks)
+    spec = RunSpec(
+        blocks=blocks,
         fingerprint=described.fingerprint,
         made_with=described.made_with,
         batch_frames=described.batch_frames,
         about=about or {},
         prepare=lambda: store.prepare(output, rows),
-        one_machine=store.one_machine,
+        single_machine_reason=store.single_machine_reason,
     )
-    with claimed(output, claim) if rank.is_alone else joined(output, rank, claim) as folder:
+    with acquire(output, spec) if rank.is_alone else acquire_shared(output, rank, spec) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with Ledger(folder.ledger, rows_of(mine)) as ledger, closing(outcomes):
+            with FailureLog(folder.failures_dir, rows_of(mine)) as failures, closing(outcomes):
                 for outcome in outcomes:
-                    ledger.note(outcome)
+                    failures.note(outcome)
                     folder.count(outcome)
                     yield outcome
         except ValueError:
-            folder.withdraw()
+            folder.rollback()
             raise
         except BaseException as error:
             kind = "stopped" if isinstance(error, Exception) else "interrupted"

@@ -9,29 +9,29 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.formats.formats import layout_of
-from w2v_attn.features.making import Made
-from w2v_attn.runs.outcomes import Outcome, Settled
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.formats.registry import get_layout
+from w2v_attn.features.transform import Transformed
+from w2v_attn.runs.outcomes import CachedResult, Outcome
 
 # Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
 MIRRORED = "mirrored"
-STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shards", "ShardsStore")}
+STORES = {MIRRORED: ("mirrored_store", "MirroredStore"), "shards": ("shard_store", "ShardStore")}
 
 
 # Files do not wait for each other: most of the time a writer waits for the disk.
 WRITERS = 4
 
 
-class Peek(Protocol):
-    """What is there in an output, looked at without changing anything."""
+class OutputIndex(Protocol):
+    """What is there in an output, sampled at without changing anything."""
 
-    def has(self, row: Row) -> bool:
+    def contains(self, row: Row) -> bool:
         """Whether something of a row is there; quickly."""
         ...
 
-    def counts(self, row: Row) -> bool:
+    def is_valid(self, row: Row) -> bool:
         """Whether it is whole, and of the source as it is; of which configuration it is, the folder says."""
         ...
 
@@ -41,24 +41,24 @@ class Store(Protocol):
 
     Of one process; others have stores of their own on the same folder, each for rows of its own.
 
-    product: what is made of each recording. rows: those that this store is asked about, in the order of the list.
+    spec: what is made of each recording. rows: those that this store is asked about, in the order of the list.
     check_there: raises RunError where the output is not the folder that it was.
     """
 
     # Rows that go to one store together, from a multiple of it in the list on; 1: as anybody likes.
-    together: int
+    rows_per_group: int
     # Why only one machine may write to a folder at a time, and the way out; None: several may.
-    one_machine: str | None
+    single_machine_reason: str | None
 
     def __init__(
         self,
-        product: Product,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        """parts: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
+        """groups: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
         ...
 
     @staticmethod
@@ -71,21 +71,21 @@ class Store(Protocol):
         ...
 
     @staticmethod
-    def peek(output: Path) -> Peek:
+    def open_index(output: Path) -> OutputIndex:
         """What is there, for an estimate."""
         ...
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         """Bytes that a recording with these features takes beside those of its tensors."""
         ...
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
+    def count_files(recordings: int, size: float) -> int:
         """How many files so many recordings of so many bytes together are."""
         ...
 
-    def find(self, row: Row) -> Settled[Written] | None:
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
         """What a run before this one left of a row, if it counts; what is damaged or of another source is removed.
 
         Raises:
@@ -94,7 +94,7 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
         """Takes what was made of a row, in any thread.
 
         Raises:
@@ -102,11 +102,11 @@ class Store(Protocol):
         """
         ...
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
         """The outcomes of the rows, each when what it speaks of is on the disk; it must be gone through."""
         ...
 
-    def report(self) -> None:
+    def log_recomputed(self) -> None:
         """Says what was there and did not count."""
         ...
 
@@ -114,7 +114,7 @@ class Store(Protocol):
 def store_of(layout: str) -> type[Store]:
     """The store of a layout. Raises FeatureSetError where there is none."""
     if layout not in STORES:
-        layout_of(layout)
+        get_layout(layout)
         raise FeatureSetError(
             f"extract writes layout={' or layout='.join(STORES)}: for {layout} give "
             f"`w2v-attn convert features=… layout={layout}` what it wrote"

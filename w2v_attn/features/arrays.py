@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 
 DTYPES = {
     "float64": torch.float64,
@@ -17,7 +17,7 @@ DTYPES = {
 }
 
 # What NumPy has.
-ARRAYS = ("float64", "float32", "float16")
+NUMPY_DTYPES = ("float64", "float32", "float16")
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -30,9 +30,9 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(math.isfinite(end) for end in tensor.aminmax())
 
 
-def check_holds(dtype: str, layout: str, holds: Container[str]) -> None:
+def check_dtype(dtype: str, layout: str, dtypes: Container[str]) -> None:
     """Raises FeatureSetError where a layout does not hold a dtype. Every value of the halves is one of float32's."""
-    if dtype not in holds:
+    if dtype not in dtypes:
         raise FeatureSetError(f"layout={layout} holds no {dtype}: output_dtype=float32 keeps every value")
 
 

@@ -6,19 +6,44 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from w2v_attn.features.dataset import FeatureDataset
-from w2v_attn.features.destination import what_is_missing
-from w2v_attn.features.errors import UnknownNameError
-from w2v_attn.features.formats.format import Reader
-from w2v_attn.features.formats.formats import find_layout
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.conversion_folder import incomplete_reason
+from w2v_attn.features.feature_errors import UnknownNameError
+from w2v_attn.features.formats.interface import FeatureReader
+from w2v_attn.features.formats.registry import find_layout
+from w2v_attn.features.recording_features import RecordingFeatures
 
 logger = logging.getLogger(__name__)
 
 # Above so many ids a search for similar ones takes seconds.
 SEARCHED = 20_000
+
+
+class FeatureDataset(Dataset[tuple[str, Tensor]]):
+    """(id, features [frames, channels]) of one layer by number; each is read when it is asked for, in any worker.
+
+    features: id -> layer -> tensor. ids: which, in their order.
+    """
+
+    def __init__(self, features: Mapping[str, Mapping[str, Tensor]], layer: str, ids: Sequence[str]):
+        self._features, self._layer, self.ids = features, layer, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor]:
+        id = self.ids[number]
+        return id, self._features[id][self._layer]
+
+
+def pad_batch(items: Sequence[tuple[str, Tensor]]) -> tuple[list[str], Tensor, Tensor]:
+    """Ids, features [B, T, C] with zeros after the end of each, and int64 [B] frames: `DataLoader(collate_fn=…)`."""
+    ids, tensors = zip(*items, strict=True)
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    return list(ids), torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), lengths
 
 
 def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
@@ -43,21 +68,21 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
     path = Path(os.path.expanduser(folder))
     layout = find_layout(path)
     reader = layout.reader(path)
-    if (missing := what_is_missing(path, len(reader))) is not None:
+    if (missing := incomplete_reason(path, len(reader))) is not None:
         logger.warning("%s: %s", path, missing)
     return FeatureSet(path, layout.name, reader)
 
 
-class FeatureSet(Mapping[str, Recording]):
+class FeatureSet(Mapping[str, RecordingFeatures]):
     """Id -> recording. Ids are those of extraction: paths in the folder of the audio, with `/` between their parts.
 
     layout: the name of the layout. It can be pickled, and used in the workers of a DataLoader.
     """
 
-    def __init__(self, folder: Path, layout: str, reader: Reader):
+    def __init__(self, folder: Path, layout: str, reader: FeatureReader):
         self.folder, self.layout, self._reader = folder, layout, reader
 
-    def __getitem__(self, id: str) -> Recording:
+    def __getitem__(self, id: str) -> RecordingFeatures:
         """Opens a recording; its tensors are read when they are asked for.
 
         Raises:

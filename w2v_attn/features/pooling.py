@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.recording import frame_times
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.recording_features import frame_times
 
 POOLINGS = ("none", "mean", "statistics")
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.inputs import standardize
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.augmentation import Augmentation
 from w2v_attn.training.errors import TrainingError
 from w2v_attn.training.tasks.task import Task

@@ -5,13 +5,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.pipeline import ONE_BY_ONE
-from w2v_attn.runs.processing import Batch
-from w2v_attn.runs.running import run
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
 from w2v_attn.training.errors import DataError
 from w2v_attn.training.evaluation import measure, predict_one
 from w2v_attn.training.model_folder import save_predictions
@@ -78,7 +77,7 @@ def evaluate_corpus(
     }
     predictions: list[Prediction] = []
     reached = 0
-    for outcome in run(rows, output, recognizer, process, finish, **options):
+    for outcome in run_corpus(rows, output, recognizer, process, finish, **options):
         reached += 1
         if outcome.result is not None:
             predictions.append(outcome.result)

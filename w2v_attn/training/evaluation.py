@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.errors import TrainingError
 from w2v_attn.training.predictions import Prediction
 from w2v_attn.training.tasks.task import Task

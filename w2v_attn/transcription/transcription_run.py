@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.runs.outcomes import Outcome, RunError, write_failed
-from w2v_attn.runs.pipeline import ONE_BY_ONE
-from w2v_attn.runs.processing import Batch
-from w2v_attn.runs.running import run
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import Outcome, write_error
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
 from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript, Word
 from w2v_attn.whole_files import write_whole
 
@@ -65,10 +64,10 @@ def _transcribe(
             try:
                 writer.write(row, found)
             except OSError as error:
-                raise write_failed(output / row.id, error) from error
+                raise write_error(output / row.id, error) from error
             return found
 
-        yield from run(rows, output, recognizer, process, finish, **options)
+        yield from run_corpus(rows, output, recognizer, process, finish, **options)
 
 
 class TranscriptWriter:

@@ -5,14 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.peers.peer import (
-    FinalFeatures,
-    Subject,
-    Unavailable,
-    converting,
-    library,
-    need_cpu,
-)
+from w2v_attn.benchmarks.peers.peer import FinalFeatures, Subject, Unavailable, converting, library, need_cpu
 
 INPUT = "waveform"
 

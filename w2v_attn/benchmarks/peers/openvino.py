@@ -6,14 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.peers.peer import (
-    FinalFeatures,
-    Subject,
-    Unavailable,
-    converting,
-    library,
-    need_cpu,
-)
+from w2v_attn.benchmarks.peers.peer import FinalFeatures, Subject, Unavailable, converting, library, need_cpu
 
 # Its default is bfloat16 where the processor has it, whatever the model's dtype.
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}

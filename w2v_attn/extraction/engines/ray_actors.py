@@ -7,15 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from w2v_attn.extraction.engines.chunks import chunks
-from w2v_attn.extraction.extractor import Description, Job, Outcomes, Worker
+from w2v_attn.extraction.extractor import ExtractionJob, ExtractorDescription, InProcessExtractor, Outcomes, chunks
 from w2v_attn.extraction.store import store_of
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import Part
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.rank import Block
 
 # Times that an actor which died is replaced, and that its chunk is tried again: a recording that kills whoever works on
 # it must not do so for ever.
-TRIES = 3
+MAX_RETRIES = 3
 
 
 class RayActors:
@@ -24,14 +23,14 @@ class RayActors:
     The output, and the recordings, are on a file system that all machines have under the same name, and so is this
     package. RAY_ADDRESS says where the cluster is; without it one is started on this machine.
 
-    workers: actors, each with a GPU where the cluster has any, and else with its part of the cores; None: one for each
+    workers: actors, each with a GPU where the cluster has any, and else with its block of the cores; None: one for each
     GPU, or for each machine where there is none.
 
     Raises:
         ValueError: what the job says is wrong. RunError: the cluster cannot do it.
     """
 
-    def __init__(self, job: Job, *, workers: int | None):
+    def __init__(self, job: ExtractionJob, *, workers: int | None):
         try:
             import ray
             import ray.data
@@ -43,7 +42,7 @@ class RayActors:
         ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR, include_dashboard=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
-            if len(ray.nodes()) > 1 and (why := store_of(job.task.layout).one_machine):
+            if len(ray.nodes()) > 1 and (why := store_of(job.task.layout).single_machine_reason):
                 raise ValueError(f"{why}; the cluster has {len(ray.nodes())} machines")
             self._workers, self._needs = _divide(ray.cluster_resources(), len(ray.nodes()), workers)
             self.description = self._ask_one()
@@ -62,21 +61,23 @@ class RayActors:
         self._ray.shutdown()
 
     def extract(
-        self, parts: Sequence[Part], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
+        self, blocks: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
         """See `Extractor`. At its end, also one before all is done, it leaves the cluster: nobody writes on then."""
-        given = [{"parts": pickle.dumps(chunk)} for chunk in chunks(parts, self._workers)]
+        given = [{"blocks": pickle.dumps(chunk)} for chunk in chunks(blocks, self._workers)]
         if not given:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self._ray.util.annotations.RayDeprecationWarning)  # of TRIES, until 2.64
+            warnings.simplefilter(
+                "ignore", self._ray.util.annotations.RayDeprecationWarning
+            )  # of MAX_RETRIES, until 2.64
             outcomes = self._ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
                 _Actor,
                 fn_constructor_args=(self._job, batch_frames, os.getcwd()),
                 batch_size=1,
                 compute=self._ray.data.ActorPoolStrategy(size=min(self._workers, len(given))),
-                max_restarts=TRIES,
-                max_task_retries=TRIES,
+                max_restarts=MAX_RETRIES,
+                max_task_retries=MAX_RETRIES,
                 **self._needs,
             )
         try:
@@ -89,7 +90,7 @@ class RayActors:
         finally:
             self.close()
 
-    def _ask_one(self) -> Description:
+    def _ask_one(self) -> ExtractorDescription:
         describe = self._ray.remote(**self._needs)(_describe)
         try:
             return self._ray.get(describe.remote(self._job, os.getcwd()))
@@ -97,23 +98,23 @@ class RayActors:
             raise _what_failed(error) from error
 
 
-def _describe(job: Job, folder: str) -> Description:
+def _describe(job: ExtractionJob, folder: str) -> ExtractorDescription:
     os.chdir(folder)
-    return Worker.of(job).description
+    return InProcessExtractor.load(job).description
 
 
 class _Actor:
     """Chunks of rows -> outcomes, one in each row of what comes out."""
 
-    def __init__(self, job: Job, batch_frames: int, folder: str):
+    def __init__(self, job: ExtractionJob, batch_frames: int, folder: str):
         os.chdir(folder)  # what names of files are relative to
-        self._worker, self._batch_frames = Worker.of(job), batch_frames
+        self._worker, self._batch_frames = InProcessExtractor.load(job), batch_frames
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         found = [
             pickle.dumps(outcome)
-            for parts in batch["parts"]
-            for outcome in self._worker.extract(pickle.loads(parts), batch_frames=self._batch_frames)
+            for blocks in batch["blocks"]
+            for outcome in self._worker.extract(pickle.loads(blocks), batch_frames=self._batch_frames)
         ]
         return {"outcome": found}
 

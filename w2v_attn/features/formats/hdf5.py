@@ -9,17 +9,16 @@ from typing import Any
 import h5py  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor
-from w2v_attn.features.errors import DamagedError, FeatureSetError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.processes import PerProcess
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.interface import IndexedReader, PerProcess, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import written_whole
 
 FILE, IDS, RECORDINGS = "features.h5", "ids", "recordings"
 
 
-class Hdf5Reader(ListingReader):
+class Hdf5Reader(IndexedReader):
     """Reads the dataset that is asked for. HDF5's library cannot cross a fork: each process opens the file itself."""
 
     def __init__(self, folder: Path):
@@ -30,12 +29,12 @@ class Hdf5Reader(ListingReader):
         except (KeyError, OSError, AttributeError) as error:
             raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         try:
             group: Any = self._file.get()[f"{RECORDINGS}/{id}"]
             # A recording may lie in the folder of another one's name: its group is no dataset.
             layers = [name for name, item in group.items() if isinstance(item, h5py.Dataset)]
-            return Recording(id, layers, dict(group.attrs), partial(self._read, group))
+            return RecordingFeatures(id, layers, dict(group.attrs), partial(self._read, group))
         except (KeyError, OSError, RuntimeError) as error:
             raise DamagedError(f"{self._path} cannot be read: {error}") from error
 
@@ -49,7 +48,7 @@ class Hdf5Reader(ListingReader):
 class Hdf5Writer:
     """The file comes under its name when all is in it."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path):
         self._path = folder / FILE
@@ -71,7 +70,7 @@ class Hdf5Writer:
             self._file.create_dataset(IDS, data=self._ids, dtype=h5py.string_dtype())
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "hdf5", self.holds)
+        check_arrays(id, features, "hdf5", self.dtypes)
         try:
             group = self._file.require_group(f"{RECORDINGS}/{id}")
             for layer, tensor in features.items():

@@ -19,9 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from w2v_attn.features.arrays import as_tensor, dtype_name
-from w2v_attn.features.errors import DamagedError, FeatureSetError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.interface import IndexedReader, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.jsonl"
@@ -30,7 +30,7 @@ DTYPES = {kind: np.dtype("<f4" if kind[:1] == b"F" else "<f8") for kind in TYPES
 BINARY = b"\0B"
 
 
-class KaldiReader(ListingReader):
+class KaldiReader(IndexedReader):
     """Reads by the scp files, each archive beside its own, wherever the folder was moved to."""
 
     def __init__(self, folder: Path):
@@ -44,9 +44,11 @@ class KaldiReader(ListingReader):
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder} is not what w2v-attn convert writes: {error}") from error
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         entry = self._found[id]
-        return Recording(id, entry["layers"], dict(entry["metadata"]), lambda layer: self._read(layer, entry["key"]))
+        return RecordingFeatures(
+            id, entry["layers"], dict(entry["metadata"]), lambda layer: self._read(layer, entry["key"])
+        )
 
     def _read(self, layer: str, key: str) -> Tensor:
         path = self._folder / f"{layer}.ark"
@@ -61,7 +63,7 @@ class KaldiReader(ListingReader):
 class KaldiWriter:
     """The files come under their names when all is in them. The scp files name the archives by their full paths."""
 
-    holds = ("float32", "float64")
+    dtypes = ("float32", "float64")
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -76,7 +78,7 @@ class KaldiWriter:
         self._open.__exit__(*error)  # type: ignore[arg-type]
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "kaldi", self.holds)
+        check_arrays(id, features, "kaldi", self.dtypes)
         for layer, tensor in features.items():
             if tensor.dim() > 2:
                 raise FeatureSetError(f"{layer} has {tensor.dim()} dimensions; Kaldi has matrices and vectors")

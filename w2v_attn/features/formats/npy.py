@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor, check_holds, dtype_name
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.format import ListingReader, WriterOfSingles
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor, check_dtype, dtype_name
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import FilePerRecordingWriter, IndexedReader
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.json"
 
 
-class NpyReader(ListingReader):
+class NpyReader(IndexedReader):
     """Ids are the folders that have a metadata.json, sorted."""
 
     def __init__(self, folder: Path):
@@ -28,23 +28,23 @@ class NpyReader(ListingReader):
         super().__init__(dict.fromkeys(sorted(found)))
         self._folder = folder
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         folder = self._folder / id
         try:
             said = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-            return Recording(id, said["layers"], said["metadata"], lambda layer: _load(folder / f"{layer}.npy"))
+            return RecordingFeatures(id, said["layers"], said["metadata"], lambda layer: _load(folder / f"{layer}.npy"))
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder / METADATA} cannot be read: {error}") from error
 
 
-class NpyWriter(WriterOfSingles):
+class NpyWriter(FilePerRecordingWriter):
     """Writes each tensor to its own file."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         for layer, tensor in features.items():
-            check_holds(dtype_name(tensor), "npy", self.holds)
+            check_dtype(dtype_name(tensor), "npy", self.dtypes)
             with written_whole(self._folder / id / f"{layer}.npy") as temporary, temporary.open("xb") as file:
                 np.save(file, tensor.numpy())
         with written_whole(self._folder / id / METADATA) as temporary:

@@ -12,18 +12,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.formats.numbered import NumberedFiles
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import IndexedReader, NumberedFiles, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 
 FILES = "features-*.tar"
 SIZE = 512 << 20
 END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class WebdatasetReader(ListingReader):
+class WebdatasetReader(IndexedReader):
     """Goes through the headers once; then it knows where each recording is."""
 
     def __init__(self, folder: Path):
@@ -35,15 +34,15 @@ class WebdatasetReader(ListingReader):
                 raise DamagedError(f"{path} cannot be read: {error}") from error
         super().__init__(found)
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         path, places, metadata = self._found[id]
-        return Recording(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
+        return RecordingFeatures(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
 
 
 class WebdatasetWriter:
     """Tar files of about `size` bytes."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path, size: int = SIZE):
         self._files, self._size = NumberedFiles(folder, "tar", digits=6), size
@@ -61,7 +60,7 @@ class WebdatasetWriter:
             self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "webdataset", self.holds)
+        check_arrays(id, features, "webdataset", self.dtypes)
         if self._tar is None:
             self._tar = self._files.enter(tarfile.TarFile(self._files.begin(), "w", format=tarfile.PAX_FORMAT))
         for layer, tensor in features.items():

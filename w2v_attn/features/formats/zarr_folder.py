@@ -10,17 +10,16 @@ from typing import Any
 import zarr  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor, dtype_name
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.processes import PerProcess
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor, dtype_name
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import IndexedReader, PerProcess, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import temporary_name
 
 FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
 
 
-class ZarrReader(ListingReader):
+class ZarrReader(IndexedReader):
     """Ids are an attribute of the root, in the order in which they were written."""
 
     def __init__(self, folder: Path):
@@ -31,10 +30,12 @@ class ZarrReader(ListingReader):
         except (KeyError, OSError, ValueError, TypeError) as error:
             raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         try:
             group = self._root.get()[f"{RECORDINGS}/{id}"]
-            return Recording(id, group.attrs["layers"], dict(group.attrs["metadata"]), partial(self._read, group))
+            return RecordingFeatures(
+                id, group.attrs["layers"], dict(group.attrs["metadata"]), partial(self._read, group)
+            )
         except (KeyError, OSError, ValueError) as error:
             raise DamagedError(f"{self._path}/{RECORDINGS}/{id} cannot be read: {error}") from error
 
@@ -48,7 +49,7 @@ class ZarrReader(ListingReader):
 class ZarrWriter:
     """The folder comes under its name when all is in it."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
@@ -72,7 +73,7 @@ class ZarrWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "zarr", self.holds)
+        check_arrays(id, features, "zarr", self.dtypes)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
             # One chunk, for a tensor is read whole.

@@ -15,13 +15,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from w2v_attn.feature_files import CODES
+from w2v_attn.feature_files import DTYPE_OF_CODE
 from w2v_attn.features.arrays import DTYPES, from_bytes
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.names import is_text
-from w2v_attn.features.formats.shard_files import FORMAT, INDEX, SIZE, Filling, Index, check_shard, open_to_read
-from w2v_attn.features.processes import PerProcess
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import PerProcess, is_unicode
+from w2v_attn.features.formats.shard_index import (
+    FORMAT,
+    INDEX,
+    SHARD_BYTES,
+    ShardBuffer,
+    ShardIndex,
+    check_shard,
+    open_readonly,
+)
+from w2v_attn.features.recording_features import RecordingFeatures
 
 
 class ShardsReader:
@@ -33,7 +40,7 @@ class ShardsReader:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._index = PerProcess(partial(open_to_read, folder / INDEX))
+        self._index = PerProcess(partial(open_readonly, folder / INDEX))
         self._checked: set[str] = set()
         try:
             about = dict(self._index.get().execute("SELECT name, value FROM about"))
@@ -49,9 +56,9 @@ class ShardsReader:
         yield from (id for (id,) in self._ask("SELECT id FROM recordings ORDER BY number"))
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and is_text(id) and bool(self._ask("SELECT 1 FROM recordings WHERE id = ?", id))
+        return isinstance(id, str) and is_unicode(id) and bool(self._ask("SELECT 1 FROM recordings WHERE id = ?", id))
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         query = (
             "SELECT s.name, s.bytes, s.header, r.tensors, r.metadata "
             "FROM recordings r JOIN shards s ON s.number = r.shard WHERE r.id = ?"
@@ -59,7 +66,7 @@ class ShardsReader:
         ((name, size, header, tensors, metadata),) = self._ask(query, id)
         self._check(name, size, header)
         places = json.loads(tensors)
-        return Recording(id, places, json.loads(metadata), lambda layer: self._read(name, *places[layer]))
+        return RecordingFeatures(id, places, json.loads(metadata), lambda layer: self._read(name, *places[layer]))
 
     def _ask(self, query: str, *values: object) -> list[tuple]:
         try:
@@ -82,24 +89,24 @@ class ShardsReader:
                     raise DamagedError(f"{self._folder / name} ends before byte {end:,}")
         except OSError as error:
             raise DamagedError(f"{self._folder / name} cannot be read: {error.strerror}") from error
-        return from_bytes(content, CODES[code], shape)
+        return from_bytes(content, DTYPE_OF_CODE[code], shape)
 
 
 class ShardsWriter:
     """Writes shards of about `size` bytes; the index knows a shard as soon as it is whole. Starts a set anew."""
 
-    holds = DTYPES
+    dtypes = DTYPES
 
-    def __init__(self, folder: Path, size: int = SIZE):
+    def __init__(self, folder: Path, size: int = SHARD_BYTES):
         self._folder, self._size = folder, size
         self._shard = 0
-        self._filling = Filling(size)
+        self._filling = ShardBuffer(size)
 
     def __enter__(self) -> "ShardsWriter":
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in (INDEX, f"{INDEX}-journal"):
             (self._folder / leftover).unlink(missing_ok=True)
-        self._index = Index(self._folder)
+        self._index = ShardIndex(self._folder)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -119,7 +126,7 @@ class ShardsWriter:
         shard = self._filling.write(self._folder / f"features-{self._shard:05d}.safetensors")
         self._index.add(self._shard, shard, repeat(None))
         self._shard += 1
-        self._filling = Filling(self._size)
+        self._filling = ShardBuffer(self._size)
 
 
 def _fill(file: RawIOBase, content: bytearray) -> int:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from w2v_attn.encoder.waveforms import find_device
-from w2v_attn.extraction.extractor import Extractor, Job, Worker
+from w2v_attn.extraction.extractor import ExtractionJob, Extractor, InProcessExtractor
 from w2v_attn.runs.rank import Rank
 
 LOCAL, RAY = "local", "ray"
@@ -13,7 +13,9 @@ ENGINES = (LOCAL, RAY)
 AUTO = "auto"
 
 
-def open_extractor(job: Job, *, engine: str, workers: int | None, rank: Rank) -> AbstractContextManager[Extractor]:
+def open_extractor(
+    job: ExtractionJob, *, engine: str, workers: int | None, rank: Rank
+) -> AbstractContextManager[Extractor]:
     """An extractor, to be opened while it is used.
 
     engine: of ENGINES. workers: processes with an encoder each; None: one for each GPU, and one where there is none.
@@ -33,8 +35,8 @@ def open_extractor(job: Job, *, engine: str, workers: int | None, rank: Rank) ->
         return RayActors(job, workers=workers)
     devices = _devices(job.model["device"], workers, rank)
     if len(devices) == 1:
-        return nullcontext(Worker.of(job, device=devices[0]))
-    from w2v_attn.extraction.engines.processes import LocalProcesses
+        return nullcontext(InProcessExtractor.load(job, device=devices[0]))
+    from w2v_attn.extraction.engines.local_processes import LocalProcesses
 
     on_cpu = find_device(devices[0]).type == "cpu"
     return LocalProcesses(job, devices, threads=max(1, torch.get_num_threads() // len(devices)) if on_cpu else None)

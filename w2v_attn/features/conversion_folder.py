@@ -8,30 +8,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.whole_files import TEMPORARY, written_whole
 
 CONVERSION = "conversion.json"
 FAILURES = "failures.jsonl"
 
 
-def check_destination(output: Path, source: Path, request: dict[str, object]) -> None:
+def check_conversion_folder(output: Path, source: Path, request: dict[str, object]) -> None:
     """Raises FeatureSetError where a conversion to `output` would mix with what is there already."""
     ours, theirs = output.resolve(), source.resolve()
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
         raise FeatureSetError(f"output={output} and features={source} lie in each other: name a folder of its own")
     if not output.exists() or not any(output.iterdir()):
         return
-    said = _read(output)
-    if said is None:
+    record = _read(output)
+    if record is None:
         raise FeatureSetError(f"output={output} is not empty, and holds no conversion: name a new folder")
-    if said.get("request") != request:
+    if record.get("request") != request:
         raise FeatureSetError(f"output={output} holds another conversion, see its {CONVERSION}: name a new folder")
 
 
 @contextmanager
-def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """The folder, locked, and said to be unfinished; what this gives is called at its end with what was done: `written`
+def acquire_conversion_folder(
+    output: Path, request: dict[str, object]
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """The folder, locked, and record to be unfinished; what this gives is called at its end with what was done: `written`
     recordings, and more.
 
     Raises:
@@ -56,14 +58,14 @@ def destination(output: Path, request: dict[str, object]) -> Iterator[Callable[[
         os.close(lock)
 
 
-def what_is_missing(folder: Path, recordings: int) -> str | None:
+def incomplete_reason(folder: Path, recordings: int) -> str | None:
     """What a conversion's folder that holds so many recordings lacks; None: nothing, or it is no conversion's."""
-    said = _read(folder)
-    if said is None:
+    record = _read(folder)
+    if record is None:
         return None
-    if said.get("whole") is not True:
+    if record.get("whole") is not True:
         return "its conversion has not come to its end; the same command starts it again"
-    written = said.get("written")
+    written = record.get("written")
     return None if written == recordings else f"there are {recordings} recordings, its conversion wrote {written}"
 
 
@@ -73,9 +75,9 @@ def note_failure(output: Path, id: str, reason: str) -> None:
         file.write(json.dumps({"id": id, "reason": reason}) + "\n")
 
 
-def _write(output: Path, said: dict[str, object]) -> None:
+def _write(output: Path, record: dict[str, object]) -> None:
     with written_whole(output / CONVERSION) as temporary:
-        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> dict[str, object] | None:

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from w2v_attn.audio.audio_decoder import AudioDecoder
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.store import Peek
-from w2v_attn.runs.audio_decoder import AudioDecoder
-from w2v_attn.runs.sources import row_duration, row_weight
+from w2v_attn.extraction.store import OutputIndex
+from w2v_attn.runs.row_reader import row_duration, row_weight
 
-# Recordings whose headers are read; and seconds that this may take, and as many a look at all sizes, on slow disks.
-SAMPLE, PATIENCE = 300, 3.0
+# Recordings whose headers are read; and seconds that this may take, and as many a scan_rows at all sizes, on slow
+# disks.
+MAX_SAMPLED, SCAN_SECONDS = 300, 3.0
 
 
 @dataclass(frozen=True)
-class Looked:
+class Sampled:
     """A row whose header was read. duration: seconds; None where it is no recording. weight: see `row_weight`.
 
     there: whether its features are there and count.
@@ -31,8 +32,8 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """rows: how many. there: of them have features that count, about. sample: those looked at, evenly from the list.
+class Scan:
+    """rows: how many. there: of them have features that count, about. sample: those sampled at, evenly from the list.
 
     weights, weights_there: of all rows and of those that are there, by the kind of their files.
     """
@@ -41,9 +42,9 @@ class Survey:
     there: int
     weights: dict[str, float]
     weights_there: dict[str, float]
-    sample: tuple[Looked, ...]
+    sample: tuple[Sampled, ...]
 
-    def total(self, value: Callable[[Looked], float], *, missing: bool) -> float:
+    def total(self, value: Callable[[Sampled], float], *, missing: bool) -> float:
         """The sum of a value over all rows, or over those that are missing, as far as the sample tells.
 
         Bytes, which are known of every row, times the value for a byte in the sample, for each kind of file: so what is
@@ -54,55 +55,55 @@ class Survey:
             for kind in self.weights
         )
 
-    def share(self, holds: Callable[[Looked], bool], *, missing: bool) -> float:
+    def share(self, holds: Callable[[Sampled], bool], *, missing: bool) -> float:
         """Of the sample, or of what is missing of it, 0 to 1."""
-        sample = [looked for looked in self.sample if not (missing and looked.there)]
+        sample = [sampled for sampled in self.sample if not (missing and sampled.there)]
         return sum(map(holds, sample)) / max(1, len(sample))
 
-    def spread(self, value: Callable[[Looked], float]) -> float:
+    def spread(self, value: Callable[[Sampled], float]) -> float:
         """Half of the interval in which the total of all rows is, 19 times in 20, as a share of that total."""
         total, variance = self.total(value, missing=False), 0.0
         for kind, weight in self.weights.items():
             members, ratio = self._members(kind), self._ratio(kind, value)
-            seen = sum(looked.weight for looked in members)
+            seen = sum(sampled.weight for sampled in members)
             if not seen < weight or len(members) < 2:
                 continue
-            off = sum((value(looked) - ratio * looked.weight) ** 2 for looked in members) / (len(members) - 1)
+            off = sum((value(sampled) - ratio * sampled.weight) ** 2 for sampled in members) / (len(members) - 1)
             count = len(members) * weight / seen
             variance += count**2 * (1 - len(members) / count) * off / len(members)
         return 1.96 * math.sqrt(variance) / total if total > 0 else 0.0
 
-    def _ratio(self, kind: str, value: Callable[[Looked], float]) -> float:
+    def _ratio(self, kind: str, value: Callable[[Sampled], float]) -> float:
         members = self._members(kind) or self.sample
-        weight = sum(looked.weight for looked in members)
+        weight = sum(sampled.weight for sampled in members)
         return sum(map(value, members)) / weight if weight > 0 else 0.0
 
-    def _members(self, kind: str) -> list[Looked]:
-        return [looked for looked in self.sample if _kind(looked.row) == kind]
+    def _members(self, kind: str) -> list[Sampled]:
+        return [sampled for sampled in self.sample if _kind(sampled.row) == kind]
 
 
-def look(rows: Sequence[Row], there: Peek, decoder: AudioDecoder) -> Survey:
-    """A survey of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
+def scan_rows(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> Scan:
+    """A scan of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
     weights: defaultdict[str, float] = defaultdict(float)
     weights_there: defaultdict[str, float] = defaultdict(float)
     seen = found = 0
-    ends = time.monotonic() + PATIENCE
-    for row in evenly(rows, SAMPLE):
+    ends = time.monotonic() + SCAN_SECONDS
+    for row in evenly(rows, MAX_SAMPLED):
         weight = row_weight(row)
         weights[_kind(row)] += weight
         seen += 1
-        if there.has(row):
+        if index.contains(row):
             weights_there[_kind(row)] += weight
             found += 1
         if time.monotonic() > ends:
             break
-    sample = _sample(rows, there, decoder)
+    sample = _sample(rows, index, decoder)
     # Of those that are there, some may be damaged, or their sources have changed.
-    counted = sum(looked.there for looked in sample)
-    existing = sum(there.has(looked.row) for looked in sample)
+    counted = sum(sampled.there for sampled in sample)
+    existing = sum(index.contains(sampled.row) for sampled in sample)
     valid = counted / existing if existing else 1.0
     scale = len(rows) / seen if seen else 0.0  # a share may have no rows
-    return Survey(
+    return Scan(
         rows=len(rows),
         there=round(found * scale * valid),
         weights={kind: weight * scale for kind, weight in weights.items()},
@@ -129,17 +130,17 @@ def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
         yield from (rows[place] for place in places)
 
 
-def _sample(rows: Sequence[Row], there: Peek, decoder: AudioDecoder) -> list[Looked]:
-    sample: list[Looked] = []
-    ends = time.monotonic() + PATIENCE
-    for row in evenly(rows, SAMPLE):
+def _sample(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> list[Sampled]:
+    sample: list[Sampled] = []
+    ends = time.monotonic() + SCAN_SECONDS
+    for row in evenly(rows, MAX_SAMPLED):
         try:
             duration = row_duration(row, decoder.read_duration)
         except ValueError:  # AudioError, or what content of its own says
             duration = 0.0
         if duration is not None:  # a header that does not say: others of its kind speak for it
-            sample.append(Looked(row, row_weight(row), duration or None, there.counts(row)))
-        if len(sample) == SAMPLE or time.monotonic() > ends:
+            sample.append(Sampled(row, row_weight(row), duration or None, index.is_valid(row)))
+        if len(sample) == MAX_SAMPLED or time.monotonic() > ends:
             break
     return sample
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.formats.format import Reader, Writer
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.formats.interface import FeatureReader, FeatureWriter
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Layout:
     library: str | None = None
 
     @property
-    def reader(self) -> Callable[[Path], Reader]:
+    def reader(self) -> Callable[[Path], FeatureReader]:
         """Folder -> reader."""
         return self._part("Reader")
 
     @property
-    def writer(self) -> type[Writer]:
+    def writer(self) -> type[FeatureWriter]:
         """Folder -> writer."""
         return self._part("Writer")
 
@@ -41,9 +41,9 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("shards", "shards", "Shards", "index.sqlite"),
+        Layout("shards", "safetensors_shards", "Shards", "index.sqlite"),
         Layout("hdf5", "hdf5", "Hdf5", "features.h5", "h5py"),
-        Layout("parquet", "parquet", "Parquet", "features-*.parquet", "pyarrow"),
+        Layout("parquet", "parquet_files", "Parquet", "features-*.parquet", "pyarrow"),
         Layout("zarr", "zarr_folder", "Zarr", "features.zarr", "zarr"),
         Layout("webdataset", "tar_samples", "Webdataset", "features-*.tar"),
         Layout("kaldi", "kaldi", "Kaldi", "metadata.jsonl"),
@@ -53,7 +53,7 @@ LAYOUTS = {
 }
 
 
-def layout_of(name: str) -> Layout:
+def get_layout(name: str) -> Layout:
     """The layout of a name. Raises FeatureSetError where there is none."""
     if name not in LAYOUTS:
         raise FeatureSetError(f"layout must be one of {', '.join(LAYOUTS)}, got {name}")

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
 from w2v_attn.feature_files import feature_path, read_header, write_features, written_size
-from w2v_attn.features.formats.shard_files import INDEX
-from w2v_attn.features.making import Made
-from w2v_attn.runs.names import check_names
-from w2v_attn.runs.outcomes import Outcome, RunError, Settled, write_failed
-from w2v_attn.runs.sources import source_state
+from w2v_attn.features.formats.shard_index import INDEX
+from w2v_attn.features.transform import Transformed
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import CachedResult, Outcome, write_error
+from w2v_attn.runs.output_folder import check_case_collisions
+from w2v_attn.runs.row_reader import source_state
 from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -25,52 +26,52 @@ logger = logging.getLogger(__name__)
 class MirroredStore:
     """See `store.Store`. Every recording has a file of its own, so rows go to stores as anybody likes."""
 
-    together = 1
-    one_machine = None
+    rows_per_group = 1
+    single_machine_reason = None
 
     def __init__(
         self,
-        product: Product,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        del rows, parts  # the name of a file says whose it is
-        self._product, self._output, self._check_there = product, output, check_there
+        del rows, groups  # the name of a file says whose it is
+        self._spec, self._output, self._check_there = spec, output, check_there
         self._removed: list[str] = []  # why; several threads append
 
     @staticmethod
     def prepare(output: Path, rows: Sequence[Row]) -> None:
         if (output / INDEX).exists():
             raise ValueError(f"{output} holds features in layout=shards: name another output")
-        check_names(output, (row.id for row in rows))
+        check_case_collisions(output, (row.id for row in rows))
         remove_leftovers({feature_path(output, row.id).parent for row in rows} | {output})
 
     @staticmethod
-    def peek(output: Path) -> "_Peek":
-        return _Peek(output)
+    def open_index(output: Path) -> "_Index":
+        return _Index(output)
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         tensors = sum(tensor.nbytes for tensor in features.values())
         return written_size(dict(features), dict(metadata)) - tensors
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
+    def count_files(recordings: int, size: float) -> int:
         return recordings
 
-    def find(self, row: Row) -> Settled[Written] | None:
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
         path = feature_path(self._output, row.id)
         try:
             stored = read_header(path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            if isinstance(failure := write_failed(path, error), RunError):
+            if isinstance(failure := write_error(path, error), RunError):
                 raise failure from error
             return None  # it cannot be written either, which is then told of this row
-        found = "damaged" if stored is None else self._product.judge(row, path, stored.metadata, stored.shapes)
+        found = "damaged" if stored is None else self._spec.check_stored(row, path, stored.metadata, stored.shapes)
         if not isinstance(found, str):
             return found
         self._check_there()
@@ -78,32 +79,32 @@ class MirroredStore:
         self._removed.append(found)
         return None
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
         path = feature_path(self._output, row.id)
         self._check_there()
         try:
-            write_features(path, made.features, self._product.metadata(row, recording, made.underflowed))
+            write_features(path, made.features, self._spec.metadata(row, recording, made.underflowed))
         except OSError as error:
-            raise write_failed(path, error) from error
+            raise write_error(path, error) from error
         shapes = {name: tensor.shape for name, tensor in made.features.items()}
-        return self._product.written(path, shapes, made.underflowed)
+        return self._spec.location(path, shapes, made.underflowed)
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
         return outcomes
 
-    def report(self) -> None:
+    def log_recomputed(self) -> None:
         for why, count in Counter(self._removed).items():
             logger.warning("%d files of features were %s: computed again", count, why)
 
 
-class _Peek:
+class _Index:
     def __init__(self, output: Path):
         self._output, self._fresh = output, not output.is_dir()
 
-    def has(self, row: Row) -> bool:
+    def contains(self, row: Row) -> bool:
         return not self._fresh and os.path.exists(feature_path(self._output, row.id))  # too long a name is none
 
-    def counts(self, row: Row) -> bool:
+    def is_valid(self, row: Row) -> bool:
         if self._fresh:
             return False
         try:

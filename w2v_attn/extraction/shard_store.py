@@ -1,10 +1,10 @@
 """Few large files with an index: shards that fill up while the run goes on.
 
-A stretch of so many rows of the list has shards of its own, in the order in which they are computed. So what is in a
-shard depends on the list alone, not on threads, nor on who has the other stretches. What a kill leaves of a stretch are
+A group of so many rows of the list has shards of its own, in the order in which they are computed. So what is in a
+shard depends on the list alone, not on threads, nor on who has the other groups. What a kill leaves of a group are
 its first shards; those recordings count, and the others come into the shards that they would have come into.
 
-The index says what counts. A recording whose source was changed leaves it, comes into another shard of the stretch, and
+The index says what counts. A recording whose source was changed leaves it, comes into another shard of the group, and
 its old tensors stay in the old one: `w2v-attn convert` makes a set without them.
 """
 
@@ -24,24 +24,34 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
-from w2v_attn.features.destination import CONVERSION
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.names import check_text, is_text
-from w2v_attn.features.formats.shard_files import ENTRY, INDEX, SIZE, Filling, Index, Shard, check_shard, read_shard
-from w2v_attn.features.formats.shards import ShardsReader
-from w2v_attn.features.making import Made
-from w2v_attn.runs.outcomes import Outcome, RunError, Settled
-from w2v_attn.runs.sources import source_state
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
+from w2v_attn.features.conversion_folder import CONVERSION
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import check_unicode, is_unicode
+from w2v_attn.features.formats.safetensors_shards import ShardsReader
+from w2v_attn.features.formats.shard_index import (
+    ENTRY_BYTES,
+    INDEX,
+    SHARD_BYTES,
+    Shard,
+    ShardBuffer,
+    ShardIndex,
+    check_shard,
+    read_shard,
+)
+from w2v_attn.features.transform import Transformed
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import CachedResult, Outcome
+from w2v_attn.runs.row_reader import source_state
 from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-# Rows of a stretch: a multiple of `feeding.BLOCK`, where batches end. What a kill costs is at most this, or a shard;
+# Rows of a group: a multiple of `feeding.BLOCK`, where batches end. What a kill costs is at most this, or a shard;
 # fewer would make shards of pooled features small.
-STRETCH = 1024
+ROWS_PER_GROUP = 1024
 
-# The number of a shard is that of its stretch and its own there, that of a recording is its shard's and its place.
+# The number of a shard is that of its group and its own there, that of a recording is its shard's and its place.
 _BITS = 16
 _NAME = re.compile(r"features-(\d{6,})-(\d{4,})\.safetensors")
 _FIND = (
@@ -51,160 +61,162 @@ _FIND = (
 Described = tuple[dict[str, Tensor], dict[str, str]]  # features and metadata
 
 
-class ShardsStore:
+class ShardStore:
     """See `store.Store`. Several processes on one machine may write to one folder; several machines may not, for
     SQLite's locks do not hold between them on network file systems.
 
     In memory are a shard that fills, one that is being written, and two batches.
     """
 
-    together = STRETCH
-    one_machine = "several machines cannot write shards to one folder: give each another output, or layout=mirrored"
+    rows_per_group = ROWS_PER_GROUP
+    single_machine_reason = (
+        "several machines cannot write shards to one folder: give each another output, or layout=mirrored"
+    )
 
     def __init__(
         self,
-        product: Product,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        self._product, self._output, self._check_there = product, output, check_there
-        self._rows, self._begun = rows, 0
-        self._stretches: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
-        self._parts = range(len(rows) // STRETCH + 1) if parts is None else parts
-        self._index = _opened(output)
+        self._spec, self._output, self._check_there = spec, output, check_there
+        self._rows, self._next_group = rows, 0
+        self._group_of_row: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
+        self._groups = range(len(rows) // ROWS_PER_GROUP + 1) if groups is None else groups
+        self._index = _open_index(output)
         self._made: dict[str, Described] = {}  # by the ids of rows, until their outcomes come
-        self._looked = threading.Lock()
+        self._checking = threading.Lock()
         self._checked: dict[int, bool] = {}  # by the numbers of shards: whether they are whole
         self._removed: Counter[str] = Counter()
 
     @staticmethod
     def prepare(output: Path, rows: Sequence[Row]) -> None:
         del rows
-        _check_own(output)
+        _check_folder(output)
         remove_leftovers([output])
-        index = _opened(output)
+        index = _open_index(output)
         try:
-            _take_in(index, output)
+            _index_unknown_shards(index, output)
         except (OSError, DamagedError) as error:
-            raise _ended(index.path, error) from error
+            raise _run_error(index.path, error) from error
         finally:
             index.close()
 
     @staticmethod
-    def peek(output: Path) -> "_Peek":
-        return _Peek(output)
+    def open_index(output: Path) -> "_Index":
+        return _Index(output)
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
         # What is said of a recording stands in its shard and in the index, its tensors are named in both.
-        names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY for layer in features)
+        names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY_BYTES for layer in features)
         return 2 * len(json.dumps(dict(metadata))) + names
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
-        return 1 + max(-(-recordings // STRETCH), round(size / SIZE)) if recordings else 0
+    def count_files(recordings: int, size: float) -> int:
+        return 1 + max(-(-recordings // ROWS_PER_GROUP), round(size / SHARD_BYTES)) if recordings else 0
 
-    def find(self, row: Row) -> Settled[Written] | None:
-        if not is_text(row.id) or not (found := self._ask(_FIND, row.id)):
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
+        if not is_unicode(row.id) or not (found := self._query(_FIND, row.id)):
             return None
         ((number, name, size, header, tensors, metadata),) = found
         path = self._output / name
         if not self._is_whole(number, path, size, header):
             return None
         shapes = {layer: place[1] for layer, place in json.loads(tensors).items()}
-        judged = self._product.judge(row, path, json.loads(metadata), shapes)
+        judged = self._spec.check_stored(row, path, json.loads(metadata), shapes)
         if not isinstance(judged, str):
             return judged
         self._check_there()
-        with self._changing() as connection:
+        with self._transaction() as connection:
             connection.execute("DELETE FROM recordings WHERE id = ? AND shard = ?", (row.id, number))
         self._removed[judged] += 1
         return None
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
-        check_text(row.id)
-        self._made[row.id] = (made.features, self._product.metadata(row, recording, made.underflowed))
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
+        check_unicode(row.id)
+        self._made[row.id] = (made.features, self._spec.metadata(row, recording, made.underflowed))
         shapes = {name: tensor.shape for name, tensor in made.features.items()}
-        return self._product.written(self._output, shapes, made.underflowed)
+        return self._spec.location(self._output, shapes, made.underflowed)
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Generator[Outcome[Written], None, None]:
-        filling, held, stretch = Filling(SIZE), list[Outcome[Written]](), 0
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Generator[Outcome[FeatureLocation], None, None]:
+        filling, held, group = ShardBuffer(SHARD_BYTES), list[Outcome[FeatureLocation]](), 0
         left: dict[int, int] = {}
-        writing: Future[list[Outcome[Written]]] | None = None
+        writing: Future[list[Outcome[FeatureLocation]]] | None = None
         # Beside the model: what is computed while a shard is written fills the next one.
         with ThreadPoolExecutor(1, thread_name_prefix="shard") as pool:
             for outcome in outcomes:
-                here = self._stretch_of(outcome.row)
+                here = self._pop_group(outcome.row)
                 left[here] = left.get(here, len(self._rows_of(here))) - 1
-                if outcome.reason is not None or outcome.kept:
+                if outcome.reason is not None or outcome.cached:
                     yield outcome
                 else:
-                    assert not held or here == stretch, "outcomes of the stretch before this one are missing"
-                    stretch = here
+                    assert not held or here == group, "outcomes of the group before this one are missing"
+                    group = here
                     filling.add(outcome.row.id, *self._made.pop(outcome.row.id))
                     held.append(outcome)
                 if writing is not None and writing.done():
                     yield from writing.result()
                     writing = None
-                if held and (filling.is_full or left[stretch] == 0):
+                if held and (filling.is_full or left[group] == 0):
                     if writing is not None:
                         yield from writing.result()
-                    writing = pool.submit(self._write_shard, self._parts[stretch], filling, held)
-                    filling, held = Filling(SIZE), []
+                    writing = pool.submit(self._write_shard, self._groups[group], filling, held)
+                    filling, held = ShardBuffer(SHARD_BYTES), []
             if writing is not None:
                 yield from writing.result()
         if held:
             logger.warning("%d recordings are computed again: their shard was not full when the run ended", len(held))
 
-    def report(self) -> None:
+    def log_recomputed(self) -> None:
         for why, count in self._removed.items():
             logger.warning("features of %d recordings were %s: computed again", count, why)
 
-    def _stretch_of(self, row: Row) -> int:
-        """Outcomes come in the order of stretches, or a little ahead of it: so few of them are known at once."""
-        while row.id not in self._stretches:
-            begun = self._rows_of(self._begun)
+    def _pop_group(self, row: Row) -> int:
+        """Outcomes come in the order of groups, or a little ahead of it: so few of them are known at once."""
+        while row.id not in self._group_of_row:
+            begun = self._rows_of(self._next_group)
             assert len(begun) > 0, f"{row.id} is none of the rows of this store"
-            self._stretches |= {other.id: self._begun for other in begun}
-            self._begun += 1
-        return self._stretches.pop(row.id)
+            self._group_of_row |= {other.id: self._next_group for other in begun}
+            self._next_group += 1
+        return self._group_of_row.pop(row.id)
 
-    def _rows_of(self, stretch: int) -> Sequence[Row]:
-        return self._rows[stretch * STRETCH : (stretch + 1) * STRETCH]
+    def _rows_of(self, group: int) -> Sequence[Row]:
+        return self._rows[group * ROWS_PER_GROUP : (group + 1) * ROWS_PER_GROUP]
 
     def _write_shard(
-        self, stretch: int, filling: Filling, outcomes: Sequence[Outcome[Written]]
-    ) -> list[Outcome[Written]]:
+        self, group: int, filling: ShardBuffer, outcomes: Sequence[Outcome[FeatureLocation]]
+    ) -> list[Outcome[FeatureLocation]]:
         """Writes a shard and takes it into the index, or leaves that to the next run; the outcomes with its name."""
-        first = stretch << _BITS
-        after = (stretch + 1) << _BITS
-        taken = set(self._ask("SELECT number FROM shards WHERE number >= ? AND number < ?", first, after))
+        first = group << _BITS
+        after = (group + 1) << _BITS
+        taken = set(self._query("SELECT number FROM shards WHERE number >= ? AND number < ?", first, after))
         number = next(number for number in range(first, after) if (number,) not in taken)
-        path = self._output / f"features-{stretch:06d}-{number - first:04d}.safetensors"
+        path = self._output / f"features-{group:06d}-{number - first:04d}.safetensors"
         self._check_there()
         try:
             _add(self._index, number, filling.write(path))
         except (OSError, DamagedError) as error:
-            raise _ended(path, error) from error
+            raise _run_error(path, error) from error
         return [replace(outcome, result=replace(outcome.result, path=path)) for outcome in outcomes if outcome.result]
 
     def _is_whole(self, number: int, path: Path, size: int, header: int) -> bool:
         """Looks once whether a shard is the one that the index means; what is damaged goes."""
-        with self._looked:
+        with self._checking:
             if number not in self._checked:
-                self._checked[number] = _is_the_one(path, size, header) or self._drop(number, path)
+                self._checked[number] = _matches_index(path, size, header) or self._drop(number, path)
             return self._checked[number]
 
     def _drop(self, number: int, path: Path) -> bool:
         """Sees to it that a damaged shard is gone; False. True: another process has written it anew in the meantime."""
         self._check_there()
-        with self._changing() as connection:
+        with self._transaction() as connection:
             said = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
             if said is None:  # who dropped it may be writing another one there, which the index does not know yet
                 return False
-            if _is_the_one(path, *said):
+            if _matches_index(path, *said):
                 return True
             gone = connection.execute("DELETE FROM recordings WHERE shard = ?", (number,)).rowcount
             connection.execute("DELETE FROM shards WHERE number = ?", (number,))
@@ -213,31 +225,31 @@ class ShardsStore:
         return False
 
     @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            with self._index.changing() as connection:
+            with self._index.transaction() as connection:
                 yield connection
         except (OSError, DamagedError) as error:
-            raise _ended(self._index.path, error) from error
+            raise _run_error(self._index.path, error) from error
 
-    def _ask(self, query: str, *values: object) -> list[tuple]:
+    def _query(self, query: str, *values: object) -> list[tuple]:
         try:
-            return self._index.ask(query, *values)
+            return self._index.query(query, *values)
         except (OSError, DamagedError) as error:
-            raise _ended(self._index.path, error) from error
+            raise _run_error(self._index.path, error) from error
 
 
-class _Peek:
+class _Index:
     def __init__(self, output: Path):
         self._shards: ShardsReader | None = None
         if (output / INDEX).exists():
             with suppress(DamagedError):  # it is made anew from the shards, by the run
                 self._shards = ShardsReader(output)
 
-    def has(self, row: Row) -> bool:
+    def contains(self, row: Row) -> bool:
         return self._shards is not None and row.id in self._shards
 
-    def counts(self, row: Row) -> bool:
+    def is_valid(self, row: Row) -> bool:
         if self._shards is None or row.id not in self._shards:
             return False
         try:
@@ -247,7 +259,7 @@ class _Peek:
         return metadata.get("source_state") == source_state(row)
 
 
-def _check_own(output: Path) -> None:
+def _check_folder(output: Path) -> None:
     """Raises ValueError where a folder holds features that are no shards of an extraction."""
     if (output / CONVERSION).exists():
         raise ValueError(f"{output} holds a conversion: name another output")
@@ -258,16 +270,16 @@ def _check_own(output: Path) -> None:
             raise ValueError(f"{output} holds features that are no shards, such as {path.name}: name another output")
 
 
-def _opened(output: Path) -> Index:
+def _open_index(output: Path) -> ShardIndex:
     try:
-        return Index(output)
+        return ShardIndex(output)
     except (OSError, DamagedError) as error:
-        raise _ended(output, error) from error
+        raise _run_error(output, error) from error
 
 
-def _take_in(index: Index, output: Path) -> None:
+def _index_unknown_shards(index: ShardIndex, output: Path) -> None:
     """Shards that the index does not know come into it: a kill came between them, or somebody removed the index."""
-    known = {name for (name,) in index.ask("SELECT name FROM shards")}
+    known = {name for (name,) in index.query("SELECT name FROM shards")}
     for path in sorted(output.glob("features-*.safetensors")):
         if path.name in known or (found := _NAME.fullmatch(path.name)) is None:
             continue
@@ -277,11 +289,11 @@ def _take_in(index: Index, output: Path) -> None:
             path.unlink()  # its recordings are nowhere, and are computed again
 
 
-def _add(index: Index, number: int, shard: Shard) -> None:
+def _add(index: ShardIndex, number: int, shard: Shard) -> None:
     index.add(number, shard, range(number << _BITS, (number + 1) << _BITS))
 
 
-def _is_the_one(path: Path, size: int, header: int) -> bool:
+def _matches_index(path: Path, size: int, header: int) -> bool:
     """Whether a file is the shard that the index means. Raises RunError where the file system cannot say."""
     try:
         check_shard(path, size, header)
@@ -293,7 +305,7 @@ def _is_the_one(path: Path, size: int, header: int) -> bool:
     return True
 
 
-def _ended(path: Path, error: OSError | DamagedError) -> RunError:
+def _run_error(path: Path, error: OSError | DamagedError) -> RunError:
     """A shard or the index concerns many recordings: where one cannot be had, the run ends."""
     if isinstance(error, DamagedError):
         return RunError(f"{error}. Remove it, and the same command makes it anew from the shards")

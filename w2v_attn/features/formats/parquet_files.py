@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor
-from w2v_attn.features.errors import DamagedError, FeatureSetError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.formats.numbered import NumberedFiles
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.interface import IndexedReader, NumberedFiles, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 
 FILES = "features-*.parquet"
 ID, METADATA = "id", "metadata"
@@ -24,7 +23,7 @@ ID, METADATA = "id", "metadata"
 GROUP, SIZE = 8 << 20, 512 << 20
 
 
-class ParquetReader(ListingReader):
+class ParquetReader(IndexedReader):
     """Knows from the column of ids where each recording is; a row group is read whole, and the last one is kept."""
 
     def __init__(self, folder: Path):
@@ -43,12 +42,12 @@ class ParquetReader(ListingReader):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None}
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         path, group, row = self._found[id]
         table = self._group(path, group).slice(row, 1)
         layers = [name for name in table.column_names if name not in (ID, METADATA) and table[name][0].is_valid]
         metadata = json.loads(table[METADATA][0].as_py())
-        return Recording(id, layers, metadata, lambda layer: _as_tensor(table[layer].chunk(0)))
+        return RecordingFeatures(id, layers, metadata, lambda layer: _as_tensor(table[layer].chunk(0)))
 
     def _group(self, path: Path, group: int) -> pa.Table:
         if self._last is None or self._last[:2] != (path, group):
@@ -62,7 +61,7 @@ class ParquetReader(ListingReader):
 class ParquetWriter:
     """Files of about `size` bytes, in row groups of some megabytes. All recordings have the layers of the first."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path, size: int = SIZE):
         self._files, self._size = NumberedFiles(folder, "parquet", digits=5), size
@@ -83,7 +82,7 @@ class ParquetWriter:
             self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "parquet", self.holds)
+        check_arrays(id, features, "parquet", self.dtypes)
         columns = {ID: pa.array([id]), METADATA: pa.array([json.dumps(dict(metadata), ensure_ascii=False)])}
         columns |= {layer: _as_row(tensor) for layer, tensor in features.items()}
         row = pa.RecordBatch.from_pydict(columns)

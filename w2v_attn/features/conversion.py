@@ -11,16 +11,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from w2v_attn.features.arrays import check_holds, dtype_name
-from w2v_attn.features.destination import check_destination, destination, note_failure
-from w2v_attn.features.errors import DamagedError, FeatureSetError
-from w2v_attn.features.formats.format import Writer
-from w2v_attn.features.formats.formats import layout_of
-from w2v_attn.features.making import Made, Making
+from w2v_attn.features.arrays import check_dtype, dtype_name
+from w2v_attn.features.conversion_folder import acquire_conversion_folder, check_conversion_folder, note_failure
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.interface import FeatureWriter
+from w2v_attn.features.formats.registry import get_layout
 from w2v_attn.features.open_features import FeatureSet
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.features.segments import read_segments
 from w2v_attn.features.selection import ALL
+from w2v_attn.features.transform import FeatureTransform, Transformed
 
 
 class ConversionError(Exception):
@@ -28,10 +28,10 @@ class ConversionError(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class ConversionRequest:
     """What is to be made of features.
 
-    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `making.Making`.
+    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `transform.Making`.
     """
 
     layout: str
@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionOutcome:
     """What became of a recording. reason: why it is not in the output; None: it is. bytes: of its tensors.
 
     underflowed: values that became 0 in the dtype of the output.
@@ -62,13 +62,13 @@ class Conversion:
         FeatureSetError: the request is wrong, or the output holds something else. Nothing is written.
     """
 
-    def __init__(self, features: FeatureSet, output: Path, request: Request):
+    def __init__(self, features: FeatureSet, output: Path, request: ConversionRequest):
         self._features, self._output, self._request = features, output, request
-        self._writer = layout_of(request.layout).writer
+        self._writer = get_layout(request.layout).writer
         if request.segments is not None and request.pooling == "none":
             raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
         spans = None if request.segments is None else read_segments(request.segments, features)
-        self._making = Making(
+        self._transform = FeatureTransform(
             output_dtype=request.output_dtype,
             layers=request.layers,
             layer_weights=request.layer_weights,
@@ -78,9 +78,9 @@ class Conversion:
         self.ids = [id for id in features if spans is None or id in spans]
         self._check_first()
         self._record = self._describe()
-        check_destination(output, features.folder, self._record)
+        check_conversion_folder(output, features.folder, self._record)
 
-    def run(self) -> Generator[Converted, None, None]:
+    def run(self) -> Generator[ConversionOutcome, None, None]:
         """Converts; yields what became of each recording. Closed before its end, it leaves what is whole.
 
         A recording that cannot be read or converted is written to `failures.jsonl` in the output with its reason, and
@@ -91,7 +91,7 @@ class Conversion:
         """
         written, underflow = 0, {"values": 0, "recordings": 0}
         try:
-            with destination(self._output, self._record) as finished:
+            with acquire_conversion_folder(self._output, self._record) as finished:
                 with self._writer(self._output) as writer:
                     for id in self.ids:
                         try:
@@ -99,13 +99,13 @@ class Conversion:
                             _write(writer, id, made.features, metadata)
                         except FeatureSetError as error:
                             note_failure(self._output, id, str(error))
-                            yield Converted(id, str(error))
+                            yield ConversionOutcome(id, str(error))
                         else:
                             written += 1
                             underflow["values"] += made.underflowed
                             underflow["recordings"] += made.underflowed > 0
                             size = sum(tensor.nbytes for tensor in made.features.values())
-                            yield Converted(id, None, size, made.underflowed)
+                            yield ConversionOutcome(id, None, size, made.underflowed)
                 finished({"written": written, "underflow": underflow})
         except OSError as error:
             raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
@@ -115,13 +115,13 @@ class Conversion:
         for id in self.ids:
             try:
                 recording = self._features[id]
-                frames = {layer: recording[layer] for layer in self._making.chosen(recording.layers)}
+                frames = {layer: recording[layer] for layer in self._transform.input_layers(recording.layers)}
             except DamagedError:
                 continue
-            if self._making.weighted_sum is not None:
-                self._making.weighted_sum(frames)
+            if self._transform.weighted_sum is not None:
+                self._transform.weighted_sum(frames)
             for tensor in frames.values():
-                check_holds(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.holds)
+                check_dtype(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.dtypes)
             return
 
     def _describe(self) -> dict[str, object]:
@@ -131,17 +131,17 @@ class Conversion:
         names = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
         return json.loads(json.dumps({**source, "sha256_of_ids": names, **request}, default=os.fspath))
 
-    def _make(self, recording: Recording) -> tuple[Made, dict[str, str]]:
+    def _make(self, recording: RecordingFeatures) -> tuple[Transformed, dict[str, str]]:
         """Features and metadata as they are to be written."""
-        making, metadata = self._making, recording.metadata
-        chosen = making.chosen(recording.layers)
-        if making.pooling != "none" and "pooling" in metadata:
+        transform, metadata = self._transform, recording.metadata
+        chosen = transform.input_layers(recording.layers)
+        if transform.pooling != "none" and "pooling" in metadata:
             raise FeatureSetError(f"is pooled already (pooling={metadata['pooling']}): it has no frames")
-        made = making.make(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
-        return made, making.describe(recording.id, metadata, chosen, made.underflowed)
+        made = transform.apply(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
+        return made, transform.metadata(recording.id, metadata, chosen, made.underflowed)
 
 
-def _write(writer: Writer, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _write(writer: FeatureWriter, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     try:
         writer.write(id, features, metadata)
     except OSError as error:

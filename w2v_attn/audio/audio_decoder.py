@@ -1,18 +1,18 @@
-"""Where recordings are decoded, and what is accepted of them."""
+"""Options of the audio decoder: in this process or in subprocesses, and the limits on what it accepts."""
 
 import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.audio.samples import MAX_CHANNELS, SAMPLE_RATE_LIMITS, read_duration
-from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 KINDS = ("subprocess", "inline")
 
 
 class AudioDecoder(Protocol):
-    """Who decodes for a run, in any of its threads, until it is closed."""
+    """A decoder that any thread may use, until it is closed."""
 
     def read_recording(self, path: str | os.PathLike[str], **part: Any) -> Recording: ...
 
@@ -23,14 +23,18 @@ class AudioDecoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioDecoderOptions:
-    """Where recordings are decoded, and what is accepted of them.
+    """Where recordings are decoded, and what is accepted.
 
-    kind: "inline", in the threads that read; "subprocess", in subprocesses that may hang, crash or want all memory.
-    timeout: seconds that a subprocess may be without samples. memory_gb: that it may take beyond its libraries.
-    sample_rates: Hz, the lowest and the highest that a file may declare. max_channels: that it may declare.
+    Args:
+        kind: "inline" decodes in the threads that read; "subprocess" in subprocesses, which may hang, crash or run out
+            of memory without harm to the run.
+        timeout: Seconds that a subprocess may take until its next block of samples.
+        memory_gb: Memory in GB that a subprocess may allocate beyond what its libraries need.
+        sample_rates: Lowest and highest sample rate in Hz that a file may declare.
+        max_channels: Most channels that a file may declare.
 
     Raises:
-        ValueError: another kind, or numbers that no recording could meet.
+        ValueError: an unknown kind, or limits that no recording can meet.
     """
 
     kind: str = "inline"
@@ -51,7 +55,7 @@ class AudioDecoderOptions:
             )
 
     def start(self) -> AudioDecoder:
-        """The decoder; to be closed."""
+        """Start the decoder; the caller closes it."""
         limits = {"rates": self.sample_rates, "max_channels": self.max_channels}
         if self.kind == "subprocess":
             return SubprocessDecoder(timeout=self.timeout, memory_gb=self.memory_gb, **limits)
@@ -69,7 +73,7 @@ class _InlineDecoder:
         return read_duration(path)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no process to end."""
 
 
 INLINE = AudioDecoderOptions()

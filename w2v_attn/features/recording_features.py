@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from w2v_attn.features.errors import FeatureSetError, UnknownNameError
+from w2v_attn.features.feature_errors import FeatureSetError, UnknownNameError
 
 # Seconds that a frame's window reaches beyond the next frame's beginning: 400 samples at 16 kHz, less the hop of 320.
-REACH = 0.005
+WINDOW_OVERLAP = 0.005
 
 
-class Recording(Mapping[str, Tensor]):
+class RecordingFeatures(Mapping[str, Tensor]):
     """Name of the layer -> features: [frames, channels], [channels] where they are pooled, [spans, channels] by spans.
 
     id: as extraction names it. metadata: what extraction wrote about it: frame_rate, samples, checkpoint, …
@@ -21,7 +21,7 @@ class Recording(Mapping[str, Tensor]):
 
     def __init__(self, id: str, layers: Iterable[str], metadata: dict[str, str], read: Callable[[str], Tensor]):
         self.id = id
-        self.layers = tuple(sorted(layers, key=place_of))
+        self.layers = tuple(sorted(layers, key=layer_order))
         self.metadata = metadata
         self._read = read
 
@@ -65,9 +65,9 @@ def frame_times(frames: int, rate: float) -> Tensor:
     away. Wav2Vec2-BERT's windows are 10 ms longer, so that their centres are 5 ms later; behind an adapter, which pads,
     centres are nominal.
     """
-    return (torch.arange(frames, dtype=torch.float64) + 0.5) / rate + REACH / 2
+    return (torch.arange(frames, dtype=torch.float64) + 0.5) / rate + WINDOW_OVERLAP / 2
 
 
-def place_of(layer: str) -> tuple[int, str]:
+def layer_order(layer: str) -> tuple[int, str]:
     """Sorts layers in the order of computation: embed, layer_01 … layer_NN, final; then what else there is."""
     return ({"embed": 0, "final": 2}.get(layer, 1 if layer.startswith("layer_") else 3), layer)

@@ -18,19 +18,19 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from w2v_attn.feature_files import file_size, lay_out, padded, write_tensors
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.names import check_text
+from w2v_attn.feature_files import file_size, lay_out_tensors, pad_header, write_tensors
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import check_unicode
 
 FORMAT = "w2v_attn.shards/1"
 INDEX = "index.sqlite"
 # A shard is written when it has come to so many bytes; they are in memory until then.
-SIZE = 512 << 20
+SHARD_BYTES = 512 << 20
 # Or its header to so many: safetensors reads none above 100 MB, and small tensors have much of it.
-HEADER = 16 << 20
-ENTRY = 120  # bytes of a tensor's entry in it, besides its name
+MAX_HEADER_BYTES = 16 << 20
+ENTRY_BYTES = 120  # bytes of a tensor's entry in it, besides its name
 # Seconds to wait for another process that writes to the index: what it writes of a shard takes milliseconds.
-PATIENCE = 120.0
+LOCK_TIMEOUT = 120.0
 
 # header: CRC-32 of the safetensors header, so that a shard of another set is not read in the place of this one's.
 # tensors: JSON, layer -> [dtype, shape, first byte in the file, byte after the last].
@@ -45,7 +45,7 @@ _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROF
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """What the index knows of a recording. tensors, metadata: JSON, as it is kept there."""
 
     id: str
@@ -60,13 +60,13 @@ class Shard:
     name: str
     bytes: int
     header: int
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexEntry, ...]
 
 
-class Filling:
+class ShardBuffer:
     """The recordings of a shard while they come together. size: bytes of tensors from which it is full."""
 
-    def __init__(self, size: int = SIZE):
+    def __init__(self, size: int = SHARD_BYTES):
         self._size = size
         self._recordings: dict[str, tuple[dict[str, Tensor], str]] = {}
         self._bytes = self._header = 0
@@ -77,27 +77,27 @@ class Filling:
     @property
     def is_full(self) -> bool:
         """Whether it is time to write it."""
-        return self._bytes >= self._size or self._header >= HEADER
+        return self._bytes >= self._size or self._header >= MAX_HEADER_BYTES
 
     def add(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Takes a recording. Raises FeatureSetError where its name is not Unicode."""
-        check_text(id)
+        check_unicode(id)
         described = json.dumps(dict(metadata), ensure_ascii=False)
         self._recordings[id] = (dict(features), described)
         self._bytes += sum(tensor.nbytes for tensor in features.values())
-        self._header += len(json.dumps(described)) + sum(len(f"{id}/{layer}") + ENTRY for layer in features)
+        self._header += len(json.dumps(described)) + sum(len(f"{id}/{layer}") + ENTRY_BYTES for layer in features)
 
     def write(self, path: Path) -> Shard:
         """Writes the shard, whole or not at all. Raises OSError."""
         header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
         header["__metadata__"] |= {f"recording:{id}": metadata for id, (_, metadata) in self._recordings.items()}
-        named, about = lay_out(
+        named, about = lay_out_tensors(
             (f"{id}/{layer}", tensor)
             for id, (features, _) in self._recordings.items()
             for layer, tensor in features.items()
         )
         header |= about
-        text = padded(json.dumps(header, separators=(",", ":"), ensure_ascii=False))
+        text = pad_header(json.dumps(header, separators=(",", ":"), ensure_ascii=False))
         write_tensors(path, text, named)
         return _described(path.name, file_size(text, named), text, header)
 
@@ -120,7 +120,7 @@ def _described(name: str, size: int, text: bytes, header: Mapping[str, Any]) -> 
             begin, end = about["data_offsets"]
             tensors.setdefault(id, {})[layer] = [about["dtype"], about["shape"], first + begin, first + end]
     described = ((id.removeprefix("recording:"), said) for id, said in header["__metadata__"].items() if id != "format")
-    entries = tuple(Entry(id, json.dumps(tensors[id]), said) for id, said in described)
+    entries = tuple(IndexEntry(id, json.dumps(tensors[id]), said) for id, said in described)
     return Shard(name, size, zlib.crc32(text), entries)
 
 
@@ -143,11 +143,11 @@ def check_shard(path: Path, size: int, header: int) -> None:
         raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
 
 
-class Index:
+class ShardIndex:
     """The index of a folder, for those who write to it; made where there is none.
 
-    Several threads may use it, and several processes on one machine may write to one file, each by an `Index` of its
-    own. On a network file system SQLite's locks do not hold between machines.
+    Several threads may use it, and several processes on one machine may write to one file, each by an `ShardIndex` of
+    its own. On a network file system SQLite's locks do not hold between machines.
 
     Raises:
         OSError: it cannot be written. DamagedError: what is there is no index.
@@ -158,27 +158,27 @@ class Index:
         self._lock = threading.RLock()
         with self._failures():
             self._connection = sqlite3.connect(
-                self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+                self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-        with self.changing():
-            if not self.ask("SELECT 1 FROM sqlite_master WHERE name = 'about'"):
+        with self.transaction():
+            if not self.query("SELECT 1 FROM sqlite_master WHERE name = 'about'"):
                 for table in TABLES.split(";")[:-1]:
                     self._connection.execute(table)
                 self._connection.execute("INSERT INTO about VALUES ('format', ?)", (FORMAT,))
-        if (found := self.ask("SELECT value FROM about WHERE name = 'format'")) != [(FORMAT,)]:
+        if (found := self.query("SELECT value FROM about WHERE name = 'format'")) != [(FORMAT,)]:
             raise DamagedError(f"{self.path} is of the format {found}, expected {FORMAT}")
 
     def close(self) -> None:
         """Nobody uses it any more."""
         self._connection.close()
 
-    def ask(self, query: str, *values: object) -> list[tuple]:
+    def query(self, query: str, *values: object) -> list[tuple]:
         """The rows of an answer."""
         with self._lock, self._failures():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def changing(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it or nothing, and nobody else's between what is asked and what is written."""
         with self._lock, self._failures():
             self._connection.execute("BEGIN IMMEDIATE")
@@ -196,7 +196,7 @@ class Index:
             (place, entry.id, number, entry.tensors, entry.metadata)
             for place, entry in zip(numbers, shard.entries, strict=False)
         ]
-        with self.changing() as connection:
+        with self.transaction() as connection:
             connection.execute(
                 "INSERT INTO shards VALUES (?, ?, ?, ?)", (number, shard.name, shard.bytes, shard.header)
             )
@@ -216,7 +216,7 @@ class Index:
             raise DamagedError(f"{self.path} cannot be read: {error}") from error
 
 
-def open_to_read(path: Path) -> sqlite3.Connection:
+def open_readonly(path: Path) -> sqlite3.Connection:
     """An index that nothing is written to, but where a kill left a transaction that is to be undone first."""
     # Python's SQLite takes turns among threads by itself; it is the connection that must not cross a fork. Where the
     # file may not be written, SQLite opens it to be read.

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from w2v_attn.features.arrays import DTYPES, dtype_name, is_finite
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.pooling import POOLINGS, Span, pool, pool_spans
-from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select
+from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select_layers
 
 # The name in metadata of the number of values that became 0, when they were stored or converted; absent where none did.
 UNDERFLOWED = "underflowed"
 # Values that are looked at together for zeros: half a megabyte in half precision stays in a core's cache.
-COUNTED = 1 << 18
+CHUNK_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
-class Made:
+class Transformed:
     """What is made of a recording.
 
     features: by name, contiguous. underflowed: values that became 0 in the dtype that was asked for.
@@ -33,7 +33,7 @@ class Made:
     underflowed: int = 0
 
 
-class Making:
+class FeatureTransform:
     """What is made of every recording. Without arguments: all that there is, as it is.
 
     output_dtype: of what is made; None: as it is. layers: see `selection.select`.
@@ -65,29 +65,29 @@ class Making:
         self._layer_weights = layer_weights
 
     @property
-    def whole(self) -> "Making":
+    def without_spans(self) -> "FeatureTransform":
         """The same without spans."""
         if self.spans is None:
             return self
-        return Making(
+        return FeatureTransform(
             output_dtype=self.output_dtype, layers=self.layers, layer_weights=self._layer_weights, pooling=self.pooling
         )
 
-    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
+    def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
         """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""
-        chosen = select(layers, self.layers)
-        return chosen if self.weighted_sum is None else self.weighted_sum.chosen(chosen)
+        chosen = select_layers(layers, self.layers)
+        return chosen if self.weighted_sum is None else self.weighted_sum.input_layers(chosen)
 
-    def made(self, chosen: Sequence[str]) -> tuple[str, ...]:
+    def output_layers(self, chosen: Sequence[str]) -> tuple[str, ...]:
         """The names of what is made of the chosen layers."""
         return tuple(chosen) if self.weighted_sum is None else (SUM,)
 
     @property
-    def dimensions(self) -> int:
+    def ndim(self) -> int:
         """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
         return 1 if self.pooling != "none" and self.spans is None else 2
 
-    def make(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Made:
+    def apply(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Transformed:
         """Chosen layers [frames, channels] -> what is made of them.
 
         rate: layer -> frames a second; asked where there are spans.
@@ -113,18 +113,18 @@ class Making:
                 spans = self.spans[id]
                 features = {layer: pool_spans(x, spans, self.pooling, rates[layer]) for layer, x in features.items()}
         made = {layer: cast(tensor, targets[layer], layer) for layer, tensor in features.items()}
-        return Made(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
+        return Transformed(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
 
-    def describe(
+    def metadata(
         self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
     ) -> dict[str, str]:
         """What is said about what is made of the chosen layers. metadata: about the recording that has them.
 
-        underflowed: see `Made`; it adds to what a conversion before this one said.
+        underflowed: see `Transformed`; it adds to what a conversion before this one said.
         """
-        said, made = dict(metadata), self.made(chosen)
+        said, made = dict(metadata), self.output_layers(chosen)
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
             if (rates := said.pop("frame_rates", None)) is not None:
                 said["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
         if self.pooling != "none":
@@ -143,7 +143,7 @@ class Making:
         """What decides what is made, beside the chosen layers; empty where they are kept as they are."""
         said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.described(chosen))
+            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
         if self.pooling != "none":
             said["pooling"] = self.pooling
         if self.spans is not None:
@@ -173,7 +173,7 @@ def count_underflow(tensor: Tensor, made: Tensor) -> int:
     if torch.promote_types(tensor.dtype, made.dtype) == made.dtype:  # it holds every value
         return 0
     # Zeros are rare: they are counted only where there are some, and without a mask, which is slow in half precision.
-    blocks = zip(tensor.flatten().split(COUNTED), made.flatten().split(COUNTED), strict=True)
+    blocks = zip(tensor.flatten().split(CHUNK_VALUES), made.flatten().split(CHUNK_VALUES), strict=True)
     return sum(int(x.count_nonzero() - y.count_nonzero()) for x, y in blocks if len(y) and _may_have_zeros(y))
 
 

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from w2v_attn import __version__
 from w2v_attn.audio.read_audio import Recording
+from w2v_attn.checkpoints.checksum import checkpoint_hash
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
-from w2v_attn.extraction.fingerprint import fingerprint_of
-from w2v_attn.features.making import Made, Making, underflow_of
-from w2v_attn.runs.outcomes import Settled
-from w2v_attn.runs.sources import source_state
+from w2v_attn.encoder.long_form import LongForm
+from w2v_attn.feature_files import FORMAT
+from w2v_attn.features.transform import FeatureTransform, Transformed, underflow_of
+from w2v_attn.runs.outcomes import CachedResult
+from w2v_attn.runs.row_reader import source_state
 
 
 @dataclass(frozen=True)
-class Written:
+class FeatureLocation:
     """Where the features of a recording are, and the size of the last of their tensors: of a vector, one frame.
 
     underflowed: values that became 0 in the dtype in which they are stored.
@@ -35,7 +37,7 @@ class Written:
     underflowed: int = 0
 
 
-class Product:
+class FeatureSpec:
     """What a run makes of each recording.
 
     layers: those that the encoder computes. fingerprint: what decides what is made.
@@ -44,58 +46,58 @@ class Product:
         ValueError: an unknown layer, or layers that cannot be summed as asked for.
     """
 
-    def __init__(self, encoder: Encoder, layers: Sequence[str], making: Making | None = None):
-        self._encoder, self._making = encoder, Making() if making is None else making
+    def __init__(self, encoder: Encoder, layers: Sequence[str], transform: FeatureTransform | None = None):
+        self._encoder, self._transform = encoder, FeatureTransform() if transform is None else transform
         self._asked = tuple(layers)
-        self.layers = self._making.chosen(check_layers(layers, encoder.num_layers))
+        self.layers = self._transform.input_layers(check_layers(layers, encoder.num_layers))
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
-        made = self._making.fingerprint(self.layers)
+        made = self._transform.fingerprint(self.layers)
         if made.get("output_dtype") == _name(encoder.dtype):
             del made["output_dtype"]  # it is what is computed in
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
-        self._names = self._making.made(self.layers)
-        self._identity = {
+        self._names = self._transform.output_layers(self.layers)
+        self._checksums = {
             "fingerprint": hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest(),
             "checkpoint_sha256": self.fingerprint["checkpoint"],
         }
 
-    def make(self, row_id: str, features: Mapping[str, Tensor]) -> Made:
-        """What is made of the layers of a row, on the CPU. Raises ValueError: see `Making.make`."""
-        return self._making.make(row_id, features, self._rates.__getitem__)
+    def transform(self, row_id: str, features: Mapping[str, Tensor]) -> Transformed:
+        """What is made of the layers of a row, on the CPU. Raises ValueError: see `FeatureTransform.make`."""
+        return self._transform.apply(row_id, features, self._rates.__getitem__)
 
     @cached_property
-    def whole(self) -> "Product":
+    def without_spans(self) -> "FeatureSpec":
         """The same of recordings as a whole, whatever spans there are: what can be tried on any recording."""
-        making = self._making.whole
-        return self if making is self._making else Product(self._encoder, self._asked, making)
+        transform = self._transform.without_spans
+        return self if transform is self._transform else FeatureSpec(self._encoder, self._asked, transform)
 
     @property
-    def vectors(self) -> float | None:
+    def vectors_per_recording(self) -> float | None:
         """Of a recording, on average; None: it has frames."""
-        if self._making.pooling == "none":
+        if self._transform.pooling == "none":
             return None
-        spans = self._making.spans
+        spans = self._transform.spans
         return 1.0 if spans is None else sum(map(len, spans.values())) / max(1, len(spans))
 
     @property
     def dtype(self) -> str:
         """Of what is made."""
-        return self._making.output_dtype or _name(self._encoder.dtype)
+        return self._transform.output_dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """What a reader of the features needs to know, as strings, for safetensors holds no other."""
-        about = metadata_of(self._encoder, row, recording, self.layers)
-        return self._making.describe(row.id, about | self._identity, self.layers, underflowed)
+        about = encoder_metadata(self._encoder, row, recording, self.layers)
+        return self._transform.metadata(row.id, about | self._checksums, self.layers, underflowed)
 
-    def written(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> Written:
+    def location(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> FeatureLocation:
         """Where features of these shapes are."""
         frames, channels = (1, *shapes[self._names[-1]])[-2:]
-        return Written(path, frames, channels, underflowed)
+        return FeatureLocation(path, frames, channels, underflowed)
 
-    def judge(
+    def check_stored(
         self, row: Row, path: Path, about: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
-    ) -> Settled[Written] | str | None:
+    ) -> CachedResult[FeatureLocation] | str | None:
         """What is stored of a row, where it counts; where not, why; None where its source cannot be had now.
 
         path, about, shapes: where it is, what is said of it, and its tensors.
@@ -104,9 +106,9 @@ class Product:
             ValueError: it is of another configuration, or of another file than this row's.
         """
         whole = shapes.keys() == set(self._names) and all(
-            len(shape) == self._making.dimensions for shape in shapes.values()
+            len(shape) == self._transform.ndim for shape in shapes.values()
         )
-        if not whole or about.get("fingerprint") != self._identity["fingerprint"]:
+        if not whole or about.get("fingerprint") != self._checksums["fingerprint"]:
             raise ValueError(
                 f"{path} holds features of another configuration, of the checkpoint {about.get('checkpoint')}, layers "
                 f"{about.get('layers')}, {about.get('output_dtype', about.get('dtype'))}: name another output"
@@ -121,14 +123,14 @@ class Product:
                 )
             return "of another state of their source"
         flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
-        written = self.written(path, shapes, underflow_of(about))
-        return Settled(written, int(about["samples"]), int(about["sample_rate"]), flags)
+        written = self.location(path, shapes, underflow_of(about))
+        return CachedResult(written, int(about["samples"]), int(about["sample_rate"]), flags)
 
     def _check_sum(self) -> None:
         """Raises ValueError where the layers cannot be summed, whatever the recording."""
-        if self._making.weighted_sum is None:
+        if self._transform.weighted_sum is None:
             return
-        self._making.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
+        self._transform.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
         if len(self.layers) == 1:
             raise ValueError(
                 f"layer_weights sums layers, and there is only {self.layers[0]}: give layers=all, or a range"
@@ -138,7 +140,7 @@ class Product:
             raise ValueError(f"layers of other frame rates cannot be summed ({rates} Hz): choose others with layers=")
 
 
-def metadata_of(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> dict[str, str]:
+def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> dict[str, str]:
     """What is said of layers of a row as they come from the encoder."""
     rates = {layer: encoder.frame_rate(layer) for layer in layers}
     return {
@@ -167,3 +169,20 @@ def _as_text(name: str) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
+    """What decides what features are, beyond their last bits."""
+    return {
+        "format": FORMAT,
+        "checkpoint": checkpoint_hash(encoder.checkpoint),
+        "language": str(encoder.checkpoint.language),
+        "layers": ",".join(wanted),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "long_form": _words(encoder.long_form),
+    }
+
+
+def _words(long_form: LongForm) -> str:
+    overlap = f", {long_form.overlap:g} s of overlap" if long_form.kind == "chunked" else ""
+    return long_form.kind if long_form.kind == "full" else f"{long_form.kind} of {long_form.seconds:g} s{overlap}"

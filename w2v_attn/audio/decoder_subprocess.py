@@ -1,8 +1,8 @@
-"""Decoding in subprocesses, which may hang, crash or want all memory, and cost the recording at hand only.
+"""Decoding in subprocesses: a file that makes a decoder hang, crash or run out of memory costs that recording only.
 
-Each thread that reads has a subprocess, started when it is first needed and asked for one recording after the
-other. It is a plain program with pipes to it: it imports neither torch nor the program that is running, and what is
-forked holds no locks of other threads.
+Each reading thread has its own subprocess, started on first use, which decodes one recording after the other. It is a
+plain program that talks over pipes: it imports neither torch nor the running program, and inherits no locks of other
+threads.
 """
 
 import json
@@ -25,22 +25,21 @@ from w2v_attn.audio.decoders import AudioError
 from w2v_attn.audio.read_audio import Recording, recording_of
 from w2v_attn.audio.samples import AudioInfo
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
 
-Made = TypeVar("Made")
+Reply = TypeVar("Reply")
 
-# Seconds that the start of a process may take: on a busy cluster Python comes over the network.
-START = 120.0
-# Seconds to wait for the end of a process that was killed: one that waits for a dead disk has none.
-LAST_WORDS = 1.0
-# Bytes that a pipe holds: a quarter of a minute of samples. As much as everybody may ask of Linux.
-PIPE = 1 << 20
+# Seconds that the start of a process may take: on a busy cluster Python is read over the network.
+START_TIMEOUT = 120.0
+# Seconds to wait for the end of a killed process: one that waits for a dead disk never ends.
+KILL_TIMEOUT = 1.0
+# Bytes that a pipe buffers: 16 seconds of samples, and the most that Linux allows every user.
+PIPE_BYTES = 1 << 20
 
 
-# This package and not another one of its name; and nothing from the folder that the command was given in (`-P`), where
-# audio lies.
-HOME = str(Path(w2v_attn.__file__).resolve().parent.parent)
-START_UP = """
+# Imports this installation of the package, and nothing from the working directory (`-P`), which may hold audio only.
+PACKAGE_ROOT = str(Path(w2v_attn.__file__).resolve().parent.parent)
+BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import w2v_attn
@@ -51,10 +50,12 @@ main()
 
 
 class SubprocessDecoder:
-    """`read_recording` in subprocesses.
+    """A decoder that runs `read_recording` in subprocesses.
 
-    timeout: seconds that a decoder may be without samples. memory_gb: of memory beyond what its libraries take.
-    limits: what is accepted of every recording; see there.
+    Args:
+        timeout: Seconds that a subprocess may take until its next block of samples.
+        memory_gb: Memory in GB that a subprocess may allocate beyond what its libraries need.
+        limits: Limits for every recording; see `read_audio.read_recording`.
     """
 
     def __init__(self, *, timeout: float, memory_gb: float, **limits: Any):
@@ -65,10 +66,11 @@ class SubprocessDecoder:
         self._closed = False
 
     def read_recording(self, path: str | os.PathLike[str], *, sample_rate: int, **part: Any) -> Recording:
-        """As `audio.reading.read_recording`; and hanging, crashing and memory are reasons too. From any thread.
+        """Decode a recording, from any thread; see `read_audio.read_recording`.
 
         Raises:
-            AudioError: it cannot be used, or `close` came before its end.
+            AudioError: the recording cannot be used, its decoder hangs, crashes or needs too much memory, or the
+                decoder was closed meanwhile.
             RunError: the subprocesses do not start.
         """
         request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
@@ -79,17 +81,17 @@ class SubprocessDecoder:
         try:
             return self._ask(request, recording)
         except _LostError:
-            # Once more: a process that was ended by others, a disk that took a break. Were it a failure at once, its
-            # neighbours would be in other batches than without it, and have other last bits.
+            # Retries once: somebody may have killed the process, or the disk was busy. A failure at once would move the
+            # rows near it into other batches, which changes the last bits of their features.
             return self._ask(request, recording)
 
     def read_duration(self, path: str | os.PathLike[str]) -> float | None:
-        """As `audio.samples.read_duration`, with the errors of `read_recording`."""
+        """Return the duration that a header states; see `samples.read_duration`. Raises the errors of `read_recording`."""
         return self._ask({"read_duration": {"path": os.path.abspath(path)}}, lambda _, found: found)
 
-    def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Made]) -> Made:
+    def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Reply]) -> Reply:
         while not (process := self._take()).send(request):
-            self._drop(process)  # it ended while it had nothing to do
+            self._drop(process)  # it ended while it was idle
         try:
             reply = self._reply(process, make)
         except BaseException:
@@ -101,17 +103,17 @@ class SubprocessDecoder:
         return reply
 
     def close(self) -> None:
-        """Ends the processes, also those that are at work: whoever waits for them gets an AudioError."""
+        """End all processes, also busy ones: the threads that wait for them get an AudioError."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             for process in [*idle, *self._busy]:
                 process.kill()
-        for process in idle:  # the others are let go by whoever waits for them
+        for process in idle:  # the threads that wait for the others end them
             process.end()
 
-    def _reply(self, process: "_Process", make: Callable[[list[np.ndarray], Any], Made]) -> Made | AudioError:
-        """What it says. Raises _LostError where it says nothing, and is no more to be asked."""
+    def _reply(self, process: "_Process", make: Callable[[list[np.ndarray], Any], Reply]) -> Reply | AudioError:
+        """Return the reply of a process. Raises _LostError if the process died or hangs."""
         blocks: list[np.ndarray] = []
         try:
             for kind, content in process.messages(self._timeout):
@@ -145,7 +147,7 @@ class SubprocessDecoder:
             process.wait_ready()
         except BaseException as error:
             self._drop(process)
-            if self._closed and isinstance(error, RunError):  # it was ended before it had started
+            if self._closed and isinstance(error, RunError):  # closed before it had started
                 raise AudioError("was interrupted") from None
             raise
         return process
@@ -166,21 +168,21 @@ class SubprocessDecoder:
 
 
 class _LostError(AudioError):
-    """A process was lost over a recording."""
+    """A process died or hung while it decoded a recording."""
 
 
 class _Process:
     def __init__(self, timeout: float, memory_gb: float):
-        # One thread: of many cores, each would take address space of its own.
+        # One thread: every thread of a BLAS library reserves address space, which counts against the limit.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", START_UP, HOME, str(timeout), str(int(memory_gb * 1e9))],
+                [sys.executable, "-P", "-c", BOOTSTRAP, PACKAGE_ROOT, str(timeout), str(int(memory_gb * 1e9))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 env={**os.environ, **threads},
-                start_new_session=True,  # Ctrl-C is for the run, and the run ends its processes
+                start_new_session=True,  # Ctrl-C goes to the run, which ends its processes
             )
         except OSError as error:  # no more processes, or no memory for one
             raise _cannot_start(error.strerror or str(error)) from error
@@ -193,17 +195,17 @@ class _Process:
         self._ready = False
 
     def wait_ready(self) -> None:
-        """Until it is started. Raises RunError where it cannot be."""
+        """Wait until the process has started. Raises RunError if it does not."""
         if self._ready:
             return
         with suppress(TimeoutError):
-            self._ready = next(self.messages(START), None) == (READY, b"")
+            self._ready = next(self.messages(START_TIMEOUT), None) == (READY, b"")
         if not self._ready:
             self.kill()
             raise _cannot_start(self.end())
 
     def send(self, request: dict[str, Any]) -> bool:
-        """Asks for a recording -> whether there is somebody to ask."""
+        """Send a request; return False if the process has ended."""
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
         except OSError:
@@ -211,7 +213,7 @@ class _Process:
         return True
 
     def messages(self, timeout: float) -> Iterator[tuple[bytes, bytearray]]:
-        """(kind, content), until the process ends. Raises TimeoutError where one takes longer than `timeout`."""
+        """Yield (kind, content) until the process ends. Raises TimeoutError if a message takes longer than `timeout`."""
         while True:
             deadline = time.monotonic() + timeout
             head = self._read(HEAD.size, deadline)
@@ -224,7 +226,7 @@ class _Process:
             yield kind, content
 
     def _read(self, length: int, deadline: float) -> bytearray | None:
-        """So many bytes; None: it ended before."""
+        """Return `length` bytes, or None if the process ended before."""
         content = bytearray(length)
         left = memoryview(content)
         while len(left) > 0:
@@ -240,9 +242,9 @@ class _Process:
         self._process.kill()
 
     def end(self) -> str:
-        """Waits for its end, but not for ever -> how it ended, in words. The pipes are closed: for its owner alone."""
+        """Wait briefly for the end of the process, close its pipes, and return how it ended. For its owner only."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(LAST_WORDS)
+            self._process.wait(KILL_TIMEOUT)
         with suppress(OSError):
             self._requests.close()
         self._replies.close()
@@ -252,9 +254,9 @@ class _Process:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _cannot_start(why: str) -> RunError:
+def _cannot_start(cause: str) -> RunError:
     return RunError(
-        f"the subprocesses that decode recordings do not start ({why}): audio_decoder=inline does without them"
+        f"the subprocesses that decode recordings do not start ({cause}): audio_decoder=inline decodes without them"
     )
 
 
@@ -262,5 +264,5 @@ def _widen(pipe: int) -> None:
     if sys.platform == "linux":
         import fcntl
 
-        with suppress(OSError):  # beyond what its user may have: it works as it is
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+        with suppress(OSError):  # above the user's limit: the default size is enough, only slower
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
