@@ -31,16 +31,16 @@ def run(config: Any) -> int:
     )
     predictions: list[Prediction] = []
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
-    watched = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
+    finished = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
-        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.SHOWN]]
+        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.MAX_TABLE_ROWS]]
         more = f" (the worst {len(shown)} of {len(wrong)})" if len(wrong) > len(shown) else ""
         if shown:
             console.show(f"Errors{more}", shown, header=("recording", "reference", "hypothesis"))
         rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
-    return corpus_run.conclude("Evaluated", corpus, watched, output, rows)
+    return corpus_run.conclude("Evaluated", corpus, finished, output, rows)
 
 
 def _labelled(config: Any) -> Corpus:

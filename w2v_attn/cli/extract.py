@@ -1,4 +1,4 @@
-"""`w2v-attn extract`: features from audio, see conf/extract.yaml."""
+"""`w2v-attn extract`: compute features of audio; see conf/extract.yaml."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ from w2v_attn.runs.record import read_record
 
 
 def run(config: Any) -> int:
-    """Extracts, with an estimate, progress and a summary; its exit code."""
+    """Extract features, show an estimate, progress and a summary, and return the exit code."""
     output, layers = values.folder(config, "output"), values.list_of(config, "layers")
     layout = values.text(config, "layout")
     rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
@@ -52,60 +52,60 @@ def run(config: Any) -> int:
 
     try:
         if config.dry_run:
-            _foretell(job, mine.rows)
+            _dry_run(job, mine.rows)
             return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, rank=rank) as extractor:
             about = {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
-            ahead = _estimated(extractor, mine.rows)
-            if ahead is not None:
-                _show_estimate(ahead, layers)
-                about["estimate"] = ahead.as_record()
+            estimate = _estimate(extractor, mine.rows)
+            if estimate is not None:
+                _show_estimate(estimate, layers)
+                about["estimate"] = estimate.as_record()
             start = partial(extract_with, extractor, task, corpus.rows, rank=rank, about=about)
-            watched = corpus_run.watch(mine, start, take, total=None if ahead is None else ahead.weight)
-    except RunError as error:  # before it began
+            finished = corpus_run.watch(mine, start, take, total=None if estimate is None else estimate.weight)
+    except RunError as error:  # before the run began
         print(f"stopped: {error}", file=sys.stderr)
         return SOME_FAILED
 
-    rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = transform.output_dtype or extractor.description.dtype, watched.tally
-    rows += _underflow(tally.underflowed, tally.underflowed_rows, dtype)
+    rows = _describe_extraction(extractor, task, f"{frames:,} × {channels} channels")
+    dtype, stats = transform.output_dtype or extractor.description.dtype, finished.stats
+    rows += _underflow(stats.underflowed, stats.underflowed_rows, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
     if rank.is_alone:
-        return corpus_run.conclude("Extracted", corpus, watched, output, rows)
-    corpus_run.conclude(f"Extracted, rank {rank}", mine, watched, output, rows)
-    return _conclude_ranks(output, watched.code, dtype)
+        return corpus_run.conclude("Extracted", corpus, finished, output, rows)
+    corpus_run.conclude(f"Extracted, rank {rank}", mine, finished, output, rows)
+    return _conclude_ranks(output, finished.code, dtype)
 
 
 def _transform(config: Any, rows: Sequence[Row]) -> FeatureTransform:
-    """What is made of the layers of these rows."""
+    """Return how features are computed from the layers of these rows."""
     pooling, segments = values.text(config, "pooling"), None
     if config.segments is not None and pooling != "none":
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
-        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        raise ValueError("segments need pooling, got pooling=none: give pooling=mean or pooling=statistics")
     dtype = values.text_or_none(config, "output_dtype")
     return FeatureTransform(
         output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments
     )
 
 
-def _foretell(job: ExtractionJob, rows: Sequence[Row]) -> None:
-    """What the run would take; nothing is written."""
+def _dry_run(job: ExtractionJob, rows: Sequence[Row]) -> None:
+    """Show the size and the duration of the run; nothing is written."""
     worker = InProcessExtractor.load(job)
     worker.check_output()
     _show_estimate(worker.estimate(rows, trial=DRY_RUN), job.task.layers)
 
 
-def _estimated(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
-    """What the run will take, where it is long; where others extract, nobody here has an encoder to ask."""
+def _estimate(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
+    """Return an estimate of a long run; None for a short one, and where only other processes have an encoder."""
     if not isinstance(extractor, InProcessExtractor) or not is_worth_estimating(rows):
         return None
     return extractor.estimate(rows)
 
 
 def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
-    """What a run will take, and a warning where the disk has no room for that."""
+    """Show an estimate, and a warning where the disk has too little space."""
     known = f"of {ahead.looked_at:,} headers" if ahead.looked_at < ahead.recordings else "of all headers"
     spread = f" ± {ahead.spread:.1%}" if ahead.spread >= 5e-4 else ""
     rows = [
@@ -126,26 +126,26 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
         print(
             f"warning: the features will take about {console.size(ahead.disk)}, and the disk of the output has "
             f"{console.size(ahead.free)} free. Fewer layers or half precision take less; a run that a full disk ends "
-            "goes on when there is room again",
+            "can be resumed when there is space again",
             file=sys.stderr,
         )
     if ahead.free_files is not None and ahead.files > ahead.free_files:
         print(
             f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
-            f"{ahead.free_files:,}. layout=shards makes few large ones",
+            f"{ahead.free_files:,}. layout=shards writes few large files",
             file=sys.stderr,
         )
 
 
-def _described(extractor: Extractor, task: ExtractionTask, found: str) -> list[tuple[str, str]]:
-    """What was extracted, and by what. found: how much."""
+def _describe_extraction(extractor: Extractor, task: ExtractionTask, amount: str) -> list[tuple[str, str]]:
+    """Return rows of the summary: what was extracted, how much, and with what."""
     described, transform, layers = extractor.description, task.transform, ", ".join(task.layers)
     assert transform is not None
     rows = [
         ("layers", layers if transform.weighted_sum is None else f"weighted sum of {layers}"),
         (
             "frames" if transform.pooling == "none" else "vectors",
-            f"{found}, {transform.output_dtype or described.dtype}",
+            f"{amount}, {transform.output_dtype or described.dtype}",
         ),
         ("attention", f"{described.backend} on {described.device}"),
     ]
@@ -159,16 +159,20 @@ def _described(extractor: Extractor, task: ExtractionTask, found: str) -> list[t
 
 
 def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
-    """A row of a summary, where values became 0."""
+    """Return a row of the summary where values became 0."""
     return [("underflow", describe_underflow(values, recordings, dtype))] if values else []
 
 
 def _conclude_ranks(output: Path, code: int, dtype: str) -> int:
-    """Shows the summary of all ranks, in the one that ends last; returns the exit code of this one.
+    """Show the summary of all ranks, in the rank that ends last, and return the exit code of this rank.
 
-    Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
-    not end with 0, and who has nothing to do ends before others have begun. code: of this rank, where it did not come
-    to its end. dtype: of what is stored.
+    Failed recordings set the exit code of the last rank only. Under torchrun they set none: it ends all processes when
+    one exits with another code than 0, and a rank without work exits before others have begun.
+
+    Args:
+        output: The folder of the features.
+        code: Exit code of this rank where it did not finish, else 0.
+        dtype: Of the stored features.
     """
     record = read_record(output)
     if record is None or record["status"] == "running":

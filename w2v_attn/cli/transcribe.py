@@ -24,14 +24,14 @@ def run(config: Any) -> int:
     shown: list[tuple[str, str, str]] = []
 
     def take(row: Row, found: Transcript | Label) -> None:
-        if len(shown) < corpus_run.SHOWN:
+        if len(shown) < corpus_run.MAX_TABLE_ROWS:
             text = found.text if isinstance(found, Transcript) else found.label
             shown.append((row.id, text, f"{found.score:.2f}"))
 
     start = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
-    watched = corpus_run.watch(corpus, start, take)
-    written = watched.tally.written
+    finished = corpus_run.watch(corpus, start, take)
+    written = finished.stats.written
     more = f" (the first {len(shown)} of {written})" if written > len(shown) else ""
     console.show(f"Transcripts{more}", shown, header=("recording", "text", "score"))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
-    return corpus_run.conclude("Transcribed", corpus, watched, output / TRANSCRIPTS, rows)
+    return corpus_run.conclude("Transcribed", corpus, finished, output / TRANSCRIPTS, rows)
