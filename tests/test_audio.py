@@ -1,4 +1,4 @@
-"""Every row of what audio files can be: read, read with a remark, or refused with a reason."""
+"""Audio files of every kind are read, read with a warning, or refused with a reason."""
 
 import json
 import os
@@ -225,7 +225,7 @@ def test_lengths_in_a_header_that_lead_nowhere_are_refused_or_passed_over(name, 
 
 
 def ogg_pages(content):
-    """Where its pages begin, and its end."""
+    """Return the offsets of the pages, and of the end."""
     starts, at = [], 0
     while at < len(content):
         starts.append(at)
@@ -252,7 +252,7 @@ def test_an_ogg_with_a_flipped_bit_anywhere_is_refused(name, wave, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ogg", "opus"])
-def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_passed_over(name, wave, tmp_path):
+def test_an_ogg_that_lacks_a_page_is_refused_and_bytes_between_pages_are_ignored(name, wave, tmp_path):
     content = write(tmp_path / "a", wave, name).read_bytes()
     starts = ogg_pages(content)
     assert len(starts) > 5
@@ -311,7 +311,7 @@ def test_the_first_frame_of_a_healthy_flac_says_what_its_header_says(rate, tmp_p
 
 @pytest.mark.parametrize("name", ["flac", "wav"])
 def test_ffmpeg_is_no_way_around_a_refusal(name, wave, tmp_path):
-    """It reads what is left of them, and says nothing."""
+    """FFmpeg reads what is left of damaged files, without a warning."""
     av = pytest.importorskip("av")
     if name == "flac":
         content = bytearray(write(tmp_path / "a", wave, name).read_bytes())
@@ -328,14 +328,14 @@ def test_ffmpeg_is_no_way_around_a_refusal(name, wave, tmp_path):
         assert len(list(container.decode(audio=0))) > 1
 
 
-def test_a_wav_that_contradicts_itself_is_told(wave, tmp_path):
+def test_a_wav_that_contradicts_itself_is_flagged(wave, tmp_path):
     content = write(tmp_path / "a", wave, "wav").read_bytes()
     for at, field in ((24, struct.pack("<I", RATE + 1)), (28, bytes(4))):
         (tmp_path / "b").write_bytes(content[:at] + field + content[at + len(field) :])
         assert read_recording(tmp_path / "b").flags[0].startswith("header contradicts itself (")
 
 
-def test_samples_behind_those_that_a_wav_counts_are_told_and_chunks_are_not(wave, tmp_path):
+def test_samples_after_those_that_a_wav_counts_are_flagged_and_chunks_are_not(wave, tmp_path):
     content = write(tmp_path / "a", wave, "wav").read_bytes()
     at = content.index(b"data") + 4
     stale = content[:at] + struct.pack("<I", 40_000) + content[at + 4 :]
@@ -349,7 +349,7 @@ def test_samples_behind_those_that_a_wav_counts_are_told_and_chunks_are_not(wave
     assert read_recording(tmp_path / "b").flags == ()
 
 
-def test_sound_behind_that_of_a_sphere_is_told(wave, tmp_path):
+def test_sound_after_that_of_a_sphere_is_flagged(wave, tmp_path):
     path = write(tmp_path / "a", wave, "sph")
     path.write_bytes(path.read_bytes() + bytes(1000))
     assert read_recording(path).flags == (f"header claims {len(wave)} samples, the file holds {len(wave) + 500}",)
@@ -360,7 +360,7 @@ def remarks(content, path):
     return " ".join(read_recording(path).flags)
 
 
-def test_what_an_mp3_lacks_or_has_beside_its_frames_is_told(wave, tmp_path):
+def test_missing_and_extra_bytes_of_an_mp3_are_flagged(wave, tmp_path):
     content, path = write(tmp_path / "a", wave, "mp3").read_bytes(), tmp_path / "b"
     frame = content[:2]
     middle = content.index(frame, len(content) // 2)
@@ -381,7 +381,7 @@ def flipped(content, at):
 
 
 def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_other(wave, tmp_path, call):
-    """The table of what audio files can be, in one run; None: features come of it."""
+    """One run over files of every kind; a reason of None means that it writes features."""
     folder = tmp_path / "audio"
     folder.mkdir()
 
@@ -430,7 +430,7 @@ def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_ot
 
 
 def test_no_damage_goes_by_in_silence():
-    """A sample of what `python tests/fuzzing.py` does by ten thousands."""
+    """A small sample of what `python tests/fuzzing.py` does ten thousand times."""
     import fuzzing
 
     found = fuzzing.fuzz(fuzzing.seeds(None), seed=0, count=700)
@@ -557,8 +557,8 @@ def test_m4a_is_read_with_the_extra(m4a, wave):
     assert found.abs().max() > 0.1
 
 
-def test_ffmpeg_reads_many_channels_side_by_side(wave, tmp_path):
-    """Behind the eighth channel lies what once ended the process: see `_FFmpegSource.blocks`."""
+def test_ffmpeg_reads_many_interleaved_channels(wave, tmp_path):
+    """Reading beyond the eighth channel once crashed the process: see `_FFmpegSource.blocks`."""
     av = pytest.importorskip("av")
     path, channels = tmp_path / "a.mka", 12
     with av.open(str(path), "w", format="matroska") as container:

@@ -1,4 +1,4 @@
-"""What people have becomes the same rows: manifests of other tools, corpora in their own trees, data sets."""
+"""Manifests of other tools, published corpora in their own layouts, and data sets become the same rows."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_columns_become_fields(tmp_path):
         ("a.wav,0,1,rest", r"line 2: the split is 'rest', expected train, valid or test"),
     ],
 )
-def test_fields_that_cannot_be_are_told_with_the_line(line, says, tmp_path):
+def test_impossible_fields_are_an_error_with_their_line(line, says, tmp_path):
     (tmp_path / "l.csv").write_text(f"path,offset,duration,split\n{line}\n")
     with pytest.raises(CorpusError, match=says):
         list_recordings(tmp_path / "l.csv")
@@ -162,7 +162,7 @@ def test_hugging_face_data_sets_are_decoded_here(tmp_path):
     assert torch.equal(ours, read_row(Row("x", CLIP), sample_rate=16_000).waveform)
 
 
-def test_a_data_set_that_cannot_be_had_is_told():
+def test_a_data_set_that_cannot_be_loaded_is_an_error():
     pytest.importorskip("datasets")
     with pytest.raises(CorpusError, match="hub:nobody/nothing cannot be loaded"):
         list_recordings("hub:nobody/nothing")

@@ -230,7 +230,7 @@ def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch
 
 
 @pytest.mark.parametrize("starts", [False, True])
-def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(starts, clip, faults, monkeypatch):
+def test_a_thread_that_waits_for_a_decoder_gets_an_error_when_it_is_closed(starts, clip, faults, monkeypatch):
     faults({"hang": clip.name})
     if starts:  # and takes its time: a busy machine
         monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "import time\ntime.sleep(60)")
@@ -288,7 +288,7 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(number, audio, tmp_path, faults):
+def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_no_process(number, audio, tmp_path, faults):
     faults({"hang": r"[ab]\.flac"})
     limit = f"9.{os.getpid():08}{number:02}"  # by which its processes are found, and not those of another test
     command = ["extract", f"audio={audio}", "output=out", f"audio_decoder.timeout={limit}"]
@@ -301,7 +301,7 @@ def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(
     assert failures(tmp_path / "out") == {}
 
 
-def test_a_decoder_that_nobody_waits_for_ends_itself_whatever_it_does(clip, faults, monkeypatch):
+def test_a_decoder_whose_parent_is_gone_ends_itself_whatever_it_does(clip, faults, monkeypatch):
     start = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "import w2v_attn.audio.worker; w2v_attn.audio.worker.GRACE = 0.2; main()"
     )

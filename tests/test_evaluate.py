@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `finetune` as people call them."""
+"""The commands `evaluate` and `finetune` from the command line."""
 
 import json
 import signal
@@ -87,7 +87,7 @@ def test_finetune_reports_before_and_after(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path):
+def test_a_signal_saves_a_checkpoint_and_the_same_command_resumes(call, tmp_path):
     command = [
         "finetune", "data=local", f"data.train={CLIPS}", f"output={tmp_path / 'out'}",
         "training.max_steps=40", "training.eval_steps=10", "training.batch_seconds=6",

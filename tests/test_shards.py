@@ -1,4 +1,4 @@
-"""Recordings in tar shards: read where they are, under names that stay, and nothing that is broken goes unnamed."""
+"""Recordings in tar shards are read without unpacking, with stable ids, and all damage is reported."""
 
 import io
 import json
@@ -24,7 +24,7 @@ FLAC = CLIPS[0].read_bytes()
 
 
 def write(path, *members, form=tarfile.PAX_FORMAT):
-    """A tar file of (name, bytes), or of whole TarInfos -> where it is."""
+    """Write a tar file of (name, bytes) or of whole TarInfos, and return its path."""
     with tarfile.open(path, "w", format=form) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -314,7 +314,7 @@ def test_a_run_over_shards_skips_what_is_there_names_what_is_broken_and_sees_a_c
     assert changed == ["c-1"]
 
 
-def test_braces_that_the_shell_took_for_its_own_are_told(call, tmp_path):
+def test_braces_that_the_shell_expanded_are_an_error(call, tmp_path):
     code, _, err = call("extract", "audio=c-0.tar", "audio=c-1.tar", "output=out")
     assert code == 2
     assert "audio is given 2 times" in err
@@ -323,7 +323,7 @@ def test_braces_that_the_shell_took_for_its_own_are_told(call, tmp_path):
 
 
 def test_rows_reach_other_processes(tmp_path):
-    """Content says where the bytes are, and holds none of them."""
+    """Content holds the location of the bytes, not the bytes."""
     rows = list(list_recordings(write(tmp_path / "c.tar", ("a.flac", FLAC), link("b.flac", "a.flac"))).rows)
     if (datasets := pytest.importorskip("datasets")) is not None:
         audio = {"bytes": FLAC, "path": "clip.flac"}

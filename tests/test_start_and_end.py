@@ -1,4 +1,4 @@
-"""A command ends as any process of Python does, but for taking its modules apart."""
+"""A command ends like any Python process, except that its modules are not torn down."""
 
 import os
 import shlex
@@ -54,7 +54,7 @@ run_and_exit(command)
         "with contextlib.ExitStack() as stack: stack.callback(run_and_exit, lambda: sys.exit(3))",
     ],
 )
-def test_who_runs_a_command_in_their_process_goes_on_and_ends_it(host, tmp_path):
+def test_a_program_that_runs_a_command_in_its_process_continues_after_it(host, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"{RUN}run_and_exit(lambda: sys.exit(3))")
     done = ended(f"""
@@ -70,7 +70,7 @@ sys.exit(5)
 
 
 @pytest.mark.parametrize("host", [["-m", "trace", "--listfuncs"], ["-m", "profile"], ["-i"]], ids=" ".join)
-def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, tmp_path):
+def test_tools_of_python_that_watch_a_command_reach_their_end(host, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"{RUN}run_and_exit(lambda: print('done'))")
     plain = [sys.executable, str(script)]
@@ -84,7 +84,7 @@ def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, 
     assert len(said[1]) > len(said[0])
 
 
-def test_a_thread_that_hangs_over_a_file_keeps_nobody():
+def test_a_thread_that_hangs_on_a_file_does_not_keep_the_process():
     done = ended(
         """
 import os
@@ -115,7 +115,7 @@ def test_without_anything_to_print_to_it_ends_in_silence():
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell of POSIX")
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_what_is_printed_into_nothing_is_not_written_into_files(closed, tmp_path):
-    """The first files that are opened would have the numbers of streams that are closed."""
+    """Otherwise the first files that are opened get the descriptors of closed streams."""
     script, written = tmp_path / "script.py", tmp_path / "written"
     script.write_text(f"""{RUN}import os
 def command():
@@ -141,8 +141,8 @@ run_and_exit(command)
         "print('a line', file=sys.stderr)",
     ],
 )
-def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(command, unbuffered):
-    """`| head` is no error. 141: 128 + SIGPIPE."""
+def test_a_broken_pipe_ends_a_command_as_it_ends_the_shell_s_own_tools(command, unbuffered):
+    """`| head` is not an error. 141: 128 + SIGPIPE."""
     reads, writes = os.pipe()
     os.close(reads)
     where = "stderr" if "stderr" in command else "stdout"
@@ -171,7 +171,7 @@ def test_neither_has_hydra_words_for_that(sweep, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
-    """Tables have arrows, and names of files need not be Unicode."""
+    """Tables contain arrows, and file names need not be Unicode."""
     done = ended(
         "from w2v_attn.cli import console\nrun_and_exit(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
         env={**os.environ, "PYTHONIOENCODING": encoding},
@@ -195,7 +195,7 @@ def test_what_cannot_be_printed_is_no_success():
     assert "No space left on device" in done.stderr
 
 
-def test_modules_are_not_taken_apart():
+def test_modules_are_not_torn_down():
     ends = [
         ended(f"class A:\n    def __del__(self): print('gone', flush=True)\nkept = A()\n{end}").stdout
         for end in ("pass", "run_and_exit(lambda: None)")
@@ -222,7 +222,7 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collec
     assert "deprecated" not in done.stderr
 
 
-def test_who_collects_by_hand_goes_on_so():
+def test_disabled_garbage_collection_stays_disabled():
     done = ended(f"""{IMPORT}
 gc.disable()
 import_without_gc("decimal")

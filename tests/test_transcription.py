@@ -1,4 +1,4 @@
-"""Transcription: what stock transformers would say of a recording alone, with times, in the formats people use."""
+"""Transcripts equal those of stock transformers for each recording alone, with times, in the usual formats."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_the_text_is_stocks_on_every_clip(recognizer, clips):
         assert recognizer.recognize(wave).text == stock_text(TINY, wave)
 
 
-def test_the_checkpoint_that_comes_along_hears_voices_it_was_not_trained_on(recognizer, clips):
+def test_the_bundled_checkpoint_transcribes_voices_it_was_not_trained_on(recognizer, clips):
     import jiwer
 
     heard = [recognizer.recognize(read_audio(path)).text for path, _ in clips]
@@ -84,12 +84,12 @@ def test_a_classifier_gives_the_labels_of_its_config(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["Model", "ForPreTraining", "ForXVector"])
-def test_a_checkpoint_without_a_head_that_speaks_is_told(head, tmp_path):
+def test_a_checkpoint_without_a_head_for_text_or_labels_is_an_error(head, tmp_path):
     with pytest.raises(CheckpointError, match="neither text nor a label"):
         load_recognizer(save(tiny_model("wav2vec2-group", head), tmp_path / "m"))
 
 
-def test_a_ctc_head_without_a_vocabulary_is_told(group_checkpoint):
+def test_a_ctc_head_without_a_vocabulary_is_an_error(group_checkpoint):
     with pytest.raises(CheckpointError, match=r"vocab\.json"):
         load_recognizer(group_checkpoint)
 
@@ -148,7 +148,7 @@ def test_the_transcripts_of_the_run_before_stay_until_the_new_ones_are_whole(rec
     assert (tmp_path / transcription_run.TRANSCRIPTS).read_text() != before
 
 
-def test_an_unknown_format_is_told_before_anything_is_written(recognizer, tmp_path):
+def test_an_unknown_format_is_an_error_before_anything_is_written(recognizer, tmp_path):
     with pytest.raises(ValueError, match="txt, srt, vtt"):
         transcribe_corpus(recognizer, [], tmp_path / "out", formats=["docx"], max_duration=60)
     assert not (tmp_path / "out").exists()

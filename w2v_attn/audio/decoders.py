@@ -34,7 +34,7 @@ FFMPEG_MAGIC = {4: (b"ftyp",), 0: (b"\x1aE\xdf\xa3", b"\xff\xf1", b"\xff\xf9", b
 
 
 class AudioError(ValueError):
-    """A recording cannot be used. The text says why; it completes a sentence that begins with the path."""
+    """The error of a recording that cannot be used. The text completes a sentence that begins with its path."""
 
 
 class AudioSource(ABC):

@@ -79,7 +79,7 @@ def _send(replies: int, kind: bytes, content: bytes | memoryview = b"") -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """Have the kernel end this process after so many seconds, whatever it is doing; 0 cancels that."""
+    """Have the kernel end this process after so many seconds, even if it hangs; 0 cancels that."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

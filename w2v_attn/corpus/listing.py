@@ -1,4 +1,4 @@
-"""`list_recordings`: the rows of whatever names recordings, with fields from a pattern and replaced names."""
+"""`list_recordings`: the rows of any source of recordings, with fields from a pattern and replaced names."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`Row` and `Corpus`: recordings and what is known about them, whatever they were listed from."""
+"""`Row` and `Corpus`: the recordings of any source, and what is known about them."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ AUDIO_EXTENSIONS = frozenset(
 
 
 class CorpusError(ValueError):
-    """A request for recordings that cannot be listed. The text says what was expected, what was found, what to do."""
+    """The error of a corpus that cannot be listed. The text says what was expected, what was found, and what to do."""
 
 
 class Content(Protocol):
     """The encoded bytes of a recording that is not a file of its own: a member of a tar shard, a row of a data set.
 
-    Calling it reads the bytes, anew each time, in any thread. It is small and picklable, because it holds only where
+    Each call reads the bytes again, in any thread. It is small and picklable, because it holds only where
     the bytes are: other processes read them too. It raises a ValueError whose text completes a sentence that begins
     with the name of the recording.
     """

@@ -182,7 +182,7 @@ class _Shard:
                 if size == 0:
                     self._broken = "is empty (0 bytes)"
                     return
-                # "r:" accepts no compressed file, whatever its name.
+                # "r:" rejects compressed files under any name.
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for member in _members(tar):
                         if member.offset_data + member.size > size and member.isreg():
