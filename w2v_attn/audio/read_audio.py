@@ -21,7 +21,7 @@ class Recording:
     waveform: float32 [samples] at `sample_rate`, channels averaged, as recorded: full scale is ±1, nothing normalised.
     source_rate, source_channels: what the file holds.
     flags: what is odd but usable, in words: "all zeros", "constant", "louder than full scale …", "header claims …".
-    source: what tells this state of the file from later ones, where somebody asked; see `runs.sources.source_state`.
+    source: what tells this state of the file from later ones, where somebody asked; see `runs.row_reader.source_state`.
     """
 
     waveform: Tensor

@@ -1,6 +1,6 @@
 """A subprocess that decodes one recording after the other, and may be killed at it.
 
-The process that started it is at the other end of its standard input and output; see `runs.decoder_subprocess`. A
+The process that started it is at the other end of its standard input and output; see `decoder_subprocess`. A
 request is a line of JSON, the arguments of `read_samples`, or of `read_duration` under its name. A reply is messages:
 the blocks of samples as they come, then what was found, or why there is nothing. No message is a pickle: what comes out
 of a process that reads crafted files is data, not code.

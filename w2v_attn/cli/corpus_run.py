@@ -40,7 +40,7 @@ def watch(
     """Goes through a run with progress, until its end or an interruption.
 
     start: begins it; is told `interrupted`. take: is given rows with their results, as they come.
-    total: the weight of what is not there yet, where that is known; see `runs.sources.row_weight`.
+    total: the weight of what is not there yet, where that is known; see `runs.row_reader.row_weight`.
     """
     tally, pace = RunStats(), Throughput(sum(map(row_weight, corpus.rows)) if total is None else total)
     started = time.monotonic()

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
+from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Corpus
 from w2v_attn.patching.replace import backend_in_use
@@ -19,6 +20,7 @@ def run(config: Any) -> int:
     """Evaluates, with progress, what is wrong and a summary; its exit code."""
     output, limits = values.folder(config, "output"), values.limits(config)
     corpus = _labelled(config)
+    warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
         values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )

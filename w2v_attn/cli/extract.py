@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
+from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.cli.exit_codes import DONE, SOME_FAILED
 from w2v_attn.cli.process import command
 from w2v_attn.corpus.listing import list_recordings
@@ -33,6 +34,7 @@ def run(config: Any) -> int:
     rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
     store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
+    warn_of_demo(str(config.model.checkpoint), corpus.rows)
     transform, listed = _transform(config, corpus.rows), len(corpus.rows)
     if transform.spans is not None:
         corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in transform.spans))

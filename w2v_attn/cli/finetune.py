@@ -1,9 +1,11 @@
 """`w2v-attn finetune`: an encoder trained on recordings, see conf/finetune.yaml."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from w2v_attn.cli import console, values
+from w2v_attn.cli.demo import warn_of_demo_on_paths
 from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
 from w2v_attn.cli.process import Interruption, is_first
 from w2v_attn.cli.progress import TrainingProgress
@@ -16,6 +18,8 @@ from w2v_attn.training.tasks.choice import TASKS
 def run(config: Any) -> int:
     """Trains, with progress, measures and a summary; its exit code."""
     output, recipe = values.folder(config, "output"), recipe_of(config)
+    given = (recipe.data.train, recipe.data.valid, recipe.data.test)
+    warn_of_demo_on_paths(recipe.checkpoint, [Path(str(path)) for path in given if path is not None])
     with Interruption() as interruption, TrainingProgress(lambda: interruption.code is not None) as watcher:
         try:
             done = finetune(recipe, output, watcher)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
+from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
@@ -17,6 +18,7 @@ def run(config: Any) -> int:
     output, formats = values.folder(config, "output"), values.list_of(config, "formats")
     limits = values.limits(config)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
+    warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
         values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )

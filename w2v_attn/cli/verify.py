@@ -6,6 +6,7 @@ from typing import Any
 
 from w2v_attn.benchmarks.results import check_destination, circumstances, write_json
 from w2v_attn.cli import console, values
+from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from w2v_attn.cli.progress import ProgressLine
 from w2v_attn.corpus.listing import list_recordings
@@ -31,6 +32,7 @@ def run(config: Any) -> int:
         device=find_device(str(config.device)),
         backend=config.attention.backend,
     )
+    warn_of_demo(request.checkpoint, request.rows)
     try:
         with ProgressLine(request.cost, "steps") as progress:
             found = verifying.verify(request, partial(progress.advance, failed=False))

@@ -1,5 +1,6 @@
 """`load_encoder` and the encoder it returns: waveforms as recorded in, features of chosen layers out."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
+from w2v_attn.checkpoints.demo import DEMO_WARNING, is_demo_config
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
@@ -18,6 +20,8 @@ from w2v_attn.encoder.layers import check_layers, highest_block, recorded
 from w2v_attn.encoder.long_form import LongForm, batches_of
 from w2v_attn.encoder.model_state import Structure, checksum, tensors_of
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
+
+logger = logging.getLogger(__name__)
 
 # Frames that go through the blocks together on a CPU: what a block keeps of them stays near the caches.
 CPU_FRAMES = 800
@@ -56,8 +60,18 @@ def load_encoder(
         >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
         >>> features["layer_06"]  # [frames, 768]
     """
-    loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
-    return Encoder(loaded, device=find_device(device), backend=backend, long_form=long_form)
+    encoder = Encoder.load(
+        checkpoint,
+        revision=revision,
+        language=language,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        long_form=long_form,
+    )
+    if is_demo_config(encoder.config):
+        logger.warning('%s %s: load_encoder("facebook/wav2vec2-base")', checkpoint, DEMO_WARNING)
+    return encoder
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,22 @@ class Encoder(WaveformModel):
             raise ValueError(
                 f"long_form={self.long_form.kind} cannot be had from this checkpoint: {self.why_not_ragged}"
             )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str] | torch.nn.Module,
+        *,
+        revision: str | None = None,
+        language: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        backend: str = "auto",
+        long_form: LongForm | None = None,
+    ) -> "Encoder":
+        """Load an encoder; see `load_encoder`, which also warns of the demo checkpoint."""
+        loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
+        return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)
 
     @property
     def model(self) -> Any:

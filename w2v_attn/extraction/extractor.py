@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.encoder import Encoder, load_encoder
+from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction.computing import compute_features
 from w2v_attn.extraction.estimate import BEFORE_A_RUN, Estimate, TrialRun, estimate
@@ -112,8 +112,8 @@ class InProcessExtractor:
 
     @classmethod
     def load(cls, job: ExtractionJob, **model: Any) -> "InProcessExtractor":
-        """Load the encoder of a job. model: arguments of `load_encoder` that are added or replaced."""
-        return cls(load_encoder(job.checkpoint, **{**job.model, **model}), job.task)
+        """Load the encoder of a job. model: arguments of `Encoder.load` that are added or replaced."""
+        return cls(Encoder.load(job.checkpoint, **{**job.model, **model}), job.task)
 
     def check_output(self) -> None:
         """Raise ValueError if the output belongs to another configuration; writes nothing."""

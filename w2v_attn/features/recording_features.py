@@ -55,7 +55,7 @@ class RecordingFeatures(Mapping[str, Tensor]):
         return frame_times(len(self[layer]), self.frame_rate(layer))
 
     def frame_rate(self, layer: str) -> float:
-        """Return the frames per second of a layer. Raises FeatureSetError if there are no frames, or it is not known."""
+        """Return the frames per second of a layer. Raises FeatureSetError if it has no frames or no known rate."""
         if (pooled := self.metadata.get("pooling")) is not None:
             raise FeatureSetError(f"{self.id} is pooled over time (pooling={pooled}): it has no frames")
         rates = json.loads(self.metadata.get("frame_rates", "{}"))

@@ -102,6 +102,7 @@ def process_rows(
             results = process_batch(process, batch, limit)
             # Holds the results of two batches at most: one is being written, and one waits for that.
             yield from finished(wait=any(not isinstance(result, ValueError) for result in results))
+            read = result = None
             for read, result in zip(batch, results, strict=True):
                 if read.cached is None:
                     unfinished.append(pool.submit(_finish, finish, read, result))

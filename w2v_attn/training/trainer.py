@@ -158,7 +158,7 @@ class SpeechTrainer(Trainer):
         super()._load_best_model()
         self.loaded_update = self.state.best_global_step or self.state.global_step
 
-    def _finalize_training(self, *arguments: Any) -> Any:
+    def _finalize_training(self, *arguments: Any) -> Any:  # type: ignore[reportIncompatibleMethodOverride]
         self.loaded_update = self.state.global_step
         # Where the folder was moved, Trainer no longer knows that there is a best one.
         if self.state.best_model_checkpoint is None and self.state.best_global_step:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.rows import Row
-from w2v_attn.encoder.encoder import load_encoder
+from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.waveforms import WaveformModel
 from w2v_attn.verification import comparing, runners, stages
 from w2v_attn.verification.comparing import Stages
@@ -139,7 +139,7 @@ class _Proof:
     def extract(self, dtype: str, theirs: Stages, head: Any) -> None:
         """The encoder as `load_encoder` gives it. theirs, head: what `swap` gave."""
         request = self._request
-        encoder = load_encoder(
+        encoder = Encoder.load(
             request.checkpoint,
             revision=request.revision,
             language=request.language,
