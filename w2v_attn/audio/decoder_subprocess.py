@@ -86,7 +86,11 @@ class SubprocessDecoder:
             return self._ask(request, recording)
 
     def read_duration(self, path: str | os.PathLike[str]) -> float | None:
-        """Return the duration that a header states; see `samples.read_duration`. Raises the errors of `read_recording`."""
+        """Return the duration in seconds that a header states; see `samples.read_duration`.
+
+        Raises:
+            AudioError, RunError: see `read_recording`.
+        """
         return self._ask({"read_duration": {"path": os.path.abspath(path)}}, lambda _, found: found)
 
     def _ask(self, request: dict[str, Any], make: Callable[[list[np.ndarray], Any], Reply]) -> Reply:
@@ -213,7 +217,7 @@ class _Process:
         return True
 
     def messages(self, timeout: float) -> Iterator[tuple[bytes, bytearray]]:
-        """Yield (kind, content) until the process ends. Raises TimeoutError if a message takes longer than `timeout`."""
+        """Yield (kind, content) until the process ends. Raises TimeoutError if one takes longer than `timeout`."""
         while True:
             deadline = time.monotonic() + timeout
             head = self._read(HEAD.size, deadline)

@@ -25,7 +25,7 @@ class Recording:
         source_channels: Number of channels of the file.
         flags: Warnings about a usable file: "all zeros", "constant", "louder than full scale …", "header claims …".
         source: What distinguishes this state of the file from later ones, where requested; see
-            `runs.sources.source_state`.
+            `runs.row_reader.source_state`.
     """
 
     waveform: Tensor

@@ -1,4 +1,4 @@
-"""`extract_corpus`: every row of a corpus into features on disk; and the same by whatever extracts."""
+"""Extraction runs: every row of a corpus to features on disk, by any extractor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -26,9 +26,15 @@ def extract_corpus(
     about: Mapping[str, object] | None = None,
     **task: Any,
 ) -> Iterator[Outcome[FeatureLocation]]:
-    """Extracts every row into features below `output`; see `extract_with`.
+    """Extract every row to features in `output`; see `extract_with`.
 
-    task: what `ExtractionTask` takes beside the output: layers, max_duration …
+    Args:
+        encoder: The encoder.
+        rows: The rows.
+        output: The output folder.
+        interrupted: See `extract_with`.
+        about: See `extract_with`.
+        task: Further arguments of `ExtractionTask`: layers, max_duration, …
 
     Raises:
         ValueError: an unknown layer or layout, before anything is written; and what `extract_with` raises.
@@ -46,24 +52,29 @@ def extract_with(
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
 ) -> Iterator[Outcome[FeatureLocation]]:
-    """Extracts the rank's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
+    """Extract the rank's rows, yield the outcome of each, and keep `failures.jsonl` and `run.json` in the output.
 
-    What a run before this one wrote stays and is not computed again, where the file is whole, of this configuration,
-    and of the source as it is now. Killed and started again any number of times, it ends with the same files to the
-    bit as if it had never been, whoever extracts which rows: with the same machine, versions, threads, rows and
-    sources, and memory enough for its batches.
+    Results of an earlier run are kept and not computed again if the file is undamaged, and of this configuration and
+    the current source. However often a run is killed and resumed, and whichever process extracts which rows, it ends
+    with bit-identical files: given the same machine, versions, threads, rows and sources, and enough memory for its
+    batches.
 
-    A row that cannot be used is written to `failures.jsonl`, with its reason, and the run goes on; at the end that file
-    is in the order of the rows. Rows that failed in a run before this one are tried again, and those that this one does
-    not reach stay in the file.
+    A row that cannot be used is recorded in `failures.jsonl` with its reason, and the run continues; at the end the
+    file is in the order of the rows. Rows that failed in an earlier run are retried, and those that this run does not
+    reach stay in the file.
 
-    interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
-    about: what `run.json` says beside what it says anyway.
+    Args:
+        extractor: The extractor.
+        task: What it extracts.
+        rows: All rows of the list.
+        rank: Which of them this process extracts.
+        interrupted: Asked between batches; when it returns True, computed results are written, and the run ends.
+        about: Further entries of `run.json`.
 
     Raises:
-        ValueError: when it is begun: the output is in use by another run, was begun with another configuration, or
-            cannot be written.
-        RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
+        ValueError: at the start: the output is in use by another run, belongs to another configuration, or cannot be
+            written.
+        RunError: the output can no longer be written (disk full, gone, read-only), or an engine cannot continue.
     """
     described, output, store = extractor.description, task.output, store_of(task.layout)
     blocks = blocks_of(rows, store.rows_per_group)

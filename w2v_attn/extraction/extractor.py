@@ -1,4 +1,4 @@
-"""What extracts: an encoder here, or others elsewhere; and what is known of it before it begins."""
+"""Extractors: an encoder in this process, or several elsewhere; and what they are asked to do."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,13 @@ Outcomes = Generator[Outcome[FeatureLocation], None, None]
 class ExtractionTask:
     """What is extracted from every recording, and where to.
 
-    output: a folder. layers: see `encoder.layers.check_layers`. max_duration: seconds; longer recordings are not used.
-    layout: see `store.STORES`. transform: what is made of the layers; None: nothing.
-    audio_decoder: where, and within which limits, recordings are decoded.
+    Attributes:
+        output: The output folder.
+        layers: See `encoder.layers.check_layers`.
+        max_duration: Seconds; longer recordings are not used.
+        layout: See `store.STORES`.
+        transform: What is made of the layers; None keeps them as they are.
+        audio_decoder: Where, and within which limits, recordings are decoded.
     """
 
     output: Path
@@ -44,9 +48,12 @@ class ExtractionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionJob:
-    """A task and what to do it with, as something that another process, or another machine, can be told.
+    """A task and the model for it, as plain values that can be sent to another process or machine.
 
-    model: what `load_encoder` takes beside the checkpoint, with its names; of plain values, and `LongForm`.
+    Attributes:
+        checkpoint: The checkpoint.
+        model: Further arguments of `load_encoder` by name: plain values, and `LongForm`.
+        task: The task.
     """
 
     checkpoint: str
@@ -56,10 +63,14 @@ class ExtractionJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorDescription:
-    """What is known of an extractor.
+    """What is known of an extractor before it starts.
 
-    fingerprint: what decides what the features are. made_with: what decides their last bits.
-    batch_frames: of a batch, as memory allows. one_by_one: why recordings do not lie side by side; None: they do.
+    Attributes:
+        fingerprint: What determines the features.
+        made_with: What determines their last bits.
+        batch_frames: Frames per batch, as memory allows.
+        device, dtype, backend, long_form: Of the encoder.
+        unpacked_reason: Why recordings are not packed; None if they are.
     """
 
     fingerprint: Mapping[str, str]
@@ -73,7 +84,7 @@ class ExtractorDescription:
 
 
 class Extractor(Protocol):
-    """Rows -> features on disk."""
+    """An object that extracts rows to features on disk."""
 
     @property
     def description(self) -> ExtractorDescription: ...
@@ -81,17 +92,17 @@ class Extractor(Protocol):
     def extract(
         self, blocks: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """What became of each row of some blocks of the list, in any order; see `process_rows`.
+        """Yield the outcome of each row of some blocks of the list, in any order; see `process_rows`.
 
         Raises:
-            ValueError: what is there in the output is of another configuration.
-            RunError: the output cannot be written any more, or too much has failed to go on.
+            ValueError: the output belongs to another configuration.
+            RunError: the output can no longer be written, or too much has failed to continue.
         """
         ...
 
 
 class InProcessExtractor:
-    """An extractor that has its encoder in this process."""
+    """An extractor with an encoder in this process."""
 
     def __init__(self, encoder: Encoder, task: ExtractionTask):
         self._encoder, self._task = encoder, task
@@ -101,16 +112,16 @@ class InProcessExtractor:
 
     @classmethod
     def load(cls, job: ExtractionJob, **model: Any) -> "InProcessExtractor":
-        """One that loads what a job says. model: what else the encoder is told, or differently."""
+        """Load the encoder of a job. model: arguments of `Encoder.load` that are added or replaced."""
         return cls(Encoder.load(job.checkpoint, **{**job.model, **model}), job.task)
 
     def check_output(self) -> None:
-        """Raises ValueError where a run of another configuration has begun the output; writes nothing."""
+        """Raise ValueError if the output belongs to another configuration; writes nothing."""
         if (before := read_record(self._task.output)) is not None:
             check_same(self._task.output, before, self.description.fingerprint, self.description.made_with)
 
     def estimate(self, rows: Sequence[Row], *, trial: TrialRun = BEFORE_A_RUN) -> Estimate:
-        """What `extract` will take of these rows; writes nothing. trial: how much of it is tried."""
+        """Return what `extract` will take for these rows; writes nothing. trial: how much of it is tried."""
         task = self._task
         return estimate(
             self._encoder,
@@ -149,7 +160,7 @@ class InProcessExtractor:
 def _describe(encoder: Encoder, spec: FeatureSpec, layout: str) -> ExtractorDescription:
     device, backend = str(encoder.device), backend_in_use(encoder.model)
     return ExtractorDescription(
-        # The layout is not in the spec's, for the features are the same in every one.
+        # The fingerprint of the features has no layout, because they are the same in every one.
         fingerprint=spec.fingerprint | ({} if layout == MIRRORED else {"layout": layout}),
         made_with={**made_with(), "device": device, "attention": backend},
         batch_frames=encoder.frame_budget(),
@@ -161,14 +172,14 @@ def _describe(encoder: Encoder, spec: FeatureSpec, layout: str) -> ExtractorDesc
     )
 
 
-# A process works on a chunk on its own, so at its end it waits for the last results; many blocks make that rare. Few
-# make that all end at about the same time.
+# A process waits for its last results at the end of a chunk: large chunks make that rare. Small chunks at the end make
+# all processes finish at about the same time.
 MAX_BLOCKS = 16
 CHUNKS_PER_WORKER = 4
 
 
 def chunks(blocks: Sequence[Block], workers: int) -> Iterator[Sequence[Block]]:
-    """The blocks in order: many at once at first, and towards the end one by one."""
+    """Yield the blocks in order, in chunks that are large at first and of one block at the end."""
     first = 0
     while first < len(blocks):
         count = min(MAX_BLOCKS, max(1, (len(blocks) - first) // (CHUNKS_PER_WORKER * workers)))

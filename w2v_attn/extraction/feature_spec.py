@@ -1,4 +1,4 @@
-"""What a run makes of each recording: the layers it takes, what is made of them, what is said, and what counts."""
+"""The specification of features: layers, what is made of them, their metadata, and which stored features are valid."""
 
 import hashlib
 import json
@@ -26,9 +26,12 @@ from w2v_attn.runs.row_reader import source_state
 
 @dataclass(frozen=True)
 class FeatureLocation:
-    """Where the features of a recording are, and the size of the last of their tensors: of a vector, one frame.
+    """Where the features of a recording are, and the size of their last tensor; a vector counts as one frame.
 
-    underflowed: values that became 0 in the dtype in which they are stored.
+    Attributes:
+        path: The file, or the folder of shards.
+        frames, channels: Size of the tensor.
+        underflowed: Values that became 0 in the stored dtype.
     """
 
     path: Path
@@ -40,7 +43,9 @@ class FeatureLocation:
 class FeatureSpec:
     """What a run makes of each recording.
 
-    layers: those that the encoder computes. fingerprint: what decides what is made.
+    Attributes:
+        layers: The layers that the encoder computes.
+        fingerprint: What determines the features.
 
     Raises:
         ValueError: an unknown layer, or layers that cannot be summed as asked for.
@@ -54,7 +59,7 @@ class FeatureSpec:
         self._check_sum()
         made = self._transform.fingerprint(self.layers)
         if made.get("output_dtype") == _name(encoder.dtype):
-            del made["output_dtype"]  # it is what is computed in
+            del made["output_dtype"]  # the dtype of the computation already determines it
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
         self._names = self._transform.output_layers(self.layers)
         self._checksums = {
@@ -63,18 +68,18 @@ class FeatureSpec:
         }
 
     def transform(self, row_id: str, features: Mapping[str, Tensor]) -> Transformed:
-        """What is made of the layers of a row, on the CPU. Raises ValueError: see `FeatureTransform.make`."""
+        """Return what is made of the layers of a row, on the CPU. Raises ValueError: see `FeatureTransform.apply`."""
         return self._transform.apply(row_id, features, self._rates.__getitem__)
 
     @cached_property
     def without_spans(self) -> "FeatureSpec":
-        """The same of recordings as a whole, whatever spans there are: what can be tried on any recording."""
+        """This specification for whole recordings, without spans: it can be tried on any recording."""
         transform = self._transform.without_spans
         return self if transform is self._transform else FeatureSpec(self._encoder, self._asked, transform)
 
     @property
     def vectors_per_recording(self) -> float | None:
-        """Of a recording, on average; None: it has frames."""
+        """Vectors per recording, on average; None for features with frames."""
         if self._transform.pooling == "none":
             return None
         spans = self._transform.spans
@@ -82,28 +87,35 @@ class FeatureSpec:
 
     @property
     def dtype(self) -> str:
-        """Of what is made."""
+        """Dtype of the features."""
         return self._transform.output_dtype or _name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
-        """What a reader of the features needs to know, as strings, for safetensors holds no other."""
+        """Return the metadata of a row's features: strings, because safetensors holds nothing else."""
         about = encoder_metadata(self._encoder, row, recording, self.layers)
         return self._transform.metadata(row.id, about | self._checksums, self.layers, underflowed)
 
     def location(self, path: Path, shapes: Mapping[str, Sequence[int]], underflowed: int) -> FeatureLocation:
-        """Where features of these shapes are."""
+        """Return the location of features with these shapes."""
         frames, channels = (1, *shapes[self._names[-1]])[-2:]
         return FeatureLocation(path, frames, channels, underflowed)
 
     def check_stored(
         self, row: Row, path: Path, about: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
     ) -> CachedResult[FeatureLocation] | str | None:
-        """What is stored of a row, where it counts; where not, why; None where its source cannot be had now.
+        """Return the stored result of a row if it is valid.
 
-        path, about, shapes: where it is, what is said of it, and its tensors.
+        Args:
+            row: The row.
+            path: Where its features are.
+            about: Their metadata.
+            shapes: The shapes of their tensors.
+
+        Returns:
+            The cached result; a string that says why it is not valid; None if the source cannot be read now.
 
         Raises:
-            ValueError: it is of another configuration, or of another file than this row's.
+            ValueError: the features belong to another configuration, or to another file with the same id.
         """
         whole = shapes.keys() == set(self._names) and all(
             len(shape) == self._transform.ndim for shape in shapes.values()
@@ -115,7 +127,7 @@ class FeatureSpec:
             )
         state = source_state(row)
         if state is None:
-            return None  # it cannot be read, which is then told; what it was may stay
+            return None  # its outcome will state that it cannot be read; older features may stay
         if about["source_state"] != state:
             if about["source"] != _as_text(os.fspath(row.path)):
                 raise ValueError(
@@ -127,7 +139,7 @@ class FeatureSpec:
         return CachedResult(written, int(about["samples"]), int(about["sample_rate"]), flags)
 
     def _check_sum(self) -> None:
-        """Raises ValueError where the layers cannot be summed, whatever the recording."""
+        """Raise ValueError if the layers cannot be summed for any recording."""
         if self._transform.weighted_sum is None:
             return
         self._transform.weighted_sum({layer: torch.zeros(1, 1) for layer in self.layers})
@@ -141,7 +153,7 @@ class FeatureSpec:
 
 
 def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: Sequence[str]) -> dict[str, str]:
-    """What is said of layers of a row as they come from the encoder."""
+    """Return the metadata of layers of a row as they come from the encoder."""
     rates = {layer: encoder.frame_rate(layer) for layer in layers}
     return {
         "id": _as_text(row.id),
@@ -163,7 +175,7 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
 
 
 def _as_text(name: str) -> str:
-    """A name from the file system, which need not be Unicode, as one that can be written down."""
+    """Return a name from the file system, which may not be Unicode, as text that can be written."""
     return name.encode(errors="replace").decode()
 
 
@@ -172,17 +184,17 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
-    """What decides what features are, beyond their last bits."""
+    """Return what determines the features, except for their last bits."""
     return {
         "format": FORMAT,
         "checkpoint": checkpoint_hash(encoder.checkpoint),
         "language": str(encoder.checkpoint.language),
         "layers": ",".join(wanted),
         "dtype": str(encoder.dtype).removeprefix("torch."),
-        "long_form": _words(encoder.long_form),
+        "long_form": _describe(encoder.long_form),
     }
 
 
-def _words(long_form: LongForm) -> str:
+def _describe(long_form: LongForm) -> str:
     overlap = f", {long_form.overlap:g} s of overlap" if long_form.kind == "chunked" else ""
     return long_form.kind if long_form.kind == "full" else f"{long_form.kind} of {long_form.seconds:g} s{overlap}"

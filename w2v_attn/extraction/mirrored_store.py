@@ -1,4 +1,4 @@
-"""A safetensors file for each recording, in a tree like that of the audio."""
+"""The store of the layout `mirrored`: a safetensors file for each recording, in a tree like that of the audio."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MirroredStore:
-    """See `store.Store`. Every recording has a file of its own, so rows go to stores as anybody likes."""
+    """See `store.Store`. Every recording has its own file, so rows may be distributed freely."""
 
     rows_per_group = 1
     single_machine_reason = None
@@ -37,9 +37,9 @@ class MirroredStore:
         check_there: Callable[[], None],
         groups: Sequence[int] | None = None,
     ):
-        del rows, groups  # the name of a file says whose it is
+        del rows, groups  # the path of a file determines its row
         self._spec, self._output, self._check_there = spec, output, check_there
-        self._removed: list[str] = []  # why; several threads append
+        self._removed: list[str] = []  # the reasons; several threads append
 
     @staticmethod
     def prepare(output: Path, rows: Sequence[Row]) -> None:
@@ -70,7 +70,7 @@ class MirroredStore:
         except OSError as error:
             if isinstance(failure := write_error(path, error), RunError):
                 raise failure from error
-            return None  # it cannot be written either, which is then told of this row
+            return None  # it cannot be written either, and the row's outcome will state that
         found = "damaged" if stored is None else self._spec.check_stored(row, path, stored.metadata, stored.shapes)
         if not isinstance(found, str):
             return found
@@ -94,7 +94,7 @@ class MirroredStore:
 
     def log_recomputed(self) -> None:
         for why, count in Counter(self._removed).items():
-            logger.warning("%d files of features were %s: computed again", count, why)
+            logger.warning("%d feature files were %s: computed again", count, why)
 
 
 class _Index:
@@ -102,7 +102,7 @@ class _Index:
         self._output, self._fresh = output, not output.is_dir()
 
     def contains(self, row: Row) -> bool:
-        return not self._fresh and os.path.exists(feature_path(self._output, row.id))  # too long a name is none
+        return not self._fresh and os.path.exists(feature_path(self._output, row.id))  # False if the name is too long
 
     def is_valid(self, row: Row) -> bool:
         if self._fresh:

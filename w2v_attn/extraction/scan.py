@@ -1,4 +1,4 @@
-"""What there is before a run begins, without decoding anything: how much audio, and how much of it is done."""
+"""A scan of the corpus before a run, without decoding: how much audio there is, and how much of it is done."""
 
 import math
 import random
@@ -13,16 +13,19 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.store import OutputIndex
 from w2v_attn.runs.row_reader import row_duration, row_weight
 
-# Recordings whose headers are read; and seconds that this may take, and as many a scan_rows at all sizes, on slow
-# disks.
+# Most recordings whose headers are read; and seconds that reading headers may take, and likewise reading file sizes.
 MAX_SAMPLED, SCAN_SECONDS = 300, 3.0
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A row whose header was read. duration: seconds; None where it is no recording. weight: see `row_weight`.
+    """A row whose header was read.
 
-    there: whether its features are there and count.
+    Attributes:
+        row: The row.
+        weight: See `row_weight`.
+        duration: Seconds; None if it is not a usable recording.
+        there: Whether valid features of it exist.
     """
 
     row: Row
@@ -33,9 +36,13 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Scan:
-    """rows: how many. there: of them have features that count, about. sample: those sampled at, evenly from the list.
+    """What is known of the rows of a run before it starts.
 
-    weights, weights_there: of all rows and of those that are there, by the kind of their files.
+    Attributes:
+        rows: How many rows there are.
+        there: About how many of them have valid features.
+        weights, weights_there: Total weight of all rows and of those with features, by kind of file.
+        sample: Rows whose headers were read, spread evenly over the list.
     """
 
     rows: int
@@ -45,10 +52,10 @@ class Scan:
     sample: tuple[Sampled, ...]
 
     def total(self, value: Callable[[Sampled], float], *, missing: bool) -> float:
-        """The sum of a value over all rows, or over those that are missing, as far as the sample tells.
+        """Estimate the sum of a value over all rows, or over the missing ones.
 
-        Bytes, which are known of every row, times the value for a byte in the sample, for each kind of file: so what is
-        long and what is compressed is weighed as it is.
+        For each kind of file, the known bytes of all rows times the value per byte in the sample: so long recordings
+        and compressed ones count as what they are.
         """
         return sum(
             (self.weights[kind] - missing * self.weights_there.get(kind, 0.0)) * self._ratio(kind, value)
@@ -56,12 +63,12 @@ class Scan:
         )
 
     def share(self, holds: Callable[[Sampled], bool], *, missing: bool) -> float:
-        """Of the sample, or of what is missing of it, 0 to 1."""
+        """Return the share of the sample, or of its missing rows, that has a property; 0 to 1."""
         sample = [sampled for sampled in self.sample if not (missing and sampled.there)]
         return sum(map(holds, sample)) / max(1, len(sample))
 
     def spread(self, value: Callable[[Sampled], float]) -> float:
-        """Half of the interval in which the total of all rows is, 19 times in 20, as a share of that total."""
+        """Return half the 95 % confidence interval of the total over all rows, as a share of that total."""
         total, variance = self.total(value, missing=False), 0.0
         for kind, weight in self.weights.items():
             members, ratio = self._members(kind), self._ratio(kind, value)
@@ -83,7 +90,13 @@ class Scan:
 
 
 def scan_rows(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> Scan:
-    """A scan of rows: sizes of all files, headers of some, read by the decoder. there: of them. Writes nothing."""
+    """Scan rows: the sizes of all files, and the headers of some, read by the decoder. Writes nothing.
+
+    Args:
+        rows: The rows.
+        index: The existing features in the output.
+        decoder: The decoder that reads headers.
+    """
     weights: defaultdict[str, float] = defaultdict(float)
     weights_there: defaultdict[str, float] = defaultdict(float)
     seen = found = 0
@@ -98,11 +111,11 @@ def scan_rows(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) ->
         if time.monotonic() > ends:
             break
     sample = _sample(rows, index, decoder)
-    # Of those that are there, some may be damaged, or their sources have changed.
+    # Some existing features may be damaged, or their sources have changed.
     counted = sum(sampled.there for sampled in sample)
     existing = sum(index.contains(sampled.row) for sampled in sample)
     valid = counted / existing if existing else 1.0
-    scale = len(rows) / seen if seen else 0.0  # a share may have no rows
+    scale = len(rows) / seen if seen else 0.0  # a rank may have no rows
     return Scan(
         rows=len(rows),
         there=round(found * scale * valid),
@@ -113,10 +126,10 @@ def scan_rows(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) ->
 
 
 def evenly(rows: Sequence[Row], count: int) -> Iterator[Row]:
-    """Every row once: first `count` of them, one of each part of the list, then the others. The same each time.
+    """Yield every row once: first `count` of them, one of each part of the list, then the others. Deterministic.
 
-    By chance within a part, and from part to part: a list in which every second row is of another kind would show one
-    kind alone to any regular step.
+    Random within a part, and in the order of parts: if every second row of a list is of another kind, a regular step
+    would see one kind only.
     """
     if not rows:
         return
@@ -136,9 +149,9 @@ def _sample(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> l
     for row in evenly(rows, MAX_SAMPLED):
         try:
             duration = row_duration(row, decoder.read_duration)
-        except ValueError:  # AudioError, or what content of its own says
+        except ValueError:  # AudioError, or an error of the row's own content
             duration = 0.0
-        if duration is not None:  # a header that does not say: others of its kind speak for it
+        if duration is not None:  # a header without a duration: other files of its kind represent it
             sample.append(Sampled(row, row_weight(row), duration or None, index.is_valid(row)))
         if len(sample) == MAX_SAMPLED or time.monotonic() > ends:
             break
@@ -146,5 +159,5 @@ def _sample(rows: Sequence[Row], index: OutputIndex, decoder: AudioDecoder) -> l
 
 
 def _kind(row: Row) -> str:
-    """What bytes say about seconds is alike within it."""
+    """Return the kind of a row's file: within a kind, bytes predict seconds."""
     return "part" if row.duration is not None else row.path.suffix.lower()

@@ -1,11 +1,11 @@
-"""Few large files with an index: shards that fill up while the run goes on.
+"""The store of the layout `shards`: few large files with an index, filled during the run.
 
-A group of so many rows of the list has shards of its own, in the order in which they are computed. So what is in a
-shard depends on the list alone, not on threads, nor on who has the other groups. What a kill leaves of a group are
-its first shards; those recordings count, and the others come into the shards that they would have come into.
+Each group of rows of the list has its own shards, filled in the order of computation. So the content of a shard depends
+on the list only, not on threads or on which process has the other groups. A killed run leaves the first shards of a
+group; their recordings are valid, and the others go into the same shards as without the kill.
 
-The index says what counts. A recording whose source was changed leaves it, comes into another shard of the group, and
-its old tensors stay in the old one: `w2v-attn convert` makes a set without them.
+The index determines what is valid. A recording whose source has changed is removed from the index and goes into another
+shard of its group, while its old tensors stay in the old shard: `w2v-attn convert` makes a set without them.
 """
 
 import json
@@ -47,25 +47,27 @@ from w2v_attn.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-# Rows of a group: a multiple of `feeding.BLOCK`, where batches end. What a kill costs is at most this, or a shard;
-# fewer would make shards of pooled features small.
+# A multiple of `prefetch.ROWS_PER_BLOCK`, where batches end. A kill costs at most a group or a shard; smaller groups
+# would make shards of pooled features small.
 ROWS_PER_GROUP = 1024
 
-# The number of a shard is that of its group and its own there, that of a recording is its shard's and its place.
+# A shard's number is its group's, shifted, plus its position there; a recording's is its shard's, shifted, plus its
+# position.
 _BITS = 16
 _NAME = re.compile(r"features-(\d{6,})-(\d{4,})\.safetensors")
 _FIND = (
     "SELECT s.number, s.name, s.bytes, s.header, r.tensors, r.metadata "
     "FROM recordings r JOIN shards s ON s.number = r.shard WHERE r.id = ?"
 )
-Described = tuple[dict[str, Tensor], dict[str, str]]  # features and metadata
+WithMetadata = tuple[dict[str, Tensor], dict[str, str]]  # features and metadata
 
 
 class ShardStore:
-    """See `store.Store`. Several processes on one machine may write to one folder; several machines may not, for
-    SQLite's locks do not hold between them on network file systems.
+    """The store of the layout `shards`; see `store.Store`.
 
-    In memory are a shard that fills, one that is being written, and two batches.
+    Several processes on one machine may write to one folder, but not several machines: SQLite's locks do not work
+    between machines on network file systems. Memory holds a shard that is being filled, one that is being written, and
+    two batches.
     """
 
     rows_per_group = ROWS_PER_GROUP
@@ -83,12 +85,12 @@ class ShardStore:
     ):
         self._spec, self._output, self._check_there = spec, output, check_there
         self._rows, self._next_group = rows, 0
-        self._group_of_row: dict[str, int] = {}  # by the ids of their rows, from where they begin until these are told
+        self._group_of_row: dict[str, int] = {}  # by row id, until the outcome arrives
         self._groups = range(len(rows) // ROWS_PER_GROUP + 1) if groups is None else groups
         self._index = _open_index(output)
-        self._made: dict[str, Described] = {}  # by the ids of rows, until their outcomes come
+        self._made: dict[str, WithMetadata] = {}  # by row id, until the outcome arrives
         self._checking = threading.Lock()
-        self._checked: dict[int, bool] = {}  # by the numbers of shards: whether they are whole
+        self._checked: dict[int, bool] = {}  # by shard number: whether it is undamaged
         self._removed: Counter[str] = Counter()
 
     @staticmethod
@@ -110,7 +112,7 @@ class ShardStore:
 
     @staticmethod
     def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-        # What is said of a recording stands in its shard and in the index, its tensors are named in both.
+        # The shard and the index both hold the metadata of a recording and the names of its tensors.
         names = sum(len(metadata["id"]) + len(layer) + 2 * ENTRY_BYTES for layer in features)
         return 2 * len(json.dumps(dict(metadata))) + names
 
@@ -145,7 +147,7 @@ class ShardStore:
         filling, held, group = ShardBuffer(SHARD_BYTES), list[Outcome[FeatureLocation]](), 0
         left: dict[int, int] = {}
         writing: Future[list[Outcome[FeatureLocation]]] | None = None
-        # Beside the model: what is computed while a shard is written fills the next one.
+        # In parallel with the model: results that are computed while a shard is written fill the next one.
         with ThreadPoolExecutor(1, thread_name_prefix="shard") as pool:
             for outcome in outcomes:
                 here = self._pop_group(outcome.row)
@@ -153,7 +155,7 @@ class ShardStore:
                 if outcome.reason is not None or outcome.cached:
                     yield outcome
                 else:
-                    assert not held or here == group, "outcomes of the group before this one are missing"
+                    assert not held or here == group, "outcomes of the previous group are missing"
                     group = here
                     filling.add(outcome.row.id, *self._made.pop(outcome.row.id))
                     held.append(outcome)
@@ -168,14 +170,16 @@ class ShardStore:
             if writing is not None:
                 yield from writing.result()
         if held:
-            logger.warning("%d recordings are computed again: their shard was not full when the run ended", len(held))
+            logger.warning(
+                "%d recordings will be computed again: their shard was not full when the run ended", len(held)
+            )
 
     def log_recomputed(self) -> None:
         for why, count in self._removed.items():
             logger.warning("features of %d recordings were %s: computed again", count, why)
 
     def _pop_group(self, row: Row) -> int:
-        """Outcomes come in the order of groups, or a little ahead of it: so few of them are known at once."""
+        """Return the group of a row. Outcomes arrive nearly in the order of groups, so memory holds few of them."""
         while row.id not in self._group_of_row:
             begun = self._rows_of(self._next_group)
             assert len(begun) > 0, f"{row.id} is none of the rows of this store"
@@ -189,7 +193,7 @@ class ShardStore:
     def _write_shard(
         self, group: int, filling: ShardBuffer, outcomes: Sequence[Outcome[FeatureLocation]]
     ) -> list[Outcome[FeatureLocation]]:
-        """Writes a shard and takes it into the index, or leaves that to the next run; the outcomes with its name."""
+        """Write a shard and add it to the index; return the outcomes with its path."""
         first = group << _BITS
         after = (group + 1) << _BITS
         taken = set(self._query("SELECT number FROM shards WHERE number >= ? AND number < ?", first, after))
@@ -203,18 +207,18 @@ class ShardStore:
         return [replace(outcome, result=replace(outcome.result, path=path)) for outcome in outcomes if outcome.result]
 
     def _is_whole(self, number: int, path: Path, size: int, header: int) -> bool:
-        """Looks once whether a shard is the one that the index means; what is damaged goes."""
+        """Check once whether a shard is the one in the index; a damaged one is removed."""
         with self._checking:
             if number not in self._checked:
                 self._checked[number] = _matches_index(path, size, header) or self._drop(number, path)
             return self._checked[number]
 
     def _drop(self, number: int, path: Path) -> bool:
-        """Sees to it that a damaged shard is gone; False. True: another process has written it anew in the meantime."""
+        """Remove a damaged shard and return False; return True if another process has rewritten it meanwhile."""
         self._check_there()
         with self._transaction() as connection:
             said = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
-            if said is None:  # who dropped it may be writing another one there, which the index does not know yet
+            if said is None:  # the process that dropped it may be writing a new one, not yet in the index
                 return False
             if _matches_index(path, *said):
                 return True
@@ -243,7 +247,7 @@ class _Index:
     def __init__(self, output: Path):
         self._shards: ShardsReader | None = None
         if (output / INDEX).exists():
-            with suppress(DamagedError):  # it is made anew from the shards, by the run
+            with suppress(DamagedError):  # the run rebuilds it from the shards
                 self._shards = ShardsReader(output)
 
     def contains(self, row: Row) -> bool:
@@ -260,14 +264,14 @@ class _Index:
 
 
 def _check_folder(output: Path) -> None:
-    """Raises ValueError where a folder holds features that are no shards of an extraction."""
+    """Raise ValueError if a folder holds features that are not shards of an extraction."""
     if (output / CONVERSION).exists():
         raise ValueError(f"{output} holds a conversion: name another output")
     if (output / INDEX).exists():
         return
     for path in output.rglob("*.safetensors"):
         if _NAME.fullmatch(path.name) is None:
-            raise ValueError(f"{output} holds features that are no shards, such as {path.name}: name another output")
+            raise ValueError(f"{output} holds features that are not shards, such as {path.name}: name another output")
 
 
 def _open_index(output: Path) -> ShardIndex:
@@ -278,7 +282,7 @@ def _open_index(output: Path) -> ShardIndex:
 
 
 def _index_unknown_shards(index: ShardIndex, output: Path) -> None:
-    """Shards that the index does not know come into it: a kill came between them, or somebody removed the index."""
+    """Add shards that are not in the index: the run was killed before adding them, or somebody removed the index."""
     known = {name for (name,) in index.query("SELECT name FROM shards")}
     for path in sorted(output.glob("features-*.safetensors")):
         if path.name in known or (found := _NAME.fullmatch(path.name)) is None:
@@ -286,7 +290,7 @@ def _index_unknown_shards(index: ShardIndex, output: Path) -> None:
         try:
             _add(index, int(found[1]) << _BITS | int(found[2]), read_shard(path))
         except DamagedError:
-            path.unlink()  # its recordings are nowhere, and are computed again
+            path.unlink()  # its recordings are computed again
 
 
 def _add(index: ShardIndex, number: int, shard: Shard) -> None:
@@ -294,7 +298,7 @@ def _add(index: ShardIndex, number: int, shard: Shard) -> None:
 
 
 def _matches_index(path: Path, size: int, header: int) -> bool:
-    """Whether a file is the shard that the index means. Raises RunError where the file system cannot say."""
+    """Return whether a file is the shard in the index. Raises RunError if the file system cannot tell."""
     try:
         check_shard(path, size, header)
     except DamagedError as error:
@@ -306,7 +310,7 @@ def _matches_index(path: Path, size: int, header: int) -> bool:
 
 
 def _run_error(path: Path, error: OSError | DamagedError) -> RunError:
-    """A shard or the index concerns many recordings: where one cannot be had, the run ends."""
+    """Return the error that ends the run: a shard or the index concerns many recordings."""
     if isinstance(error, DamagedError):
-        return RunError(f"{error}. Remove it, and the same command makes it anew from the shards")
+        return RunError(f"{error}. Remove it, and the same command rebuilds it from the shards")
     return RunError(f"cannot write {path}: {error.strerror}")

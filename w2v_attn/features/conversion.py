@@ -1,4 +1,4 @@
-"""The conversion: recordings of one layout -> selected, summed, pooled, in another dtype -> another layout."""
+"""Conversion of features: select, sum and pool layers, change the dtype, and write another layout."""
 
 import dataclasses
 import errno
@@ -24,14 +24,17 @@ from w2v_attn.features.transform import FeatureTransform, Transformed
 
 
 class ConversionError(Exception):
-    """The conversion cannot go on: the disk is full, or gone."""
+    """The conversion cannot continue: the disk is full, or gone."""
 
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What is to be made of features.
+    """What a conversion makes of features.
 
-    layout: see `layouts.choice.LAYOUTS`. segments: see `segments.read_segments`. The others: see `transform.Making`.
+    Attributes:
+        layout: One of `formats.registry.LAYOUTS`.
+        output_dtype, layers, layer_weights, pooling: See `transform.FeatureTransform`.
+        segments: See `segments.read_segments`.
     """
 
     layout: str
@@ -44,9 +47,13 @@ class ConversionRequest:
 
 @dataclass(frozen=True)
 class ConversionOutcome:
-    """What became of a recording. reason: why it is not in the output; None: it is. bytes: of its tensors.
+    """The outcome of a recording.
 
-    underflowed: values that became 0 in the dtype of the output.
+    Attributes:
+        id: The recording.
+        reason: Why it is not in the output; None if it is.
+        bytes: Bytes of its tensors.
+        underflowed: Values that became 0 in the dtype of the output.
     """
 
     id: str
@@ -56,17 +63,20 @@ class ConversionOutcome:
 
 
 class Conversion:
-    """A request that is found to be possible. ids: what it makes, in the order of the features.
+    """A conversion whose request has been checked.
+
+    Attributes:
+        ids: The recordings of the output, in the order of the features.
 
     Raises:
-        FeatureSetError: the request is wrong, or the output holds something else. Nothing is written.
+        FeatureSetError: the request is invalid, or the output holds something else. Nothing is written.
     """
 
     def __init__(self, features: FeatureSet, output: Path, request: ConversionRequest):
         self._features, self._output, self._request = features, output, request
         self._writer = get_layout(request.layout).writer
         if request.segments is not None and request.pooling == "none":
-            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+            raise FeatureSetError("segments need pooling: give pooling=mean or pooling=statistics")
         spans = None if request.segments is None else read_segments(request.segments, features)
         self._transform = FeatureTransform(
             output_dtype=request.output_dtype,
@@ -81,13 +91,15 @@ class Conversion:
         check_conversion_folder(output, features.folder, self._record)
 
     def run(self) -> Generator[ConversionOutcome, None, None]:
-        """Converts; yields what became of each recording. Closed before its end, it leaves what is whole.
+        """Convert, and yield the outcome of each recording. If closed early, complete files stay.
 
-        A recording that cannot be read or converted is written to `failures.jsonl` in the output with its reason, and
-        the conversion goes on. Without layers, layer_weights, pooling and output_dtype no bit and no name is lost.
+        A recording that cannot be read or converted is recorded in `failures.jsonl` in the output with its reason, and
+        the conversion continues. Without layers, layer_weights, pooling and output_dtype every bit and every name is
+        preserved.
 
         Raises:
-            ConversionError: the output cannot be written. FeatureSetError: another process writes to it.
+            ConversionError: the output cannot be written.
+            FeatureSetError: another process writes to it.
         """
         written, underflow = 0, {"values": 0, "recordings": 0}
         try:
@@ -111,7 +123,7 @@ class Conversion:
             raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
 
     def _check_first(self) -> None:
-        """Tries the request on the first recording that can be read: what is wrong with it is wrong with all."""
+        """Try the request on the first readable recording: an error in the request concerns all of them."""
         for id in self.ids:
             try:
                 recording = self._features[id]
@@ -125,18 +137,18 @@ class Conversion:
             return
 
     def _describe(self) -> dict[str, object]:
-        """What this conversion is: another one may not go into the same folder."""
+        """Return the record of this conversion; a folder holds one conversion only."""
         request = {name: value for name, value in dataclasses.asdict(self._request).items() if value is not None}
         source = {"features": os.fspath(self._features.folder.resolve()), "recordings": len(self.ids)}
         names = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
         return json.loads(json.dumps({**source, "sha256_of_ids": names, **request}, default=os.fspath))
 
     def _make(self, recording: RecordingFeatures) -> tuple[Transformed, dict[str, str]]:
-        """Features and metadata as they are to be written."""
+        """Return features and metadata as they are written."""
         transform, metadata = self._transform, recording.metadata
         chosen = transform.input_layers(recording.layers)
         if transform.pooling != "none" and "pooling" in metadata:
-            raise FeatureSetError(f"is pooled already (pooling={metadata['pooling']}): it has no frames")
+            raise FeatureSetError(f"is already pooled (pooling={metadata['pooling']}): it has no frames")
         made = transform.apply(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
         return made, transform.metadata(recording.id, metadata, chosen, made.underflowed)
 
@@ -145,6 +157,8 @@ def _write(writer: FeatureWriter, id: str, features: Mapping[str, Tensor], metad
     try:
         writer.write(id, features, metadata)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # it concerns one recording; what else there is the next would meet too
+        if (
+            error.errno != errno.ENAMETOOLONG
+        ):  # a name that is too long concerns one recording; other errors concern all
             raise
         raise FeatureSetError(f"cannot be written: {error.strerror}") from error

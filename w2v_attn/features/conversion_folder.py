@@ -1,4 +1,4 @@
-"""The folder that a conversion writes to: its own, and it says there what it is."""
+"""The output folder of a conversion: guarded by a lock, with a record of the conversion."""
 
 import errno
 import fcntl
@@ -16,15 +16,15 @@ FAILURES = "failures.jsonl"
 
 
 def check_conversion_folder(output: Path, source: Path, request: dict[str, object]) -> None:
-    """Raises FeatureSetError where a conversion to `output` would mix with what is there already."""
+    """Raise FeatureSetError if a conversion to `output` would mix with other files."""
     ours, theirs = output.resolve(), source.resolve()
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
-        raise FeatureSetError(f"output={output} and features={source} lie in each other: name a folder of its own")
+        raise FeatureSetError(f"output={output} and features={source} overlap: name a separate folder")
     if not output.exists() or not any(output.iterdir()):
         return
     record = _read(output)
     if record is None:
-        raise FeatureSetError(f"output={output} is not empty, and holds no conversion: name a new folder")
+        raise FeatureSetError(f"output={output} is not empty and does not hold a conversion: name a new folder")
     if record.get("request") != request:
         raise FeatureSetError(f"output={output} holds another conversion, see its {CONVERSION}: name a new folder")
 
@@ -33,11 +33,13 @@ def check_conversion_folder(output: Path, source: Path, request: dict[str, objec
 def acquire_conversion_folder(
     output: Path, request: dict[str, object]
 ) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """The folder, locked, and record to be unfinished; what this gives is called at its end with what was done: `written`
-    recordings, and more.
+    """Hold the folder exclusively, and mark it as incomplete; yield a function that marks it as complete.
+
+    That function takes further entries of the record, such as `written`, the number of recordings.
 
     Raises:
-        FeatureSetError: another process writes to it. OSError: it cannot be written.
+        FeatureSetError: another process writes to the folder.
+        OSError: it cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
     lock = os.open(output, os.O_RDONLY)
@@ -59,18 +61,18 @@ def acquire_conversion_folder(
 
 
 def incomplete_reason(folder: Path, recordings: int) -> str | None:
-    """What a conversion's folder that holds so many recordings lacks; None: nothing, or it is no conversion's."""
+    """Return why a folder with this many recordings is incomplete; None if it is complete, or not of a conversion."""
     record = _read(folder)
     if record is None:
         return None
     if record.get("whole") is not True:
-        return "its conversion has not come to its end; the same command starts it again"
+        return "its conversion has not come to its end: run the same command again"
     written = record.get("written")
     return None if written == recordings else f"there are {recordings} recordings, its conversion wrote {written}"
 
 
 def note_failure(output: Path, id: str, reason: str) -> None:
-    """Adds a line to failures.jsonl."""
+    """Append a line to failures.jsonl."""
     with (output / FAILURES).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"id": id, "reason": reason}) + "\n")
 

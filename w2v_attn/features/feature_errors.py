@@ -1,16 +1,16 @@
-"""What can be wrong with features on disk."""
+"""Errors of stored features."""
 
 
 class FeatureSetError(ValueError):
-    """Features cannot be had as asked for. The text says what was expected, found, and the way out."""
+    """A request for features that cannot be met. The text says what was expected, what was found, and what to do."""
 
 
 class DamagedError(FeatureSetError):
-    """A file is cut short, or is not what it should be."""
+    """A file that is truncated or damaged."""
 
 
 class UnknownNameError(FeatureSetError, KeyError):
-    """No recording, or no layer, has this name."""
+    """An unknown recording or layer."""
 
     def __str__(self) -> str:  # KeyError would show the text as a Python literal
         return str(self.args[0])

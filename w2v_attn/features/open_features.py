@@ -1,4 +1,4 @@
-"""`open_features`: a folder of features -> recordings by their ids, each read when it is asked for."""
+"""`open_features`: a folder of features -> recordings by id, read on access; and a torch Dataset of them."""
 
 import difflib
 import logging
@@ -18,14 +18,17 @@ from w2v_attn.features.recording_features import RecordingFeatures
 
 logger = logging.getLogger(__name__)
 
-# Above so many ids a search for similar ones takes seconds.
+# Searching more ids than this for similar ones takes seconds.
 SEARCHED = 20_000
 
 
 class FeatureDataset(Dataset[tuple[str, Tensor]]):
-    """(id, features [frames, channels]) of one layer by number; each is read when it is asked for, in any worker.
+    """A torch Dataset of (id, features [frames, channels]) of one layer, read on access, in any worker.
 
-    features: id -> layer -> tensor. ids: which, in their order.
+    Args:
+        features: Id -> layer -> tensor.
+        layer: The layer.
+        ids: The recordings, in order.
     """
 
     def __init__(self, features: Mapping[str, Mapping[str, Tensor]], layer: str, ids: Sequence[str]):
@@ -40,7 +43,7 @@ class FeatureDataset(Dataset[tuple[str, Tensor]]):
 
 
 def pad_batch(items: Sequence[tuple[str, Tensor]]) -> tuple[list[str], Tensor, Tensor]:
-    """Ids, features [B, T, C] with zeros after the end of each, and int64 [B] frames: `DataLoader(collate_fn=…)`."""
+    """Return ids, features [B, T, C] padded with zeros, and int64 [B] frames. For `DataLoader(collate_fn=…)`."""
     ids, tensors = zip(*items, strict=True)
     lengths = torch.tensor([len(tensor) for tensor in tensors])
     return list(ids), torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), lengths
@@ -74,19 +77,24 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
 
 
 class FeatureSet(Mapping[str, RecordingFeatures]):
-    """Id -> recording. Ids are those of extraction: paths in the folder of the audio, with `/` between their parts.
+    """A mapping from id to recording; ids are paths below the audio folder, with `/`.
 
-    layout: the name of the layout. It can be pickled, and used in the workers of a DataLoader.
+    It can be pickled, and used in the workers of a DataLoader.
+
+    Attributes:
+        folder: The folder.
+        layout: The name of its layout.
     """
 
     def __init__(self, folder: Path, layout: str, reader: FeatureReader):
         self.folder, self.layout, self._reader = folder, layout, reader
 
     def __getitem__(self, id: str) -> RecordingFeatures:
-        """Opens a recording; its tensors are read when they are asked for.
+        """Open a recording; its tensors are read on access.
 
         Raises:
-            UnknownNameError: a KeyError: there is none of this id. DamagedError: its file is damaged.
+            UnknownNameError: a KeyError: there is no recording with this id.
+            DamagedError: its file is damaged.
         """
         if id not in self._reader:
             raise UnknownNameError(f"there is no recording {id} in {self.folder}{self._hint(str(id))}")
@@ -102,15 +110,15 @@ class FeatureSet(Mapping[str, RecordingFeatures]):
         return id in self._reader
 
     def metadata(self, id: str) -> dict[str, str]:
-        """What was written about a recording: frame_rate, samples, checkpoint, dtype, …"""
+        """Return the metadata of a recording: frame_rate, samples, checkpoint, dtype, …"""
         return self[id].metadata
 
     def times(self, id: str, layer: str) -> Tensor:
-        """float64 [frames]: the centre of each frame, in seconds; see `recording.frame_times`."""
+        """Return float64 [frames]: the centre of each frame in seconds; see `recording_features.frame_times`."""
         return self[id].times(layer)
 
     def as_dataset(self, layer: str, ids: Sequence[str] | None = None) -> FeatureDataset:
-        """A torch Dataset of (id, features of a layer), of all recordings or of some."""
+        """Return a torch Dataset of (id, features of a layer), of all recordings or of some."""
         return FeatureDataset(self, layer, tuple(self) if ids is None else tuple(ids))
 
     def _hint(self, wanted: str) -> str:

@@ -1,4 +1,4 @@
-"""The features of one recording, read from the disk when they are asked for."""
+"""The stored features of one recording, read on access."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,15 +8,19 @@ from torch import Tensor
 
 from w2v_attn.features.feature_errors import FeatureSetError, UnknownNameError
 
-# Seconds that a frame's window reaches beyond the next frame's beginning: 400 samples at 16 kHz, less the hop of 320.
+# Seconds by which a frame's window overlaps the next: 400 samples at 16 kHz, less the hop of 320.
 WINDOW_OVERLAP = 0.005
 
 
 class RecordingFeatures(Mapping[str, Tensor]):
-    """Name of the layer -> features: [frames, channels], [channels] where they are pooled, [spans, channels] by spans.
+    """A mapping from layer name to features: [frames, channels]; pooled [channels]; pooled by spans [spans, channels].
 
-    id: as extraction names it. metadata: what extraction wrote about it: frame_rate, samples, checkpoint, …
-    Each tensor is read when it is asked for, and is the caller's own.
+    Each tensor is read on access, and belongs to the caller.
+
+    Attributes:
+        id: The id that extraction gave it.
+        layers: Names of its layers, in the order of computation.
+        metadata: What extraction wrote about it: frame_rate, samples, checkpoint, …
     """
 
     def __init__(self, id: str, layers: Iterable[str], metadata: dict[str, str], read: Callable[[str], Tensor]):
@@ -26,7 +30,12 @@ class RecordingFeatures(Mapping[str, Tensor]):
         self._read = read
 
     def __getitem__(self, layer: str) -> Tensor:
-        """Raises UnknownNameError, a KeyError: there is no such layer. DamagedError: the file is damaged."""
+        """Read a layer.
+
+        Raises:
+            UnknownNameError: a KeyError: there is no such layer.
+            DamagedError: the file is damaged.
+        """
         if layer not in self.layers:
             raise UnknownNameError(f"{self.id} has no layer {layer}: it has {', '.join(self.layers)}")
         return self._read(layer)
@@ -38,36 +47,38 @@ class RecordingFeatures(Mapping[str, Tensor]):
         return len(self.layers)
 
     def times(self, layer: str) -> Tensor:
-        """float64 [frames]: the centre of what each frame of a layer hears, in seconds; see `frame_times`.
+        """Return float64 [frames]: the centre of each frame's window in seconds; see `frame_times`.
 
         Raises:
-            FeatureSetError: the features are pooled, so that there are no frames, or their rate is not known.
+            FeatureSetError: the features are pooled, so there are no frames, or their rate is not known.
         """
         return frame_times(len(self[layer]), self.frame_rate(layer))
 
     def frame_rate(self, layer: str) -> float:
-        """Frames a second in a layer. Raises FeatureSetError where there are no frames, or it is not known."""
+        """Return the frames per second of a layer. Raises FeatureSetError if it has no frames or no known rate."""
         if (pooled := self.metadata.get("pooling")) is not None:
             raise FeatureSetError(f"{self.id} is pooled over time (pooling={pooled}): it has no frames")
         rates = json.loads(self.metadata.get("frame_rates", "{}"))
         rate = rates.get(layer, self.metadata.get("frame_rate"))
         if rate is None:
-            raise FeatureSetError(f"{self.id} does not say its frame_rate: it was not written by w2v-attn extract")
+            raise FeatureSetError(
+                f"{self.id} has no frame_rate in its metadata: it was not written by w2v-attn extract"
+            )
         return float(rate)
 
 
 def frame_times(frames: int, rate: float) -> Tensor:
-    """float64 [frames]: the centre of the window of each frame, in seconds from the beginning of the recording.
+    """Return float64 [frames]: the centre of each frame's window, in seconds from the start of the recording.
 
-    Frame t of a layer with `rate` frames a second begins at t / rate, and its window reaches 5 ms beyond the beginning
-    of the next frame: seven convolutions of 400 samples together, and a hop of 320, at 16 kHz. Its centre is thus
-    t / rate + 12.5 ms at 50 frames a second, and + 22.5 ms in SEW's blocks, at 25. Attention mixes in what is further
-    away. Wav2Vec2-BERT's windows are 10 ms longer, so that their centres are 5 ms later; behind an adapter, which pads,
-    centres are nominal.
+    Frame t of a layer with `rate` frames per second begins at t / rate, and its window ends 5 ms after the start of the
+    next frame: the seven convolutions see 400 samples, with a hop of 320, at 16 kHz. So its centre is t / rate + 12.5
+    ms at 50 frames per second, and + 22.5 ms in SEW's blocks, at 25. Attention mixes in frames further away.
+    Wav2Vec2-BERT's windows are 10 ms longer, so their centres are 5 ms later; after an adapter, which pads, centres are
+    nominal.
     """
     return (torch.arange(frames, dtype=torch.float64) + 0.5) / rate + WINDOW_OVERLAP / 2
 
 
 def layer_order(layer: str) -> tuple[int, str]:
-    """Sorts layers in the order of computation: embed, layer_01 … layer_NN, final; then what else there is."""
+    """Return the sort key of a layer in the order of computation: embed, layer_01 … layer_NN, final, others."""
     return ({"embed": 0, "final": 2}.get(layer, 1 if layer.startswith("layer_") else 3), layer)

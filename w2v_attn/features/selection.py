@@ -1,4 +1,4 @@
-"""Which layers: names, ranges of them, and weighted sums over them."""
+"""Selection of layers: names, ranges, and weighted sums."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,14 @@ SUM = "sum"
 
 
 def select_layers(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The layers asked for, of those that a recording has, each once, in the order of computation.
+    """Return the requested layers of a recording, each once, in the order of computation.
 
-    wanted: names; ranges with both ends, `layer_03-layer_09`; or `all`.
+    Args:
+        layers: The layers that exist.
+        wanted: Names; ranges with both ends, `layer_03-layer_09`; or `all`.
 
     Raises:
-        FeatureSetError: one that the recording does not have.
+        FeatureSetError: a requested layer does not exist.
     """
     found: list[str] = []
     for name in wanted:
@@ -48,16 +50,16 @@ def _check(layers: Sequence[str], needed: Sequence[str], name: str) -> None:
 
 @dataclass(frozen=True)
 class LayerSum:
-    """A sum over layers. weights: one for each layer, by its name, or by place; None: all alike, a mean."""
+    """A weighted sum of layers. weights: one for each layer, by name or by position; None for the mean."""
 
     weights: tuple[float, ...] | None
     layers: tuple[str, ...] | None = None
 
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Layers [frames, channels] -> their sum in their dtype, computed in float32 at least.
+        """Return the sum of layers [frames, channels], in float32 at least.
 
         Raises:
-            FeatureSetError: the layers are not those of the weights, or not of one shape.
+            FeatureSetError: the layers are not those of the weights, or differ in shape.
         """
         names = tuple(features)
         if self.layers is not None and self.layers != names:
@@ -82,22 +84,23 @@ class LayerSum:
         return total
 
     def by_layer(self, layers: Sequence[str]) -> dict[str, float]:
-        """Layer -> its weight."""
+        """Return layer -> weight."""
         return dict(zip(layers, self.weights or (1 / len(layers),) * len(layers), strict=True))
 
     def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
-        """The layers to sum, of those selected: of a checkpoint's weights its own, where they are among them."""
+        """Return the layers to sum, of the selected ones: for weights of a checkpoint, the layers that it names."""
         own = self.layers
         return tuple(layers) if own is None else tuple(layer for layer in layers if layer in own)
 
 
 def parse_layer_weights(value: str | Sequence[float] | None) -> LayerSum | None:
-    """Return the weighted sum that `layer_weights=` asks for; None: no sum.
+    """Return the weighted sum for `layer_weights=`; None for no sum.
 
-    value: weights, `mean`, or a fine-tuned checkpoint whose learned weights are taken.
+    Args:
+        value: Weights, `mean`, or a fine-tuned checkpoint with learned weights.
 
     Raises:
-        FeatureSetError: it is none of these, or the checkpoint has no weights of layers.
+        FeatureSetError: it is none of these, or the checkpoint has no layer weights.
     """
     if value is None:
         return None
@@ -112,22 +115,22 @@ def parse_layer_weights(value: str | Sequence[float] | None) -> LayerSum | None:
 
 
 def learned_sum(checkpoint: Path) -> LayerSum:
-    """The softmax of a fine-tuned checkpoint's `layer_weights`: one for what enters block 1, and one for each block.
+    """Return the sum by the softmax of a checkpoint's learned `layer_weights`: the input of block 1, then each block.
 
-    As in transformers the last is of what leaves the last block, before any final LayerNorm.
+    As in transformers, the last layer is the output of the last block, before any final LayerNorm.
 
     Raises:
-        FeatureSetError: there is no such file, or no such weights in it.
+        FeatureSetError: there is no such file, or it has no such weights.
     """
     path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     try:
         with safe_open(path, "pt") as file:
-            if "layer_weights" not in file.keys():  # noqa: SIM118 - it is no dictionary
+            if "layer_weights" not in file.keys():  # noqa: SIM118 - it is not a dictionary
                 raise FeatureSetError(f"{path} has no layer_weights: fine-tune with task.layers=weighted")
             weights = file.get_tensor("layer_weights").double().softmax(-1)
     except (SafetensorError, OSError) as error:
         raise FeatureSetError(
-            f"layer_weights={checkpoint} is no checkpoint, nor weights such as layer_weights=[0.2,0.8]: {error}"
+            f"layer_weights={checkpoint} is neither a checkpoint nor weights such as layer_weights=[0.2,0.8]: {error}"
         ) from error
     names = ("embed", *(f"layer_{number:02d}" for number in range(1, len(weights))))
     return LayerSum(tuple(weights.tolist()), names)

@@ -1,6 +1,6 @@
-"""What is made of the layers of a recording: some of them, summed, pooled, in another dtype; of any that are at hand.
+"""What is made of the layers of a recording: select, sum, pool, and cast to another dtype.
 
-layers → **choose → sum → pool → cast** → features, and what is said about them.
+layers → **select → sum → pool → cast** → features and their metadata.
 """
 
 import hashlib
@@ -16,33 +16,33 @@ from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.pooling import POOLINGS, Span, pool, pool_spans
 from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select_layers
 
-# The name in metadata of the number of values that became 0, when they were stored or converted; absent where none did.
+# Metadata key: how many values became 0 when the features were stored or converted; absent if none did.
 UNDERFLOWED = "underflowed"
-# Values that are looked at together for zeros: half a megabyte in half precision stays in a core's cache.
+# Zeros are counted in chunks of this many values: half a megabyte in half precision stays in a core's cache.
 CHUNK_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
 class Transformed:
-    """What is made of a recording.
-
-    features: by name, contiguous. underflowed: values that became 0 in the dtype that was asked for.
-    """
+    """The features made of a recording. features: by layer name, contiguous. underflowed: values that became 0."""
 
     features: dict[str, Tensor]
     underflowed: int = 0
 
 
 class FeatureTransform:
-    """What is made of every recording. Without arguments: all that there is, as it is.
+    """What is made of every recording. Without arguments: all layers, unchanged.
 
-    output_dtype: of what is made; None: as it is. layers: see `selection.select`.
-    layer_weights: weights, `mean` or a checkpoint, see `selection.parse_layer_weights`; the layers' sum by them
-        is the layer `sum`. None: no sum.
-    pooling: `none`, `mean` or `statistics`, over the whole recording; with spans, id -> spans, over each of its own.
+    Args:
+        output_dtype: Dtype of the result; None keeps it.
+        layers: See `selection.select_layers`.
+        layer_weights: Weights, `mean` or a checkpoint, see `selection.parse_layer_weights`; the weighted sum is the
+            layer `sum`. None: no sum.
+        pooling: `none`, `mean` or `statistics`, over the whole recording, or over each of its spans.
+        spans: Id -> spans.
 
     Raises:
-        FeatureSetError: one of them cannot be had.
+        FeatureSetError: an argument is invalid.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FeatureTransform:
 
     @property
     def without_spans(self) -> "FeatureTransform":
-        """The same without spans."""
+        """This transform without spans."""
         if self.spans is None:
             return self
         return FeatureTransform(
@@ -74,26 +74,30 @@ class FeatureTransform:
         )
 
     def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
-        """The layers that are needed, of those that there are. Raises FeatureSetError where one is not there."""
+        """Return the layers that are needed, of the existing ones. Raises FeatureSetError if one does not exist."""
         chosen = select_layers(layers, self.layers)
         return chosen if self.weighted_sum is None else self.weighted_sum.input_layers(chosen)
 
     def output_layers(self, chosen: Sequence[str]) -> tuple[str, ...]:
-        """The names of what is made of the chosen layers."""
+        """Return the names of the features that are made of these layers."""
         return tuple(chosen) if self.weighted_sum is None else (SUM,)
 
     @property
     def ndim(self) -> int:
-        """Of a tensor that is made: 2 for frames, and for a vector for each span; 1 for a vector."""
+        """Dimensions of a result: 2 for frames, and for one vector per span; 1 for a vector."""
         return 1 if self.pooling != "none" and self.spans is None else 2
 
     def apply(self, id: str, features: Mapping[str, Tensor], rate: Callable[[str], float]) -> Transformed:
-        """Chosen layers [frames, channels] -> what is made of them.
+        """Return what is made of the input layers [frames, channels] of a recording.
 
-        rate: layer -> frames a second; asked where there are spans.
+        Args:
+            id: The recording.
+            features: Its input layers.
+            rate: Layer -> frames per second; called only with spans.
 
         Raises:
-            FeatureSetError: layers cannot be summed, there are no spans, or one or a value is beyond the end.
+            FeatureSetError: the layers cannot be summed, the recording has no spans, a span begins after its end, or a
+                value is beyond the range of the output dtype.
         """
         targets = {
             layer: DTYPES[self.output_dtype] if self.output_dtype else tensor.dtype
@@ -118,9 +122,13 @@ class FeatureTransform:
     def metadata(
         self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
     ) -> dict[str, str]:
-        """What is said about what is made of the chosen layers. metadata: about the recording that has them.
+        """Return the metadata of what is made of these layers.
 
-        underflowed: see `Transformed`; it adds to what a conversion before this one said.
+        Args:
+            id: The recording.
+            metadata: Metadata of its layers.
+            chosen: The input layers.
+            underflowed: See `Transformed`; added to the count of an earlier conversion.
         """
         said, made = dict(metadata), self.output_layers(chosen)
         if self.weighted_sum is not None:
@@ -140,7 +148,7 @@ class FeatureTransform:
         return said
 
     def fingerprint(self, chosen: Sequence[str]) -> dict[str, str]:
-        """What decides what is made, beside the chosen layers; empty where they are kept as they are."""
+        """Return what determines the result besides the input layers; empty if they are kept unchanged."""
         said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
         if self.weighted_sum is not None:
             said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
@@ -152,7 +160,7 @@ class FeatureTransform:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
-    """The tensor in another dtype. Raises FeatureSetError where a finite value has no finite one there."""
+    """Return a tensor in another dtype. Raises FeatureSetError if a finite value would become infinite."""
     made = tensor.to(dtype).contiguous()
     if made.dtype == tensor.dtype or is_finite(made):
         return made
@@ -169,29 +177,29 @@ def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
 
 
 def count_underflow(tensor: Tensor, made: Tensor) -> int:
-    """Values that are 0 in `made`, which is `tensor` in another dtype, and are not 0 in `tensor`."""
-    if torch.promote_types(tensor.dtype, made.dtype) == made.dtype:  # it holds every value
+    """Return how many values are 0 in `made`, which is `tensor` in another dtype, but not in `tensor`."""
+    if torch.promote_types(tensor.dtype, made.dtype) == made.dtype:  # the dtype holds every value
         return 0
-    # Zeros are rare: they are counted only where there are some, and without a mask, which is slow in half precision.
+    # Zeros are rare, so only chunks with zeros are counted; without a mask, which is slow in half precision.
     blocks = zip(tensor.flatten().split(CHUNK_VALUES), made.flatten().split(CHUNK_VALUES), strict=True)
     return sum(int(x.count_nonzero() - y.count_nonzero()) for x, y in blocks if len(y) and _may_have_zeros(y))
 
 
 def _may_have_zeros(values: Tensor) -> bool:
-    """Whether a value of a half precision is 0; quickly, by its bits. True for other dtypes."""
+    """Return whether a half-precision value is 0, from its bits; True for other dtypes."""
     if values.element_size() != 2:
         return True
-    bits = values.view(torch.int16)  # +0 is 0, and −0 the least integer
+    bits = values.view(torch.int16)  # +0 is 0, and −0 is the smallest integer
     return int(bits.count_nonzero()) < len(bits) or int(bits.amin()) == torch.iinfo(torch.int16).min
 
 
 def underflow_of(metadata: Mapping[str, str]) -> int:
-    """How many values of a recording became 0 when it was stored."""
+    """Return how many values of a recording became 0 when it was stored."""
     return int(metadata.get(UNDERFLOWED, 0))
 
 
 def describe_underflow(values: int, recordings: int, dtype: str) -> str:
-    """What became 0 in a dtype, and the way out, as a sentence."""
+    """Return a sentence on values that became 0, and what to do."""
     wider = "float64" if dtype == "float32" else "float32"
     return (
         f"{values:,} {'value' if values == 1 else 'values'} in {recordings:,} "

@@ -49,7 +49,7 @@ class Lock:
         os.close(self._descriptor)
 
     def is_last(self) -> bool:
-        """Return whether nobody else holds the lock; it is then exclusive. Only before `release`: it may drop the lock."""
+        """Return whether nobody else holds the lock; it is then exclusive. Only before `release`: it may be lost."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

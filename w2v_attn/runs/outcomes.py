@@ -52,7 +52,7 @@ class Outcome(Generic[Result]):
 
 @dataclass(frozen=True)
 class CachedResult(Generic[Result]):
-    """The result of a row from an earlier run, with what was known of the recording. samples: length of its waveform."""
+    """The result of a row from an earlier run, with what was known of the recording. samples: of its waveform."""
 
     result: Result
     samples: int
@@ -73,7 +73,7 @@ def kind_of(reason: str) -> str:
 
 
 def row_failure(error: Exception) -> ValueError:
-    """Return an error as the failure of one row, without references to tensors; re-raise it if it is not about a row."""
+    """Return an error as the failure of one row, without references to tensors; re-raise an error of another kind."""
     if isinstance(error, ValueError):
         return ValueError(str(error))
     if is_out_of_memory(error):

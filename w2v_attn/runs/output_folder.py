@@ -156,7 +156,7 @@ def describe_process() -> str:
 
 
 class FolderIdentity:
-    """The device and inode of a folder, to notice when its disk is unmounted and another folder shows at the same path."""
+    """The device and inode of a folder, to notice that its disk was unmounted and the path is another folder."""
 
     def __init__(self, folder: Path):
         self._folder = folder

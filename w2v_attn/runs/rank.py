@@ -120,7 +120,7 @@ def other_rank_dirs(output: Path, world_size: int) -> list[Path]:
 
 
 def clear_rank_dirs(folders: Sequence[Path], output: Path, rows: Sequence[Row]) -> None:
-    """Remove the folders of ranks that do not run, and keep their failures in the output's failure log. Raises OSError."""
+    """Remove the folders of ranks that do not run, and keep their failures in the output's log. Raises OSError."""
     if folders:
         lines = read_failures(output)
         for folder in folders:

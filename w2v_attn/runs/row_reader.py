@@ -106,7 +106,7 @@ def _read_part(row: Row, part: dict[str, Any], decode: Callable[..., Recording])
 
 @contextmanager
 def _file_of(row: Row) -> Iterator[Path]:
-    """Yield a file of the row's recording, because decoders read from descriptors; in memory if the system supports it."""
+    """Yield a file of the row's recording, because decoders read from descriptors; in memory where possible."""
     if row.content is None:
         yield row.path
         return

@@ -1,4 +1,4 @@
-"""Several processes on this machine, each with an encoder: one for each GPU."""
+"""The local engine: several processes on this machine with an encoder each, one for each GPU."""
 
 import ctypes
 import logging
@@ -21,29 +21,33 @@ from w2v_attn.runs.rank import Block, rows_of
 
 logger = logging.getLogger(__name__)
 
-# A chunk whose process died is tried again as it is, for somebody may have killed it; and then in halves, down to the
-# recording that does it.
+# A chunk whose process died is retried unchanged, because somebody may have killed it; then in halves, down to the
+# recording that causes it.
 MAX_TRIES = 2
-# Seconds after which whoever waits for a process asks whether it still should; and that a process has for its end.
+# Seconds between two checks for an interruption; and seconds that a process may take to exit.
 POLL_SECONDS, EXIT_TIMEOUT = 0.2, 10.0
-# What a process says beside outcomes.
+# Messages of a process besides outcomes.
 READY, DONE, WRONG, STOPPED = "ready", "done", "wrong request", "stopped"
 
 
 class LocalProcesses:
-    """An extractor whose encoders are in processes of its own, as many as devices. Open while it is used.
+    """An extractor with an encoder in each of several processes, one for each device. Used as a context manager.
 
-    A process that dies is replaced, and what it had in hand is tried again; a recording that does it every time gets
-    that as its reason. Which process has which rows changes no feature.
+    A process that dies is replaced, and its chunk is retried; a recording that kills its process every time fails with
+    that reason. Which process has which rows does not change the features.
 
-    devices: torch's names, one for each process. threads: of each; None: as torch decides.
+    Args:
+        job: What is extracted, and with which model.
+        devices: torch's names, one for each process.
+        threads: Threads of each process; None: torch's default.
 
     Raises:
-        ValueError: what the job says is wrong. RunError: a process cannot begin.
+        ValueError: an invalid job.
+        RunError: a process does not start.
     """
 
     def __init__(self, job: ExtractionJob, devices: Sequence[str], *, threads: int | None = None):
-        # No Event: it has a lock, and a process that is killed with it would keep it for ever.
+        # Not an Event: it has a lock, which a process that is killed while holding it would never release.
         self._stop = _context().RawValue(ctypes.c_bool, False)
         self._processes = [_Process(job, device, threads, self._stop) for device in devices]
         try:
@@ -59,7 +63,7 @@ class LocalProcesses:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes: those that have nothing in hand at once, the others before their next recording."""
+        """End the processes: idle ones at once, the others before their next recording."""
         self._stop.value = True
         for process in self._processes:
             process.stop()
@@ -67,7 +71,7 @@ class LocalProcesses:
     def extract(
         self, blocks: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """See `Extractor`. Left before its end, it ends the processes: nobody writes on when the run is over."""
+        """See `Extractor`. If closed early, it ends the processes, so that nothing is written after the run."""
         try:
             yield from self._extract(blocks, batch_frames, interrupted)
         except BaseException:
@@ -89,11 +93,11 @@ class LocalProcesses:
                 yield from self._receive(busy[ready], queue)
 
     def _receive(self, process: "_Process", queue: "_Queue") -> Iterator[Outcome[FeatureLocation]]:
-        """Takes what a process says."""
+        """Handle a message of a process."""
         assert process.chunk is not None
         try:
             kind, what = process.connection.recv()
-        except (EOFError, OSError):  # an OSError, where it came to its end within what it said
+        except (EOFError, OSError):  # an OSError if it ended within a message
             chunk, cause = process.chunk, process.reap()
             yield from queue.retry(chunk, cause)
             if not self._stop.value:
@@ -110,41 +114,41 @@ class LocalProcesses:
 
 
 class _Chunk:
-    """Parts that a process has in hand. left: rows of which nothing was heard, by their ids. tries: so far."""
+    """Blocks that a process works on. left: rows without an outcome, by id. tries: how often it was tried."""
 
     def __init__(self, blocks: Sequence[Block], *, tries: int = 0):
         self.blocks, self.tries = blocks, tries
         self.left = {row.id: row for row in rows_of(blocks)}
 
     def settle(self, outcome: Outcome[FeatureLocation]) -> bool:
-        """Whether it is news; a chunk that is tried again has outcomes that are known."""
+        """Return whether an outcome is new; a chunk that is retried repeats known outcomes."""
         return self.left.pop(outcome.row.id, None) is not None
 
 
 class _Queue:
-    """Chunks that wait for a process; those that are to be tried again first."""
+    """Chunks that wait for a process; those to be retried come first."""
 
     def __init__(self, chunks: Iterator[Sequence[Block]]):
         self._new, self._retries = chunks, deque[_Chunk]()
 
     def next(self) -> _Chunk | None:
-        """None: there is none now."""
+        """Return the next chunk, or None if there is none now."""
         if self._retries:
             return self._retries.popleft()
         blocks = next(self._new, None)
         return None if blocks is None else _Chunk(blocks)
 
     def retry(self, chunk: _Chunk, cause: str) -> Iterator[Outcome[FeatureLocation]]:
-        """A chunk whose process died: it waits again; a recording that was alone in it has failed."""
+        """Queue a chunk whose process died; yield a failure for a recording that was alone in it."""
         tries = chunk.tries + 1
         if tries < MAX_TRIES:
-            # Block by block, and whole: what is there of them is found, and the batches stay the same.
+            # Block by block, each as a whole: written results are found, and the batches stay the same.
             for retried in (_Chunk([block], tries=tries) for block in chunk.blocks):
                 retried.left = {row_id: row for row_id, row in retried.left.items() if row_id in chunk.left}
                 if retried.left:
                     self._retries.append(retried)
             return
-        for block in chunk.blocks:  # it is one
+        for block in chunk.blocks:  # there is only one
             left = [row for row in block.rows if row.id in chunk.left]
             half = len(left) // 2
             if half:
@@ -155,7 +159,7 @@ class _Queue:
 
 
 class _Process:
-    """A process, as it is seen from outside. chunk: what it has in hand."""
+    """A worker process, seen from the parent. chunk: what it works on."""
 
     def __init__(self, job: ExtractionJob, device: str, threads: int | None, stop: Any):
         self._start = (job, device, threads, stop)
@@ -166,29 +170,29 @@ class _Process:
         self.connection, theirs = _context().Pipe()
         self._child = _context().Process(target=_serve, args=(theirs, *self._start), name="extractor")
         self._child.start()
-        theirs.close()  # so that its end is the end of what can be read
+        theirs.close()  # so that reading ends when the process ends
         self._launched = True
 
     def wait_ready(self) -> ExtractorDescription:
-        """Waits until the process has its encoder; one that has died is replaced."""
+        """Wait until the process has loaded its encoder; restart it if it has died."""
         if not self._launched:
             self._launch()
         try:
             kind, what = self.connection.recv()
         except (EOFError, OSError):
-            raise RunError(f"a process for {self._start[1]} cannot begin ({self.reap()})") from None
+            raise RunError(f"a process for {self._start[1]} cannot start ({self.reap()})") from None
         if kind == READY:
             return what
         raise ValueError(what) if kind == WRONG else RunError(what)
 
     def send(self, chunk: _Chunk, batch_frames: int) -> None:
-        """Begins a chunk."""
+        """Send a chunk to the process."""
         self.chunk = chunk
-        with suppress(ConnectionError):  # it is dead, which is heard when it is listened to
+        with suppress(ConnectionError):  # it has died, which shows when its messages are read
             self.connection.send((chunk.blocks, batch_frames))
 
     def reap(self) -> str:
-        """Takes leave of a process that died -> of what."""
+        """Collect a process that died, and return how it died."""
         self.connection.close()
         self._child.join(EXIT_TIMEOUT)
         code = self._child.exitcode
@@ -197,7 +201,7 @@ class _Process:
         return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
     def stop(self) -> None:
-        """Ends the process, in order where it lets that be."""
+        """Let the process exit; kill it if it does not."""
         self.connection.close()
         self._child.join(EXIT_TIMEOUT)
         if self._child.is_alive():
@@ -206,8 +210,8 @@ class _Process:
 
 
 def _serve(connection: Connection, job: ExtractionJob, device: str, threads: int | None, stop: Any) -> None:
-    """The process: loads, says what it is, and then extracts chunk by chunk until nobody is there to listen."""
-    # Ctrl-C reaches the whole group of processes: it is for the first one to say what is to be done.
+    """Run the worker process: load the encoder, describe it, then extract chunks until the connection is closed."""
+    # Ctrl-C reaches the whole process group: the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -233,11 +237,11 @@ def _serve(connection: Connection, job: ExtractionJob, device: str, threads: int
             connection.send((STOPPED, str(error)))
         except Exception:
             connection.send((STOPPED, f"the process for {device} failed:\n{traceback.format_exc()}"))
-    os._exit(0)  # threads that hang on a file system must not keep it
+    os._exit(0)  # threads that hang on a file system must not keep the process alive
 
 
 def _end_with_parent() -> None:
-    """Nobody writes to a folder whose run is gone: the next one may have begun there."""
+    """Exit when the parent exits: nobody may write to a folder that the next run may already use."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -245,8 +249,10 @@ def _end_with_parent() -> None:
 
 
 def _context() -> Any:
-    """Processes are forked from one that has imported what they need and done nothing else: CUDA survives no fork of a
-    process that has used it, nor do threads; and one that is replaced is there at once."""
+    """Return the forkserver context: it forks from a process that has only imported the package.
+
+    CUDA does not survive a fork of a process that has used it, nor do threads; and a replacement starts at once.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([InProcessExtractor.__module__])
     return context

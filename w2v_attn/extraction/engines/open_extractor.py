@@ -1,4 +1,4 @@
-"""Which engine extracts: this process, several on this machine, or a cluster's."""
+"""Choice of the engine that extracts: this process, several processes on this machine, or a Ray cluster."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,14 +16,17 @@ AUTO = "auto"
 def open_extractor(
     job: ExtractionJob, *, engine: str, workers: int | None, rank: Rank
 ) -> AbstractContextManager[Extractor]:
-    """An extractor, to be opened while it is used.
+    """Return an extractor as a context manager.
 
-    engine: of ENGINES. workers: processes with an encoder each; None: one for each GPU, and one where there is none.
-    rank: of this process; with others beside it, each has a part of the rows and a GPU of its own.
+    Args:
+        job: What is extracted, and with which model.
+        engine: One of ENGINES.
+        workers: Processes with an encoder each; None: one for each GPU, or one if there is none.
+        rank: The rank of this process; with other ranks, each has its own rows and its own GPU.
 
     Raises:
-        ValueError: there is no such engine, or what the job says is wrong.
-        RunError: a process, or the cluster, cannot begin.
+        ValueError: an unknown engine, or an invalid job.
+        RunError: a process, or the cluster, does not start.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be {' or '.join(ENGINES)}, got {engine}")
@@ -43,7 +46,7 @@ def open_extractor(
 
 
 def _devices(device: str, workers: int | None, rank: Rank) -> list[str]:
-    """torch's names, one for each process."""
+    """Return torch's device names, one for each process."""
     found = find_device(device)
     if device != AUTO or found.type != "cuda":
         return [device] * (workers or 1)

@@ -1,4 +1,4 @@
-"""A cluster of Ray's: an encoder in each of several actors, and Ray Data that brings them rows and takes outcomes."""
+"""The Ray engine: an encoder in each of several actors of a cluster; Ray Data sends them rows and collects outcomes."""
 
 import logging
 import os
@@ -12,22 +12,25 @@ from w2v_attn.extraction.store import store_of
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.rank import Block
 
-# Times that an actor which died is replaced, and that its chunk is tried again: a recording that kills whoever works on
-# it must not do so for ever.
+# How often an actor that died is replaced, and its chunk retried: a recording that kills its process must not do so
+# for ever.
 MAX_RETRIES = 3
 
 
 class RayActors:
-    """An extractor on a cluster. Open while it is used.
+    """An extractor on a Ray cluster. Used as a context manager.
 
-    The output, and the recordings, are on a file system that all machines have under the same name, and so is this
-    package. RAY_ADDRESS says where the cluster is; without it one is started on this machine.
+    The output and the recordings must be on a file system that all machines mount at the same path, and the package
+    must be installed on all of them. RAY_ADDRESS names the cluster; without it one is started on this machine.
 
-    workers: actors, each with a GPU where the cluster has any, and else with its block of the cores; None: one for each
-    GPU, or for each machine where there is none.
+    Args:
+        job: What is extracted, and with which model.
+        workers: Actors, each with a GPU if the cluster has any, else with its share of the cores; None: one for each
+            GPU, or one for each machine if there is none.
 
     Raises:
-        ValueError: what the job says is wrong. RunError: the cluster cannot do it.
+        ValueError: an invalid job.
+        RunError: the cluster cannot run it.
     """
 
     def __init__(self, job: ExtractionJob, *, workers: int | None):
@@ -38,7 +41,7 @@ class RayActors:
             raise ValueError(f"engine=ray needs it ({error}): pip install 'w2v_attn[ray]'") from error
 
         self._ray, self._job = ray, job
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every step
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs every step
         ray.init(address=os.environ.get("RAY_ADDRESS"), logging_level=logging.ERROR, include_dashboard=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
@@ -57,13 +60,13 @@ class RayActors:
         self.close()
 
     def close(self) -> None:
-        """Leaves the cluster; actors end."""
+        """Leave the cluster; the actors end."""
         self._ray.shutdown()
 
     def extract(
         self, blocks: Sequence[Block], *, batch_frames: int, interrupted: Callable[[], bool] = lambda: False
     ) -> Outcomes:
-        """See `Extractor`. At its end, also one before all is done, it leaves the cluster: nobody writes on then."""
+        """See `Extractor`. At its end, also an early one, it leaves the cluster, so nothing is written afterwards."""
         given = [{"blocks": pickle.dumps(chunk)} for chunk in chunks(blocks, self._workers)]
         if not given:
             return
@@ -104,10 +107,10 @@ def _describe(job: ExtractionJob, folder: str) -> ExtractorDescription:
 
 
 class _Actor:
-    """Chunks of rows -> outcomes, one in each row of what comes out."""
+    """An actor: chunks of blocks -> outcomes, one in each output row."""
 
     def __init__(self, job: ExtractionJob, batch_frames: int, folder: str):
-        os.chdir(folder)  # what names of files are relative to
+        os.chdir(folder)  # paths are relative to it
         self._worker, self._batch_frames = InProcessExtractor.load(job), batch_frames
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -120,15 +123,15 @@ class _Actor:
 
 
 def _divide(resources: Mapping[str, float], machines: int, workers: int | None) -> tuple[int, dict[str, float]]:
-    """Actors, and what each of them needs."""
+    """Return the number of actors, and the resources of each."""
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     count = workers or gpus or machines
-    # An actor on a GPU takes a core too, by Ray's own count none.
+    # An actor on a GPU uses a core too, although Ray counts none.
     return count, {"num_gpus": min(1, gpus / count)} if gpus else {"num_cpus": max(1, cpus // count)}
 
 
 def _what_failed(error: Exception) -> Exception:
-    """What to raise: as the actor did, where it said why."""
+    """Return what to raise: the error of the actor if it gave a reason."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ValueError | RunError):
         return type(cause)(str(cause))

@@ -1,4 +1,4 @@
-"""What every layout has: a reader, and a writer."""
+"""The interface of layouts, a reader and a writer, and what implementations share."""
 
 import os
 import re
@@ -18,25 +18,26 @@ Opened = TypeVar("Opened")
 
 
 class FeatureReader(Protocol):
-    """The recordings in a folder. It can be pickled, and used in a process that was forked from where it was opened."""
+    """The recordings in a folder. It can be pickled, and used in forked processes."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[str]:
-        """Ids, always in the same order."""
+        """Yield ids, always in the same order."""
         ...
 
     def __contains__(self, id: object) -> bool: ...
 
     def open(self, id: str) -> RecordingFeatures:
-        """A recording that is there. Raises DamagedError."""
+        """Open an existing recording. Raises DamagedError."""
         ...
 
 
 class IndexedReader:
-    """Of a reader all but `open`, where it knows every recording from the beginning.
+    """Base class of readers that know all recordings from the start; they implement `open`.
 
-    found: id -> what is known of a recording, in the order of ids.
+    Args:
+        found: Id -> what is known of a recording, in the order of ids.
     """
 
     def __init__(self, found: Mapping[str, Any]):
@@ -53,11 +54,12 @@ class IndexedReader:
 
 
 class FeatureWriter(Protocol):
-    """Takes recordings one after the other. A file of its own is whole under its name, or not there.
+    """A writer of recordings, used as a context manager. Its files are complete under their names, or do not exist.
 
-    As a context it writes what is left when it is left without an error; with one, it drops what is not whole.
+    On exit it writes what is pending; after an error it drops incomplete files.
 
-    holds: the dtypes that it can write.
+    Attributes:
+        dtypes: Dtypes that the layout can store.
     """
 
     dtypes: ClassVar[Container[str]]
@@ -69,16 +71,22 @@ class FeatureWriter(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """features: on the CPU, contiguous, none in memory that another shares.
+        """Write a recording.
+
+        Args:
+            id: Its id.
+            features: Layer -> contiguous tensor on the CPU that shares memory with no other.
+            metadata: Strings.
 
         Raises:
-            FeatureSetError: this layout cannot hold it. OSError: it cannot be written.
+            FeatureSetError: the layout cannot store it.
+            OSError: it cannot be written.
         """
         ...
 
 
 class FilePerRecordingWriter:
-    """Of a writer all but `write`, where each recording has files of its own: there is no beginning and no end."""
+    """Base class of writers with separate files for each recording: entering and leaving do nothing."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -91,14 +99,14 @@ class FilePerRecordingWriter:
 
 
 def check_arrays(id: str, features: Mapping[str, Tensor], layout: str, dtypes: Container[str]) -> None:
-    """Raises FeatureSetError where a layout of texts and arrays cannot hold a recording: its name, or a dtype."""
+    """Raise FeatureSetError if a layout of text and arrays cannot store a recording, because of its id or a dtype."""
     check_unicode(id)
     for tensor in features.values():
         check_dtype(dtype_name(tensor), layout, dtypes)
 
 
 def is_unicode(id: str) -> bool:
-    """Whether an id is Unicode."""
+    """Return whether an id is Unicode: file names may be any bytes, which most layouts cannot store."""
     try:
         id.encode()
     except UnicodeEncodeError:
@@ -107,15 +115,18 @@ def is_unicode(id: str) -> bool:
 
 
 def check_unicode(id: str) -> None:
-    """Raises FeatureSetError where an id is not Unicode."""
+    """Raise FeatureSetError if an id is not Unicode."""
     if not is_unicode(id):
-        raise FeatureSetError("its name is not Unicode, which this layout needs: rename it, or take layout=mirrored")
+        raise FeatureSetError("its name is not Unicode, which this layout needs: rename it, or use layout=mirrored")
 
 
 class NumberedFiles:
-    """`features-NUMBER.EXTENSION` in a folder, one after the other, each whole under its name or not there.
+    """Files `features-NUMBER.EXTENSION` in a folder, written one after the other, each atomically.
 
-    digits: of the number.
+    Args:
+        folder: The folder.
+        extension: The extension.
+        digits: Digits of the number.
     """
 
     def __init__(self, folder: Path, extension: str, digits: int):
@@ -124,35 +135,36 @@ class NumberedFiles:
         self._open = ExitStack()
 
     def clear(self) -> None:
-        """Removes those that are there: they are of the same request, which is made again."""
+        """Remove existing files: they belong to the same conversion, which is repeated."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for old in self._folder.glob(f"features-*.{self._extension}"):
             if re.fullmatch(rf"features-\d{{{self._digits}}}\.{self._extension}", old.name):
                 old.unlink()
 
     def begin(self) -> Path:
-        """The name to write the next one under, until it ends."""
+        """Return a temporary path for the next file."""
         path = self._folder / f"features-{self._count:0{self._digits}d}.{self._extension}"
         return self._open.enter_context(written_whole(path))
 
     def enter(self, opened: AbstractContextManager[Opened]) -> Opened:
-        """What writes to the file that was begun: it is closed before the file gets its name."""
+        """Enter the writer of the current file, which is closed before the file gets its name."""
         return self._open.enter_context(opened)
 
     def end(self) -> None:
-        """The file that was begun comes under its name."""
+        """Give the current file its name."""
         self._open.close()
         self._count += 1
 
     def drop(self, *error: object) -> None:
-        """The file that was begun goes, after an error."""
+        """Remove the current file after an error."""
         self._open.__exit__(*error)  # type: ignore[arg-type]
 
 
 class PerProcess(Generic[Opened]):
-    """Opens at the first use in each process: a worker that was forked gets its own, one that was spawned too.
+    """A resource that is opened on first use in each process, whether forked or spawned.
 
-    opener: can be pickled where this is to be.
+    Args:
+        opener: Opens it; must be picklable if this is pickled.
     """
 
     def __init__(self, opener: Callable[[], Opened]):
@@ -161,7 +173,7 @@ class PerProcess(Generic[Opened]):
         self._opened: dict[int, Opened] = {}
 
     def get(self) -> Opened:
-        """That of this process."""
+        """Return the resource of this process."""
         process = os.getpid()
         if process not in self._opened:
             self._opened[process] = self._opener()

@@ -1,7 +1,8 @@
-"""Kaldi's archives: `LAYER.ark` and `LAYER.scp` for each layer, and metadata.jsonl with ids and metadata.
+"""The layout `kaldi`: `LAYER.ark` and `LAYER.scp` for each layer, and metadata.jsonl with ids and metadata.
 
-Keys are ids with white space and % as %20, %25 …, for a key ends at the first space. Matrices are [frames, channels] in
-float32 (FM) or float64 (DM), pooled features vectors (FV, DV).
+Keys are ids with white space and % encoded as %20, %25 …, because a key ends at the first space. Matrices are [frames,
+channels] in float32 (FM) or float64 (DM), pooled features are vectors (FV, DV).
+
 Source: kaldi-matrix.cc, Matrix::Write: a space after the key, "\\0B" for binary, the type, each size as its number of
 bytes (4) and an int32, then the rows.
 """
@@ -31,7 +32,7 @@ BINARY = b"\0B"
 
 
 class KaldiReader(IndexedReader):
-    """Reads by the scp files, each archive beside its own, wherever the folder was moved to."""
+    """The reader. It finds each archive next to its scp file, so the folder may be moved."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -61,7 +62,7 @@ class KaldiReader(IndexedReader):
 
 
 class KaldiWriter:
-    """The files come under their names when all is in them. The scp files name the archives by their full paths."""
+    """The writer. Files get their names when they are complete. The scp files name the archives by absolute paths."""
 
     dtypes = ("float32", "float64")
 

@@ -1,4 +1,4 @@
-"""A file of NumPy's for each tensor: `ID/LAYER.npy`, and beside them `ID/metadata.json`, written last."""
+"""The layout `npy`: a NumPy file for each tensor, `ID/LAYER.npy`, and `ID/metadata.json`, which is written last."""
 
 import json
 import os
@@ -18,7 +18,7 @@ METADATA = "metadata.json"
 
 
 class NpyReader(IndexedReader):
-    """Ids are the folders that have a metadata.json, sorted."""
+    """The reader. Ids are the sorted folders that have a metadata.json."""
 
     def __init__(self, folder: Path):
         top = os.fspath(folder)
@@ -38,7 +38,7 @@ class NpyReader(IndexedReader):
 
 
 class NpyWriter(FilePerRecordingWriter):
-    """Writes each tensor to its own file."""
+    """The writer: each tensor in its own file."""
 
     dtypes = NUMPY_DTYPES
 

@@ -1,6 +1,6 @@
-"""Parquet files: a row for each recording, with columns id, metadata (JSON), and one for each layer.
+"""The layout `parquet`: a row for each recording, with the columns id, metadata (JSON), and one for each layer.
 
-A layer is a list of frames, each a list of fixed length; of pooled features one such list.
+A layer is a list of frames, each a list of fixed length; a pooled layer is one such list.
 """
 
 import json
@@ -19,12 +19,12 @@ from w2v_attn.features.recording_features import RecordingFeatures
 
 FILES = "features-*.parquet"
 ID, METADATA = "id", "metadata"
-# Bytes of a row group, which is what is read at once; and of a file.
+# Bytes of a row group, which is read as a whole; and of a file.
 GROUP, SIZE = 8 << 20, 512 << 20
 
 
 class ParquetReader(IndexedReader):
-    """Knows from the column of ids where each recording is; a row group is read whole, and the last one is kept."""
+    """The reader. It locates recordings by the id column, reads whole row groups, and keeps the last one in memory."""
 
     def __init__(self, folder: Path):
         found: dict[str, tuple[Path, int, int]] = {}
@@ -59,7 +59,7 @@ class ParquetReader(IndexedReader):
 
 
 class ParquetWriter:
-    """Files of about `size` bytes, in row groups of some megabytes. All recordings have the layers of the first."""
+    """The writer: files of about `size` bytes, in row groups of some megabytes. All recordings have the same layers."""
 
     dtypes = NUMPY_DTYPES
 
@@ -101,12 +101,12 @@ class ParquetWriter:
             self._end_file()
 
     def _flush(self) -> None:
-        """Writes what has come together as a row group."""
+        """Write the pending rows as a row group."""
         if not self._rows:
             return
         if self._writer is None:
             assert self._schema is not None
-            # A dictionary pays for what repeats: numbers do not.
+            # Dictionary encoding is for repeated values, which features do not have.
             options = {"use_dictionary": False, "compression": "zstd", "store_schema": True}
             self._writer = self._files.enter(pq.ParquetWriter(self._files.begin(), self._schema, **options))
         self._writer.write_table(pa.Table.from_batches(self._rows).combine_chunks())
@@ -122,7 +122,7 @@ def _described(schema: pa.Schema) -> str:
 
 
 def _as_row(tensor: Tensor) -> pa.Array:
-    """[frames, channels] or [channels] as an array of one element."""
+    """Return [frames, channels] or [channels] as an array with one element."""
     flat = pa.FixedSizeListArray.from_arrays(pa.array(tensor.numpy().reshape(-1)), tensor.shape[-1])
     if tensor.dim() == 1:
         return flat
@@ -130,7 +130,7 @@ def _as_row(tensor: Tensor) -> pa.Array:
 
 
 def _as_tensor(column: pa.Array) -> Tensor:
-    """The element of an array of one."""
+    """Return the element of an array with one element."""
     if pa.types.is_fixed_size_list(column.type):
         return as_tensor(column.flatten().to_numpy(zero_copy_only=False))
     frames = column.flatten()

@@ -1,4 +1,4 @@
-"""Which layouts there are, and which one a folder has."""
+"""The registry of layouts, and detection of a folder's layout."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,15 @@ from w2v_attn.features.formats.interface import FeatureReader, FeatureWriter
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which features lie on disk. files: what shows that a folder has it. library: what it needs."""
+    """A way to store features.
+
+    Attributes:
+        name: Its name on the command line.
+        module: Its module in `features.formats`.
+        stem: Prefix of its reader and writer classes.
+        files: A glob pattern that identifies a folder with this layout.
+        library: A library that it needs.
+    """
 
     name: str
     module: str
@@ -23,12 +31,12 @@ class Layout:
 
     @property
     def reader(self) -> Callable[[Path], FeatureReader]:
-        """Folder -> reader."""
+        """The reader class: folder -> reader."""
         return self._part("Reader")
 
     @property
     def writer(self) -> type[FeatureWriter]:
-        """Folder -> writer."""
+        """The writer class: folder -> writer."""
         return self._part("Writer")
 
     def _part(self, kind: str) -> Any:
@@ -37,7 +45,7 @@ class Layout:
         return getattr(import_module(f"w2v_attn.features.formats.{self.module}"), f"{self.stem}{kind}")
 
 
-# In the order in which a folder is asked: those whose files the ones after them would take for their own come first.
+# In the order of detection: a layout comes before those whose pattern would match its files too.
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -54,17 +62,17 @@ LAYOUTS = {
 
 
 def get_layout(name: str) -> Layout:
-    """The layout of a name. Raises FeatureSetError where there is none."""
+    """Return a layout by name. Raises FeatureSetError if there is none."""
     if name not in LAYOUTS:
         raise FeatureSetError(f"layout must be one of {', '.join(LAYOUTS)}, got {name}")
     return LAYOUTS[name]
 
 
 def find_layout(folder: Path) -> Layout:
-    """The layout of what is in a folder.
+    """Return the layout of a folder.
 
     Raises:
-        FeatureSetError: there is no such folder, or nothing in it that is a layout.
+        FeatureSetError: there is no such folder, or it has no known layout.
     """
     if not folder.is_dir():
         raise FeatureSetError(f"there is no folder {folder}: name one that w2v-attn extract or convert wrote")

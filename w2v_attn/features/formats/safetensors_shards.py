@@ -1,8 +1,8 @@
-"""Few large files for very many recordings: safetensors shards, and an index of what is where in SQLite.
+"""The layout `shards`: few large safetensors files for very many recordings, with an SQLite index.
 
-A shard is an ordinary safetensors file: tensors `ID/LAYER`, and in its metadata, under `recording:ID`, the metadata of
-each recording as JSON. The index has a row for each recording with the place of its tensors, so that opening a set does
-not depend on its size, and reading a tensor reads no other byte. A shard is in the index when it is whole.
+A shard is an ordinary safetensors file with tensors `ID/LAYER`; its metadata holds the metadata of each recording as
+JSON, under `recording:ID`. The index has a row for each recording with the positions of its tensors, so opening a set
+takes constant time, and reading a tensor reads no other byte. A shard enters the index when it is complete.
 """
 
 import json
@@ -32,10 +32,10 @@ from w2v_attn.features.recording_features import RecordingFeatures
 
 
 class ShardsReader:
-    """Reads by the index: ids in the order in which they were written.
+    """The reader. Ids are in the order of writing.
 
     Raises:
-        DamagedError: the index is not one.
+        DamagedError: the index is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -75,7 +75,7 @@ class ShardsReader:
             raise DamagedError(f"{self._folder / INDEX} cannot be read: {error}") from error
 
     def _check(self, name: str, size: int, header: int) -> None:
-        """Looks once whether a shard is the one that the index means."""
+        """Check once whether a shard is the one in the index."""
         if name not in self._checked:
             check_shard(self._folder / name, size, header)
             self._checked.add(name)
@@ -93,7 +93,7 @@ class ShardsReader:
 
 
 class ShardsWriter:
-    """Writes shards of about `size` bytes; the index knows a shard as soon as it is whole. Starts a set anew."""
+    """The writer: shards of about `size` bytes, added to the index when complete. It starts a new set."""
 
     dtypes = DTYPES
 
@@ -122,7 +122,7 @@ class ShardsWriter:
             self._flush()
 
     def _flush(self) -> None:
-        """Writes what has come together as one shard."""
+        """Write the pending recordings as a shard."""
         shard = self._filling.write(self._folder / f"features-{self._shard:05d}.safetensors")
         self._index.add(self._shard, shard, repeat(None))
         self._shard += 1
@@ -130,7 +130,7 @@ class ShardsWriter:
 
 
 def _fill(file: RawIOBase, content: bytearray) -> int:
-    """Reads until a buffer is full or the file at its end -> bytes; one call gives 2 GiB at most."""
+    """Read until the buffer is full or the file ends; return the bytes read. One system call reads 2 GiB at most."""
     view, filled = memoryview(content), 0
     while filled < len(content) and (count := file.readinto(view[filled:])):
         filled += count

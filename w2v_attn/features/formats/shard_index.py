@@ -1,6 +1,7 @@
-"""What shards consist of: safetensors files that many recordings share, and the index of what is where.
+"""Shards and their index: safetensors files that many recordings share, and an SQLite table of where each tensor is.
 
-The same recordings in the same order give the same bytes: the library would write metadata in another order each time.
+The same recordings in the same order give the same bytes; the safetensors library would write metadata in a different
+order each time.
 """
 
 import errno
@@ -24,15 +25,15 @@ from w2v_attn.features.formats.interface import check_unicode
 
 FORMAT = "w2v_attn.shards/1"
 INDEX = "index.sqlite"
-# A shard is written when it has come to so many bytes; they are in memory until then.
+# A shard is written when it reaches this many bytes, which are in memory until then.
 SHARD_BYTES = 512 << 20
-# Or its header to so many: safetensors reads none above 100 MB, and small tensors have much of it.
+# Or when its header does: safetensors refuses headers above 100 MB, and small tensors need much header.
 MAX_HEADER_BYTES = 16 << 20
-ENTRY_BYTES = 120  # bytes of a tensor's entry in it, besides its name
-# Seconds to wait for another process that writes to the index: what it writes of a shard takes milliseconds.
+ENTRY_BYTES = 120  # bytes of a tensor's header entry besides its name
+# Seconds to wait for another process that writes to the index; adding a shard takes milliseconds.
 LOCK_TIMEOUT = 120.0
 
-# header: CRC-32 of the safetensors header, so that a shard of another set is not read in the place of this one's.
+# header: CRC-32 of the safetensors header, to notice a shard of another set.
 # tensors: JSON, layer -> [dtype, shape, first byte in the file, byte after the last].
 TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,7 +47,7 @@ _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROF
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """What the index knows of a recording. tensors, metadata: JSON, as it is kept there."""
+    """The entry of a recording in the index. tensors, metadata: JSON, as stored."""
 
     id: str
     tensors: str
@@ -55,7 +56,7 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class Shard:
-    """What the index knows of a shard that is whole. header: CRC-32 of the safetensors header."""
+    """The entry of a complete shard in the index. header: CRC-32 of the safetensors header."""
 
     name: str
     bytes: int
@@ -64,7 +65,7 @@ class Shard:
 
 
 class ShardBuffer:
-    """The recordings of a shard while they come together. size: bytes of tensors from which it is full."""
+    """The recordings of a shard that is being filled. size: bytes of tensors at which it is full."""
 
     def __init__(self, size: int = SHARD_BYTES):
         self._size = size
@@ -76,11 +77,11 @@ class ShardBuffer:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to write it."""
+        """Whether it should be written."""
         return self._bytes >= self._size or self._header >= MAX_HEADER_BYTES
 
     def add(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Takes a recording. Raises FeatureSetError where its name is not Unicode."""
+        """Add a recording. Raises FeatureSetError if its id is not Unicode."""
         check_unicode(id)
         described = json.dumps(dict(metadata), ensure_ascii=False)
         self._recordings[id] = (dict(features), described)
@@ -88,7 +89,7 @@ class ShardBuffer:
         self._header += len(json.dumps(described)) + sum(len(f"{id}/{layer}") + ENTRY_BYTES for layer in features)
 
     def write(self, path: Path) -> Shard:
-        """Writes the shard, whole or not at all. Raises OSError."""
+        """Write the shard atomically. Raises OSError."""
         header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
         header["__metadata__"] |= {f"recording:{id}": metadata for id, (_, metadata) in self._recordings.items()}
         named, about = lay_out_tensors(
@@ -103,7 +104,7 @@ class ShardBuffer:
 
 
 def read_shard(path: Path) -> Shard:
-    """What the index must know of a shard, from the shard itself. Raises DamagedError."""
+    """Return the index entry of a shard, read from the shard itself. Raises DamagedError."""
     try:
         text, size = read_shard_header(path), path.stat().st_size
         return _described(path.name, size, text, json.loads(text))
@@ -125,14 +126,14 @@ def _described(name: str, size: int, text: bytes, header: Mapping[str, Any]) -> 
 
 
 def read_shard_header(path: Path) -> bytes:
-    """The JSON at the beginning of a safetensors file: 8 bytes of its length, little-endian, and then itself."""
+    """Return the JSON header of a safetensors file, which follows 8 bytes with its length, little-endian."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return file.read(min(length, os.fstat(file.fileno()).st_size))
 
 
 def check_shard(path: Path, size: int, header: int) -> None:
-    """Raises DamagedError where a file is not the shard that the index means."""
+    """Raise DamagedError if a file is not the shard in the index."""
     try:
         found = path.stat().st_size
         if found != size:
@@ -144,13 +145,14 @@ def check_shard(path: Path, size: int, header: int) -> None:
 
 
 class ShardIndex:
-    """The index of a folder, for those who write to it; made where there is none.
+    """The index of a folder, open for writing; created if it does not exist.
 
-    Several threads may use it, and several processes on one machine may write to one file, each by an `ShardIndex` of
-    its own. On a network file system SQLite's locks do not hold between machines.
+    Several threads may use it, and several processes on one machine may write to one file, each with its own
+    `ShardIndex`. SQLite's locks do not work between machines on a network file system.
 
     Raises:
-        OSError: it cannot be written. DamagedError: what is there is no index.
+        OSError: it cannot be written.
+        DamagedError: the file is not an index.
     """
 
     def __init__(self, folder: Path):
@@ -169,29 +171,29 @@ class ShardIndex:
             raise DamagedError(f"{self.path} is of the format {found}, expected {FORMAT}")
 
     def close(self) -> None:
-        """Nobody uses it any more."""
+        """Close the connection."""
         self._connection.close()
 
     def query(self, query: str, *values: object) -> list[tuple]:
-        """The rows of an answer."""
+        """Return the rows of a query."""
         with self._lock, self._failures():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it or nothing, and nobody else's between what is asked and what is written."""
+        """Run a transaction, atomic and isolated from other processes."""
         with self._lock, self._failures():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # SQLite ends some by itself, such as where the disk is full
+                if self._connection.in_transaction:  # SQLite ends some transactions itself, such as on a full disk
                     self._connection.execute("ROLLBACK")
                 raise
 
     def add(self, number: int, shard: Shard, numbers: Iterable[int | None]) -> None:
-        """Takes a shard that is whole. numbers: those of its recordings, which say their order; None: after all."""
+        """Add a complete shard. numbers: positions of its recordings, which define their order; None appends them."""
         rows = [
             (place, entry.id, number, entry.tensors, entry.metadata)
             for place, entry in zip(numbers, shard.entries, strict=False)
@@ -204,20 +206,23 @@ class ShardIndex:
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """That the index cannot be written is an OSError, as with any other file."""
+        """Raise OSError if the index cannot be written, as for any other file."""
         try:
             yield
         except sqlite3.OperationalError as error:
             code = _ERRNO.get(error.sqlite_errorcode & 0xFF, errno.EIO)
             raise OSError(code, f"{self.path.name}: {error}") from error
-        except sqlite3.IntegrityError:  # not the file is wrong, but what we do
+        except sqlite3.IntegrityError:  # a mistake of ours, not of the file
             raise
         except sqlite3.DatabaseError as error:
             raise DamagedError(f"{self.path} cannot be read: {error}") from error
 
 
 def open_readonly(path: Path) -> sqlite3.Connection:
-    """An index that nothing is written to, but where a kill left a transaction that is to be undone first."""
-    # Python's SQLite takes turns among threads by itself; it is the connection that must not cross a fork. Where the
-    # file may not be written, SQLite opens it to be read.
+    """Open an index for reading.
+
+    SQLite opens it for writing if it may, to undo a transaction that was interrupted by a kill. Python's SQLite
+    serializes threads itself; a connection must not be used across a fork.
+    """
+
     return sqlite3.connect(f"file:{quote(os.fspath(path.absolute()))}?mode=rw", uri=True, check_same_thread=False)

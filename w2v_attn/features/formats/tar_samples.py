@@ -1,6 +1,6 @@
-"""WebDataset's tar files: `NUMBER.LAYER.npy` for each layer of a recording, and `NUMBER.json` with id and metadata.
+"""The layout `webdataset`: tar files with `NUMBER.LAYER.npy` per layer, and `NUMBER.json` with id and metadata.
 
-Numbers, for WebDataset ends a key at the first dot of a name: a.wav and a.flac would be one sample.
+Samples are numbered, because WebDataset ends a key at the first dot of a name: a.wav and a.flac would be one sample.
 """
 
 import io
@@ -23,7 +23,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class WebdatasetReader(IndexedReader):
-    """Goes through the headers once; then it knows where each recording is."""
+    """The reader. It scans the headers once to locate the recordings."""
 
     def __init__(self, folder: Path):
         found: dict[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]] = {}
@@ -40,7 +40,7 @@ class WebdatasetReader(IndexedReader):
 
 
 class WebdatasetWriter:
-    """Tar files of about `size` bytes."""
+    """The writer: tar files of about `size` bytes."""
 
     dtypes = NUMPY_DTYPES
 
@@ -86,7 +86,7 @@ class WebdatasetWriter:
 
 
 def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]]]:
-    """Id -> the file, layer -> (first byte, bytes), and the metadata. The json of a sample comes after its layers."""
+    """Yield id, and its file, layer -> (first byte, bytes), and metadata. The json of a sample follows its layers."""
     places: dict[str, tuple[int, int]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -99,7 +99,7 @@ def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, i
             said = json.loads(content.read())
             yield said["id"], (path, {layer: places[layer] for layer in said["layers"]}, said["metadata"])
             places = {}
-    # To tarfile one that is cut short is one of fewer members: what shows it is that the zeros at its end are missing.
+    # tarfile reads a truncated file as one with fewer members; only the missing zeros at the end show it.
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - len(END)))

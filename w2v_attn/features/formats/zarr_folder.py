@@ -1,4 +1,4 @@
-"""A Zarr folder, of the format's version 3: a group `recordings/ID` for each recording, its layers as arrays."""
+"""The layout `zarr`: a Zarr 3 folder with a group `recordings/ID` per recording, and its layers as arrays."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
 
 
 class ZarrReader(IndexedReader):
-    """Ids are an attribute of the root, in the order in which they were written."""
+    """The reader. Ids are an attribute of the root, in the order of writing."""
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
@@ -47,7 +47,7 @@ class ZarrReader(IndexedReader):
 
 
 class ZarrWriter:
-    """The folder comes under its name when all is in it."""
+    """The writer. The folder gets its name when it is complete."""
 
     dtypes = NUMPY_DTYPES
 
@@ -66,7 +66,7 @@ class ZarrWriter:
         try:
             if error[0] is None:
                 self._root.attrs[IDS] = self._ids
-                if self._path.exists():  # of the same request, which was made again
+                if self._path.exists():  # of the same conversion, which is repeated
                     shutil.rmtree(self._path)
                 os.replace(self._temporary, self._path)
         finally:
@@ -76,7 +76,7 @@ class ZarrWriter:
         check_arrays(id, features, "zarr", self.dtypes)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
-            # One chunk, for a tensor is read whole.
+            # One chunk, because a tensor is read as a whole.
             chunks = tuple(max(1, size) for size in tensor.shape)
             array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks)
             array[...] = tensor.numpy()
