@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from w2v_attn.corpus.parquet_files import PARQUET_EXTENSION, read_parquet_files
+from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row
 from w2v_attn.corpus.tar_shards import TAR_EXTENSION, read_tar_shards
 

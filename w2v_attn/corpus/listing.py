@@ -10,7 +10,7 @@ from w2v_attn.corpus import layouts
 from w2v_attn.corpus.audio_folder import list_folder
 from w2v_attn.corpus.hub_datasets import HUB_PREFIX, is_saved_dataset, read_dataset
 from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
-from w2v_attn.corpus.parquet_files import PARQUET_EXTENSION, read_parquet_files
+from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 from w2v_attn.corpus.tar_shards import expand_braces, is_shard_name, read_tar_shards
 
