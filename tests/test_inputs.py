@@ -140,7 +140,7 @@ def test_names_that_are_one_on_the_disk_of_the_output_are_refused(call, tmp_path
     monkeypatch.setattr(Path, "exists", exists)
     code, _, err = call("extract", "audio=in", "output=out")
     assert code == 2
-    assert "X/A.flac and x/a.flac would be one file" in err
+    assert "X/A.flac and x/a.flac would get the same file" in err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -84,7 +84,7 @@ def _transform(config: Any, rows: Sequence[Row]) -> FeatureTransform:
     if config.segments is not None and pooling != "none":
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
-        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        raise ValueError("segments need pooling: give pooling=mean or pooling=statistics")
     dtype = values.text_or_none(config, "output_dtype")
     return FeatureTransform(
         output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments
