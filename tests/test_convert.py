@@ -121,10 +121,10 @@ WRONG = {
     "too few weights": (["layer_weights=[0.5,0.5]"], "2 weights for 4 layers"),
     "no such checkpoint": (["layer_weights=absent"], "no checkpoint"),
     "no such features": (["features=absent"], "no folder absent"),
-    "no features": (["features=."], "lie in each other"),
+    "no features": (["features=."], "overlap"),
     "a dtype that is not held": (
         ["layout=npy", "output_dtype=bfloat16"],
-        "npy holds no bfloat16: output_dtype=float32 keeps",
+        "npy cannot store bfloat16: output_dtype=float32 keeps",
     ),
 }
 
@@ -177,7 +177,7 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
     if layout in ("mirrored", "npy"):  # a recording's files are its own
         found = open_features(tmp_path / "out")
         check(found, {id: corpus[id] for id in sorted(IDS)[:3]})
-        assert "has not come to its end" in conversion_folder.incomplete_reason(tmp_path / "out", 3)
+        assert "did not finish" in conversion_folder.incomplete_reason(tmp_path / "out", 3)
     elif layout == "shards":
         assert len(open_features(tmp_path / "out")) == 0
     else:

@@ -226,7 +226,7 @@ def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch
     monkeypatch.setattr(sys, "executable", "/absent/python")
     code, _, said = call("extract", f"audio={audio}", "output=out", "audio_decoder=subprocess")
     assert code == 1
-    assert "do not start (No such file or directory): audio_decoder=inline does without them" in said
+    assert "do not start (No such file or directory): audio_decoder=inline decodes without them" in said
 
 
 @pytest.mark.parametrize("starts", [False, True])

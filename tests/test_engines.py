@@ -186,7 +186,7 @@ def test_a_process_that_ends_within_a_word_has_died(job):
         member.connection, theirs = multiprocessing.Pipe()
         os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
         theirs.close()
-        with pytest.raises(RunError, match="cannot begin"):
+        with pytest.raises(RunError, match="cannot start"):
             member.begin()
 
 

@@ -157,7 +157,7 @@ def test_a_dtype_is_kept_or_refused(tmp_path, layout, dtype):
     if dtype in HOLDS.get(layout, "float64 float32 float16").split():
         check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
     else:
-        with pytest.raises(FeatureSetError, match=f"holds no {dtype}: output_dtype=float32 keeps every value"):
+        with pytest.raises(FeatureSetError, match=f"cannot store {dtype}: output_dtype=float32 keeps every value"):
             written(layout, corpus, tmp_path / layout)
 
 

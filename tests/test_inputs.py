@@ -140,7 +140,7 @@ def test_names_that_are_one_on_the_disk_of_the_output_are_refused(call, tmp_path
     monkeypatch.setattr(Path, "exists", exists)
     code, _, err = call("extract", "audio=in", "output=out")
     assert code == 2
-    assert "X/A.flac and x/a.flac would be one file" in err
+    assert "X/A.flac and x/a.flac would get the same file" in err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -217,7 +217,7 @@ def bad_checkpoint(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("cut short", "truncated"),
+        ("cut short", "cut short"),
         ("keys missing", "encoder.layers.3.attention.k_proj.weight"),
         ("of another family", "Supported are: wav2vec2, hubert"),
         ("a pickle", "Nothing of it was run"),

@@ -28,8 +28,7 @@ from w2v_attn.features.formats.shard_index import INDEX
 from w2v_attn.run_error import RunError
 from w2v_attn.runs import failure_log, prefetch
 from w2v_attn.runs.failure_log import FAILURE_LOG
-from w2v_attn.runs.locks import InUseError, Lock, acquire_lock
-from w2v_attn.runs.output_folder import LOCK
+from w2v_attn.runs.locks import LOCK, InUseError, Lock, acquire_lock
 from w2v_attn.runs.rank import ALONE, RANKS, Rank, blocks_of, read_rank
 from w2v_attn.runs.record import RUN
 

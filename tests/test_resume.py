@@ -23,7 +23,7 @@ from w2v_attn.feature_files import read_header
 from w2v_attn.run_error import RunError
 from w2v_attn.runs import row_reader
 from w2v_attn.runs.failure_log import FAILURE_LOG
-from w2v_attn.runs.output_folder import LOCK
+from w2v_attn.runs.locks import LOCK
 from w2v_attn.runs.record import RUN
 
 
@@ -233,7 +233,7 @@ def test_a_source_that_is_out_of_reach_is_a_failure_and_its_features_stay(extrac
     assert "No such file" in extract("out", rows=rows)[0].reason
     assert (tmp_path / "out" / "a.safetensors").is_file()
     (tmp_path / "away.flac").rename(clip)
-    assert extract("out", rows=rows)[0].kept
+    assert extract("out", rows=rows)[0].cached
     assert ledger(tmp_path / "out") == []
 
 

@@ -164,7 +164,7 @@ def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encode
         assert counts["written"] + counts["kept"] == len(told)
         left = content(tmp_path / "out")
         assert all(whole[name] == left[name] for name in left if name != INDEX)
-    assert "2 recordings are computed again: their shard was not full" in caplog.text
+    assert "2 recordings will be computed again: their shard was not full" in caplog.text
     assert len(told) == len(rows)
     assert content(tmp_path / "out") == whole
 
@@ -267,7 +267,7 @@ def test_an_index_that_is_damaged_is_told_with_the_way_out(extract, tmp_path):
     whole = content(tmp_path / "out")
     index = tmp_path / "out" / INDEX
     index.write_bytes(b"hello" * 1000)
-    with pytest.raises(RunError, match=r"index\.sqlite cannot be read.* Remove it, and the same command makes it anew"):
+    with pytest.raises(RunError, match=r"index\.sqlite cannot be read.* Remove it, and the same command rebuilds it"):
         extract("out")
     index.unlink()
     assert all(outcome.cached for outcome in extract("out"))

@@ -86,7 +86,7 @@ def test_whatever_is_written_comes_back(tmp_path_factory, tiers):
     [
         (b"", "ends too early"),
         (b"hello", "ends too early"),
-        (b'File type = "ooTextFile"\n"Pitch 1"\n', "is no TextGrid"),
+        (b'File type = "ooTextFile"\n"Pitch 1"\n', "is not a TextGrid"),
         (long(TIERS).encode()[:-60], "ends too early"),
         (short(TIERS).replace('"words"', "").encode(), "expected a number, found"),
         (short({"a": WORDS, "b": []}).replace('"b"', '"a"').encode(), "two tiers named 'a'"),

@@ -12,7 +12,7 @@ _OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a random name in the folder of `path`, so that a rename there is atomic and no two writers share a name."""
+    """Return a random name in the folder of `path`: a rename there is atomic, and no two writers share a name."""
     return path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
 
 

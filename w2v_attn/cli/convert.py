@@ -9,9 +9,9 @@ from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption
 from w2v_attn.cli.progress import ProgressLine
 from w2v_attn.features.conversion import Conversion, ConversionError, ConversionRequest
-from w2v_attn.features.conversion_folder import FAILURES
 from w2v_attn.features.open_features import open_features
 from w2v_attn.features.transform import describe_underflow
+from w2v_attn.runs.failure_log import FAILURE_LOG
 
 
 def run(config: Any) -> int:
@@ -57,7 +57,7 @@ def run(config: Any) -> int:
     seconds = time.monotonic() - started
     rows = [
         ("recordings", f"{done - len(failed)} of {len(conversion.ids)}"),
-        ("failed", f"{len(failed)}, see {FAILURES}" if failed else "0"),
+        ("failed", f"{len(failed)}, see {FAILURE_LOG}" if failed else "0"),
         ("layout", f"{features.layout} → {request.layout}"),
         ("tensors", f"{size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):,.0f} MB/s"),
         ("output", str(output)),

@@ -128,13 +128,13 @@ class ShardStore:
         if not self._is_whole(number, path, size, header):
             return None
         shapes = {layer: place[1] for layer, place in json.loads(tensors).items()}
-        judged = self._spec.check_stored(row, path, json.loads(metadata), shapes)
-        if not isinstance(judged, str):
-            return judged
+        found_or_reason = self._spec.check_stored(row, path, json.loads(metadata), shapes)
+        if not isinstance(found_or_reason, str):
+            return found_or_reason
         self._check_there()
         with self._transaction() as connection:
             connection.execute("DELETE FROM recordings WHERE id = ? AND shard = ?", (row.id, number))
-        self._removed[judged] += 1
+        self._removed[found_or_reason] += 1
         return None
 
     def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
@@ -217,10 +217,10 @@ class ShardStore:
         """Remove a damaged shard and return False; return True if another process has rewritten it meanwhile."""
         self._check_there()
         with self._transaction() as connection:
-            said = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
-            if said is None:  # the process that dropped it may be writing a new one, not yet in the index
+            entry = connection.execute("SELECT bytes, header FROM shards WHERE number = ?", (number,)).fetchone()
+            if entry is None:  # the process that dropped it may be writing a new one, not yet in the index
                 return False
-            if _matches_index(path, *said):
+            if _matches_index(path, *entry):
                 return True
             gone = connection.execute("DELETE FROM recordings WHERE shard = ?", (number,)).rowcount
             connection.execute("DELETE FROM shards WHERE number = ?", (number,))

@@ -1,7 +1,5 @@
 """The output folder of a conversion: guarded by a lock, with a record of the conversion."""
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from w2v_attn.features.feature_errors import FeatureSetError
-from w2v_attn.whole_files import TEMPORARY, written_whole
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.locks import LOCK, InUseError, acquire_lock
+from w2v_attn.runs.output_folder import describe_process, in_use_error
+from w2v_attn.whole_files import remove_leftovers, write_whole
 
 CONVERSION = "conversion.json"
-FAILURES = "failures.jsonl"
 
 
 def check_conversion_folder(output: Path, source: Path, request: dict[str, object]) -> None:
@@ -20,7 +20,7 @@ def check_conversion_folder(output: Path, source: Path, request: dict[str, objec
     ours, theirs = output.resolve(), source.resolve()
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
         raise FeatureSetError(f"output={output} and features={source} overlap: name a separate folder")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or all(path.name == LOCK for path in output.iterdir()):
         return
     record = _read(output)
     if record is None:
@@ -42,22 +42,18 @@ def acquire_conversion_folder(
         OSError: it cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise FeatureSetError(f"another conversion writes to output={output} right now") from error
-            # else: a file system without locks
-        for leftover in output.rglob(f"{TEMPORARY}*"):
-            if leftover.is_file():
-                leftover.unlink()
-        (output / FAILURES).unlink(missing_ok=True)
+        lock = acquire_lock(output / LOCK)
+    except InUseError as error:
+        raise FeatureSetError(str(in_use_error(output, error))) from None
+    try:
+        lock.write_holder(describe_process())
+        remove_leftovers(Path(folder) for folder, _, _ in os.walk(output))
+        (output / FAILURE_LOG).unlink(missing_ok=True)
         _write(output, {"request": request, "whole": False})
         yield lambda done: _write(output, {"request": request, "whole": True, **done})
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def incomplete_reason(folder: Path, recordings: int) -> str | None:
@@ -66,20 +62,19 @@ def incomplete_reason(folder: Path, recordings: int) -> str | None:
     if record is None:
         return None
     if record.get("whole") is not True:
-        return "its conversion has not come to its end: run the same command again"
+        return "its conversion did not finish: run the same command again"
     written = record.get("written")
     return None if written == recordings else f"there are {recordings} recordings, its conversion wrote {written}"
 
 
 def note_failure(output: Path, id: str, reason: str) -> None:
     """Append a line to failures.jsonl."""
-    with (output / FAILURES).open("a", encoding="utf-8") as file:
+    with (output / FAILURE_LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"id": id, "reason": reason}) + "\n")
 
 
 def _write(output: Path, record: dict[str, object]) -> None:
-    with written_whole(output / CONVERSION) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / CONVERSION, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _read(folder: Path) -> dict[str, object] | None:

@@ -36,12 +36,12 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
         for where, name, start, end, label in _lines(path):
             candidates = by_name.get(name, ())
             if len(candidates) != 1:
-                said = (
+                problem = (
                     f"which could be {' or '.join(candidates[:3])}"
                     if candidates
                     else "of which there are no features; an id is " + first
                 )
-                raise FeatureSetError(f"{where}: {name}, {said}")
+                raise FeatureSetError(f"{where}: {name}, {problem}")
             found[candidates[0]].append(Span(*_seconds(start, end, where), label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FeatureSetError(f"segments={path} cannot be read: {error}") from error

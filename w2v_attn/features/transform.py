@@ -59,7 +59,7 @@ class FeatureTransform:
         if pooling not in POOLINGS:
             raise FeatureSetError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling}")
         if spans is not None and pooling == "none":
-            raise FeatureSetError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+            raise FeatureSetError("segments need pooling: give pooling=mean or pooling=statistics")
         self.output_dtype, self.layers, self.pooling, self.spans = output_dtype, tuple(layers), pooling, spans
         self.weighted_sum = parse_layer_weights(layer_weights)
         self._layer_weights = layer_weights
@@ -130,33 +130,33 @@ class FeatureTransform:
             chosen: The input layers.
             underflowed: See `Transformed`; added to the count of an earlier conversion.
         """
-        said, made = dict(metadata), self.output_layers(chosen)
+        described, made = dict(metadata), self.output_layers(chosen)
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
-            if (rates := said.pop("frame_rates", None)) is not None:
-                said["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
+            described["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
+            if (rates := described.pop("frame_rates", None)) is not None:
+                described["frame_rate"] = f"{json.loads(rates)[chosen[-1]]:g}"
         if self.pooling != "none":
-            said["pooling"] = self.pooling
+            described["pooling"] = self.pooling
             if self.spans is not None:
-                said["spans"] = json.dumps(self.spans[id], ensure_ascii=False)
-        if (layers := ",".join(made)) != said.get("layers"):
-            said["layers"] = layers
+                described["spans"] = json.dumps(self.spans[id], ensure_ascii=False)
+        if (layers := ",".join(made)) != described.get("layers"):
+            described["layers"] = layers
         if self.output_dtype is not None:
-            said["output_dtype"] = self.output_dtype
+            described["output_dtype"] = self.output_dtype
         if underflowed:
-            said[UNDERFLOWED] = str(underflowed + underflow_of(metadata))
-        return said
+            described[UNDERFLOWED] = str(underflowed + underflow_of(metadata))
+        return described
 
     def fingerprint(self, chosen: Sequence[str]) -> dict[str, str]:
         """Return what determines the result besides the input layers; empty if they are kept unchanged."""
-        said = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
+        fingerprint = {} if self.output_dtype is None else {"output_dtype": self.output_dtype}
         if self.weighted_sum is not None:
-            said["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
+            fingerprint["layer_weights"] = json.dumps(self.weighted_sum.by_layer(chosen))
         if self.pooling != "none":
-            said["pooling"] = self.pooling
+            fingerprint["pooling"] = self.pooling
         if self.spans is not None:
-            said["segments"] = f"sha256 {hashlib.sha256(json.dumps(self.spans).encode()).hexdigest()}"
-        return said
+            fingerprint["segments"] = f"sha256 {hashlib.sha256(json.dumps(self.spans).encode()).hexdigest()}"
+        return fingerprint
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:

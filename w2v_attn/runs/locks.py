@@ -9,6 +9,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+# The lock file of an output folder.
+LOCK = ".lock"
+
 # File systems without locks: some FUSE and cluster file systems, and NFS if its lock service is not running.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 

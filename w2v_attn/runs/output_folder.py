@@ -12,7 +12,7 @@ from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
-from w2v_attn.runs.locks import InUseError, acquire_lock
+from w2v_attn.runs.locks import LOCK, InUseError, acquire_lock
 from w2v_attn.runs.outcomes import Outcome, cannot_write
 from w2v_attn.runs.rank import Block, clear_rank_dirs, other_rank_dirs, rows_of
 from w2v_attn.runs.record import check_same, new_record, now, read_record, restore_record, update_record, write_record
@@ -21,7 +21,6 @@ from w2v_attn.whole_files import temporary_name
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
 # Seconds between two updates of the record.
 RECORD_SECONDS = 60.0
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.runs.failure_log import read_failures, write_failures
-from w2v_attn.runs.locks import InUseError, Lock, acquire_lock
+from w2v_attn.runs.locks import LOCK, InUseError, Lock, acquire_lock
 from w2v_attn.runs.outcomes import cannot_write
-from w2v_attn.runs.output_folder import LOCK, RunFolder, RunSpec, describe_process, in_use_error
+from w2v_attn.runs.output_folder import RunFolder, RunSpec, describe_process, in_use_error
 from w2v_attn.runs.rank import RANKS, Block, Rank, clear_rank_dirs, in_order, other_rank_dirs, rank_dir, rows_of
 from w2v_attn.runs.record import COUNTS, check_same, new_record, read_record, write_record
 

@@ -1,4 +1,4 @@
-"""The layout `hdf5`: one file with a group `recordings/ID` per recording: layers as datasets, metadata as attributes."""
+"""The layout `hdf5`: one file with a group `recordings/ID` per recording; layers are datasets, metadata attributes."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack

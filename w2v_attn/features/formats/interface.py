@@ -169,7 +169,7 @@ class PerProcess(Generic[Opened]):
 
     def __init__(self, opener: Callable[[], Opened]):
         self._opener = opener
-        # That of a parent is kept and not used: to close it would disturb the parent's.
+        # The resource of a parent process is kept but not used: closing it would disturb the parent.
         self._opened: dict[int, Opened] = {}
 
     def get(self) -> Opened:

@@ -38,9 +38,9 @@ class KaldiReader(IndexedReader):
         self._folder = folder
         try:
             lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
-            said = [json.loads(line) for line in lines]
-            super().__init__({entry["id"]: entry for entry in said})
-            layers = dict.fromkeys(layer for entry in said for layer in entry["layers"])
+            entries = [json.loads(line) for line in lines]
+            super().__init__({entry["id"]: entry for entry in entries})
+            layers = dict.fromkeys(layer for entry in entries for layer in entry["layers"])
             self._offsets = {layer: dict(_offsets(folder / f"{layer}.scp")) for layer in layers}
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder} is not what w2v-attn convert writes: {error}") from error
@@ -94,8 +94,8 @@ class KaldiWriter:
             archive.write(BINARY + TYPES[dtype_name(tensor), tensor.dim()])
             archive.writelines(b"\4" + struct.pack("<i", size) for size in tensor.shape)
             archive.write(tensor.numpy().tobytes())
-        said = {"id": id, "key": key, "layers": list(features), "metadata": dict(metadata)}
-        self._metadata.write(json.dumps(said, ensure_ascii=False) + "\n")
+        entry = {"id": id, "key": key, "layers": list(features), "metadata": dict(metadata)}
+        self._metadata.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _text(self, name: str) -> TextIO:
         temporary = self._open.enter_context(written_whole(self._folder / name))

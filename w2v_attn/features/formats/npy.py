@@ -31,8 +31,10 @@ class NpyReader(IndexedReader):
     def open(self, id: str) -> RecordingFeatures:
         folder = self._folder / id
         try:
-            said = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-            return RecordingFeatures(id, said["layers"], said["metadata"], lambda layer: _load(folder / f"{layer}.npy"))
+            record = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+            return RecordingFeatures(
+                id, record["layers"], record["metadata"], lambda layer: _load(folder / f"{layer}.npy")
+            )
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder / METADATA} cannot be read: {error}") from error
 
@@ -48,8 +50,8 @@ class NpyWriter(FilePerRecordingWriter):
             with written_whole(self._folder / id / f"{layer}.npy") as temporary, temporary.open("xb") as file:
                 np.save(file, tensor.numpy())
         with written_whole(self._folder / id / METADATA) as temporary:
-            said = {"layers": list(features), "metadata": dict(metadata)}
-            temporary.write_text(json.dumps(said, ensure_ascii=False, indent=1), encoding="utf-8")
+            record = {"layers": list(features), "metadata": dict(metadata)}
+            temporary.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _load(path: Path) -> Tensor:

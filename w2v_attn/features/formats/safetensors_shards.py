@@ -47,7 +47,7 @@ class ShardsReader:
         except sqlite3.Error as error:
             raise DamagedError(f"{folder / INDEX} cannot be read: {error}") from error
         if about.get("format") != FORMAT:
-            raise DamagedError(f"{folder / INDEX} is of the format {about.get('format')}, expected {FORMAT}")
+            raise DamagedError(f"{folder / INDEX} has the format {about.get('format')}, expected {FORMAT}")
 
     def __len__(self) -> int:
         return self._ask("SELECT COUNT(*) FROM recordings")[0][0]

@@ -120,8 +120,10 @@ def _described(name: str, size: int, text: bytes, header: Mapping[str, Any]) -> 
             id, _, layer = tensor.rpartition("/")
             begin, end = about["data_offsets"]
             tensors.setdefault(id, {})[layer] = [about["dtype"], about["shape"], first + begin, first + end]
-    described = ((id.removeprefix("recording:"), said) for id, said in header["__metadata__"].items() if id != "format")
-    entries = tuple(IndexEntry(id, json.dumps(tensors[id]), said) for id, said in described)
+    described = (
+        (id.removeprefix("recording:"), metadata) for id, metadata in header["__metadata__"].items() if id != "format"
+    )
+    entries = tuple(IndexEntry(id, json.dumps(tensors[id]), metadata) for id, metadata in described)
     return Shard(name, size, zlib.crc32(text), entries)
 
 
@@ -168,7 +170,7 @@ class ShardIndex:
                     self._connection.execute(table)
                 self._connection.execute("INSERT INTO about VALUES ('format', ?)", (FORMAT,))
         if (found := self.query("SELECT value FROM about WHERE name = 'format'")) != [(FORMAT,)]:
-            raise DamagedError(f"{self.path} is of the format {found}, expected {FORMAT}")
+            raise DamagedError(f"{self.path} has the format {found}, expected {FORMAT}")
 
     def close(self) -> None:
         """Close the connection."""

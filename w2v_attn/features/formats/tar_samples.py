@@ -67,8 +67,8 @@ class WebdatasetWriter:
             content = io.BytesIO()
             np.save(content, tensor.numpy())
             self._add(f"{layer}.npy", content.getvalue())
-        said = {"id": id, "layers": list(features), "metadata": dict(metadata)}
-        self._add("json", json.dumps(said, ensure_ascii=False).encode())
+        record = {"id": id, "layers": list(features), "metadata": dict(metadata)}
+        self._add("json", json.dumps(record, ensure_ascii=False).encode())
         self._samples += 1
         if self._bytes >= self._size:
             self._end_file()
@@ -96,8 +96,8 @@ def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, i
                 continue
             content = tar.extractfile(member)
             assert content is not None
-            said = json.loads(content.read())
-            yield said["id"], (path, {layer: places[layer] for layer in said["layers"]}, said["metadata"])
+            record = json.loads(content.read())
+            yield record["id"], (path, {layer: places[layer] for layer in record["layers"]}, record["metadata"])
             places = {}
     # tarfile reads a truncated file as one with fewer members; only the missing zeros at the end show it.
     with path.open("rb") as file:
