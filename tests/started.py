@@ -26,7 +26,7 @@ class Started:
         main: Callable[[Sequence[str]], None] = app.main,
     ):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["w2v_attn.extraction.extractor", "w2v_attn.training.run"])
+        context.set_forkserver_preload(["w2v_attn.extraction.extractor", "w2v_attn.training.finetuning"])
         where = (str(folder or Path.cwd()), dict(os.environ), str(log), own_group)
         self._log = log
         self._process = context.Process(target=_run, args=(main, [str(argument) for argument in arguments], *where))

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from w2v_attn import load_encoder
 from w2v_attn.checkpoints import hub
-from w2v_attn.checkpoints.errors import CheckpointError
-from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 
 OLD_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -101,14 +101,14 @@ def test_a_copy_loads_in_stock_transformers_and_keeps_the_head(group_checkpoint,
 
     (group_checkpoint / "vocab.json").write_text("{}")
     checkpoint = load_checkpoint(group_checkpoint, with_head=True)
-    save_copy(checkpoint, tmp_path / "deep" / "copy")
+    export_checkpoint(checkpoint, tmp_path / "deep" / "copy")
     copied = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "deep" / "copy")
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(copied.state_dict()[name], tensor), name
     assert (tmp_path / "deep" / "copy" / "vocab.json").read_text() == "{}"
     assert torch.equal(features(tmp_path / "deep" / "copy"), features(group_checkpoint))
     with pytest.raises(CheckpointError, match="not an empty folder"):
-        save_copy(checkpoint, tmp_path / "deep" / "copy")
+        export_checkpoint(checkpoint, tmp_path / "deep" / "copy")
 
 
 def test_a_missing_mask_embedding_is_harmless_and_listed(group_checkpoint):
@@ -241,7 +241,7 @@ def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing(group_checkpoi
 
     monkeypatch.setattr(checkpoint.model, "save_pretrained", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        save_copy(checkpoint, tmp_path / "there" / "copy")
+        export_checkpoint(checkpoint, tmp_path / "there" / "copy")
     assert not list((tmp_path / "there").iterdir())
 
 

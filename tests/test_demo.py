@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, save, tiny_model
 
 from w2v_attn import folders, load_encoder
-from w2v_attn.checkpoints.demo import DEMO_FIELD
+from w2v_attn.checkpoints.demo_checkpoint import DEMO_FIELD
 
 SPEECH = folders.find("data") / "speech"
 LINE = "is the demo checkpoint, trained on synthetic speech alone"

@@ -121,7 +121,7 @@ def test_without_a_preprocessor_config_the_default_is_said(tmp_path):
     tiny_model("wav2vec2-group").save_pretrained(folder)
     checkpoint = load_encoder(folder).checkpoint
     assert checkpoint.do_normalize
-    assert "default" in checkpoint.normalize_from
+    assert "default" in checkpoint.normalize_source
 
 
 def test_frame_rates_are_those_of_the_frames(tmp_path):

@@ -58,7 +58,7 @@ WRONG = {
     "an unknown task": (["task=regression"], "regression"),
     "a share that is none": (["data=local", f"data.train={CLIPS}", "data.valid_share=2"], "shares of all"),
     "a pattern without a match": (["data=local", f"data.train={CLIPS}", "data.pattern='(?P<text>qq)'"], "not found"),
-    "labels that are not there": (["task=classification", "data=local", f"data.train={CLIPS}"], "two labels at least"),
+    "labels that are not there": (["task=classification", "data=local", f"data.train={CLIPS}"], "at least two labels"),
 }  # fmt: skip
 
 
@@ -79,11 +79,11 @@ def test_finetune_reports_before_and_after(call, tmp_path):
     )  # fmt: skip
     assert code == 0, err
     assert out.index("Before training") < out.index("On valid") < out.index("Fine-tuned")
-    assert "update 2: wer" in err
+    assert "step 2: wer" in err
     assert "lr: 2" in (tmp_path / "mine" / "recipe.yaml").read_text()
     code, _, err = call("finetune", "data=local", f"data.train={CLIPS}", "output=mine")
     assert code == 2
-    assert "holds a finished run" in err
+    assert "contains a finished run" in err
 
 
 @pytest.mark.slow
@@ -101,10 +101,10 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_resumes(call, tmp_path
         run.send(sent)
         assert run.end() == code, run.said()
         assert "the same command resumes" in run.said()
-        assert ("goes on after update" in run.said()) == bool(before)
+        assert ("resumes after step" in run.said()) == bool(before)
     code, _, err = call(*command)
     assert code == 0, err
-    assert "goes on after update" in err
+    assert "resumes after step" in err
 
 
 def checkpoints(folder):

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end, on speech: what it computes, that it goes on after a kill, and what comes out of it."""
+"""Fine-tuning end to end, on speech: what it computes, that it resumes after a kill, and what comes out of it."""
 
 import csv
 import fcntl
@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from started import Started
 
 from w2v_attn import read_audio, restore_attention
-from w2v_attn.training import run, run_folder, trainer
-from w2v_attn.training.errors import DataError, TrainingError
-from w2v_attn.training.models import build_model
+from w2v_attn.training import finetuning, resume, trainer
+from w2v_attn.training.build_model import build_model
+from w2v_attn.training.callbacks import SilentListener
 from w2v_attn.training.options import (
     AugmentationOptions,
     ClassificationOptions,
@@ -30,7 +30,7 @@ from w2v_attn.training.options import (
     TrainingOptions,
 )
 from w2v_attn.training.tasks.classification import Classification
-from w2v_attn.training.watching import Silent
+from w2v_attn.training.training_errors import DataError, TrainingError
 from w2v_attn.transcription.recognizer import load_recognizer
 
 CLIPS = str(SPEECH / "clips.csv")
@@ -48,24 +48,24 @@ NO_DROPOUT = RegularizationOptions(
 DROPOUT = RegularizationOptions(attention_dropout=0.1, hidden_dropout=0.1, layerdrop=0.2, mask_time_prob=0.3)
 
 
-class Diary(Silent):
+class Diary(SilentListener):
     """Remembers every loss, and asks for the end after `stop_after` updates."""
 
     def __init__(self, stop_after=None):
         super().__init__()
-        self.losses, self.metrics, self.warnings, self.begun_at = {}, {}, [], None
+        self.losses, self.metrics, self.warnings, self.started_at = {}, {}, [], None
         self.report, self._stop_after = {}, stop_after
 
-    def surveyed(self, rows):
+    def on_data_report(self, rows):
         self.report = dict(rows)
 
-    def begun(self, update, updates):
-        self.begun_at = update
+    def on_train_begin(self, step, max_steps):
+        self.started_at = step
 
-    def updated(self, update, loss):
+    def on_step(self, update, loss):
         self.losses[update] = loss
 
-    def evaluated(self, update, metrics, best, warning):
+    def on_evaluate(self, update, metrics, best, warning):
         self.metrics[update] = dict(metrics)
         self.warnings.append(warning)
 
@@ -109,11 +109,11 @@ def labelled(tmp_path_factory):
 def test_losses_over_200_updates_are_those_of_stock_attention(norm, tmp_path, monkeypatch):
     asked = recipe(norm=norm, training={"max_steps": 200, "eval_steps": 100, "batch_seconds": 3})
     ours, theirs = Diary(), Diary()
-    run.finetune(asked, tmp_path / "ours", ours)
-    build = run.build_model
-    monkeypatch.setattr(run, "build_model", lambda *arguments: restore_attention(build(*arguments)))
+    finetuning.finetune(asked, tmp_path / "ours", ours)
+    build = finetuning.build_model
+    monkeypatch.setattr(finetuning, "build_model", lambda *arguments: restore_attention(build(*arguments)))
     monkeypatch.setattr("w2v_attn.encoder.waveforms.replace_attention", lambda model, backend: model)
-    run.finetune(asked, tmp_path / "theirs", theirs)
+    finetuning.finetune(asked, tmp_path / "theirs", theirs)
     assert len(ours.losses) == len(theirs.losses) == 200
     differences = [abs(ours.losses[n] - theirs.losses[n]) for n in ours.losses]
     assert max(differences) < 1e-4  # float32 noise, on losses from 15 down to 3.6
@@ -126,7 +126,7 @@ def test_training_uses_our_backward(tmp_path, monkeypatch):
     calls = []
     backward = autograd.SelfAttention.backward
     monkeypatch.setattr(autograd.SelfAttention, "backward", staticmethod(lambda *a: calls.append(1) or backward(*a)))
-    run.finetune(recipe(training={"max_steps": 2}), tmp_path / "out")
+    finetuning.finetune(recipe(training={"max_steps": 2}), tmp_path / "out")
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 
 
@@ -140,7 +140,7 @@ def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, mon
         return compute(self, model, inputs, **options)
 
     monkeypatch.setattr(trainer.SpeechTrainer, "compute_loss", watched)
-    run.finetune(recipe(training={"max_steps": 4, "gradient_accumulation_steps": 2}), tmp_path / "out")
+    finetuning.finetune(recipe(training={"max_steps": 4, "gradient_accumulation_steps": 2}), tmp_path / "out")
     for (first, total), (second, same) in zip(counted[::2], counted[1::2], strict=True):
         assert first + second == total == same
 
@@ -155,12 +155,12 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
         optimizer=OptimizerOptions(lr=7e-4),
     )
     asked.data.train = str(ROOT / "data" / "lessons" / "lessons.csv")
-    run.finetune(asked, tmp_path / "out", diary)
+    finetuning.finetune(asked, tmp_path / "out", diary)
     assert diary.losses[24] < 0.5 * diary.losses[1]
     assert diary.metrics[24]["cer"] < diary.metrics[12]["cer"]
 
 
-# ------------------------------------------------------------------------------------------------- it goes on
+# --------------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.slow
@@ -175,10 +175,10 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balance
         changes |= {"task": ClassificationOptions(), "data": {**labelled, "balance": True}}
         changes["training"]["batch_seconds"] = 20  # several passes over the data
     whole, first, second = Diary(), Diary(stop_after), Diary()
-    run.finetune(recipe(**changes), tmp_path / "whole", whole)
-    assert run.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
-    assert run.finetune(recipe(**changes), tmp_path / "parts", second).interrupted is False
-    assert second.begun_at == stop_after + 1  # a loss is told after the question whether to stop
+    finetuning.finetune(recipe(**changes), tmp_path / "whole", whole)
+    assert finetuning.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
+    assert finetuning.finetune(recipe(**changes), tmp_path / "parts", second).interrupted is False
+    assert second.started_at == stop_after + 1  # a loss is told after the question whether to stop
     assert {**first.losses, **second.losses} == whole.losses
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -211,36 +211,36 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
     assert "is torn (optimizer.pt is damaged)" in process.said()
     code, _, err = call(*command(out))
     assert code == 0, err
-    assert "goes on after update" in err
+    assert "resumes after step" in err
     ours, theirs = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert not (out / "checkpoints").exists()
 
 
-def test_another_recipe_on_a_begun_run_is_refused_with_the_difference(tmp_path):
-    run.finetune(recipe(), tmp_path / "out", Diary(stop_after=2))
+def test_another_recipe_on_a_started_run_is_refused_with_the_difference(tmp_path):
+    finetuning.finetune(recipe(), tmp_path / "out", Diary(stop_after=2))
     with pytest.raises(ValueError, match=r"optimizer\.lr: was 0\.001, now 0\.002"):
-        run.finetune(recipe(optimizer=OptimizerOptions(lr=2e-3)), tmp_path / "out")
+        finetuning.finetune(recipe(optimizer=OptimizerOptions(lr=2e-3)), tmp_path / "out")
 
 
 def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
-    run.finetune(recipe(), tmp_path / "out")
-    with pytest.raises(ValueError, match="holds a finished run"):
-        run.finetune(recipe(), tmp_path / "out")
+    finetuning.finetune(recipe(), tmp_path / "out")
+    with pytest.raises(ValueError, match="contains a finished run"):
+        finetuning.finetune(recipe(), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds files that are not of a run"):
-        run.finetune(recipe(), tmp_path / "mine")
+    with pytest.raises(ValueError, match="contains files that are not of a run"):
+        finetuning.finetune(recipe(), tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
 def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
-    run.finetune(recipe(), tmp_path / "out", Diary(stop_after=1))
-    with (tmp_path / "out" / run_folder.LOCK).open("w") as lock:
+    finetuning.finetune(recipe(), tmp_path / "out", Diary(stop_after=1))
+    with (tmp_path / "out" / resume.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="in use by another run"):
-            run.finetune(recipe(), tmp_path / "out")
-    assert not run.finetune(recipe(), tmp_path / "out").interrupted
+            finetuning.finetune(recipe(), tmp_path / "out")
+    assert not finetuning.finetune(recipe(), tmp_path / "out").interrupted
 
 
 # ------------------------------------------------------------------------------------------------- it is safe
@@ -254,12 +254,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stays(tmp_
         return real(*arguments) * (float("nan") if len(calls) == 5 else 1)
 
     monkeypatch.setattr(trainer, "losses_of", broken)
-    with pytest.raises(TrainingError, match=r"loss of update 5 is nan\. Try a lower rate"):
-        run.finetune(recipe(), tmp_path / "out")
+    with pytest.raises(TrainingError, match=r"loss of step 5 is nan\. Try a lower learning rate"):
+        finetuning.finetune(recipe(), tmp_path / "out")
     monkeypatch.undo()
     diary = Diary()
-    run.finetune(recipe(), tmp_path / "out", diary)
-    assert diary.begun_at == 3
+    finetuning.finetune(recipe(), tmp_path / "out", diary)
+    assert diary.started_at == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
     monkeypatch.setattr(trainer, "losses_of", lambda model, batch, task: model.lm_head.weight.sum().repeat(3))
     with pytest.raises(TrainingError, match="are not finite"):
-        run.finetune(recipe(), tmp_path / "out")
+        finetuning.finetune(recipe(), tmp_path / "out")
     assert not list((tmp_path / "out").glob("checkpoints/*/sealed.json"))
 
 
@@ -287,13 +287,13 @@ def test_a_full_disk_ends_the_run_and_the_checkpoint_before_stays(tmp_path, monk
         return real(value, path, *arguments, **options)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"update 6 cannot be written.*No space left"):
-        run.finetune(recipe(), tmp_path / "out")
+    with pytest.raises(TrainingError, match=r"step 6 cannot be written.*No space left"):
+        finetuning.finetune(recipe(), tmp_path / "out")
     assert saved
     monkeypatch.undo()
     diary = Diary()
-    run.finetune(recipe(), tmp_path / "out", diary)
-    assert diary.begun_at == 3
+    finetuning.finetune(recipe(), tmp_path / "out", diary)
+    assert diary.started_at == 3
 
 
 def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_path):
@@ -305,26 +305,28 @@ def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_pat
     asked.data.train = str(tmp_path / "l.csv")
 
     class Vandal(Diary):
-        def evaluated(self, update, *others):
+        def on_evaluate(self, update, *others):
             if update == 2:
                 for name in clips:
                     (tmp_path / name).rename(tmp_path / f"{name}.gone")
 
     with pytest.raises(TrainingError, match="could be read before training, but now it cannot be read"):
-        run.finetune(asked, tmp_path / "out", Vandal())
+        finetuning.finetune(asked, tmp_path / "out", Vandal())
     for name in clips:
         (tmp_path / f"{name}.gone").rename(tmp_path / name)
     diary = Diary()
-    run.finetune(asked, tmp_path / "out", diary)
-    assert diary.begun_at >= 1
+    finetuning.finetune(asked, tmp_path / "out", diary)
+    assert diary.started_at >= 1
 
 
 def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
     diary = Diary()
-    done = run.finetune(recipe(optimizer=OptimizerOptions(lr=1e-9), training={"max_steps": 1}), tmp_path / "out", diary)
+    done = finetuning.finetune(
+        recipe(optimizer=OptimizerOptions(lr=1e-9), training={"max_steps": 1}), tmp_path / "out", diary
+    )
     said = [prediction["hypothesis"] for prediction in predictions(tmp_path / "out" / "valid")]
     assert (done.warning is not None) == (said.count("") >= 0.95 * len(said))
-    from w2v_attn.training.predictions import Prediction
+    from w2v_attn.training.metrics import Prediction
     from w2v_attn.training.tasks.ctc import Ctc
     from w2v_attn.training.vocabulary import from_texts
 
@@ -336,13 +338,17 @@ def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
 
 REFUSED = {
     "no text": (CtcOptions(), "path\na.wav\nb.wav\n", "no recording has a text"),
-    "no label": (ClassificationOptions(), "path\na.wav\nb.wav\n", "needs two labels at least; no recording has one"),
+    "no label": (ClassificationOptions(), "path\na.wav\nb.wav\n", "needs at least two labels; no recording has one"),
     "one label": (ClassificationOptions(), "path,label\na.wav,x\nb.wav,x\n", "all are 'x'"),
     "empty texts": (CtcOptions(), "path,text\na.wav,\nb.wav,\n", "all texts are empty"),
-    "texts too long": (CtcOptions(), f"path,text\na.wav,{'ab' * 99}\nb.wav,{'ab' * 99}\n", "CTC needs one for each"),
+    "texts too long": (
+        CtcOptions(),
+        f"path,text\na.wav,{'ab' * 99}\nb.wav,{'ab' * 99}\n",
+        "CTC needs a frame for each",
+    ),
     "an unknown unit": (CtcOptions(unit="phones"), "path,text\na.wav,a\nb.wav,b\n", "task.unit must be one of"),
     "an unknown pooling": (ClassificationOptions(pooling="max"), "path,label\na.wav,a\nb.wav,b\n", "task.pooling"),
-    "no vocabulary": (CtcOptions(vocabulary="/absent.json"), "path,text\na.wav,a\nb.wav,b\n", "is no vocabulary"),
+    "no vocabulary": (CtcOptions(vocabulary="/absent.json"), "path,text\na.wav,a\nb.wav,b\n", "is not a vocabulary"),
 }
 
 
@@ -355,7 +361,7 @@ def test_data_that_cannot_work_is_refused_and_leaves_nothing(case, tmp_path):
     asked = recipe(task)
     asked.data.train = str(tmp_path / "l.csv")
     with pytest.raises(DataError, match=says):
-        run.finetune(asked, tmp_path / "out")
+        finetuning.finetune(asked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -371,7 +377,7 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(tmp_path):
     asked = recipe()
     asked.data.train = str(tmp_path / "l.csv")
     diary = Diary()
-    run.finetune(asked, tmp_path / "out", diary)
+    finetuning.finetune(asked, tmp_path / "out", diary)
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     assert [row["id"] for row in dropped] == ["0.flac", "bad.wav", "absent.wav"]
     assert "300 symbols" not in dropped[1]["reason"]
@@ -380,8 +386,8 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(tmp_path):
 
 def test_a_recording_in_two_splits_is_refused(tmp_path):
     asked = recipe(data={"valid": CLIPS})
-    with pytest.raises(DataError, match="in the data to train on and in those to valid"):
-        run.finetune(asked, tmp_path / "out")
+    with pytest.raises(DataError, match="is in the train split and in the valid split"):
+        finetuning.finetune(asked, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -400,7 +406,7 @@ def test_a_recording_in_two_splits_is_refused(tmp_path):
 )
 def test_a_recipe_that_cannot_be_is_told(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
-        run.finetune(recipe(**changes), tmp_path / "out")
+        finetuning.finetune(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -416,7 +422,7 @@ def test_a_ctc_folder_is_one_that_stock_loads(tmp_path):
 
     out = tmp_path / "model"
     asked = recipe(checkpoint=str(TINY), data={"test_share": 0.2})
-    done = run.finetune(asked, out)
+    done = finetuning.finetune(asked, out)
     names = {path.name for path in out.iterdir()}
     assert names >= {
         "config.json", "model.safetensors", "preprocessor_config.json", "vocab.json",
@@ -446,7 +452,7 @@ def test_a_classifiers_folder_is_one_that_stock_loads(pooling, layers, labelled,
     asked.data.train, asked.data.root, asked.data.balance = labelled["train"], labelled["root"], True
     asked.training.freeze = "encoder" if layers == "weighted" else "feature_encoder"
     out = tmp_path / "model"
-    run.finetune(asked, out)
+    finetuning.finetune(asked, out)
     wave = read_audio(SPEECH / "en-us+m5" / "00-three.flac")
     ours = load_recognizer(out).recognize(wave)
     stock = transformers.pipeline("audio-classification", str(out), trust_remote_code=pooling != "mean")
@@ -459,7 +465,7 @@ def test_a_frozen_encoder_stays_as_it_was(labelled, tmp_path):
     asked = recipe(ClassificationOptions(layers="weighted", width=7), checkpoint=str(TINY))
     asked.data.train, asked.data.root = labelled["train"], labelled["root"]
     asked.training.freeze = "encoder"
-    run.finetune(asked, tmp_path / "out")
+    finetuning.finetune(asked, tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     shared = [name for name in after if name.startswith("wav2vec2.")]
     assert len(shared) > 50
@@ -469,7 +475,7 @@ def test_a_frozen_encoder_stays_as_it_was(labelled, tmp_path):
 
 def test_the_frontend_is_frozen_and_the_head_alone_trains_at_first(tmp_path):
     trained = {"max_steps": 3, "freeze_encoder_steps": 3, "freeze": "feature_encoder"}
-    run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
+    finetuning.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"lm_head.weight", "lm_head.bias"}
@@ -477,7 +483,7 @@ def test_the_frontend_is_frozen_and_the_head_alone_trains_at_first(tmp_path):
 
 def test_low_rank_updates_end_in_ordinary_weights(tmp_path):
     asked = recipe(checkpoint=str(TINY), training={"lora": LoraOptions(rank=4), "freeze": "feature_encoder"})
-    run.finetune(asked, tmp_path / "out")
+    finetuning.finetune(asked, tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert set(before) - set(after) == {"wav2vec2.masked_spec_embed"}
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -487,7 +493,7 @@ def test_low_rank_updates_end_in_ordinary_weights(tmp_path):
 def test_words_can_be_the_symbols(tmp_path):
     import transformers
 
-    run.finetune(recipe(CtcOptions(unit="words")), tmp_path / "out")
+    finetuning.finetune(recipe(CtcOptions(unit="words")), tmp_path / "out")
     tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "out")
     vocabulary = json.loads((tmp_path / "out" / "vocab.json").read_text())
     path = [vocabulary["play"], 0, vocabulary["|"], vocabulary["red"], vocabulary["red"]]
@@ -499,13 +505,13 @@ def test_early_stop_ends_a_run_that_no_longer_gets_better(tmp_path):
     asked = recipe(
         training={"max_steps": 50, "eval_steps": 1, "early_stopping_patience": 3}, optimizer=OptimizerOptions(lr=1e-12)
     )
-    run.finetune(asked, tmp_path / "out", diary)
+    finetuning.finetune(asked, tmp_path / "out", diary)
     assert len(diary.losses) < 10
 
 
 def test_bfloat16_trains(tmp_path):
     diary = Diary()
-    run.finetune(recipe(training={"precision": "bfloat16", "max_steps": 3}), tmp_path / "out", diary)
+    finetuning.finetune(recipe(training={"precision": "bfloat16", "max_steps": 3}), tmp_path / "out", diary)
     assert all(0 < loss < 1000 for loss in diary.losses.values())
 
 
@@ -534,7 +540,7 @@ def test_recordings_of_the_same_name_in_two_splits_keep_their_lengths(tmp_path):
     asked = recipe(ClassificationOptions(width=7))
     asked.data.train, asked.data.valid = str(tmp_path / "train"), str(tmp_path / "valid")
     diary = Diary()
-    run.finetune(asked, tmp_path / "out", diary)
+    finetuning.finetune(asked, tmp_path / "out", diary)
     assert "longest 0.30 s" in diary.report["valid"]
     assert "longest 0.30 s" not in diary.report["train"]
 
@@ -545,7 +551,7 @@ def test_what_the_model_cannot_say_counts_as_an_error_where_it_is_measured(tmp_p
     (tmp_path / "l.csv").write_text("\n".join(["path,text,split", *lines]), encoding="utf-8")
     asked = recipe()
     asked.data.train = str(tmp_path / "l.csv")
-    done = run.finetune(asked, tmp_path / "out")
+    done = finetuning.finetune(asked, tmp_path / "out")
     assert [row["reference"] for row in predictions(tmp_path / "out" / "valid")].count("trèz") == 1
     assert done.metrics["valid"]["wer"] >= 0.5
 
@@ -555,7 +561,7 @@ def test_names_that_are_no_unicode_come_through_to_the_end(tmp_path):
     clips_folder(tmp_path / "in", *names)
     asked = recipe(ClassificationOptions(width=7))
     asked.data.train = str(tmp_path / "in")
-    run.finetune(asked, tmp_path / "out")
+    finetuning.finetune(asked, tmp_path / "out")
     assert (tmp_path / "out" / "results.json").is_file()
 
 
@@ -565,24 +571,24 @@ def test_patience_survives_an_interruption(tmp_path):
         "optimizer": OptimizerOptions(lr=1e-12),
     }
     whole, first, second = Diary(), Diary(3), Diary()
-    run.finetune(recipe(**changes), tmp_path / "whole", whole)
-    assert run.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
-    run.finetune(recipe(**changes), tmp_path / "parts", second)
+    finetuning.finetune(recipe(**changes), tmp_path / "whole", whole)
+    assert finetuning.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
+    finetuning.finetune(recipe(**changes), tmp_path / "parts", second)
     assert max(second.metrics) == max(whole.metrics) < 30
 
 
-def test_other_data_on_a_begun_run_are_refused(tmp_path):
+def test_other_data_on_a_started_run_are_refused(tmp_path):
     clips_folder(tmp_path, *(f"{n}.flac" for n in range(9)))
     rows = ["path,text", *(f"{n}.flac,three" for n in range(8))]
     (tmp_path / "l.csv").write_text("\n".join(rows))
     asked = recipe()
     asked.data.train = str(tmp_path / "l.csv")
-    run.finetune(asked, tmp_path / "out", Diary(stop_after=2))
+    finetuning.finetune(asked, tmp_path / "out", Diary(stop_after=2))
     (tmp_path / "l.csv").write_text("\n".join([*rows, "8.flac,three"]))
-    with pytest.raises(ValueError, match="was begun with another data to train on"):
-        run.finetune(asked, tmp_path / "out")
+    with pytest.raises(ValueError, match="was started with another data to train on"):
+        finetuning.finetune(asked, tmp_path / "out")
     (tmp_path / "l.csv").write_text("\n".join(rows))
-    assert not run.finetune(asked, tmp_path / "out").interrupted
+    assert not finetuning.finetune(asked, tmp_path / "out").interrupted
 
 
 def test_noise_that_cannot_be_used_is_refused_before_training(tmp_path):
@@ -590,10 +596,10 @@ def test_noise_that_cannot_be_used_is_refused_before_training(tmp_path):
     (tmp_path / "noise" / "bad.wav").write_text("no audio")
     asked = recipe(augmentation=AugmentationOptions(noise=1.0, noises=str(tmp_path / "noise")))
     with pytest.raises(DataError, match=r"noises has 1 recordings that cannot be used: noise bad\.wav"):
-        run.finetune(asked, tmp_path / "out")
+        finetuning.finetune(asked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "noise" / "bad.wav").unlink()
-    run.finetune(asked, tmp_path / "out")
+    finetuning.finetune(asked, tmp_path / "out")
 
 
 def test_a_folder_that_was_empty_is_empty_after_a_refusal(tmp_path):
@@ -601,23 +607,23 @@ def test_a_folder_that_was_empty_is_empty_after_a_refusal(tmp_path):
     asked = recipe(augmentation=AugmentationOptions(noise=1.0, noises=str(clips_folder(tmp_path / "n", "a.flac"))))
     (tmp_path / "n" / "a.flac").write_text("no audio")
     with pytest.raises(DataError):
-        run.finetune(asked, tmp_path / "out")
+        finetuning.finetune(asked, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
     class Vandal(Diary):
-        def updated(self, update, loss):
-            super().updated(update, loss)
+        def on_step(self, update, loss):
+            super().on_step(update, loss)
             best = tmp_path / "out" / "checkpoints" / "checkpoint-3" / "model.safetensors"
             if update == 6:
                 best.write_bytes(best.read_bytes()[:-4] + b"\0\1\2\3")
 
-        def evaluated(self, update, metrics, best, warning):
+        def on_evaluate(self, update, metrics, best, warning):
             assert best == (update == 3)
 
     asked = recipe(optimizer=OptimizerOptions(lr=1e-12))
-    done = run.finetune(asked, tmp_path / "out", Vandal())
+    done = finetuning.finetune(asked, tmp_path / "out", Vandal())
     assert done.update == 6
     assert "model.safetensors is damaged: the last weights are taken" in caplog.text
 
@@ -625,7 +631,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is no regular expression"),
+        ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is not a regular expression"),
         ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
         ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
@@ -637,7 +643,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
 )
 def test_options_that_contradict_each_other_are_told(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
-        run.finetune(recipe(**changes), tmp_path / "out")
+        finetuning.finetune(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -662,12 +668,12 @@ def test_a_classifier_whose_encoder_squeezes_frames_gives_a_batch_what_it_gives_
 def test_an_output_below_a_file_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
-        run.finetune(recipe(), tmp_path / "file" / "out")
+        finetuning.finetune(recipe(), tmp_path / "file" / "out")
 
 
 def test_low_rank_updates_wait_for_the_head_too(tmp_path):
     trained = {"max_steps": 3, "freeze_encoder_steps": 3, "lora": LoraOptions(rank=2)}
-    run.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
+    finetuning.finetune(recipe(checkpoint=str(TINY), training=trained), tmp_path / "out")
     before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"lm_head.weight", "lm_head.bias"}

@@ -1,4 +1,4 @@
-"""Recordings through the convolutions together, as accelerators take them: each is what it is alone."""
+"""SpeechDataset through the convolutions together, as accelerators take them: each is what it is alone."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
 from w2v_attn.encoder.frontend_batched import ConvolutionsTogether
 from w2v_attn.encoder.inputs import standardize, standardize_together
-from w2v_attn.training import frontend
+from w2v_attn.training.unpadded_frontend import patch_frontend, set_lengths
 
 HOP, FIELD = 320, 400
 SLOT = pack.BLOCK * HOP
@@ -191,9 +191,9 @@ def test_features_are_the_same_where_recordings_go_together(family, tmp_path, mo
 
 def test_frozen_convolutions_in_training_are_the_same_where_recordings_go_together(norm_style, monkeypatch):
     model = tiny_model(norm_style).train().requires_grad_(False)
-    frontend.install(model)
+    patch_frontend(model)
     waves = noise([400, 9000, 2801])
-    frontend.tell_lengths(model, [len(wave) for wave in waves])
+    set_lengths(model, [len(wave) for wave in waves])
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     one_by_one = model.feature_extractor(batch)
     monkeypatch.setattr(frontend_batched, "pays", lambda device: True)

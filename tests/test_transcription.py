@@ -7,7 +7,7 @@ import torch
 from conftest import SPEECH, TINY, save, tiny_model
 
 from w2v_attn import read_audio
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError

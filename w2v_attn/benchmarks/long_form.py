@@ -10,7 +10,7 @@ from torch import Tensor
 from w2v_attn.audio.read_audio import read_audio
 from w2v_attn.benchmarks.measuring import seconds
 from w2v_attn.benchmarks.results import circumstances
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder

@@ -18,17 +18,14 @@ import torch
 from w2v_attn.benchmarks.measuring import peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import circumstances
 from w2v_attn.patching.replace import replace_attention, restore_attention
-from w2v_attn.training import frontend
-from w2v_attn.training.arguments import training_arguments
-from w2v_attn.training.augmentation import Augmentation
-from w2v_attn.training.batches import Batches
-from w2v_attn.training.dataset import Collate, Recordings
-from w2v_attn.training.forward import losses_of
+from w2v_attn.training.callbacks import SilentListener
 from w2v_attn.training.options import AugmentationOptions, CtcOptions, DataOptions, Recipe, TrainingOptions
+from w2v_attn.training.speech_dataset import Augmentation, LengthBatchSampler, PaddingCollator, SpeechDataset
 from w2v_attn.training.tasks.ctc import Ctc
-from w2v_attn.training.trainer import SpeechTrainer
+from w2v_attn.training.trainer import SpeechTrainer, losses_of
+from w2v_attn.training.training_arguments import training_arguments
+from w2v_attn.training.unpadded_frontend import normalize_per_recording, patch_frontend, restore_frontend
 from w2v_attn.training.vocabulary import from_texts
-from w2v_attn.training.watching import Silent
 
 SAMPLE_RATE = 16_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "
@@ -82,8 +79,8 @@ def run(
 
 def _stock(implementation: str) -> Callable[[Any], None]:
     def become(model: Any) -> None:
-        frontend.uninstall(model)
-        frontend.normalise_alone(model)  # stock's norm takes in the padding: its losses could not be compared
+        restore_frontend(model)
+        normalize_per_recording(model)  # stock's norm takes in the padding: its losses could not be compared
         restore_attention(model).set_attn_implementation(implementation)
 
     return become
@@ -96,9 +93,9 @@ def _attention_alone(model: Any) -> None:
 
 def _ours(model: Any) -> None:
     _stock("sdpa")(model)
-    frontend.uninstall(model)
+    restore_frontend(model)
     replace_attention(model, unpad=True)
-    frontend.install(model)
+    patch_frontend(model)
 
 
 # One model becomes each of them in turn: the same weights, the same optimizer.
@@ -197,7 +194,7 @@ def _trainer(
     recipe = Recipe(
         task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=place, training=TrainingOptions()
     )
-    recordings = Recordings(
+    recordings = SpeechDataset(
         [], task, Augmentation(AugmentationOptions(), SAMPLE_RATE), sample_rate=SAMPLE_RATE, do_normalize=True, seed=0
     )
     trainer = SpeechTrainer(
@@ -205,11 +202,11 @@ def _trainer(
         training_arguments(recipe, folder),
         task,
         recordings=recordings,
-        batches=Batches([1.0], 1.0, 1),
-        collate=Collate(model._get_feat_extract_output_lengths),
+        batches=LengthBatchSampler([1.0], 1.0, 1),
+        collate=PaddingCollator(model._get_feat_extract_output_lengths),
         optimizer=recipe.optimizer,
         validate=lambda: ({}, None),
-        watcher=Silent(),
+        listener=SilentListener(),
     )
     trainer.create_optimizer()
     return trainer, task
@@ -222,7 +219,7 @@ def _batch(lengths: Sequence[float], task: Ctc, model: Any) -> dict[str, Any]:
         waveform = torch.randn(int(length * SAMPLE_RATE), generator=generator)
         letters = torch.randint(len(LETTERS) - 1, (int(12 * length),), generator=generator)  # as fast as people speak
         items.append((waveform, task.vocabulary.encode("".join(LETTERS[i] for i in letters))))
-    return Collate(model._get_feat_extract_output_lengths)(items)
+    return PaddingCollator(model._get_feat_extract_output_lengths)(items)
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

@@ -1,1 +1,1 @@
-"""A name, folder or file becomes a model with every weight accounted for; and the way back to files."""
+"""Checkpoints: load a hub id, folder or file as a model with every weight accounted for, and export models to files."""

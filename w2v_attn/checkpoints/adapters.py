@@ -1,9 +1,10 @@
-"""The adapters of a language, as MMS has them: a small layer in every block and a head, in a file for each language.
+"""Language adapters of MMS checkpoints: a small layer in every block and a CTC head, in one file per language.
 
-A checkpoint whose config has `adapter_attn_dim` holds those of one language among its weights; beside them, files such
-as `adapter.fra.safetensors` (or `.bin`) hold those of the others.
+A checkpoint whose config has `adapter_attn_dim` contains the adapters of one language among its weights. Files such as
+`adapter.fra.safetensors` (or `.bin`) in the same folder contain the adapters of the other languages.
 
-Source: V. Pratap et al., "Scaling Speech Technology to 1,000+ Languages", section 5; names and files are transformers'.
+Source: V. Pratap et al., "Scaling Speech Technology to 1,000+ Languages", section 5. Parameter and file names are those
+of transformers.
 """
 
 import difflib
@@ -19,54 +20,59 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from w2v_attn.checkpoints import hub
-from w2v_attn.checkpoints.errors import CheckpointError, first_line, shown
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
 
-# In the order of preference: safetensors cannot hold code.
-FORMS = ("adapter.{}.safetensors", "adapter.{}.bin")
+# In order of preference: safetensors files cannot contain code.
+ADAPTER_FILES = ("adapter.{}.safetensors", "adapter.{}.bin")
 EXAMPLE_ID = "facebook/mms-1b-all"
 HEAD = "lm_head"
-SHOWN = 100  # languages in a message; MMS has over a thousand
+MAX_LISTED = 100  # languages named in a message; MMS has more than a thousand
 
 
 def has_adapters(config: Any) -> bool:
-    """Whether the blocks of a model with this config have an adapter each."""
+    """Return whether every block of a model with this config has an adapter."""
     return getattr(config, "adapter_attn_dim", None) is not None
 
 
 def find_adapter(source: str, folder: Path, config: Any, language: str) -> Path:
-    """The file with the adapters of a language; of a hub id it is fetched.
+    """Return the file with the adapters of a language; download it if the checkpoint is a hub id.
 
-    source, folder: the checkpoint as it was named, and where `locate` found it.
+    Args:
+        source: The checkpoint as the user named it.
+        folder: The folder in which `locate` found the checkpoint.
+        config: The config of the model.
+        language: Language code, as in the file name.
 
     Raises:
-        CheckpointError: the checkpoint has no adapters, or none of this language; it says which ones there are.
+        CheckpointError: The checkpoint has no adapters, or none for this language. The message lists the languages.
     """
     if not has_adapters(config):
         raise CheckpointError(
-            f"{source} has no adapters for languages (its config.json has no adapter_attn_dim), so it cannot be had in "
-            f"“{language}”: leave model.language out, or name an MMS checkpoint such as {EXAMPLE_ID}"
+            f"{source} has no adapters for languages (its config.json has no adapter_attn_dim), so “{language}” cannot "
+            f"be selected: leave model.language out, or use an MMS checkpoint such as {EXAMPLE_ID}"
         )
-    path = hub.find_beside(source, folder, [form.format(language) for form in FORMS])
+    path = hub.find_file(source, folder, [name.format(language) for name in ADAPTER_FILES])
     if path is None:
-        there = languages(hub.names_beside(source, folder))
+        there = adapter_languages(hub.list_files(source, folder))
         raise CheckpointError(f"{source} has no adapter for the language “{language}”. {_offered(language, there)}")
     return path
 
 
-def languages(names: Iterable[str]) -> list[str]:
-    """The languages that files of these names hold adapters of, sorted."""
+def adapter_languages(names: Iterable[str]) -> list[str]:
+    """Return the languages of all adapter files among these file names, sorted."""
     found = (re.fullmatch(r"adapter\.(.+)\.(safetensors|bin)", name) for name in names)
     return sorted({match[1] for match in found if match})
 
 
 def load_adapter(model: Any, path: Path) -> None:
-    """Puts the adapters of a file into a model, in place; a CTC head becomes as large as that of the file.
+    """Load the adapters of a file into a model, in place; resize its CTC head to that of the file.
 
-    model: a stock model with adapters, with a head or without. What the file has for a head that the model has not is
-        left aside.
+    Args:
+        model: A Hugging Face model with adapters, with or without a head. Without one, the head in the file is ignored.
+        path: The adapter file.
 
     Raises:
-        CheckpointError: the file is damaged, holds more than tensors, or not the tensors that the model wants.
+        CheckpointError: The file is damaged, contains more than tensors, or has other tensors than the model expects.
     """
     tensors, own = _read(path), adapter_parameters(model)
     head = getattr(model, HEAD, None)
@@ -84,18 +90,18 @@ def load_adapter(model: Any, path: Path) -> None:
 
 
 def save_adapter(model: Any, language: str, folder: Path) -> Path:
-    """Writes the adapters and the head of a CTC model as a file that stock's `load_adapter(language)` takes."""
-    path = folder / FORMS[0].format(language)
+    """Write the adapters and the head of a CTC model to a file that `load_adapter(language)` of transformers reads."""
+    path = folder / ADAPTER_FILES[0].format(language)
     tensors = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(model).items()}
     save_file(tensors, path, {"format": "pt"})
     return path
 
 
 def reset_adapters(model: Any) -> None:
-    """Draws the adapters in the blocks of a model anew, as transformers draws the linear maps of a new model.
+    """Initialize the adapters of a model at random, as transformers initializes linear layers.
 
-    With weights that small they hardly change what passes, so training starts from the model without adapters. Stock's
-    `init_adapter_layers` leaves them as they were.
+    Weights this small hardly change the hidden states, so training starts from the model without adapters.
+    `init_adapter_layers` of transformers keeps the old weights.
     """
     for _, layer in _layers(model):
         for module in layer.modules():
@@ -107,7 +113,7 @@ def reset_adapters(model: Any) -> None:
 
 
 def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """What belongs to a language, the CTC head too where there is one, by the names that adapter files have."""
+    """Return the parameters of the adapters and of the CTC head, if there is one, keyed as in adapter files."""
     prefix = "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."
     found = {
         f"{prefix}{place}.{name}": parameter
@@ -121,18 +127,18 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 
 def check_language(language: str) -> None:
-    """Raises CheckpointError where a name of a language cannot be part of a file's name."""
+    """Raise CheckpointError if a language code cannot be part of a file name."""
     if not re.fullmatch(r"[\w-]+", language):
-        raise CheckpointError(f"a language is named by letters, digits, _ and -, such as eng, got {language!r}")
+        raise CheckpointError(f"a language code consists of letters, digits, _ and -, such as eng, got {language!r}")
 
 
-def listed(names: list[str], most: int = SHOWN) -> str:
-    """Languages in a sentence."""
+def join_languages(names: list[str], most: int = MAX_LISTED) -> str:
+    """Return languages separated by commas: the first `most`, then the number of the others."""
     return ", ".join(names[:most]) + (f" … and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """(name, adapter) of every block that has one."""
+    """Yield (module name, adapter) of every block that has an adapter."""
     for name, module in model.named_modules():
         if name.split(".")[-1] == "adapter_layer":
             yield name, module
@@ -140,10 +146,10 @@ def _layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def _offered(language: str, there: list[str]) -> str:
     if not there:
-        return f"There is no adapter beside its weights: expected files such as {FORMS[0].format('eng')}"
+        return f"There is no adapter file next to its weights: expected files such as {ADAPTER_FILES[0].format('eng')}"
     close = difflib.get_close_matches(language, there, 3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}There are {len(there):,}: {listed(there)}"
+    return f"{hint}There are {len(there):,}: {join_languages(there)}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -152,21 +158,25 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)}). Fetch the file again") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({first_line(error)}). Download the file again"
+        ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} was refused: it is a pickle that is damaged or holds more than tensors, which could run code when "
-            "loaded. Nothing of it was run. Ask for a safetensors file of this adapter"
+            f"{path} was refused: it is a pickle that is damaged or contains more than tensors, which could run code "
+            "when loaded. Nothing of it was run. Use a safetensors file of this adapter"
         ) from error
-    except Exception as error:  # torch's reader has one of its own for every way in which a file can be cut
+    except Exception as error:  # torch raises a different exception for each way in which a file is truncated
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds no adapter: expected tensors with names, found {type(found).__name__}")
+        raise CheckpointError(
+            f"{path} contains no adapter: expected a dictionary of tensors, found {type(found).__name__}"
+        )
     return found
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, nn.Parameter], head: nn.Linear | None) -> None:
-    """Raises CheckpointError where a file has not exactly what a model wants; its head may be of any size."""
+    """Raise CheckpointError unless the file has exactly the tensors of the model; its head may have any size."""
     wanted = {name: list(parameter.shape) for name, parameter in own.items()}
     if head is not None and f"{HEAD}.weight" in tensors:
         symbols = list(tensors[f"{HEAD}.weight"].shape)[:1]
@@ -178,11 +188,11 @@ def _check(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, nn.Param
         if name in tensors and list(tensors[name].shape) != shape
     ]
     wrong += [
-        f"left over: {name}"
+        f"unexpected: {name}"
         for name in tensors
         if name not in wanted and not (head is None and name.startswith(f"{HEAD}."))
     ]
     if wrong:
         raise CheckpointError(
-            f"{path} is not an adapter of this checkpoint:\n  {shown(wrong)}\nIs it from another one?"
+            f"{path} does not fit this checkpoint:\n  {list_lines(wrong)}\nIs it an adapter of another checkpoint?"
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint is, whatever its name: a hash of its weights and of what its config makes of them."""
+"""The checksum of a checkpoint: a hash of its weights and of the config values that change its features."""
 
 import hashlib
 import json
@@ -9,24 +9,23 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.loading import OPTIONAL, Checkpoint
 
-# Where it came from and who wrote it; none of them changes a feature.
-_NO_MATTER = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
+# Config values that say where a checkpoint came from; none of them changes a feature.
+_IGNORED = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
 
 
 def checkpoint_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256, 64 hexadecimal digits, of the weights as loaded, the config and how the input is normalised.
+    """Return the SHA-256 (64 hexadecimal digits) of the loaded weights, the config and the input normalization.
 
-    Of the digests of all tensors, which are found side by side.
-
-    Of the tensors, not of the files: the same weights as safetensors, as a pickle or in fairseq's format are the same.
-    One to three seconds of a core for each gigabyte, so it is found anew each time, and no file's date is trusted.
+    It hashes the digests of all tensors, which are computed in parallel. It depends on the tensors, not on the files:
+    the same weights as safetensors, as a pickle or in fairseq's format have the same checksum. Hashing takes one to
+    three seconds of a core per gigabyte, so it is computed each time and no modification time is trusted.
     """
     state = {
         name: tensor
         for name, tensor in checkpoint.model.state_dict().items()
-        if name.split(".")[-1] not in OPTIONAL  # drawn anew where the checkpoint has none
+        if name.split(".")[-1] not in OPTIONAL  # random if the checkpoint has none
     }
-    config = {key: value for key, value in checkpoint.model.config.to_diff_dict().items() if key not in _NO_MATTER}
+    config = {key: value for key, value in checkpoint.model.config.to_diff_dict().items() if key not in _IGNORED}
     about = [checkpoint.sample_rate, checkpoint.do_normalize, None]
     if checkpoint.filter_banks is not None:
         banks = checkpoint.filter_banks

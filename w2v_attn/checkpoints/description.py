@@ -1,9 +1,9 @@
-"""What a checkpoint is, as rows for a table."""
+"""A summary of a checkpoint, as rows of a table."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from w2v_attn.checkpoints.adapters import has_adapters, languages, listed
+from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters, join_languages
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import vocabulary_languages
 
@@ -13,8 +13,8 @@ NORMS = {
 }
 
 
-def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """(name, value) of what a user wants to know before trusting a checkpoint."""
+def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) rows: format, architecture, sizes, input, language and the keys that did not match."""
     config, model = checkpoint.model.config, checkpoint.model
     yield "format", checkpoint.format
     yield "family", config.model_type
@@ -30,15 +30,16 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         yield "positions", positions
     yield "dtype", str(model.dtype).removeprefix("torch.")
     yield "sample rate", f"{checkpoint.sample_rate:,} Hz"
-    normalised = "mean 0, variance 1" if checkpoint.do_normalize else "as recorded"
+    normalized = "mean 0, variance 1" if checkpoint.do_normalize else "as recorded"
     read = "waveform" if checkpoint.filter_banks is None else f"{checkpoint.filter_banks.num_mel_bins} mel filters"
-    yield "input", f"{read}, {normalised} (says {checkpoint.normalize_from})"
+    yield "input", f"{read}, {normalized} (source: {checkpoint.normalize_source})"
     if has_adapters(config):
-        yield "language", checkpoint.language or "not known: neither the tokenizer nor model.language names it"
-        beside = languages(path.name for path in checkpoint.folder.iterdir())
-        yield "adapters", f"{config.adapter_attn_dim} channels in each block; in files here: {listed(beside) or 'none'}"
+        yield "language", checkpoint.language or "unknown: neither the tokenizer nor model.language names it"
+        available = adapter_languages(path.name for path in checkpoint.folder.iterdir())
+        files = join_languages(available) or "none"
+        yield "adapters", f"{config.adapter_attn_dim} channels in each block; adapter files: {files}"
         if spoken := vocabulary_languages(checkpoint.folder):
-            yield "vocabularies", f"{len(spoken):,}: {listed(spoken, 20)}"
+            yield "vocabularies", f"{len(spoken):,}: {join_languages(spoken, 20)}"
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 
@@ -51,13 +52,13 @@ def _frontend(config: Any) -> str:
 
 def _blocks(config: Any) -> str:
     if hasattr(config, "conv_depthwise_kernel_size"):
-        return "Conformer blocks, layer norm before each part"
+        return "Conformer blocks, layer norm before each module"
     stable = getattr(config, "do_stable_layer_norm", False)
     return "layer norm before each block" if stable else "layer norm after each block"
 
 
 def _positions(config: Any) -> str | None:
-    """What positions add to the scores; None where nothing is added."""
+    """Return what positions add to the attention scores; None if they add nothing."""
     if hasattr(config, "max_bucket_distance"):
         return f"a gated bias in {config.num_buckets} buckets, up to {config.max_bucket_distance} frames away"
     kind = getattr(config, "position_embeddings_type", None)

@@ -1,4 +1,4 @@
-"""The Hugging Face families whose attention we compute: `model_type` -> the class of their attention blocks."""
+"""Supported model families of Hugging Face: `model_type` -> module and class of the attention blocks."""
 
 FAMILIES = {
     "wav2vec2": ("transformers.models.wav2vec2.modeling_wav2vec2", "Wav2Vec2Attention"),
@@ -15,13 +15,13 @@ FAMILIES = {
     "sew": ("transformers.models.sew.modeling_sew", "SEWAttention"),
 }
 
-# Families that people will ask for, and why they are not above.
-REFUSED = {
-    "sew-d": "its disentangled attention adds to a score what the key says of its distance as well as what the query "
-    "says, in buckets, with a softmax and dropout of its own: another layer than ours",
+# Families that users may expect, and the reason why they are not supported.
+UNSUPPORTED = {
+    "sew-d": "its disentangled attention adds content-to-position and position-to-content terms to the scores, in "
+    "buckets, with its own softmax and dropout, which this layer does not compute",
 }
 
 
-def supported() -> str:
-    """The families as a sentence names them."""
+def supported_families() -> str:
+    """Return the supported families, separated by commas."""
     return ", ".join(FAMILIES)

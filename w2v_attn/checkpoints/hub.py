@@ -1,4 +1,4 @@
-"""A checkpoint's name -> the local folder that holds its files."""
+"""Local folders of checkpoints: paths, and hub ids in the cache or downloaded."""
 
 import os
 import socket
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 EXAMPLE_ID = "facebook/wav2vec2-base"
 
-# In the order of preference: safetensors cannot hold code.
+# In order of preference: safetensors files cannot contain code.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -20,10 +20,10 @@ WEIGHT_FILES = (
 
 
 def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
-    """The folder of a checkpoint: the one that is named, or the cached copy of a hub id, fetched if need be.
+    """Return the folder of a checkpoint: the given one, or the cache folder of a hub id, downloaded if necessary.
 
     Raises:
-        CheckpointError: there is no such folder, it holds no checkpoint, or the hub id cannot be had.
+        CheckpointError: The folder does not exist or contains no checkpoint, or the hub id cannot be downloaded.
     """
     source = os.fspath(checkpoint)
     folder = Path(os.path.expanduser(source))
@@ -32,14 +32,12 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
         return folder
     parts = source.split("/")
     if not source or len(parts) > 2 or source[0] in "./~\\" or any(part in ("", ".", "..") for part in parts):
-        raise CheckpointError(
-            f"there is no folder {source}. Give a folder that exists, or a hub id such as {EXAMPLE_ID}"
-        )
+        raise CheckpointError(f"there is no folder {source}. Give an existing folder, or a hub id such as {EXAMPLE_ID}")
     return _fetch(source, revision)
 
 
-def names_beside(source: str, folder: Path) -> list[str]:
-    """Names of the files of a checkpoint that `locate` found: in its folder, and on the hub where that answers."""
+def list_files(source: str, folder: Path) -> list[str]:
+    """Return the file names of a checkpoint that `locate` found: in its folder and, if reachable, on the hub."""
     here = [path.name for path in folder.iterdir()]
     if _is_local(source) or not _hub_answers():
         return here
@@ -51,21 +49,21 @@ def names_beside(source: str, folder: Path) -> list[str]:
         raise CheckpointError(f"the files of {source} cannot be listed: {first_line(error)}") from error
 
 
-def find_beside(source: str, folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these files that a checkpoint has; of a hub id it is fetched, of the same commit. None: it has none.
+def find_file(source: str, folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of these files that a checkpoint has, or None; download it from a hub id's commit if necessary.
 
     Raises:
-        CheckpointError: it may be on the hub, and cannot be fetched.
+        CheckpointError: The file may be on the hub and cannot be downloaded.
     """
     here = next((folder / name for name in names if (folder / name).is_file()), None)
     if here is not None or _is_local(source):
         return here
     if not _hub_answers():
         raise CheckpointError(
-            f"{names[0]} of {source} is not in the cache, and there is no connection to the hub: put it into a folder "
-            "with the checkpoint's files and name that: model=local model.checkpoint=/path/to/folder"
+            f"{names[0]} of {source} is not in the cache, and there is no connection to the hub: copy it into a folder "
+            "with the checkpoint's files and use that folder: model=local model.checkpoint=/path/to/folder"
         )
-    there = names_beside(source, folder)
+    there = list_files(source, folder)
     wanted = next((name for name in names if name in there), None)
     if wanted is None:
         return None
@@ -74,7 +72,7 @@ def find_beside(source: str, folder: Path, names: Sequence[str]) -> Path | None:
     try:
         return Path(hf_hub_download(source, wanted, revision=folder.name))
     except Exception as error:  # of huggingface_hub, of its HTTP client, of the file system
-        raise CheckpointError(f"{wanted} of {source} could not be fetched: {first_line(error)}") from error
+        raise CheckpointError(f"{wanted} of {source} could not be downloaded: {first_line(error)}") from error
 
 
 def _is_local(source: str) -> bool:
@@ -86,10 +84,10 @@ def _check_folder(folder: Path) -> None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{folder} is a folder without config.json (it holds: {found}). Expected a Hugging Face checkpoint: "
-            f"config.json and one of {', '.join(WEIGHT_FILES)}. One of fairseq's or torchaudio's is named by its file"
+            f"config.json and one of {', '.join(WEIGHT_FILES)}. For a fairseq or torchaudio checkpoint give its file"
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
+        raise CheckpointError(f"{folder} contains no weights: expected one of {', '.join(WEIGHT_FILES)}")
 
 
 def _fetch(hub_id: str, revision: str | None) -> Path:
@@ -104,14 +102,14 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
     except Exception as error:  # of huggingface_hub, of its HTTP client, of the file system
         why = first_line(error) if reachable else "there is no connection to it"
         raise CheckpointError(
-            f"{hub_id} is neither a folder here nor in the cache, and it could not be fetched from the hub: {why}. "
-            "Check the name, the access rights and the network; or put the checkpoint's files into a folder and name "
-            "that: model=local model.checkpoint=/path/to/folder"
+            f"{hub_id} is neither a local folder nor in the cache, and it could not be downloaded from the hub: {why}. "
+            "Check the name, the access rights and the network; or copy the checkpoint's files into a folder and use "
+            "that folder: model=local model.checkpoint=/path/to/folder"
         ) from error
 
 
 def _wanted(files: list[str]) -> list[str]:
-    """Configs, vocabularies and one format of the weights; not the copies for other frameworks."""
+    """Return the patterns of configs, vocabularies and one format of the weights, without other frameworks' copies."""
     weights = next((name for name in WEIGHT_FILES if name in files), "")
     if not weights.endswith(".index.json"):
         return ["*.json", "*.txt", weights]
@@ -120,13 +118,13 @@ def _wanted(files: list[str]) -> list[str]:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached, found out in seconds; its client would try for half a minute."""
+    """Return within seconds whether the hub can be reached; its client would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy knows
+        return True  # only the proxy can tell
     address = urlsplit(constants.ENDPOINT)
     try:
         with socket.create_connection((address.hostname, address.port or 443), timeout=5):

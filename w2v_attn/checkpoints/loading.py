@@ -1,4 +1,4 @@
-"""Checkpoints: a hub id, a folder, a file or a module of another format -> a stock model, every weight accounted for.
+"""Load a hub id, folder, file or module as a Hugging Face model with every weight accounted for.
 
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
@@ -17,25 +17,30 @@ import torch
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
-from w2v_attn.checkpoints.convert.detect import read
-from w2v_attn.checkpoints.convert.parts import Parts, make_config, make_model
-from w2v_attn.checkpoints.errors import CheckpointError, first_line, shown
-from w2v_attn.checkpoints.families import FAMILIES, REFUSED, supported
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
+from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
+from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint, make_config, make_model
+from w2v_attn.checkpoints.families import FAMILIES, UNSUPPORTED, supported_families
 from w2v_attn.checkpoints.hub import locate
-from w2v_attn.checkpoints.processor_files import copy_companions, write_companions
+from w2v_attn.checkpoints.processor_files import (
+    copy_processor_files,
+    read_filter_banks,
+    read_preprocessor,
+    write_processor_files,
+)
 from w2v_attn.checkpoints.tokenizers import target_language
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# What stands beside the encoder in checkpoints of these families: heads, quantisers, objectives.
+# Modules next to the encoder in checkpoints of these families: heads, quantizers, pre-training objectives.
 HEADS = frozenset(
     "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
     "pooled_score pooled_classifier".split()
 )
-# Only training uses it, and some checkpoints are saved without: stock transformers draws it anew in silence.
+# Used in training only. Some checkpoints lack it, and transformers then initializes it at random without a message.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
 
@@ -43,15 +48,19 @@ OPTIONAL = frozenset({"masked_spec_embed"})
 class Checkpoint:
     """A loaded checkpoint.
 
-    model: the stock transformers model, in evaluation mode.
-    source: hub id or path, as given. folder: where its config files are.
-    missing: parameters of the model that the checkpoint has not; only ones that extraction never reads.
-    unexpected: weights of the checkpoint that the model has no place for; only heads.
-    sample_rate: Hz. do_normalize: whether the input is brought to mean 0 and variance 1.
-    normalize_from: where that is known from, in words.
-    filter_banks: the extractor of what the model reads where that is no waveform, of transformers.
-    format: what it was read from, in words. kept: the folder, where it was made for this checkpoint and goes with it.
-    language: whose adapters the weights hold, as far as that is known; None also where there are no adapters.
+    Attributes:
+        model: The Hugging Face model, in evaluation mode.
+        source: Hub id or path, as given.
+        folder: The folder of its config files.
+        missing: Parameters of the model that the checkpoint lacks; only ones that extraction never reads.
+        unexpected: Weights of the checkpoint that the model lacks; only heads.
+        sample_rate: Hz.
+        do_normalize: Whether the input is normalized to mean 0 and variance 1.
+        normalize_source: Where `do_normalize` is known from, for people.
+        filter_banks: The transformers feature extractor of models that read filter banks; None for waveforms.
+        format: The format of the checkpoint, for people.
+        temporary_folder: `folder`, if it was created for this checkpoint; it is deleted together with this object.
+        language: The language of the adapters in the weights; None if there are no adapters or it is unknown.
     """
 
     model: Any
@@ -61,10 +70,10 @@ class Checkpoint:
     unexpected: tuple[str, ...]
     sample_rate: int
     do_normalize: bool
-    normalize_from: str
+    normalize_source: str
     filter_banks: Any = None
-    format: str = "Hugging Face's"
-    kept: "tempfile.TemporaryDirectory[str] | None" = None
+    format: str = "Hugging Face"
+    temporary_folder: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
 
 
@@ -76,31 +85,33 @@ def load_checkpoint(
     dtype: str = "float32",
     with_head: bool = False,
 ) -> Checkpoint:
-    """The model of a checkpoint, in the memory of the CPU.
+    """Load a checkpoint into CPU memory.
 
-    checkpoint: a hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in one
-        file or in shards, with old or new names of the weight norm, with or without a head. Or fairseq's `.pt` of
-        wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or torchaudio's: a file with a state dict, a folder
-        of `save_copy(…, format="torchaudio")`, or a live module.
-    revision: branch, tag or commit, for hub ids.
-    language: whose adapters are put in, for checkpoints that have them (MMS); None: those that its weights hold.
-    dtype: "float32", "float64", "bfloat16" or "float16".
-    with_head: load the architecture that the config names (a CTC model, a classifier, …), not the encoder alone.
+    Args:
+        checkpoint: A hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in
+            one file or in shards, with old or new names of the weight norm, with or without a head. Or a fairseq `.pt`
+            file of wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or, of torchaudio, a file with a state
+            dict, a folder written by `export_checkpoint(…, format="torchaudio")`, or a live module.
+        revision: Branch, tag or commit of a hub id.
+        language: The language whose adapters are loaded, for checkpoints that have adapters (MMS); None keeps those in
+            the weights.
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        with_head: Load the architecture that the config names (a CTC model, a classifier, …) instead of the encoder.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is of another family, it is damaged, a pickle in it holds more
-            than tensors, or weights are missing, mis-shaped or left over; or there is no adapter of the language.
+        CheckpointError: The checkpoint does not exist, its family is not supported, it is damaged, a pickle in it
+            contains more than tensors, weights are missing, mis-shaped or unexpected, or the language has no adapter.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    parts = read(checkpoint)
-    if parts is not None:
+    raw = read_raw_checkpoint(checkpoint)
+    if raw is not None:
         if language is not None:
             raise CheckpointError(
-                f"{parts.source} is in {parts.format} format, which has no adapters in files for languages: leave "
-                f"model.language out, or name an MMS checkpoint of Hugging Face's format such as {EXAMPLE_ID}"
+                f"{raw.source} is in {raw.format} format, which has no adapters for languages: leave model.language "
+                f"out, or use an MMS checkpoint in Hugging Face format such as {EXAMPLE_ID}"
             )
-        return _assemble(parts, DTYPES[dtype], with_head)
+        return _assemble(raw, DTYPES[dtype], with_head)
     assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
@@ -116,11 +127,11 @@ def load_checkpoint(
         load_adapter(model, adapter)
     elif has_adapters(config):
         language = target_language(folder)
-    filter_banks = _read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
+    filter_banks = read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
     if filter_banks is None:
-        sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+        sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     else:
-        sample_rate, do_normalize, normalize_from = filter_banks.sampling_rate, True, "the family: each filter's own"
+        sample_rate, do_normalize, normalize_source = filter_banks.sampling_rate, True, "the family, per filter"
     return Checkpoint(
         model.eval(),
         source,
@@ -129,41 +140,41 @@ def load_checkpoint(
         unexpected,
         sample_rate,
         do_normalize,
-        normalize_from,
+        normalize_source,
         filter_banks,
         language=language,
     )
 
 
-def _assemble(parts: Parts, dtype: torch.dtype, with_head: bool) -> Checkpoint:
-    """A checkpoint of another format as Hugging Face's, with the files of its folder made anew."""
-    if parts.config.get("model_type") not in FAMILIES:
+def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkpoint:
+    """Convert a checkpoint of another format; its config and processor files are written to a temporary folder."""
+    if raw.config.get("model_type") not in FAMILIES:
         raise CheckpointError(
-            f"{parts.source} is of the family “{parts.config.get('model_type')}”, which is not supported. "
-            f"Supported are: {supported()}"
+            f"{raw.source} is of the family “{raw.config.get('model_type')}”, which is not supported. "
+            f"Supported are: {supported_families()}"
         )
-    config = make_config(parts)
+    config = make_config(raw)
     model_class = _model_class(config, with_head)
-    logger.info("converting %s to %s", parts.source, model_class.__name__)
-    model, missing, unexpected = make_model(parts, model_class, config, dtype)
-    kept = tempfile.TemporaryDirectory(prefix="w2v-attn-")
-    folder = Path(kept.name)
-    if parts.folder is not None:
-        copy_companions(parts.folder, folder)
-    from_beside = (folder / "preprocessor_config.json").is_file()
-    write_companions(parts, config, folder)
-    sample_rate, do_normalize, normalize_from = _read_preprocessor(folder)
+    logger.info("converting %s to %s", raw.source, model_class.__name__)
+    model, missing, unexpected = make_model(raw, model_class, config, dtype)
+    temporary_folder = tempfile.TemporaryDirectory(prefix="w2v-attn-")
+    folder = Path(temporary_folder.name)
+    if raw.folder is not None:
+        copy_processor_files(raw.folder, folder)
+    has_config = (folder / "preprocessor_config.json").is_file()
+    write_processor_files(raw, config, folder)
+    sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
     return Checkpoint(
         model.eval(),
-        parts.source,
+        raw.source,
         folder,
         missing,
         unexpected,
         sample_rate,
         do_normalize,
-        normalize_from if from_beside else parts.normalize_from,
-        format=parts.format,
-        kept=kept,
+        normalize_source if has_config else raw.normalize_source,
+        format=raw.format,
+        temporary_folder=temporary_folder,
     )
 
 
@@ -172,7 +183,7 @@ def _read_config(folder: Path) -> Any:
 
     try:
         raw, _ = PretrainedConfig.get_config_dict(str(folder))
-    except Exception as error:  # it may hold any JSON at all
+    except Exception as error:  # it may contain any JSON value
         raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(
@@ -181,10 +192,10 @@ def _read_config(folder: Path) -> Any:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        reason = REFUSED.get(family) if isinstance(family, str) else None
+        reason = UNSUPPORTED.get(family) if isinstance(family, str) else None
         because = "" if reason is None else f": {reason}"
         raise CheckpointError(
-            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported()}"
+            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported_families()}"
         )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -217,26 +228,26 @@ def _read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtyp
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that all of them are listed below, not only the first
+            ignore_mismatched_sizes=True,  # so that all of them are reported below, not only the first
             weights_only=True,
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{folder} was refused: its weights are a pickle that is damaged or holds more than tensors, which could "
-            "run code when loaded. Nothing of it was run. Ask for a safetensors file of this checkpoint"
+            f"{folder} was refused: its weights are a pickle that is damaged or contains more than tensors, which "
+            "could run code when loaded. Nothing of it was run. Use a safetensors file of this checkpoint"
         ) from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Fetch the file again"
+            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Download the file again"
         ) from error
-    except Exception as error:  # sizes of 0, quantisation without its library, shards that are gone, …
+    except Exception as error:  # sizes of 0, quantization without its library, missing shards, …
         raise CheckpointError(f"the weights of {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def _check_keys(
     source: str, report: dict[str, Any], prefix: str, has_head: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(missing, unexpected) that are harmless; raises where one is not."""
+    """Return the harmless (missing, unexpected) keys; raise CheckpointError for any other."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     mismatched = sorted(report["mismatched_keys"], key=str)
     wrong = [f"missing: {key}" for key in missing if key.split(".")[-1] not in OPTIONAL]
@@ -246,61 +257,18 @@ def _check_keys(
         part = key.removeprefix(f"{prefix}.").split(".")[0]
         if part in OPTIONAL or (not in_encoder and not has_head and part in HEADS):
             continue
-        wrong.append(f"left over: {key}")
+        wrong.append(f"unexpected: {key}")
     if wrong:
         raise CheckpointError(
-            f"the weights of {source} are not those that its config.json describes:\n  {shown(wrong)}\n"
-            "Is config.json from another checkpoint, or were the weights saved in part?"
+            f"the weights of {source} do not match its config.json:\n  {list_lines(wrong)}\n"
+            "Is config.json from another checkpoint, or were the weights saved incompletely?"
         )
     return tuple(missing), tuple(unexpected)
 
 
-def has_preprocessor(folder: Path) -> bool:
-    """Whether a checkpoint says how its input is prepared."""
-    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
-
-
-def _read_filter_banks(folder: Path) -> Any:
-    """The extractor of filter banks, with what the preprocessor config says of it where there is one."""
-    from transformers import SeamlessM4TFeatureExtractor
-
-    if not has_preprocessor(folder):
-        return SeamlessM4TFeatureExtractor()
-    try:
-        extractor = SeamlessM4TFeatureExtractor.from_pretrained(str(folder))
-        valid = extractor.sampling_rate == 16_000 and extractor.stride > 0 and extractor.num_mel_bins > 0
-    except Exception as error:  # any JSON value may stand where a number is expected
-        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
-    if not valid:
-        raise CheckpointError(
-            f"the preprocessor config of {folder} is not valid: expected filters at 16000 Hz and a stride above 0, "
-            f"found {extractor.num_mel_bins!r} at {extractor.sampling_rate!r} Hz and {extractor.stride!r}"
-        )
-    return extractor
-
-
-def _read_preprocessor(folder: Path) -> tuple[int, bool, str]:
-    """(sample rate, do_normalize, where that is known from)."""
-    from transformers import Wav2Vec2FeatureExtractor
-
-    if not has_preprocessor(folder):
-        return 16_000, True, "the family's default: there is no preprocessor config"
-    try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
-    except Exception as error:  # any JSON value may stand where a number is expected
-        raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
-    rate, normalize = extractor.sampling_rate, extractor.do_normalize
-    if not isinstance(rate, int) or not 1000 <= rate <= 384_000 or not isinstance(normalize, bool):
-        raise CheckpointError(
-            f"the preprocessor config of {folder} is not valid: expected sampling_rate in Hz and do_normalize true or "
-            f"false, found {rate!r} and {normalize!r}"
-        )
-    return rate, normalize, "the preprocessor config"
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While open, transformers shows no bars and tables: what they say is returned here, or raised."""
+    """Suppress the progress bars and tables of transformers: this package returns or raises what they report."""
     from transformers.utils import logging as library
 
     level, had_bar = library.get_verbosity(), library.is_progress_bar_enabled()

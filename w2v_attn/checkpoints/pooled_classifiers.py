@@ -1,7 +1,7 @@
-"""Classifiers that pool frames by attention or by statistics, which stock transformers' mean over frames cannot.
+"""Classifiers that pool frames by attention or by statistics, where those of transformers take the mean.
 
-This file knows torch and transformers alone: a copy of it goes into the folder of such a model, so that stock
-transformers loads it without this package: `pipeline("audio-classification", folder, trust_remote_code=True)`.
+This file imports only torch and transformers: it is copied into the folder of such a model, so that transformers loads
+the model without this package: `pipeline("audio-classification", folder, trust_remote_code=True)`.
 
 Source: attention pooling: P. Safari et al., "Self-Attention Encoding and Pooling for Speaker Recognition", section 2.2;
 statistics: D. Snyder et al., "X-Vectors", section 2.1.
@@ -20,9 +20,10 @@ SUFFIX = "Pooled"
 
 
 class PooledClassification:
-    """Stock's classifier of a family with another pooling; `config.pooling` says which.
+    """A sequence classifier of a Hugging Face family with another pooling, given by `config.pooling`.
 
-    The names of its head are its own, so that stock's class cannot take its weights for a mean's in silence.
+    The head's parameters have names of their own, so that the original class cannot silently load them as those of
+    mean pooling.
     """
 
     config: Any
@@ -37,7 +38,7 @@ class PooledClassification:
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
-        """Logits [B, labels] of waveforms [B, samples]; attention_mask: [B, samples], 1 = a real sample."""
+        """Return the logits [B, labels] of waveforms [B, samples]; attention_mask: [B, samples], 1 = a real sample."""
         weighted = self.config.use_weighted_layer_sum
         base = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
         wanted = {"output_hidden_states": True} if weighted else {}
@@ -51,7 +52,7 @@ class PooledClassification:
             real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         else:
             lengths = self._get_feat_extract_output_lengths(attention_mask.sum(-1))  # type: ignore[attr-defined]
-            if weighted:  # SEW's layers have one frame for some
+            if weighted:  # the layers of SEW have one frame for several
                 lengths = lengths // getattr(self.config, "squeeze_factor", 1)
             real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
         logits = self.pooled_classifier(self._pool(hidden, real))
@@ -59,7 +60,7 @@ class PooledClassification:
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
 
     def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
-        """[B, T, C], bool [B, T] -> [B, C], or [B, 2 C] of mean and deviation."""
+        """Pool hidden states [B, T, C] with a mask, bool [B, T], to [B, C], or to [B, 2 C] of mean and deviation."""
         if self.pooled_score is not None:
             scores = self.pooled_score(hidden)[..., 0].masked_fill(~real, float("-inf"))
             return (scores.float().softmax(-1).to(hidden.dtype)[..., None] * hidden).sum(1)
@@ -70,7 +71,7 @@ class PooledClassification:
 
 
 def pooled_class(stock: type) -> type:
-    """The class of a family's classifier with another pooling, made once from stock's."""
+    """Return the pooled subclass of a Hugging Face sequence classifier; each subclass is created once."""
     name = stock.__name__.replace("ForSequenceClassification", f"{SUFFIX}ForSequenceClassification")
     made = sys.modules[__name__].__dict__.get(name)
     if made is None:
@@ -82,7 +83,7 @@ def pooled_class(stock: type) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """Makes the class when somebody asks for it by name, as transformers and pickle do."""
+    """Create a pooled class on access by name, as transformers and pickle access it."""
     stock = getattr(transformers, name.replace(SUFFIX, ""), None) if SUFFIX in name else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

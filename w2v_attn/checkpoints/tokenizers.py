@@ -1,73 +1,75 @@
-"""The vocabulary of a CTC checkpoint, also one for each of many languages, as MMS has them."""
+"""Tokenizers of CTC checkpoints, with one vocabulary or with one per language (MMS)."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.checkpoints.adapters import listed
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.adapters import join_languages
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
 
 
 def read_tokenizer(folder: Path, language: str | None = None, *, source: str | None = None) -> Any:
-    """Stock's tokenizer of a CTC checkpoint.
+    """Return the `Wav2Vec2CTCTokenizer` of a CTC checkpoint.
 
-    folder: where its files are. source: the checkpoint's name for messages, where that is not the folder.
-    language: whose vocabulary, where there is one for each language; None: the one that the tokenizer names itself.
+    Args:
+        folder: The folder of its files.
+        language: The language of the vocabulary, if there is one per language; None: the tokenizer's target language.
+        source: The checkpoint's name in messages, if it is not the folder.
 
     Raises:
-        CheckpointError: there is no vocabulary, it cannot be read, or there is none of this language.
+        CheckpointError: There is no vocabulary, it cannot be read, or there is none for this language.
     """
     from transformers import Wav2Vec2CTCTokenizer
 
     source = source or str(folder)
     if not any((folder / name).is_file() for name in FILES):
         raise CheckpointError(
-            f"{source} has a CTC head but no vocabulary: expected vocab.json beside the weights, or beside "
-            "fairseq's dict.ltr.txt"
+            f"{source} has a CTC head but no vocabulary: expected vocab.json next to the weights, or dict.ltr.txt next "
+            "to a fairseq file"
         )
     there, language = vocabulary_languages(folder), language or target_language(folder)
     if language is not None:
         _check_language(source, there, language)
     elif there:
         raise CheckpointError(
-            f"{source} has a vocabulary for each of several languages, and its tokenizer_config.json says none: name "
-            f"one with model.language=, of {listed(there)}"
+            f"{source} has a vocabulary for each of several languages, and its tokenizer_config.json selects none: "
+            f"name one with model.language=, of {join_languages(there)}"
         )
     try:
         if language is None:
             return Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
         tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), target_lang=language)
-        tokenizer.set_target_lang(language)  # so that no long symbol of the language that was saved stays
-    except Exception as error:  # any JSON may stand in these files
+        tokenizer.set_target_lang(language)  # drops the multi-character symbols of the saved language
+    except Exception as error:  # these files may contain any JSON
         raise CheckpointError(f"the vocabulary of {source} cannot be read: {first_line(error)}") from error
     return tokenizer
 
 
 def vocabulary_languages(folder: Path) -> list[str]:
-    """The languages that a folder has vocabularies of, sorted; none where its one vocabulary is of no named language.
+    """Return the languages of the vocabularies in a folder, sorted; empty if it has one vocabulary without a language.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: The vocabulary cannot be read.
     """
     vocabulary = _json(folder / VOCABULARY)
     return sorted(name for name, value in vocabulary.items() if isinstance(value, dict))
 
 
 def target_language(folder: Path) -> str | None:
-    """The language that the tokenizer of a folder says the weights are of; None where it names none.
+    """Return the language of the weights according to the tokenizer config of a folder; None if it names none.
 
     Raises:
-        CheckpointError: its config cannot be read.
+        CheckpointError: The tokenizer config cannot be read.
     """
     found = _json(folder / CONFIG).get("target_lang")
     return found if isinstance(found, str) and found else None
 
 
-def in_language(tokenizer: Any, language: str) -> Any:
-    """The tokenizer with its symbols as the only vocabulary there is, that of a language, as adapters want it."""
+def restrict_to_language(tokenizer: Any, language: str) -> Any:
+    """Make the symbols of a tokenizer the vocabulary of one language, in place, as adapters require; return it."""
     tokenizer.vocab = {language: tokenizer.encoder}
     tokenizer.target_lang = tokenizer.init_kwargs["target_lang"] = language
     return tokenizer
@@ -76,15 +78,17 @@ def in_language(tokenizer: Any, language: str) -> Any:
 def _check_language(source: str, there: list[str], language: str) -> None:
     if not there:
         raise CheckpointError(
-            f"{source} has one vocabulary, which does not say whose it is: expected one for each language in "
-            f"vocab.json, {language} among them. Where the weights are of that language, leave model.language out"
+            f"{source} has one vocabulary, which does not name its language: expected one for each language in "
+            f"vocab.json, {language} among them. If the weights are for that language, leave model.language out"
         )
     if language not in there:
-        raise CheckpointError(f"{source} has no vocabulary for the language “{language}”, only for {listed(there)}")
+        raise CheckpointError(
+            f"{source} has no vocabulary for the language “{language}”, only for {join_languages(there)}"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file says; nothing where there is none. Raises CheckpointError where it cannot be read."""
+    """Return the object in a JSON file, empty if there is no such file. Raises CheckpointError."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Weight norms taken off a model and put on again, to the bit: torch's parametrized modules cannot be pickled."""
+"""Remove weight norms from a model and restore them bit for bit: parametrized modules cannot be pickled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,14 @@ from torch.nn.utils import parametrizations
 
 @dataclass(frozen=True)
 class WeightNorm:
-    """The weight norm of one module. name: of the module. dim: which is normalised. originals: its two parameters."""
+    """The weight norm of one module.
+
+    Attributes:
+        name: Name of the module.
+        dim: The dimension that is normalized.
+        originals: Its two parameters, norm and direction.
+        requires_grad: Whether each of them is trained.
+    """
 
     name: str
     dim: int
@@ -18,8 +25,11 @@ class WeightNorm:
     requires_grad: tuple[bool, bool]
 
 
-def take_off(model: nn.Module) -> list[WeightNorm]:
-    """Makes plain weights of the weights with a norm, in place; other parametrizations stay."""
+def remove_weight_norms(model: nn.Module) -> list[WeightNorm]:
+    """Replace weights with a weight norm by plain weights, in place, and return the norms.
+
+    Other parametrizations are kept.
+    """
     found = []
     for name, module in model.named_modules():
         parametrization = _weight_norm(module)
@@ -33,8 +43,8 @@ def take_off(model: nn.Module) -> list[WeightNorm]:
     return found
 
 
-def put_on(model: nn.Module, norms: list[WeightNorm]) -> None:
-    """Undoes `take_off`."""
+def restore_weight_norms(model: nn.Module, norms: list[WeightNorm]) -> None:
+    """Undo `remove_weight_norms`, in place."""
     for norm in norms:
         module = model.get_submodule(norm.name)
         parametrization = _weight_norm(parametrizations.weight_norm(module, dim=norm.dim))
@@ -47,7 +57,7 @@ def put_on(model: nn.Module, norms: list[WeightNorm]) -> None:
 
 
 def _weight_norm(module: Any) -> Any:
-    """The parametrization of a module's weight, where it is a weight norm and there is no other; else None."""
+    """Return the parametrization of a module's weight if it is a weight norm and the only one, else None."""
     found = getattr(module, "parametrizations", None)
     if not isinstance(found, nn.ModuleDict) or list(found) != ["weight"]:
         return None
@@ -56,11 +66,11 @@ def _weight_norm(module: Any) -> Any:
 
 
 def _make_plain(module: Any) -> None:
-    """Not by torch's `remove_parametrizations`: it changes the class, which copies of a module share."""
+    """Make a weight plain without `remove_parametrizations`, which changes the class that copies of a module share."""
     weight, module.__class__ = module.weight.detach(), type(module).__bases__[0]
     del module.parametrizations
     module.weight = nn.Parameter(weight)
-    # torch's own, for checkpoints with old names of the norm; a function that pickle cannot name.
+    # torch adds this hook for checkpoints with the old names of the norm; pickle cannot store it.
     for number, hook in list(module._load_state_dict_pre_hooks.items()):
         if "weight_norm" in getattr(hook, "__qualname__", getattr(hook.hook, "__qualname__", "")):
             del module._load_state_dict_pre_hooks[number]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from w2v_attn import folders
-from w2v_attn.checkpoints.demo import DEMO_WARNING, is_demo
+from w2v_attn.checkpoints.demo_checkpoint import DEMO_WARNING, is_demo
 from w2v_attn.cli.process import is_first
 from w2v_attn.corpus.rows import Row
 

@@ -9,10 +9,9 @@ from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Corpus
 from w2v_attn.patching.replace import backend_in_use
-from w2v_attn.training.evaluating import evaluate_corpus, task_of
-from w2v_attn.training.evaluation import measure
+from w2v_attn.training.evaluation import evaluate_corpus, measure, task_of
+from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.options import CtcOptions
-from w2v_attn.training.predictions import Prediction
 from w2v_attn.transcription.recognizer import load_recognizer
 
 

@@ -9,9 +9,9 @@ from w2v_attn.cli.demo import warn_of_demo_on_paths
 from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, is_first
 from w2v_attn.cli.progress import TrainingProgress
 from w2v_attn.training import options
-from w2v_attn.training.errors import TrainingError
-from w2v_attn.training.run import finetune, leave_other_processes
-from w2v_attn.training.tasks.choice import TASKS
+from w2v_attn.training.finetuning import destroy_process_group, finetune
+from w2v_attn.training.tasks.task_registry import TASKS
+from w2v_attn.training.training_errors import TrainingError
 
 
 def run(config: Any) -> int:
@@ -19,16 +19,16 @@ def run(config: Any) -> int:
     output, recipe = values.folder(config, "output"), recipe_of(config)
     given = (recipe.data.train, recipe.data.valid, recipe.data.test)
     warn_of_demo_on_paths(recipe.checkpoint, [Path(str(path)) for path in given if path is not None])
-    with Interruption() as interruption, TrainingProgress(lambda: interruption.code is not None) as watcher:
+    with Interruption() as interruption, TrainingProgress(lambda: interruption.code is not None) as listener:
         try:
-            done = finetune(recipe, output, watcher)
+            done = finetune(recipe, output, listener)
         except TrainingError as error:
             print(f"stopped: {error}", file=sys.stderr)
             return SOME_FAILED
         except KeyboardInterrupt:
             return interruption.code or INTERRUPTED
         finally:
-            leave_other_processes()
+            destroy_process_group()
     if done.interrupted:
         print("interrupted: a checkpoint is saved; the same command resumes from it", file=sys.stderr)
         return interruption.code or TERMINATED
@@ -38,7 +38,7 @@ def run(config: Any) -> int:
         console.show(f"On {split}", [(name, f"{value:.4f}") for name, value in metrics.items()])
     if done.warning is not None:
         print(f"warning: {done.warning}", file=sys.stderr)
-    rows = [("best step", str(done.update)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
+    rows = [("best step", str(done.step)), ("time", f"{done.seconds:.0f} s"), ("model", str(output))]
     console.show("Fine-tuned", rows)
     return DONE if done.warning is None else SOME_FAILED
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from w2v_attn.checkpoints.description import describe
-from w2v_attn.checkpoints.export import check_destination, check_format, save_copy
+from w2v_attn.checkpoints.description import describe_checkpoint
+from w2v_attn.checkpoints.export import check_export_folder, check_export_format, export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.cli import console, values
 from w2v_attn.cli.process import DONE
@@ -14,9 +14,9 @@ from w2v_attn.patching.replace import backend_in_use, replace_attention
 def run(config: Any) -> int:
     """Load a checkpoint, save the requested copy, show what was loaded, and return the exit code."""
     output, format = values.path_or_none(config, "output"), str(config.format)
-    check_format(format)
+    check_export_format(format)
     if output is not None:
-        check_destination(output)
+        check_export_folder(output)
     elif format != "huggingface":
         raise ValueError(f"format={format} is the format of a copy: name its folder with output=FOLDER")
     device = find_device(str(config.device))
@@ -28,10 +28,10 @@ def run(config: Any) -> int:
         with_head=True,
     )
     if output is not None:
-        save_copy(checkpoint, output, format=format)
+        export_checkpoint(checkpoint, output, format=format)
     model = replace_attention(checkpoint.model, backend=config.attention.backend).to(device)
     rows: list[tuple[str, object]] = [
-        *describe(checkpoint),
+        *describe_checkpoint(checkpoint),
         ("attention", f"{backend_in_use(model)} on {device}"),
     ]
     if output is not None:

@@ -148,7 +148,7 @@ class ProgressLine:
 
 
 class TrainingProgress:
-    """Takes the part of `finetuning.watching.Watcher`: the report, a line or a bar with time left, each validation.
+    """Shows a training run (a `TrainingListener`): the report, a line or a bar with time left, each validation.
 
     interrupted: whether somebody asked for the end.
     """
@@ -158,7 +158,7 @@ class TrainingProgress:
         self._screen = console.console(stderr=True)
         self._bar: Progress | None = None
         self._started, self._lines = time.monotonic(), PlainLines()
-        self._first = self._updates = 0
+        self._first = self._steps = 0
 
     def __enter__(self) -> "TrainingProgress":
         return self
@@ -166,32 +166,32 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def surveyed(self, rows: Iterable[tuple[str, str]]) -> None:
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
         """The report before training."""
         self._stop()
         console.show("Before training", rows)
 
-    def reading(self, done: int, total: int) -> None:
+    def on_recordings_read(self, done: int, total: int) -> None:
         """So many recordings were read."""
         self._show(done, total, "recordings read")
 
-    def begun(self, update: int, updates: int) -> None:
-        """Training begins after so many updates."""
+    def on_train_begin(self, step: int, max_steps: int) -> None:
+        """Training begins after so many steps."""
         self._stop()
-        self._first, self._updates, self._started = update, updates, time.monotonic()
-        if update:
-            self._print(f"goes on after update {update} of {updates}")
+        self._first, self._steps, self._started = step, max_steps, time.monotonic()
+        if step:
+            self._print(f"resumes after step {step} of {max_steps}")
 
-    def updated(self, update: int, loss: float) -> None:
-        """Updates are done."""
-        self._show(update, self._updates, f"updates, loss {loss:.3f}", self._first)
+    def on_step(self, step: int, loss: float) -> None:
+        """Steps are done."""
+        self._show(step, self._steps, f"steps, loss {loss:.3f}", self._first)
 
-    def evaluated(self, update: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
+    def on_evaluate(self, step: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
         """A validation is done."""
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._print(f"update {update}: {said}{' (the best so far)' if best else ''}")
+        self._print(f"step {step}: {said}{' (the best so far)' if best else ''}")
         if warning:
-            self._print(f"update {update}: {warning}")
+            self._print(f"step {step}: {warning}")
 
     def _show(self, done: int, total: int, what: str, first: int = 0) -> None:
         if sys.stderr.isatty():

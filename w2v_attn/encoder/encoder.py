@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
-from w2v_attn.checkpoints.demo import DEMO_WARNING, is_demo_config
+from w2v_attn.checkpoints.demo_checkpoint import DEMO_WARNING, is_demo_config
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD

@@ -99,7 +99,9 @@ class WaveformModel:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         model = copy.deepcopy(self.model, memo)
-        vars(made).update(vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, kept=None))
+        vars(made).update(
+            vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, temporary_folder=None)
+        )
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,14 +110,14 @@ class WaveformModel:
         torch pickles no parametrized modules, so weight norms are taken off a copy of the model and put back later.
         """
         state = {**vars(self), "_model": copy.deepcopy(self.model)}
-        state["_weight_norms"] = weight_norms.take_off(state["_model"])
-        state["checkpoint"] = replace(self.checkpoint, model=None, kept=None)
+        state["_weight_norms"] = weight_norms.remove_weight_norms(state["_model"])
+        state["checkpoint"] = replace(self.checkpoint, model=None, temporary_folder=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         norms = state.pop("_weight_norms")
         vars(self).update(state)
-        weight_norms.put_on(self._model, norms)
+        weight_norms.restore_weight_norms(self._model, norms)
         self.checkpoint = replace(self.checkpoint, model=self._model)
 
     @property

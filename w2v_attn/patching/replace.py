@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from w2v_attn.attention.backends import select
 from w2v_attn.attention.layer import MultiHeadSelfAttention
-from w2v_attn.checkpoints.families import FAMILIES, REFUSED, supported
+from w2v_attn.checkpoints.families import FAMILIES, UNSUPPORTED, supported_families
 from w2v_attn.patching.attention_blocks import HuggingFaceAttention, ours_for
 from w2v_attn.patching.class_swap import stock_class
 from w2v_attn.patching.compat import attention_contract, check
@@ -48,13 +48,15 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
     select.check_backend(backend)
     blocks = [module for module in model.modules() if _stock_class(module) is not None]
     if not blocks:
-        refused = REFUSED.get(str(getattr(getattr(model, "config", None), "model_type", None)))
+        refused = UNSUPPORTED.get(str(getattr(getattr(model, "config", None), "model_type", None)))
         if refused is not None:
-            raise ValueError(f"{type(model).__name__} cannot be served: {refused}. Supported are {supported()}")
+            raise ValueError(
+                f"{type(model).__name__} cannot be served: {refused}. Supported are {supported_families()}"
+            )
         raise ValueError(
             f"found no attention block to replace in {type(model).__name__}, with transformers "
             f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
-            f"head: {supported()}"
+            f"head: {supported_families()}"
         )
     check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
     _check_whole(model, blocks)

@@ -1,1 +1,1 @@
-"""Fine-tuning: rows and a recipe in, a Hugging Face folder out. transformers' Trainer runs the loop."""
+"""Fine-tuning: a recipe becomes a trained model folder; evaluation of labelled recordings."""

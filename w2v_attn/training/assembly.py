@@ -1,4 +1,4 @@
-"""What a run trains with: the model made ready, its data, what validates it, and the trainer around them."""
+"""Assembly of a trainer: the patched model, its data, its validation and its callbacks."""
 
 import dataclasses
 from pathlib import Path
@@ -7,53 +7,64 @@ from typing import Any
 import torch
 
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.training import frontend, layerdrop, spec_augment
-from w2v_attn.training.augmentation import Augmentation
-from w2v_attn.training.batches import Batches
-from w2v_attn.training.callbacks import FrozenUpdates, Patience, Reporting
-from w2v_attn.training.dataset import Collate, Recordings
+from w2v_attn.training.callbacks import EarlyStopping, FreezeEncoder, ListenerCallback, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
+from w2v_attn.training.optimization import add_lora, freeze, parameter_groups
 from w2v_attn.training.options import Recipe
-from w2v_attn.training.parameters import add_lora, freeze, parameter_groups
-from w2v_attn.training.preflight import Survey
+from w2v_attn.training.preflight import DataScan
+from w2v_attn.training.regularization import patch_layerdrop, patch_spec_augment
+from w2v_attn.training.speech_dataset import Augmentation, LengthBatchSampler, PaddingCollator, SpeechDataset
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.trainer import SpeechTrainer
-from w2v_attn.training.watching import Watcher
+from w2v_attn.training.unpadded_frontend import patch_frontend
 
 
 def build_trainer(
     recipe: Recipe,
     task: Task,
     audio: Checkpoint,
-    found: Survey,
+    found: DataScan,
     augmentation: Augmentation,
     args: Any,
     output: Path,
-    watcher: Watcher,
-) -> tuple[SpeechTrainer, Reporting]:
-    """The trainer of a run with all that the recipe wants in it, and what knows whether it was stopped.
+    listener: TrainingListener,
+) -> tuple[SpeechTrainer, ListenerCallback]:
+    """Build the trainer of a run.
+
+    Args:
+        recipe: The recipe.
+        task: The task.
+        audio: The model with the task's head, and how it expects its waveforms.
+        found: The usable recordings.
+        augmentation: Changes of the training recordings.
+        args: TrainingArguments.
+        output: The run folder.
+        listener: Receives progress.
+
+    Returns:
+        The trainer, and the callback whose `stopped` says whether the run was interrupted.
 
     Raises:
-        ValueError: the recipe asks for parameters that the model has not.
+        ValueError: The recipe names parameters that the model lacks.
     """
     from transformers import PrinterCallback
 
     training, model, prefix = recipe.training, audio.model, audio.model.base_model_prefix
     frames_of = model._get_feat_extract_output_lengths
     freeze(model, training.freeze)
-    frontend.install(model)
-    spec_augment.install(model)
-    layerdrop.install(model, keep_gradients=args.world_size > 1)
+    patch_frontend(model)
+    patch_spec_augment(model)
+    patch_layerdrop(model, keep_gradients=args.world_size > 1)
     if training.gradient_checkpointing:
         _checkpoint_activations(model)
     if training.lora.rank > 0:
         model = add_lora(model, training.lora)
-    parameter_groups(model, recipe.optimizer)  # what it refuses is refused before training
+    parameter_groups(model, recipe.optimizer)  # raises before training for invalid options
     audio = dataclasses.replace(audio, model=model)
     recognizer = task.recognizer(audio, args.device, recipe.backend)
 
     rows = found.splits.train
-    recordings = Recordings(
+    recordings = SpeechDataset(
         rows,
         task,
         augmentation,
@@ -63,13 +74,13 @@ def build_trainer(
         keep=args.dataloader_num_workers == 0,
     )
     longest = max(1.0, augmentation.longest_factor)
-    batches = Batches(
+    batches = LengthBatchSampler(
         [found.seconds[f"train {row.id}"] * longest + 2 * recipe.augmentation.silence for row in rows],
         training.batch_seconds,
         training.max_steps * training.gradient_accumulation_steps,
         seed=recipe.seed,
         rank=args.process_index,
-        processes=args.world_size,
+        world_size=args.world_size,
         classes=task.classes(rows) if recipe.data.balance else None,
     )
 
@@ -79,17 +90,17 @@ def build_trainer(
             found.splits.valid,
             task,
             rank=args.process_index,
-            processes=args.world_size,
+            world_size=args.world_size,
             gather=trainer.gather,
         )
         return measure(task, predictions), task.warning(predictions)
 
-    reporting = Reporting(watcher, lambda here: _any(here, args))
+    reporting = ListenerCallback(listener, lambda here: _any_process(here, args))
     callbacks: list[Any] = [reporting]
     if training.freeze_encoder_steps > 0:
-        callbacks.append(FrozenUpdates(prefix, training.freeze_encoder_steps))
+        callbacks.append(FreezeEncoder(prefix, training.freeze_encoder_steps))
     if training.early_stopping_patience > 0:
-        callbacks.append(Patience(f"eval_{task.best}", training.early_stopping_patience))
+        callbacks.append(EarlyStopping(f"eval_{task.best_metric}", training.early_stopping_patience))
     if args.process_index == 0:
         callbacks.append(_tensorboard(output))
     trainer = SpeechTrainer(
@@ -98,19 +109,19 @@ def build_trainer(
         task,
         recordings=recordings,
         batches=batches,
-        collate=Collate(frames_of),
+        collate=PaddingCollator(frames_of),
         optimizer=recipe.optimizer,
         validate=validate,
-        watcher=watcher,
+        listener=listener,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints
-    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # processes drop different things
+    torch.manual_seed(recipe.seed * 1000 + args.process_index)  # dropout differs between processes
     return trainer, reporting
 
 
 def _checkpoint_activations(model: Any) -> None:
-    """Blocks are computed again in the backward instead of kept; transformers 5.23 calls that otherwise than 5.17."""
+    """Recompute blocks in the backward; transformers 5.23 and 5.17 have different names for it."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
@@ -124,7 +135,7 @@ def _tensorboard(output: Path) -> Any:
     return TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))
 
 
-def _any(here: bool, args: Any) -> bool:
+def _any_process(here: bool, args: Any) -> bool:
     if args.world_size == 1:
         return here
     flag = torch.tensor(int(here), device=args.device)

@@ -1,26 +1,71 @@
-"""What happens between the updates: frozen ones, an early end, and what is told."""
+"""Callbacks of training: freezing the encoder, early stopping, and listeners that show progress."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import TrainerCallback
 
-from w2v_attn.training.watching import Watcher
+
+class TrainingListener(Protocol):
+    """What a training run reports to; see `cli.progress` for the one that shows it to people."""
+
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Receive the report on the data before training, as rows (name, value)."""
+
+    def on_recordings_read(self, done: int, total: int) -> None:
+        """Receive how many recordings are read before training."""
+
+    def on_train_begin(self, step: int, max_steps: int) -> None:
+        """Training begins, or resumes, after `step` steps."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """A step of the optimizer is done; loss: mean of its recordings."""
+
+    def on_evaluate(self, step: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
+        """A validation is done; best: whether it is the best so far."""
+
+    def interrupted(self) -> bool:
+        """Return whether training should save a checkpoint and end."""
+        ...
 
 
-class FrozenUpdates(TrainerCallback):
-    """In the first updates only the head is trained. Source: wav2vec 2.0, section 4.3: 10,000 updates.
+class SilentListener:
+    """A listener that shows nothing. asks: another listener that still decides whether training should end."""
 
-    prefix: the name of the encoder in the model, whatever is wrapped around it.
+    def __init__(self, asks: TrainingListener | None = None):
+        self._asks = asks
+
+    def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None: ...
+
+    def on_recordings_read(self, done: int, total: int) -> None: ...
+
+    def on_train_begin(self, step: int, max_steps: int) -> None: ...
+
+    def on_step(self, step: int, loss: float) -> None: ...
+
+    def on_evaluate(self, step: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None: ...
+
+    def interrupted(self) -> bool:
+        return self._asks is not None and self._asks.interrupted()
+
+
+class FreezeEncoder(TrainerCallback):
+    """Train only the head in the first steps.
+
+    Source: wav2vec 2.0, section 4.3, with 10,000 steps.
+
+    Args:
+        prefix: The name of the encoder in the model, without the names that wrappers add.
+        steps: The number of steps.
     """
 
-    def __init__(self, prefix: str, updates: int):
-        self._prefix, self._updates = prefix, updates
+    def __init__(self, prefix: str, steps: int):
+        self._prefix, self._steps = prefix, steps
         self._parameters: list[nn.Parameter] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        # Now, when nothing replaces parameters any more.
+        # Only now: wrappers such as FSDP replace parameters before this point.
         self._parameters = [
             parameter
             for name, parameter in model.named_parameters()
@@ -28,13 +73,13 @@ class FrozenUpdates(TrainerCallback):
         ]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trained = state.global_step >= self._updates
+        trained = state.global_step >= self._steps
         for parameter in self._parameters:
             parameter.requires_grad_(trained)
 
 
-class Patience(TrainerCallback):
-    """Ends training after so many validations without a better one; counted from the log, which checkpoints keep."""
+class EarlyStopping(TrainerCallback):
+    """Stop training after `validations` validations without a better one, counted from the log in the checkpoints."""
 
     def __init__(self, metric: str, validations: int):
         self._metric, self._validations = metric, validations
@@ -51,22 +96,22 @@ class Patience(TrainerCallback):
             control.should_training_stop = True
 
 
-class Reporting(TrainerCallback):
-    """Tells the watcher, and ends training with a checkpoint when the watcher asks for it."""
+class ListenerCallback(TrainerCallback):
+    """Report to a listener, and end training with a checkpoint when the listener asks for it."""
 
-    def __init__(self, watcher: Watcher, anybody: Callable[[bool], bool]):
-        """anybody: whether it is so in any of the processes."""
-        self._watcher, self._anybody = watcher, anybody
+    def __init__(self, listener: TrainingListener, anybody: Callable[[bool], bool]):
+        """anybody: returns whether its argument is true in any process."""
+        self._listener, self._anybody = listener, anybody
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._watcher.begun(state.global_step, state.max_steps)
+        self._listener.on_train_begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._anybody(self._watcher.interrupted()):
+        if self._anybody(self._listener.interrupted()):
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._watcher.updated(state.global_step, logs["loss"])
+            self._listener.on_step(state.global_step, logs["loss"])

@@ -1,18 +1,41 @@
-"""How far what was said is from what should have been."""
+"""Predictions of labelled recordings, and error rates between references and hypotheses."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
 import numpy as np
 
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.corpus.rows import Row
+from w2v_attn.transcription.recognizer import Label, Transcript
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of one labelled recording.
+
+    Attributes:
+        row: The recording.
+        reference: Its text or label, normalized.
+        hypothesis: The predicted text or label, in the same form.
+        found: The complete output of the recognizer.
+        loss: The loss of this recording; None if it cannot be computed.
+    """
+
+    row: Row
+    reference: str
+    hypothesis: str
+    found: Transcript | Label
+    loss: float | None = None
 
 
 def transcription_metrics(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-    """wer, cer: errors of all recordings by words (characters) of all references. exact: the share without any error.
+    """Return word and character error rates, and the shares of exact matches and of empty hypotheses.
 
-    Where a reference is empty, every word that was heard is an error. Where all are, the rates are errors a recording.
+    wer, cer: errors of all recordings divided by words (characters) of all references. exact: the share of exact
+    matches. If a reference is empty, every recognized word is an error. If all are empty, the rates are errors per
+    recording.
     """
     errors = [_errors(r, h) for r, h in zip(references, hypotheses, strict=True)]
     words, characters = sum(len(r.split()) for r in references), sum(len(r) for r in references)
@@ -25,12 +48,12 @@ def transcription_metrics(references: Sequence[str], hypotheses: Sequence[str]) 
 
 
 def utterance_error(reference: str, hypothesis: str) -> float:
-    """The word error rate of one recording."""
+    """Return the word error rate of one recording."""
     return _errors(reference, hypothesis)[0] / max(1, len(reference.split()))
 
 
 def _errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """(word, character) errors: substitutions, deletions and insertions."""
+    """Return (word, character) errors: substitutions, deletions and insertions."""
     if not reference:
         return len(hypothesis.split()), len(hypothesis)
     words = jiwer.process_words(reference, hypothesis)
@@ -42,7 +65,7 @@ def _errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 
 def classification_metrics(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-    """accuracy; error: 1 − accuracy; macro_f1: the mean over labels of the harmonic mean of precision and recall."""
+    """Return accuracy, error = 1 − accuracy, and macro_f1, the mean over labels of the F1 score."""
     pairs = list(zip(references, hypotheses, strict=True))
     scores = []
     for label in sorted({*references, *hypotheses}):
@@ -54,7 +77,7 @@ def classification_metrics(references: Sequence[str], hypotheses: Sequence[str])
 
 
 def write_alignments(predictions: Sequence[Prediction], folder: Path) -> None:
-    """`alignments.txt`: reference over hypothesis, word under word, with what is wrong marked; the worst first."""
+    """Write `alignments.txt`: references and hypotheses aligned word by word with errors marked, in the given order."""
     lines = []
     for prediction in predictions:
         rate = utterance_error(prediction.reference, prediction.hypothesis)

@@ -1,19 +1,19 @@
-"""What a run leaves: a folder that stock transformers loads, with its card, curves, metrics and predictions."""
+"""The output folder of fine-tuning: a model that transformers loads, its card, curves, metrics and predictions."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from w2v_attn.checkpoints import pooled_classifiers
-from w2v_attn.checkpoints.adapters import FORMS, save_adapter
+from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
 from w2v_attn.checkpoints.loading import quiet_transformers
 from w2v_attn.patching.replace import restore_attention
-from w2v_attn.training.evaluation import by_speaker
-from w2v_attn.training.pictures import draw_curves
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.plots import plot_curves
 from w2v_attn.training.tasks.task import Task
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
@@ -22,42 +22,48 @@ RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "reci
 def save_model(
     model: Any, task: Task, folder: Path, *, sample_rate: int, do_normalize: bool, language: str | None = None
 ) -> None:
-    """Weights (safetensors), config, preprocessor and vocabulary, as stock transformers reads them.
+    """Write weights (safetensors), config, preprocessor and vocabulary, as transformers reads them.
 
-    language: whose adapters the model has; with a CTC head they are written as a file of their own too.
+    The files are written to a temporary sub-folder and then moved one by one, the config last.
 
-    They are written beside and then put in their places one by one, the config last.
+    Args:
+        model: The trained model.
+        task: Its task.
+        folder: The output folder.
+        sample_rate: Hz.
+        do_normalize: Whether waveforms are normalized to mean 0 and variance 1.
+        language: The language of the model's adapters; with a CTC head they are written to a separate file, too.
     """
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-    beside = folder / ".unfinished"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = folder / ".unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     config = model.config
     if task.pooling != "mean":
         config.auto_map = {"AutoModelForAudioClassification": f"pooling.{type(restore_attention(model)).__name__}"}
-        shutil.copyfile(pooled_classifiers.__file__, beside / "pooling.py")
+        shutil.copyfile(pooled_classifiers.__file__, temporary / "pooling.py")
     with quiet_transformers():
-        restore_attention(model).eval().save_pretrained(beside)
+        restore_attention(model).eval().save_pretrained(temporary)
     if language is not None and task.head == "ForCTC":
-        save_adapter(model, language, beside)
+        save_adapter(model, language, temporary)
     extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=sample_rate,
         do_normalize=do_normalize,
-        # Models with group norm were trained to hear padding as silence; stock transformers gives them no mask either.
+        # Models with group norm were trained with padding as silence; transformers passes them no mask, either.
         return_attention_mask=getattr(config, "feat_extract_norm", "layer") == "layer",
     )
-    task.save(beside)
-    if (beside / "vocab.json").is_file():
-        Wav2Vec2Processor(extractor, task.tokenizer).save_pretrained(beside)  # type: ignore[attr-defined]
-    extractor.save_pretrained(beside)
-    for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+    task.save(temporary)
+    if (temporary / "vocab.json").is_file():
+        Wav2Vec2Processor(extractor, task.tokenizer).save_pretrained(temporary)  # type: ignore[attr-defined]
+    extractor.save_pretrained(temporary)
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)
-    beside.rmdir()
+    temporary.rmdir()
 
 
 def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path) -> None:
-    """`predictions.jsonl`: every recording, the most wrong first; and what the task draws or aligns."""
+    """Write `predictions.jsonl`, the largest errors first, `speakers.csv`, and the report of the task."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(predictions, key=task.error_of, reverse=True)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8", errors="replace") as file:
@@ -74,7 +80,7 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     task.report(ordered, folder)
-    speakers = list(by_speaker(task, predictions))
+    speakers = list(_metrics_by_speaker(task, predictions))
     if speakers:
         keys = list(speakers[0][2])
         lines = [",".join(["speaker", "recordings", *keys])]
@@ -83,13 +89,13 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
 
 
 def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:
-    """`curves.png`, and the numbers behind it as `curves.jsonl`."""
-    draw_curves(history, task.best, folder / CURVES)
+    """Write the learning curves as `curves.png`, and their values as `curves.jsonl`."""
+    plot_curves(history, task.best_metric, folder / CURVES)
     (folder / "curves.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
 
 
 def save_results(results: Mapping[str, Any], folder: Path) -> None:
-    """`results.json`, whole or not at all; that it is there says that the run is finished."""
+    """Write `results.json` atomically; its existence means that the run is finished."""
     temporary = folder / f".{RESULTS}"
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, folder / RESULTS)
@@ -103,11 +109,11 @@ def save_card(
     language: str | None = None,
     report: Iterable[tuple[str, str]],
     metrics: Mapping[str, Mapping[str, float]],
-    update: int,
+    step: int,
     recipe: str,
     version: str,
 ) -> None:
-    """The model card: what it is, how to use it, what it was trained on and how well it does."""
+    """Write the model card: usage, results, training data and recipe."""
     pipeline = task.pipeline
     trust = "" if task.pooling == "mean" else ", trust_remote_code=True"
     rows = [
@@ -123,7 +129,7 @@ def save_card(
         "",
         f"# {folder.resolve().name}",
         "",
-        f"Fine-tuned from `{started_from}` with w2v_attn {version}. It loads without that package:",
+        f"Fine-tuned from `{started_from}` with w2v_attn {version}. It loads without w2v_attn:",
         "",
         "```python",
         "from transformers import pipeline",
@@ -134,7 +140,7 @@ def save_card(
         *_adapter_lines(folder, task, started_from, language),
         "## Results",
         "",
-        f"The checkpoint of update {update}, the best on validation. One recording at a time, no language model.",
+        f"The checkpoint of step {step}, the best on validation. One recording at a time, no language model.",
         "",
         "| data | metric | value |",
         "|---|---|---|",
@@ -157,17 +163,26 @@ def save_card(
 
 
 def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | None) -> list[str]:
-    """What a card says of the adapters of a language."""
+    """Return the lines of a card about the adapters of a language."""
     if language is None or task.head != "ForCTC":
         return []
     return [
-        f"Its language is `{language}`. `{FORMS[0].format(language)}` holds what of the weights belongs to it, "
-        f'adapters and head: `model.load_adapter("{language}")` takes it, here or beside the weights of '
-        f"`{started_from}`, "
-        "where only adapters were trained.",
+        f"Its language is `{language}`. `{ADAPTER_FILES[0].format(language)}` contains the adapters and the head of "
+        f'that language: `model.load_adapter("{language}")` loads it, in this folder or, if only adapters were '
+        f"trained, in that of `{started_from}`.",
         "",
     ]
 
 
 def _cell(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n') else text
+
+
+def _metrics_by_speaker(task: Task, predictions: Sequence[Prediction]) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Yield (speaker, number of recordings, metrics) of each known speaker."""
+    speakers: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.row.speaker is not None:
+            speakers[prediction.row.speaker].append(prediction)
+    for speaker in sorted(speakers):
+        yield speaker, len(speakers[speaker]), task.measure(speakers[speaker])

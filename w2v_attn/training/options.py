@@ -1,4 +1,4 @@
-"""What a recipe may say. Each class is a section of conf/finetune.yaml, with the same names."""
+"""Options of fine-tuning: each class is a section of conf/finetune.yaml with the same keys."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,12 +6,16 @@ from typing import Any
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """Where recordings come from; see `list_recordings` for what may be named, `make_splits` for how they are split.
+    """The training, validation and test data; see `list_recordings` and `make_splits`.
 
-    train, valid, test: a manifest, a folder, a data set. valid, test: None takes them out of `train`.
-    root, pattern, names: of `list_recordings`. The rest: of `make_splits`.
-    max_duration: seconds; a longer recording is dropped.
-    balance: in each pass over the data every class has as many recordings as the most common one, by repeating its own.
+    Attributes:
+        train: A manifest, a folder or a data set.
+        valid: Likewise; None: a part of `train`.
+        test: Likewise; None: a part of `train`.
+        root, pattern, names: Arguments of `list_recordings`.
+        valid_share, test_share, test_speakers, split_by: Arguments of `make_splits`.
+        max_duration: Seconds; longer training recordings are dropped.
+        balance: Repeat recordings so that every class has as many per epoch as the most common one.
     """
 
     train: str
@@ -30,14 +34,15 @@ class DataOptions:
 
 @dataclass(kw_only=True)
 class CtcOptions:
-    """unit: what a symbol is, `characters` or `words`.
+    """Options of the task `ctc`.
 
-    vocabulary: `auto` is the checkpoint's own, where it has one, else that of the training data; `data`; or a
-    vocab.json.
-    case: `auto` is that of the vocabulary's letters, lower where it is made; `lower`, `upper`, `keep`.
-    remove_characters: a regular expression; what it matches in a text becomes a space.
-    out_of_vocabulary: what becomes of a recording whose text has other symbols: `error` refuses the run, `drop` drops
-    the recording.
+    Attributes:
+        unit: The kind of symbols, `characters` or `words`.
+        vocabulary: `auto`: that of the checkpoint if it has one, else that of the training data; `data`; or the path of
+            a vocab.json.
+        case: `auto`: the case of the vocabulary's letters, lower for a new vocabulary; `lower`, `upper` or `keep`.
+        remove_characters: A regular expression; its matches in texts become spaces.
+        out_of_vocabulary: For texts with other symbols: `error` refuses the run, `drop` drops the recording.
     """
 
     unit: str = "characters"
@@ -49,10 +54,12 @@ class CtcOptions:
 
 @dataclass(kw_only=True)
 class ClassificationOptions:
-    """pooling: of frames, `mean`, `attention` or `statistics` (mean and deviation).
+    """Options of the task `classification`.
 
-    layers: what is pooled: `last`, or `weighted`: a learned weighted sum of all, as in SUPERB.
-    width: channels that frames are projected to before they are pooled.
+    Attributes:
+        pooling: How frames are pooled: `mean`, `attention` or `statistics` (mean and standard deviation).
+        layers: The features that are pooled: `last`, or `weighted`, a learned weighted sum of all layers as in SUPERB.
+        width: Channels of the projection before pooling.
     """
 
     pooling: str = "mean"
@@ -62,11 +69,12 @@ class ClassificationOptions:
 
 @dataclass(kw_only=True)
 class RegularizationOptions:
-    """Values of the model's config that training changes; None is what the checkpoint says. Names are Hugging Face's.
+    """Values of the model's config for training, with Hugging Face's names; None keeps the checkpoint's value.
 
-    mask_time_prob, mask_feature_prob: SpecAugment's share of frames and channels; 0 masks none. The spans' lengths are
-    in frames and channels, and clamped to short recordings. min_masks: spans of each recording at least, whatever the
-    share; in short recordings they decide.
+    Attributes:
+        mask_time_prob, mask_feature_prob: The share of frames and channels that SpecAugment masks; 0: none.
+        mask_time_length, mask_feature_length: Lengths of the spans, shortened in short recordings.
+        mask_time_min_masks, mask_feature_min_masks: The minimum number of spans of each recording.
     """
 
     hidden_dropout: float | None = None
@@ -85,11 +93,14 @@ class RegularizationOptions:
 
 @dataclass(kw_only=True)
 class AugmentationOptions:
-    """How recordings are changed before the model hears them, each time anew.
+    """Random changes of training recordings, new in each epoch.
 
-    speed: factors of which one is drawn (speed and pitch change together). noise: probability that noise is added.
-    snr: least and greatest ratio of speech to noise in decibel. noises: a folder of recordings; None is white noise.
-    silence: seconds of it, at most, before and after.
+    Attributes:
+        speed: Factors of which one is drawn; speed and pitch both change.
+        noise: The probability of adding noise.
+        snr: Minimum and maximum signal-to-noise ratio in decibels.
+        noises: A folder with recordings of noise; None: white noise.
+        silence: Maximum seconds of silence before and after a recording.
     """
 
     speed: list[float] = field(default_factory=lambda: [1.0])
@@ -101,11 +112,18 @@ class AugmentationOptions:
 
 @dataclass(kw_only=True)
 class ScheduleOptions:
-    """The learning rate over the steps: warm up, hold, decay. Shares of all steps; what is left of 1 is decay.
+    """The tri-stage learning rate schedule: warm-up, hold, decay.
 
-    warmup: from `init_scale` × lr to lr. hold: at lr. decay: `exponential` or `linear` to `final_scale` × lr.
-    Source: the authors' tri-stage schedule (fairseq); warmup=0.1 hold=0 decay=linear final_scale=0 is the usual linear
-    one.
+    warmup=0.1 hold=0 decay=linear final_scale=0 is the usual linear schedule.
+
+    Source: fairseq's tri-stage schedule.
+
+    Attributes:
+        warmup: Share of the steps in which the rate rises from `init_scale` × lr to lr.
+        hold: Share of the steps at lr.
+        decay: `exponential` or `linear`, to `final_scale` × lr, in the remaining steps.
+        init_scale: Factor of the first learning rate.
+        final_scale: Factor of the last learning rate.
     """
 
     warmup: float = 0.1
@@ -117,9 +135,9 @@ class ScheduleOptions:
 
 @dataclass(kw_only=True)
 class Factor:
-    """For parameters whose name matches the regular expression: factors on learning rate and weight decay.
+    """Factors of learning rate and weight decay for parameters whose name matches a regular expression.
 
-    MATLAB's LearnRateFactor and L2Factor.
+    They correspond to MATLAB's LearnRateFactor and L2Factor.
     """
 
     pattern: str
@@ -129,11 +147,16 @@ class Factor:
 
 @dataclass(kw_only=True)
 class OptimizerOptions:
-    """AdamW. lr: the highest learning rate. max_grad_norm: the gradient's norm at most; 0 does not clip.
+    """Options of AdamW.
 
-    weight_decay: not applied to biases and norms. layer_decay: the learning rate of each block is this times that of
-    the block above.
-    factors: see `Factor`; several that match a name multiply.
+    Attributes:
+        lr: The highest learning rate.
+        betas, eps: As in torch.
+        weight_decay: Not applied to biases and norms.
+        max_grad_norm: The maximum norm of the gradient; 0: no clipping.
+        layer_decay: The ratio of the learning rates of each block and the next one.
+        factors: See `Factor`; several that match a name multiply.
+        schedule: The learning rate schedule.
     """
 
     lr: float = 1e-4
@@ -148,7 +171,13 @@ class OptimizerOptions:
 
 @dataclass(kw_only=True)
 class LoraOptions:
-    """rank: 0 trains all weights; above, low-rank updates of the projections in `targets` (by peft), and the head."""
+    """Options of LoRA (peft).
+
+    Attributes:
+        rank: 0 trains all weights; otherwise low-rank updates of the projections in `targets`, and the head.
+        alpha, dropout: As in peft.
+        targets: Names of the projections.
+    """
 
     rank: int = 0
     alpha: float = 16.0
@@ -158,18 +187,23 @@ class LoraOptions:
 
 @dataclass(kw_only=True)
 class TrainingOptions:
-    """How long, and on how much at a time.
+    """Options of the training loop.
 
-    max_steps: steps of the optimizer. batch_seconds: audio of one forward pass of one process, padding included.
-    gradient_accumulation_steps: forward passes of one step.
-    precision: `float32`, `bfloat16`, `float16` (mixed), or `auto`: bfloat16 on a GPU that has it, else float32.
-    freeze: what is never trained: `none`, `feature_encoder` (the convolutions), `encoder` (all but the head),
-    `all_but_adapters` (all but the adapters of the language, and the head).
-    new_adapters: the adapters of the language, and its head, start anew instead of from the checkpoint's.
-    freeze_encoder_steps: the first steps, in which only the head is trained.
-    eval_steps: steps between validations; each is also a checkpoint. early_stopping_patience: validations without a
-    better one after which training ends; 0 never ends it. workers: processes that read audio; None chooses.
-    fsdp: shards the model over the processes of torchrun instead of copying it.
+    Attributes:
+        max_steps: Steps of the optimizer.
+        batch_seconds: Seconds of audio in one forward pass of one process, including padding.
+        gradient_accumulation_steps: Forward passes per step.
+        precision: `float32`, `bfloat16`, `float16` (mixed), or `auto`: bfloat16 on GPUs that support it, else float32.
+        gradient_checkpointing: Recompute blocks in the backward to save memory.
+        freeze: Parameters that are never trained: `none`, `feature_encoder` (the convolutions), `encoder` (all but the
+            head), `all_but_adapters` (all but the language adapters and the head).
+        new_adapters: Initialize the language adapters and their head at random instead of loading them.
+        freeze_encoder_steps: The number of first steps in which only the head is trained.
+        eval_steps: Steps between validations; each validation also saves a checkpoint.
+        early_stopping_patience: Validations without improvement after which training stops; 0: never.
+        workers: Processes that read audio; None: chosen automatically.
+        fsdp: Shard the model over the processes of torchrun instead of copying it.
+        lora: Low-rank updates.
     """
 
     max_steps: int = 1000
@@ -189,10 +223,20 @@ class TrainingOptions:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """All of it. task: the options of the chosen one, their class says which.
+    """All options of a fine-tuning run.
 
-    checkpoint: what to start from; None starts from random weights of the architecture in `config`.
-    language: whose adapters are trained, where the checkpoint has some (MMS); None: those that its weights hold.
+    Attributes:
+        task: The options of the task; their class selects the task.
+        data: The data.
+        checkpoint: The checkpoint to start from; None: random weights of the architecture in `config`.
+        revision: Branch, tag or commit of a hub id.
+        language: The language whose adapters are trained, for checkpoints that have adapters (MMS); None: those in the
+            weights.
+        config: Values of the model's config.
+        backend: The attention backend.
+        device: "auto", "cpu" or "cuda".
+        seed: Of all random numbers.
+        regularization, augmentation, optimizer, training: See their classes.
     """
 
     task: CtcOptions | ClassificationOptions

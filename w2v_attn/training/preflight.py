@@ -1,4 +1,4 @@
-"""Before training: every recording is read once, what cannot be trained on is dropped with its reason."""
+"""Checks before training: every recording is read once, and unusable ones are dropped with a reason."""
 
 import json
 import os
@@ -13,15 +13,15 @@ import numpy as np
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
 from w2v_attn.runs.row_reader import read_row, source_state
-from w2v_attn.training.errors import DataError
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError
 
 READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A recording that is not used, of which split, and why."""
+    """A recording that is not used, its split, and the reason."""
 
     row: Row
     split: str
@@ -29,18 +29,24 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """splits: what can be used. seconds: split and id -> how long each is. dropped: what cannot, with its reason."""
+class DataScan:
+    """The usable and the dropped recordings of all splits.
+
+    Attributes:
+        splits: The usable recordings.
+        seconds: "split id" -> duration.
+        dropped: The other recordings.
+    """
 
     splits: Splits
     seconds: dict[str, float]
     dropped: tuple[Dropped, ...]
 
 
-class Lengths:
-    """How long recordings are, in samples, or why they cannot be read; kept in a file, so a run that goes on knows.
+class LengthCache:
+    """A file with the length in samples of every recording, or the reason why it cannot be read, for resumed runs.
 
-    A recording that changed since (by size or time, see `source_state`) is read again.
+    A recording that has changed (by size or time, see `source_state`) is read again.
     """
 
     def __init__(self, path: Path, sample_rate: int):
@@ -51,13 +57,15 @@ class Lengths:
                 try:
                     key, *value = json.loads(line)
                 except (json.JSONDecodeError, ValueError, TypeError):
-                    continue  # the last line of a run that was killed
+                    continue  # an incomplete last line of a killed run
                 self._known[key] = value
 
     def of(self, rows: Sequence[tuple[Row, float]], watch: Callable[[int], None]) -> list[int | str]:
-        """Samples of each row, or the reason why there are none.
+        """Return the number of samples of each row, or the reason why it cannot be read.
 
-        rows: with the seconds that each may have. watch: is told after each how many are done.
+        Args:
+            rows: Rows with their maximum durations in seconds.
+            watch: Called after each row with the number of rows done.
         """
         found: list[int | str] = []
         pool = ThreadPoolExecutor(READERS)
@@ -76,7 +84,7 @@ class Lengths:
     def _one(self, row_and_limit: tuple[Row, float]) -> tuple[str, str, int | str]:
         row, longest = row_and_limit
         key = f"{row.id} {row.path} {row.offset} {row.duration} {self._rate} {longest}"
-        stamp = source_state(row) or ""  # where there is none, reading it says why
+        stamp = source_state(row) or ""  # if it is missing, reading it gives the reason
         known = self._known.get(key)
         if known is not None and known[0] == stamp != "":
             return key, stamp, known[1]  # type: ignore[return-value]
@@ -87,7 +95,7 @@ class Lengths:
         return key, stamp, len(recording.waveform)
 
 
-def survey(
+def scan_splits(
     splits: Splits,
     task: Task,
     samples: dict[str, int | str],
@@ -96,22 +104,28 @@ def survey(
     frames_of: Callable[[int], int],
     least_samples: int,
     shortest_factor: float,
-) -> Survey:
-    """What of the splits can be used.
+) -> DataScan:
+    """Select the recordings that can be used.
 
-    samples: id (with its split before it) -> length or reason, see `Lengths`. frames_of: samples -> frames.
-    shortest_factor: by how much augmentation may shorten a recording of the training split.
+    Recordings for validation and test are dropped only if they cannot be read or have no label; a reference that the
+    model cannot produce counts as an error.
 
-    What is only measured is dropped where it cannot be heard or has nothing to be compared with: that the model cannot
-    say what it should is an error that counts.
+    Args:
+        splits: All recordings.
+        task: The task.
+        samples: "split id" -> length in samples, or the reason why it cannot be read; see `LengthCache`.
+        sample_rate: Hz.
+        frames_of: Samples -> frames of the model.
+        least_samples: The shortest length that the model accepts.
+        shortest_factor: The factor by which augmentation may shorten a training recording.
 
     Raises:
-        DataError: nothing is left to train on or to validate on; it says what was dropped and why.
+        DataError: A split has no usable recording; the message lists the most common reasons.
     """
     kept: dict[str, list[Row]] = {}
     seconds: dict[str, float] = {}
     dropped: list[Dropped] = []
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         kept[split] = []
         for row in rows:
             length = samples[f"{split} {row.id}"]
@@ -121,42 +135,42 @@ def survey(
                 if shortest < least_samples:
                     reason = f"is too short: {shortest} samples, at least {least_samples} are needed"
                 elif split == "train":
-                    reason = task.obstacle(row, frames_of(shortest))
+                    reason = task.unusable_reason(row, frames_of(shortest))
                 elif not task.is_labelled(row):
-                    reason = task.obstacle(row, frames_of(length))
+                    reason = task.unusable_reason(row, frames_of(length))
                 seconds[f"{split} {row.id}"] = length / sample_rate
             if reason is None:
                 kept[split].append(row)
             else:
                 dropped.append(Dropped(row, split, reason))
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         if rows and not kept[split]:
             reasons = Counter(d.reason for d in dropped if d.split == split).most_common(3)
             listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-            raise DataError(f"nothing can be used of the recordings to {split} on: {listed}")
-    return Survey(Splits(*(tuple(kept[name]) for name in ("train", "valid", "test"))), seconds, tuple(dropped))
+            raise DataError(f"no recording of the {split} split can be used: {listed}")
+    return DataScan(Splits(*(tuple(kept[name]) for name in ("train", "valid", "test"))), seconds, tuple(dropped))
 
 
-def named(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
-    """The splits with their names."""
+def named_splits(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
+    """Yield (name, rows) of each split."""
     yield from (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
 
 
 def check_overlap(splits: Splits) -> None:
-    """Raises DataError where a recording stands in two splits: what is measured then is not what it seems."""
+    """Raise DataError if a recording is in two splits, which would make the metrics meaningless."""
     seen: dict[tuple[str, float], str] = {}
-    for split, rows in named(splits):
+    for split, rows in named_splits(splits):
         for row in rows:
             key = (os.path.abspath(row.path), row.offset)
             if seen.setdefault(key, split) != split:
                 raise DataError(
-                    f"{row.id} is in the data to {seen[key]} on and in those to {split} on: take it out of one"
+                    f"{row.id} is in the {seen[key]} split and in the {split} split: remove it from one of them"
                 )
 
 
-def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
-    """(name, value) of what people want to know before hours of training."""
-    for split, rows in named(found.splits):
+def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) rows that describe the data: durations, speakers, symbols and dropped recordings."""
+    for split, rows in named_splits(found.splits):
         if not rows:
             continue
         lengths = [found.seconds[f"{split} {row.id}"] for row in rows]
@@ -165,7 +179,7 @@ def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
         by = f", {len(speakers)} speakers" if speakers else ""
         yield (
             split,
-            f"{len(rows):,} recordings, {hours(sum(lengths))}{by}; "
+            f"{len(rows):,} recordings, {_duration_text(sum(lengths))}{by}; "
             f"shortest {min(lengths):.2f} s, median {middle:.2f} s, longest {max(lengths):.2f} s",
         )
     counts = task.counts(found.splits.train)
@@ -174,18 +188,18 @@ def describe(found: Survey, task: Task) -> Iterator[tuple[str, str]]:
     yield f"{len(counts)} {'labels' if task.name == 'classification' else 'symbols'}", listed + more
     empty = sum(not task.reference(row) for row in found.splits.train)
     if empty:
-        yield "empty texts", f"{empty} recordings to train on, in which nothing is said"
+        yield "empty texts", f"{empty} training recordings without speech"
     for reason, count in Counter(_kind(dropped.reason) for dropped in found.dropped).most_common(8):
         yield "dropped", f"{count} × {reason}"
 
 
 def _kind(reason: str) -> str:
-    """A reason without what differs from one recording to the next."""
+    """Return a reason without the part that differs between recordings."""
     return reason.split(": ")[0]
 
 
-def hours(seconds: float) -> str:
-    """A length as people say it."""
+def _duration_text(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

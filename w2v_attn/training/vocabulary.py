@@ -1,4 +1,4 @@
-"""Texts -> symbols -> numbers, and the tokenizer that stock transformers reads."""
+"""Vocabularies of CTC: normalized texts, their symbols and numbers, and the tokenizer for transformers."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.training.errors import DataError
+from w2v_attn.training.training_errors import DataError
 
 BLANK, BEGIN, END, UNKNOWN, DELIMITER = "<pad>", "<s>", "</s>", "<unk>", "|"
 SPECIAL = (BLANK, BEGIN, END, UNKNOWN, DELIMITER)
@@ -18,10 +18,15 @@ UNITS, CASES = ("characters", "words"), ("auto", "lower", "upper", "keep")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """symbols: symbol -> number. unit: what a symbol of the text is, "characters" or "words".
+    """A CTC vocabulary and the normalization of its texts.
 
-    case: what letters become, "lower", "upper" or "keep". remove_characters: what it matches becomes a space.
-    blank, delimiter: the symbols of CTC's blank and of the space between words.
+    Attributes:
+        symbols: Symbol -> number.
+        unit: What a symbol is, "characters" or "words".
+        case: The case of normalized texts, "lower", "upper" or "keep".
+        remove_characters: A regular expression; its matches become spaces.
+        blank: The symbol of CTC's blank.
+        delimiter: The symbol of the space between words.
     """
 
     symbols: dict[str, int]
@@ -32,26 +37,26 @@ class Vocabulary:
     delimiter: str = DELIMITER
 
     def normalize(self, text: str) -> str:
-        """The text as it is learned: NFC, in one case, single spaces, without what is removed."""
+        """Return a text in NFC and in one case, with single spaces, without the removed characters."""
         return normalize(text, self.case, self.remove_characters)
 
     def split(self, text: str) -> list[str]:
-        """A normalised text as symbols; between words stands the delimiter."""
+        """Split a normalized text into symbols, with the delimiter between words."""
         words = text.split()
         if self.unit == "characters":
             return list(self.delimiter.join(words))
         return [symbol for word in words for symbol in (word, self.delimiter)][:-1]
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a normalised text whose symbols are all in the vocabulary."""
+        """Return the numbers of a normalized text whose symbols are all in the vocabulary."""
         return [self.symbols[symbol] for symbol in self.split(text)]
 
-    def outside(self, text: str) -> Counter[str]:
-        """The symbols of a normalised text that are not in the vocabulary."""
+    def unknown_symbols(self, text: str) -> Counter[str]:
+        """Count the symbols of a normalized text that are not in the vocabulary."""
         return Counter(symbol for symbol in self.split(text) if symbol not in self.symbols or symbol == self.blank)
 
     def tokenizer(self, folder: Path) -> Any:
-        """The tokenizer of stock transformers, with its vocab.json in `folder`."""
+        """Return the `Wav2Vec2CTCTokenizer` of the vocabulary; its vocab.json is written into `folder`."""
         from transformers import Wav2Vec2CTCTokenizer
 
         path = folder / "vocab.json"
@@ -60,7 +65,7 @@ class Vocabulary:
 
 
 def normalize(text: str, case: str, remove_characters: str) -> str:
-    """See `Vocabulary.normalize`."""
+    """Return a text in NFC, in one case, with single spaces; matches of `remove_characters` become spaces."""
     text = unicodedata.normalize("NFC", text)
     text = {"lower": text.lower, "upper": text.upper}.get(case, lambda: text)()
     if remove_characters:
@@ -69,10 +74,10 @@ def normalize(text: str, case: str, remove_characters: str) -> str:
 
 
 def from_texts(texts: Iterable[str], *, unit: str, case: str, remove_characters: str) -> Vocabulary:
-    """The vocabulary of these texts: special symbols first, then those of the texts, sorted.
+    """Build a vocabulary from texts: special symbols first, then those of the texts, sorted.
 
     Raises:
-        DataError: the texts hold nothing to learn, or a symbol that has a meaning of its own.
+        DataError: All texts are empty, or they contain a special symbol.
     """
     case = "lower" if case == "auto" else case
     plain = Vocabulary({}, unit, case, remove_characters)
@@ -81,18 +86,18 @@ def from_texts(texts: Iterable[str], *, unit: str, case: str, remove_characters:
         raise DataError("all texts are empty: there is nothing to learn")
     if clash := found & set(SPECIAL):
         raise DataError(
-            f"texts hold {', '.join(sorted(clash))}, which stands for something else: take it out with "
+            f"texts contain {', '.join(sorted(clash))}, which is a special symbol: remove it with "
             "task.remove_characters"
         )
     return Vocabulary({symbol: i for i, symbol in enumerate([*SPECIAL, *sorted(found)])}, unit, case, remove_characters)
 
 
 def from_tokenizer(tokenizer: Any, *, case: str, remove_characters: str) -> Vocabulary:
-    """The vocabulary of a tokenizer of stock transformers (of characters, or of words made by this package)."""
+    """Build the vocabulary of a CTC tokenizer of transformers (characters, or words as this package writes them)."""
     symbols = dict(tokenizer.get_vocab())
     special = {*SPECIAL, *tokenizer.all_special_tokens, tokenizer.word_delimiter_token}
     ordinary = [symbol for symbol in symbols if symbol not in special]
-    long = sum(len(symbol) > 1 for symbol in ordinary)  # a few may be marks such as [noise]
+    long = sum(len(symbol) > 1 for symbol in ordinary)  # a few may be tags such as [noise]
     unit = "words" if long > len(ordinary) / 2 else "characters"
     return Vocabulary(
         symbols,
@@ -105,7 +110,7 @@ def from_tokenizer(tokenizer: Any, *, case: str, remove_characters: str) -> Voca
 
 
 def _case_of(symbols: Sequence[str]) -> str:
-    """The case of a vocabulary's letters, where they have one."""
+    """Return the case of all letters of a vocabulary, or "keep" if they have both or none."""
     lower = any(symbol != symbol.upper() for symbol in symbols)
     upper = any(symbol != symbol.lower() for symbol in symbols)
     return "keep" if lower == upper else "lower" if lower else "upper"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.checkpoints.tokenizers import read_tokenizer
 from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device

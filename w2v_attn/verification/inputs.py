@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2v_attn.checkpoints.loading import Checkpoint, has_preprocessor
+from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.checkpoints.processor_files import has_preprocessor
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.waveforms import WaveformModel
 from w2v_attn.runs.row_reader import read_row

@@ -30,7 +30,7 @@ class Ours:
             unexpected=(),
             sample_rate=16_000,
             do_normalize=False,
-            normalize_from="the benchmark",
+            normalize_source="the benchmark",
         )
         self._encoder = Encoder(checkpoint, device=subject.device)
 

@@ -1,1 +1,1 @@
-"""Checkpoints in other formats than Hugging Face's: files -> `parts.Parts`, and back to torchaudio's format."""
+"""Conversion between checkpoint formats: fairseq and torchaudio to Hugging Face, and Hugging Face to torchaudio."""

@@ -1,4 +1,4 @@
-"""Which format a checkpoint has, and its parts."""
+"""Detection of a checkpoint's format."""
 
 import os
 from pathlib import Path
@@ -6,41 +6,46 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.convert import fairseq, pickles, torchaudio
-from w2v_attn.checkpoints.convert.parts import Parts
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.convert import fairseq_checkpoint as fairseq
+from w2v_attn.checkpoints.convert import pickles
+from w2v_attn.checkpoints.convert import torchaudio_checkpoint as torchaudio
+from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 
 
-def read(checkpoint: str | os.PathLike[str] | nn.Module) -> Parts | None:
-    """The parts of a file, of a folder in torchaudio's format, or of a live module; None: it is Hugging Face's to read.
+def read_raw_checkpoint(checkpoint: str | os.PathLike[str] | nn.Module) -> RawCheckpoint | None:
+    """Read a fairseq or torchaudio file, a folder in torchaudio's format, or a live torchaudio module.
+
+    Returns:
+        The checkpoint's config, weights and vocabulary; None for anything else, which is left to `load_checkpoint`.
 
     Raises:
-        CheckpointError: it is a file or a module of another kind, or damaged; or see the format's own module.
+        CheckpointError: The file or module is of another kind or damaged, or cannot be converted.
     """
     if isinstance(checkpoint, nn.Module):
-        if not torchaudio.is_module(checkpoint):
+        if not torchaudio.is_torchaudio_module(checkpoint):
             raise CheckpointError(
                 f"a {type(checkpoint).__name__} was given. Expected a hub id, a path, or a module of torchaudio.models"
             )
-        return torchaudio.read_module(checkpoint)
+        return torchaudio.read_torchaudio_module(checkpoint)
     path = Path(os.path.expanduser(os.fspath(checkpoint)))
-    if os.path.isdir(path) and torchaudio.is_folder(path):
+    if os.path.isdir(path) and torchaudio.is_torchaudio_folder(path):
         path = path / torchaudio.WEIGHTS
     elif not os.path.isfile(path):
         return None
     found = _contents(path)
-    if fairseq.is_one(found):
-        return fairseq.read(path, found)
-    if torchaudio.is_one(found):
-        return torchaudio.read(path, found)
+    if fairseq.is_fairseq_checkpoint(found):
+        return fairseq.read_fairseq(path, found)
+    if torchaudio.is_torchaudio_state(found):
+        return torchaudio.read_torchaudio(path, found)
     raise CheckpointError(
-        f"{path} holds neither a checkpoint of fairseq's nor a state dict of torchaudio's (it has {_shown(found)}). "
-        "Of a checkpoint of Hugging Face's, name the folder with config.json and weights"
+        f"{path} contains neither a fairseq checkpoint nor a torchaudio state dict (it has {_summary(found)}). "
+        "For a Hugging Face checkpoint, name the folder with config.json and weights"
     )
 
 
 def _contents(path: Path) -> Any:
-    """What is in a file: of safetensors, or of torch.save."""
+    """Return the contents of a safetensors or `torch.save` file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -49,19 +54,21 @@ def _contents(path: Path) -> Any:
             start = file.read(9)
         if start[8:] == b"{":
             return load_file(path)
-        if pickles.looks_like_one(start):
-            return pickles.read(path)
+        if pickles.is_pickle(start):
+            return pickles.read_pickle(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)}). Fetch the file again") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut short ({first_line(error)}). Download the file again"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     raise CheckpointError(
-        f"{path} is a file, but no checkpoint: expected safetensors, or a file of torch.save. Or name a folder with "
+        f"{path} is a file, but no checkpoint: expected a safetensors or torch.save file. Or name a folder with "
         "config.json and weights, or a hub id"
     )
 
 
-def _shown(found: Any) -> str:
+def _summary(found: Any) -> str:
     if not isinstance(found, dict):
         return f"a {type(found).__name__}"
     names = [str(name) for name in found]

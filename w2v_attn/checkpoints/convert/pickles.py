@@ -1,9 +1,9 @@
-"""Files of `torch.save` -> tensors and plain values. Nothing that a pickle names is ever imported, called or built.
+"""Safe reading of `torch.save` files: tensors and plain values; nothing that a pickle names is imported or called.
 
-torch's own reader of weights (`weights_only=True`) does the reading, in the zip format and in the one before it. It
-refuses every class it does not know, and fairseq's checkpoints are full of them: `argparse.Namespace`, OmegaConf's
-containers, dictionaries, enumerations. For their names, and for no others, a stand-in is put there that keeps what it
-is given and does nothing; afterwards stand-ins become dictionaries, lists and strings. On other names torch decides.
+torch's reader (`weights_only=True`) reads the file, in the zip format and in the older one. It refuses unknown classes,
+and fairseq's checkpoints contain many: `argparse.Namespace`, OmegaConf containers, dictionaries, enumerations. These
+names, and no others, are replaced by an inert stand-in that stores its arguments and does nothing; afterwards stand-ins
+become dictionaries, lists and strings. All other names are left to torch.
 """
 
 import pickle
@@ -17,25 +17,25 @@ from typing import Any
 
 import torch
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
-# Names that get a stand-in: these, and all below these packages.
+# Names that are replaced by a stand-in: these, and all in these packages.
 INERT_NAMES = frozenset(
     "argparse.Namespace operator.getitem _operator.getitem builtins.dict builtins.list builtins.tuple builtins.str "
     "builtins.int builtins.float builtins.bool builtins.bytes builtins.object".split()
 )
 INERT_PACKAGES = ("fairseq.", "omegaconf.", "typing.", "pathlib.", "enum.", "numpy.")
-# Names that torch's reader may know; it decides.
+# Names that are left to torch's reader.
 TORCH_DECIDES = ("torch.", "collections.", "_codecs.", "builtins.set", "builtins.bytearray", "builtins.complex")
 
-# torch keeps the names that have stand-ins for the whole process.
+# torch registers stand-ins for the whole process, so only one thread reads at a time.
 _reading = threading.Lock()
 
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how the two forms begin
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of the two formats
 
 
 class StandIn:
-    """In the place of an object of a class that is not to run: what it was called with, and the state it was given."""
+    """An inert replacement of an object whose class must not run: its arguments and its state."""
 
     origin = ""
 
@@ -52,19 +52,19 @@ class StandIn:
         self.state = state
 
 
-def looks_like_one(start: bytes) -> bool:
-    """Whether a file that starts so is one of `torch.save`."""
+def is_pickle(start: bytes) -> bool:
+    """Return whether a file with these first bytes was written by `torch.save`."""
     return start.startswith((ZIP, PICKLE))
 
 
-def read(path: Path) -> Any:
-    """What a file of `torch.save` holds: dictionaries, lists, numbers, strings, and tensors in the memory of the CPU.
+def read_pickle(path: Path) -> Any:
+    """Return the contents of a `torch.save` file: dictionaries, lists, numbers, strings, and tensors in CPU memory.
 
-    An `argparse.Namespace`, a container of OmegaConf or another object of `INERT_…` is a dictionary of its attributes,
-    a member of an enumeration its value, a tuple a list.
+    An `argparse.Namespace`, an OmegaConf container or another object of `INERT_…` becomes a dictionary of its
+    attributes, a member of an enumeration its value, a tuple a list.
 
     Raises:
-        CheckpointError: the pickle names anything else, or the file is damaged. Nothing of it was run.
+        CheckpointError: The pickle names anything else, or the file is damaged. Nothing of it was run.
     """
     try:
         names = set(_names(path))
@@ -85,24 +85,24 @@ def read(path: Path) -> Any:
         raise _refusal(path, said.strip()[:300]) from error
     except Exception as error:  # of the zip, of torch's reader in C++ and in Python, of its opcodes
         raise CheckpointError(
-            f"{path} is damaged, cut short, or no file of torch.save ({first_line(error)}). Fetch the file again"
+            f"{path} is damaged, cut short, or no file of torch.save ({first_line(error)}). Download the file again"
         ) from error
 
 
 def _refusal(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} was refused: it is a pickle that holds more than tensors and plain values, which could run code when "
-        f"loaded ({why}). Nothing of it was run. Ask for a safetensors file of this checkpoint"
+        f"{path} was refused: it is a pickle that contains more than tensors and plain values, which could run code "
+        f"when loaded ({why}). Nothing of it was run. Use a safetensors file of this checkpoint"
     )
 
 
 def _plain_dictionary(*_: object) -> dict[Any, Any]:
-    """In the place of `collections.defaultdict`, whose factory is of no use here."""
+    """Replace `collections.defaultdict`; its factory is not needed."""
     return {}
 
 
 def _names(path: Path) -> Iterator[str]:
-    """The names `module.name` of all classes and functions in the pickles of a file, as Python 3 knows them."""
+    """Yield `module.name` of all classes and functions in the pickles of a file, by their Python 3 names."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():
@@ -125,7 +125,7 @@ def _names_in_pickle(file: Any) -> Iterator[str]:
 
 
 class _Plain:
-    """Stand-ins as plain values, at any depth; what stands in several places is turned once."""
+    """Conversion of stand-ins to plain values, at any depth; a shared object is converted once."""
 
     def __init__(self) -> None:
         self._done: dict[int, Any] = {}
@@ -154,5 +154,5 @@ class _Plain:
             for kept in ("_content", "_val"):  # of a container, of a node
                 if kept in state:
                     return self.of(state[kept])
-            return None  # what it says of types
+            return None  # type information
         return self.of(state)

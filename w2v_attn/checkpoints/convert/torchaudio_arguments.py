@@ -1,4 +1,4 @@
-"""Arguments of `torchaudio.models.wav2vec2_model`, from weights, a module, a file or Hugging Face's config; and back.
+"""Arguments of `torchaudio.models.wav2vec2_model`, and conversion between them and Hugging Face's config.
 
 Source: torchaudio 2.11, models/wav2vec2/model.py and components.py.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 ARGUMENTS = "arguments.json"
 POSITION_THERE = "encoder.transformer.pos_conv_embed.conv"
@@ -35,8 +35,8 @@ OPTIONS = {
 NORMS = {"group_norm": "group", "layer_norm": "layer"}
 NORMS_THERE = {ours: theirs for theirs, ours in NORMS.items()}
 
-# What torchaudio releases: (channels, blocks, channels of the feed-forward, norm of the convolutions) -> what no shape
-# shows: (heads, whether the layer norm comes first).
+# Architectures that torchaudio releases: (channels, blocks, feed-forward channels, norm of the convolutions) ->
+# what the shapes do not show: (heads, whether the layer norm comes first).
 RELEASED: Mapping[tuple[Any, ...], tuple[int, bool]] = {
     (768, 12, 3072, "group_norm"): (12, False),  # wav2vec2_base, hubert_base
     (1024, 24, 4096, "group_norm"): (16, False),  # wav2vec2_large
@@ -45,7 +45,7 @@ RELEASED: Mapping[tuple[Any, ...], tuple[int, bool]] = {
     (1920, 48, 7680, "layer_norm"): (16, True),  # wav2vec2_xlsr_2b
 }
 STRIDES: Mapping[tuple[int, ...], tuple[int, ...]] = {(10, 3, 3, 3, 3, 2, 2): (5, 2, 2, 2, 2, 2, 2)}
-# Only training uses them, and no state dict has them: torchaudio's defaults for its base model.
+# Used in training only and absent from state dicts: torchaudio's defaults for its base model.
 DROPOUTS = {
     "encoder_projection_dropout": 0.1,
     "encoder_attention_dropout": 0.1,
@@ -55,8 +55,11 @@ DROPOUTS = {
 }
 
 
-def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Hugging Face's config. wav2vec 2.0 and HuBERT are one function in torchaudio; it is kept under the first name."""
+def config_from_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Hugging Face's config values for torchaudio's arguments.
+
+    wav2vec 2.0 and HuBERT are one model in torchaudio; it becomes wav2vec 2.0.
+    """
     layers = arguments["extractor_conv_layer_config"]
     outputs = arguments["aux_num_out"]
     head = {"vocab_size": outputs, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} if outputs else {}
@@ -73,7 +76,7 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arguments_from_weights(source: str, tensors: Mapping[str, Tensor], given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of torchaudio's builder that make a module for these tensors."""
+    """Return the arguments of torchaudio's builder for a state dict; `given` overrides what the tensors show."""
     visible = _visible(source, tensors)
     arguments = DROPOUTS | visible | given
     sizes = ("encoder_embed_dim", "encoder_num_layers", "encoder_ff_interm_features", "extractor_mode")
@@ -94,25 +97,25 @@ def arguments_from_weights(source: str, tensors: Mapping[str, Tensor], given: di
         shown = ", ".join(f"{name}: {visible[name]}" for name in sizes)
         raise CheckpointError(
             f"{source} has sizes that torchaudio does not release ({shown}; kernels {list(kernels)}), and its weights "
-            f"do not show {' and '.join(hidden[name] for name in absent)}. Write into {ARGUMENTS} beside it what they "
-            f"are, as arguments of torchaudio.models.wav2vec2_model: {', '.join(absent)}"
+            f"do not show {' and '.join(hidden[name] for name in absent)}. Write a file {ARGUMENTS} next to it with "
+            f"these arguments of torchaudio.models.wav2vec2_model: {', '.join(absent)}"
         )
     return arguments
 
 
 def _visible(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments that shapes and names show."""
+    """Return the arguments that the shapes and names of the tensors show."""
 
     def shape(dimensions: int, *names: str) -> torch.Size:
         for name in names:
             if name in tensors:
                 if tensors[name].dim() != dimensions:
                     raise CheckpointError(
-                        f"the weights of {source} are not torchaudio's:\n"
+                        f"the weights of {source} are not those of a torchaudio model:\n"
                         f"  of shape {list(tensors[name].shape)}, not of {dimensions} dimensions: {name}"
                     )
                 return tensors[name].shape
-        raise CheckpointError(f"the weights of {source} are not all there:\n  missing: {names[0]}")
+        raise CheckpointError(f"the weights of {source} are incomplete:\n  missing: {names[0]}")
 
     transformer = "encoder.transformer"
     channels, _ = shape(2, "encoder.feature_projection.projection.weight")
@@ -132,7 +135,7 @@ def _visible(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _numbered(tensors: Mapping[str, Tensor], name: str) -> list[str]:
-    """Those of the names with 0, 1, 2, … that are there, up to the first that is not."""
+    """Return the existing names with 0, 1, 2, …, up to the first one that is missing."""
     found: list[str] = []
     while name.format(len(found)) in tensors:
         found.append(name.format(len(found)))
@@ -140,7 +143,7 @@ def _numbered(tensors: Mapping[str, Tensor], name: str) -> list[str]:
 
 
 def arguments_of_module(module: Any) -> dict[str, Any]:
-    """The arguments of torchaudio's builder that made a module, read off its parts."""
+    """Return the arguments of torchaudio's builder that made a module, read from its submodules."""
     transformer = module.encoder.transformer
     position, layers = transformer.pos_conv_embed.conv, transformer.layers
     convolutions = [layer.conv for layer in module.feature_extractor.conv_layers]
@@ -172,7 +175,7 @@ def arguments_of_module(module: Any) -> dict[str, Any]:
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """Those that a file of JSON gives. Raises CheckpointError: it has others, or values that cannot be."""
+    """Return the arguments in a JSON file. Raises CheckpointError if it has others or invalid values."""
     given = read_json(path)
     known = {*OPTIONS.values(), "extractor_mode", "extractor_conv_layer_config", "aux_num_out"}
     if unknown := sorted(given.keys() - known):
@@ -191,7 +194,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises CheckpointError: it cannot be read, or holds something else."""
+    """Return the object in a JSON file. Raises CheckpointError if it cannot be read or is not an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -202,7 +205,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def arguments_from_config(config: Any, *, outputs: int | None) -> dict[str, Any]:
-    """The arguments for a config of Hugging Face's. outputs: of the CTC head; None: there is none."""
+    """Return the arguments for a Hugging Face config. outputs: size of the CTC head; None: there is no head."""
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     return {
         "extractor_mode": NORMS_THERE[config.feat_extract_norm],

@@ -1,4 +1,4 @@
-"""One label for a recording: keywords, speakers, emotions, languages."""
+"""Classification: one label for a recording, such as a keyword, speaker, emotion or language."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,22 +12,24 @@ from torch import Tensor
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.pooled_classifiers import POOLINGS
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError
-from w2v_attn.training.metrics import classification_metrics
+from w2v_attn.training.metrics import Prediction, classification_metrics
 from w2v_attn.training.options import ClassificationOptions
-from w2v_attn.training.pictures import draw_confusions
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.plots import plot_confusions
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.recognizer import Classifier, Label, Recognizer
 
 LAYERS = ("last", "weighted")
-MOST_DRAWN = 60  # labels of a confusion matrix that people can read
+MAX_PLOTTED_LABELS = 60  # labels of a legible confusion matrix
 
 
 class Classification(Task):
-    """labels: what there is to tell apart, in the order of their numbers."""
+    """Classification of recordings.
 
-    name, head, best, pipeline = "classification", "ForSequenceClassification", "error", "audio-classification"
+    labels: the labels in the order of their numbers.
+    """
+
+    name, head, best_metric, pipeline = "classification", "ForSequenceClassification", "error", "audio-classification"
 
     def __init__(self, labels: Sequence[str], options: ClassificationOptions, *, keeps_head: bool = False):
         self.labels, self.keeps_head, self.pooling = list(labels), keeps_head, options.pooling
@@ -38,10 +40,10 @@ class Classification(Task):
     def from_data(
         cls, options: ClassificationOptions, train: Sequence[Row], checkpoint: Checkpoint | None
     ) -> "Classification":
-        """The task on these rows. checkpoint: its labels are taken where it has a head for the same ones.
+        """Return the task for training rows; a head of the checkpoint is kept if it has all their labels.
 
         Raises:
-            DataError: options that cannot be, rows without labels, or one label only.
+            DataError: An option is invalid, or the rows have fewer than two labels.
         """
         if options.pooling not in POOLINGS:
             raise DataError(f"task.pooling must be one of {', '.join(POOLINGS)}, got {options.pooling}")
@@ -51,7 +53,7 @@ class Classification(Task):
         if len(found) < 2:
             had = f"all are {found[0]!r}" if found else "no recording has one"
             raise DataError(
-                f"a classifier needs two labels at least; {had}. Expected a folder with a sub-folder for each label, a "
+                f"a classifier needs at least two labels; {had}. Expected a folder with a sub-folder for each label, a "
                 "column `label` in the manifest, or data.pattern with a group `label`"
             )
         if checkpoint is not None and type(checkpoint.model).__name__.endswith(cls.head):
@@ -78,10 +80,10 @@ class Classification(Task):
     def is_labelled(self, row: Row) -> bool:
         return row.label is not None
 
-    def obstacle(self, row: Row, frames: int) -> str | None:
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
         if row.label is None:
             return "has no label"
-        return None if row.label in self._numbers else f"has a label that is not trained: {row.label}"
+        return None if row.label in self._numbers else f"has a label that is not in the training data: {row.label}"
 
     def losses(self, logits: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels[:, 0], reduction="none")
@@ -96,7 +98,7 @@ class Classification(Task):
         return classification_metrics([p.reference for p in predictions], [p.hypothesis for p in predictions])
 
     def error_of(self, prediction: Prediction) -> float:
-        """0 where right, else the probability of the wrong label."""
+        """Return 0 for an exact match, else the probability of the wrong label."""
         return 0.0 if prediction.hypothesis == prediction.reference else prediction.found.score
 
     def symbols(self) -> list[str]:
@@ -109,14 +111,14 @@ class Classification(Task):
         return [self.reference(row) for row in rows]
 
     def save(self, folder: Path) -> None:
-        """All of it is in the config."""
+        """Write nothing: the labels are in the config."""
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         said = {prediction.hypothesis for prediction in predictions}
         if len(said) == 1 and len({prediction.reference for prediction in predictions}) > 1:
-            return f"every recording is said to be {said.pop()!r}: the model has learned nothing to tell them apart by"
+            return f"every prediction is {said.pop()!r}: the model has not learned to distinguish the labels"
         return None
 
     def report(self, predictions: Sequence[Prediction], folder: Path) -> None:
-        if len(self.labels) <= MOST_DRAWN:
-            draw_confusions(predictions, self.labels, folder / "confusions.png")
+        if len(self.labels) <= MAX_PLOTTED_LABELS:
+            plot_confusions(predictions, self.labels, folder / "confusions.png")

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: text from speech, without knowing when each symbol is said.
+"""Connectionist temporal classification: text from speech without time alignments.
 
 Source: A. Graves et al., "Connectionist Temporal Classification" (2006); wav2vec 2.0, section 3.3.
 """
@@ -15,27 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.checkpoints.tokenizers import in_language, read_tokenizer, vocabulary_languages
+from w2v_attn.checkpoints.tokenizers import read_tokenizer, restrict_to_language, vocabulary_languages
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError, check_expression
-from w2v_attn.training.metrics import transcription_metrics, utterance_error, write_alignments
+from w2v_attn.training.metrics import Prediction, transcription_metrics, utterance_error, write_alignments
 from w2v_attn.training.options import CtcOptions
-from w2v_attn.training.predictions import Prediction
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.training_errors import DataError, check_expression
 from w2v_attn.training.vocabulary import CASES, UNITS, Vocabulary, from_texts, from_tokenizer
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer, Transcript
 
-COLLAPSED = 0.95  # of all transcripts that are empty though something was said
+COLLAPSED = 0.95  # share of empty transcripts of non-empty references at which a warning is given
 
 
 class Ctc(Task):
-    """vocabulary: what is learned. tokenizer: the same, as stock transformers writes it.
+    """Speech recognition with CTC.
 
-    keeps_head: the vocabulary is that of the checkpoint, whose head already knows what each number means.
-    language: of the adapters that are trained, where there are some; the tokenizer names it.
+    Args:
+        vocabulary: The symbols.
+        tokenizer: The transformers tokenizer of the vocabulary; None: it is created.
+        keeps_head: Whether the vocabulary is that of the checkpoint, so that its head is kept.
+        language: The language of the adapters that are trained, for the tokenizer; None: there are none.
     """
 
-    name, head, best, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
+    name, head, best_metric, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
 
     def __init__(
         self,
@@ -49,14 +51,14 @@ class Ctc(Task):
         if tokenizer is None:
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer = vocabulary.tokenizer(Path(folder))
-        self.tokenizer = tokenizer if language is None else in_language(tokenizer, language)
+        self.tokenizer = tokenizer if language is None else restrict_to_language(tokenizer, language)
 
     @classmethod
     def from_data(cls, options: CtcOptions, train: Sequence[Row], checkpoint: Checkpoint | None) -> "Ctc":
-        """The task on these rows. checkpoint: where one with a CTC head is continued.
+        """Return the task for training rows; the vocabulary is that of the options, the checkpoint or the rows.
 
         Raises:
-            DataError: options that cannot be, rows without text, or nothing to learn from.
+            DataError: An option is invalid, or no row has a text.
         """
         _check(options, train)
         language = None if checkpoint is None else checkpoint.language
@@ -76,19 +78,19 @@ class Ctc(Task):
         vocabulary = from_tokenizer(tokenizer, case=options.case, remove_characters=options.remove_characters)
         if vocabulary.unit != options.unit:
             raise DataError(
-                f"task.unit={options.unit}, but the vocabulary is one of {vocabulary.unit}: task.vocabulary=data "
-                "makes one from the texts"
+                f"task.unit={options.unit}, but the vocabulary consists of {vocabulary.unit}: task.vocabulary=data "
+                "creates one from the texts"
             )
         if options.out_of_vocabulary == "error":
             _check_symbols(vocabulary, train)
         return cls(vocabulary, tokenizer, keeps_head=keeps_head, language=language)
 
     @classmethod
-    def of_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
-        """The task that a checkpoint with this tokenizer was trained for.
+    def from_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
+        """Return the task that a checkpoint with this tokenizer was trained for.
 
         Raises:
-            DataError: options that cannot be, or rows without text.
+            DataError: An option is invalid, or no row has a text.
         """
         _check(options, rows)
         return cls(
@@ -104,7 +106,7 @@ class Ctc(Task):
             "pad_token_id": symbols[self.vocabulary.blank],
             "bos_token_id": symbols.get("<s>"),
             "eos_token_id": symbols.get("</s>"),
-            # Stock's defaults, the sum of all and infinity, let long recordings and impossible ones decide.
+            # The defaults of transformers, sum and infinity, let long and impossible recordings dominate.
             "ctc_loss_reduction": "mean",
             "ctc_zero_infinity": True,
         }
@@ -118,24 +120,24 @@ class Ctc(Task):
     def is_labelled(self, row: Row) -> bool:
         return row.text is not None
 
-    def obstacle(self, row: Row, frames: int) -> str | None:
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
         if row.text is None:
             return "has no text"
         text = self.reference(row)
-        if outside := self.vocabulary.outside(text):
+        if outside := self.vocabulary.unknown_symbols(text):
             return f"has symbols outside the vocabulary: {' '.join(sorted(outside))}"
         symbols = self.vocabulary.split(text)
         # Between two equal symbols CTC needs a blank.
         needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
         if needed > frames:
-            return f"has a text of {needed} symbols for {frames} frames: CTC needs one for each"
+            return f"has a text of {needed} symbols for {frames} frames: CTC needs a frame for each symbol"
         return None
 
     def losses(self, logits: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
         real = labels >= 0
         lengths = real.sum(-1)
         log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
-        # cuDNN's kernel takes no losses that are not finite, as stock transformers notes too.
+        # cuDNN's kernel does not support infinite losses; transformers disables it, too.
         with torch.backends.cudnn.flags(enabled=False):
             losses = F.ctc_loss(
                 log_probabilities,
@@ -175,8 +177,8 @@ class Ctc(Task):
         if not spoken or empty < COLLAPSED * len(spoken):
             return None
         return (
-            f"{empty} of {len(spoken)} transcripts are empty: the model says blank everywhere. Early in "
-            "training it does; where it stays so, train longer, or with a lower rate and a longer warm-up"
+            f"{empty} of {len(spoken)} transcripts are empty: the model predicts blank everywhere. This is normal "
+            "early in training; if it lasts, train longer, or with a lower learning rate and a longer warm-up"
         )
 
     def report(self, predictions: Sequence[Prediction], folder: Path) -> None:
@@ -194,7 +196,7 @@ def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
     check_expression("task.remove_characters", options.remove_characters)
     if not any(row.text is not None for row in rows):
         raise DataError(
-            "no recording has a text: expected a column `text` in the manifest (or transcripts beside LibriSpeech's "
+            "no recording has a text: expected a column `text` in the manifest (or transcripts next to LibriSpeech's "
             "recordings, or data.pattern with a group `text`). For labels use task=classification"
         )
 
@@ -203,11 +205,11 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
     outside: Counter[str] = Counter()
     for row in rows:
         if row.text is not None:
-            outside += vocabulary.outside(vocabulary.normalize(row.text))
+            outside += vocabulary.unknown_symbols(vocabulary.normalize(row.text))
     if outside:
         listed = ", ".join(f"{symbol!r} × {count}" for symbol, count in outside.most_common(20))
         raise DataError(
-            f"texts have symbols that are not in the vocabulary: {listed}. Take them out (task.remove_characters), "
+            f"texts have symbols that are not in the vocabulary: {listed}. Remove them (task.remove_characters), "
             "drop such recordings (task.out_of_vocabulary=drop), or make the vocabulary from the data "
             "(task.vocabulary=data)"
         )
@@ -216,5 +218,5 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
 def _given_tokenizer(path: Path, language: str | None) -> Any:
     folder = path.parent if path.name == "vocab.json" else path
     if not (folder / "vocab.json").is_file():
-        raise DataError(f"task.vocabulary={path} is no vocabulary: expected auto, data, or a vocab.json")
+        raise DataError(f"task.vocabulary={path} is not a vocabulary: expected auto, data, or a vocab.json")
     return read_tokenizer(folder, language if vocabulary_languages(folder) else None)

@@ -1,4 +1,4 @@
-"""What every task says about itself. A new one is a file beside this one, a line in choice.py, and conf/task/."""
+"""The interface of fine-tuning tasks; a new task is a file here, one in conf/task/ and a line in task_registry.py."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -11,92 +11,100 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training.errors import DataError
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.recognizer import Recognizer
 
 
 class Task(ABC):
-    """name: as in `task=`. head: what stock's classes with its head end in. best: the metric that chooses the best
-    checkpoint, where less is better. pipeline: stock's name of it. keeps_head: what the numbers of the checkpoint's
-    head mean is what they mean here.
-    pooling: of frames, where the head pools them.
+    """A fine-tuning task: targets, loss, metrics and files.
+
+    Attributes:
+        name: As in `task=`.
+        head: The suffix of the Hugging Face model classes with its head.
+        best_metric: The metric that selects the best checkpoint; lower is better.
+        pipeline: The name of its transformers pipeline.
+        keeps_head: Whether the outputs of the checkpoint's head mean the same in this task.
+        pooling: How the head pools frames, if it does.
     """
 
     name: str
     head: str
-    best: str
+    best_metric: str
     pipeline: str
     keeps_head: bool = False
     pooling: str = "mean"
 
     @abstractmethod
     def config_changes(self) -> dict[str, Any]:
-        """Values of the model's config that follow from the task."""
+        """Return the values of the model's config that the task determines."""
 
     @abstractmethod
     def reference(self, row: Row) -> str:
-        """What the model should say of a recording."""
+        """Return the text or label that the model should predict for a recording."""
 
     @abstractmethod
     def target(self, row: Row) -> list[int]:
-        """The same as numbers."""
+        """Return the reference as output numbers."""
 
     @abstractmethod
     def is_labelled(self, row: Row) -> bool:
-        """Whether there is something to compare with."""
+        """Return whether a recording has a reference."""
 
     @abstractmethod
-    def obstacle(self, row: Row, frames: int) -> str | None:
-        """Why a recording of so many frames cannot be trained on; None where it can."""
+    def unusable_reason(self, row: Row, frames: int) -> str | None:
+        """Return why a recording with this number of frames cannot be trained on; None if it can."""
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor, frames: Tensor) -> Tensor:
-        """float32 [B], of each recording.
+        """Return the loss of each recording, float32 [B].
 
-        logits: what the head gives. labels: int64 [B, L], padded with -100. frames: int64 [B], real ones of each.
+        Args:
+            logits: Outputs of the head.
+            labels: int64 [B, L], padded with -100.
+            frames: int64 [B], the number of real frames of each recording.
         """
 
     @abstractmethod
     def recognizer(self, checkpoint: Checkpoint, device: torch.device, backend: str) -> Recognizer:
-        """What turns waveforms into what the model says of them."""
+        """Return a recognizer with the task's model."""
 
     @abstractmethod
     def hypothesis(self, found: Any) -> str:
-        """What the model said, in the form of `reference`."""
+        """Return the text or label of a recognizer's output, in the form of `reference`."""
 
     @abstractmethod
     def measure(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The metrics, `best` among them."""
+        """Return the metrics, including `best_metric`."""
 
     @abstractmethod
     def error_of(self, prediction: Prediction) -> float:
-        """How wrong one prediction is; 0 is right."""
+        """Return the error of one prediction; 0 is an exact match."""
 
     @abstractmethod
     def symbols(self) -> Sequence[str]:
-        """What the head can say, in the order of its numbers."""
+        """Return the outputs of the head in the order of their numbers."""
 
     @abstractmethod
     def counts(self, rows: Sequence[Row]) -> Counter[str]:
-        """What is to be learned, and how often it occurs: symbols or labels."""
+        """Count the symbols or labels of recordings."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes what the model needs beside its weights and its preprocessor."""
+        """Write what the model needs besides weights and preprocessor."""
 
     def classes(self, rows: Sequence[Row]) -> list[str]:
-        """The class of each recording.
+        """Return the class of each recording.
 
         Raises:
-            DataError: the task has no classes.
+            DataError: The task has no classes.
         """
-        raise DataError(f"data.balance=true needs classes, task={self.name} has none")
+        raise DataError(f"data.balance=true needs classes, but task={self.name} has none")
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
-        """What is wrong with a model as a whole, where something is."""
+        """Return a problem of the model as a whole; None if there is none."""
         return None
 
     @abstractmethod
     def report(self, predictions: Sequence[Prediction], folder: Path) -> None:
-        """Writes the predictions in the forms that suit the task."""
+        """Write plots or alignments of the predictions."""

@@ -1,8 +1,8 @@
-"""torchaudio's `Wav2Vec2Model`, live or as a state dict -> parts in Hugging Face's terms; and back.
+"""Conversion between torchaudio's `Wav2Vec2Model`, live or as a state dict, and Hugging Face models.
 
-torchaudio has one model for wav2vec 2.0 and HuBERT. Its state dicts show most sizes; what they do not show is known of
-the architectures that torchaudio releases, or stands in `arguments.json` beside the file: arguments of
-`torchaudio.models.wav2vec2_model`, all or some of them.
+torchaudio has one model for wav2vec 2.0 and HuBERT. Its state dicts show most sizes. The others are known for the
+architectures that torchaudio releases, or are given in a file `arguments.json` next to the state dict, which contains
+some or all arguments of `torchaudio.models.wav2vec2_model`.
 
 Source: torchaudio 2.11, models/wav2vec2/model.py and components.py.
 """
@@ -15,28 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.convert.parameter_names import Names, Pairs
-from w2v_attn.checkpoints.convert.parts import Parts
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.convert.raw_checkpoint import NamePairs, NameTable, RawCheckpoint
 from w2v_attn.checkpoints.convert.torchaudio_arguments import (
     ARGUMENTS,
     POSITION_THERE,
     arguments_from_config,
     arguments_from_weights,
     arguments_of_module,
-    config_of,
+    config_from_arguments,
     read_arguments,
     read_json,
 )
-from w2v_attn.checkpoints.errors import CheckpointError, first_line
 
-# The files of this format: the state dict and how to build its module. The other two bring a checkpoint of Hugging
-# Face's back whole: its config, and what torchaudio's module has no place for (the mask embedding, other heads than
-# CTC's).
-WEIGHTS = "model.pt"  # beside it, ARGUMENTS
+# The files of this format: the state dict and the arguments that build its module. The other two restore the complete
+# Hugging Face checkpoint: its config, and the weights that torchaudio's module lacks (the mask embedding, heads other
+# than CTC's).
+WEIGHTS = "model.pt"  # next to ARGUMENTS
 CONFIG_THERE, WEIGHTS_THERE = "huggingface.json", "huggingface.pt"
 
 POSITION = "encoder.pos_conv_embed.conv"
-NAMES: Pairs = (
+NAMES: NamePairs = (
     ("feature_extractor.conv_layers.{n}.conv", "feature_extractor.conv_layers.{n}.conv"),
     ("feature_extractor.conv_layers.{n}.layer_norm", "feature_extractor.conv_layers.{n}.layer_norm"),
     ("encoder.feature_projection.layer_norm", "feature_projection.layer_norm"),
@@ -45,7 +44,7 @@ NAMES: Pairs = (
         (f"{POSITION_THERE}.{name}", f"{POSITION}.{name}")
         for name in ("bias", "parametrizations.weight.original0", "parametrizations.weight.original1")
     ),
-    # As torch named them before it had parametrizations; so do the files that torchaudio released.
+    # The names from before torch had parametrizations; the files that torchaudio released have them.
     (f"{POSITION_THERE}.weight_g", f"{POSITION}.parametrizations.weight.original0"),
     (f"{POSITION_THERE}.weight_v", f"{POSITION}.parametrizations.weight.original1"),
     *(
@@ -62,14 +61,14 @@ NAMES: Pairs = (
     ("aux", "lm_head"),
 )
 
-FAMILIES_THERE = ("wav2vec2", "hubert")  # of Hugging Face's, those whose encoder is torchaudio's
+FAMILIES_THERE = ("wav2vec2", "hubert")  # the Hugging Face families that torchaudio's encoder computes
 
 
 # ------------------------------------------------------------------------------------ from torchaudio's format
 
 
-def is_one(found: object) -> bool:
-    """Whether what a file holds is a state dict of torchaudio's."""
+def is_torchaudio_state(found: object) -> bool:
+    """Return whether the contents of a file are a torchaudio state dict."""
     return (
         isinstance(found, dict)
         and f"{POSITION_THERE}.bias" in found
@@ -77,43 +76,43 @@ def is_one(found: object) -> bool:
     )
 
 
-def is_folder(folder: Path) -> bool:
-    """Whether a folder is one that `w2v-attn load format=torchaudio` wrote."""
+def is_torchaudio_folder(folder: Path) -> bool:
+    """Return whether a folder was written by `w2v-attn load format=torchaudio`."""
     return (folder / ARGUMENTS).is_file() and (folder / WEIGHTS).is_file()
 
 
-def is_module(thing: object) -> bool:
-    """Whether something is one of torchaudio's wav2vec 2.0 modules, or what its bundles put around one."""
+def is_torchaudio_module(thing: object) -> bool:
+    """Return whether an object is a torchaudio wav2vec 2.0 module, or the wrapper that its bundles return."""
     return isinstance(thing, nn.Module) and type(thing).__module__.startswith(
         ("torchaudio.models.wav2vec2", "torchaudio.pipelines._wav2vec2")
     )
 
 
-def read(path: Path, tensors: Mapping[str, Tensor]) -> Parts:
-    """The parts of the state dict in `path`, which holds `tensors`.
+def read_torchaudio(path: Path, tensors: Mapping[str, Tensor]) -> RawCheckpoint:
+    """Convert the torchaudio state dict `tensors`, the contents of the file `path`.
 
     Raises:
-        CheckpointError: it is of another model, or of an architecture that its shapes do not tell.
+        CheckpointError: It is of another model, or of an architecture that its shapes do not show.
     """
     folder = path.parent
     given = read_arguments(folder / ARGUMENTS) if (folder / ARGUMENTS).is_file() else {}
     there = read_json(folder / CONFIG_THERE) if (folder / CONFIG_THERE).is_file() else None
     more: dict[str, Tensor] = {}
     if there is not None and (folder / WEIGHTS_THERE).is_file():
-        from w2v_attn.checkpoints.convert import pickles
+        from w2v_attn.checkpoints.convert.pickles import read_pickle
 
-        more = pickles.read(folder / WEIGHTS_THERE)
+        more = read_pickle(folder / WEIGHTS_THERE)
         if not isinstance(more, dict) or not all(isinstance(tensor, Tensor) for tensor in more.values()):
-            raise CheckpointError(f"{folder / WEIGHTS_THERE} is not valid: expected tensors by their names")
+            raise CheckpointError(f"{folder / WEIGHTS_THERE} is not valid: expected a dictionary of tensors")
     arguments = arguments_from_weights(str(path), tensors, given)
-    return _parts(str(path), "a state dict of torchaudio's", tensors, arguments, folder, there=there, more=more)
+    return _parts(str(path), "torchaudio state dict", tensors, arguments, folder, there=there, more=more)
 
 
-def read_module(module: nn.Module) -> Parts:
-    """The parts of a live module: a `torchaudio.models.Wav2Vec2Model`, or what `bundle.get_model()` gives.
+def read_torchaudio_module(module: nn.Module) -> RawCheckpoint:
+    """Convert a live module: a `torchaudio.models.Wav2Vec2Model`, or what `bundle.get_model()` returns.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: It is another model.
     """
     normalize = getattr(module, "normalize_waveform", None)
     inner: Any = getattr(module, "model", module)
@@ -122,11 +121,11 @@ def read_module(module: nn.Module) -> Parts:
         arguments = arguments_of_module(inner)
     except (AttributeError, IndexError, TypeError) as error:
         raise CheckpointError(
-            f"{source} is not a wav2vec 2.0 or HuBERT encoder, or no longer ({first_line(error)}). Expected what the "
-            "builders in torchaudio.models make, such as wav2vec2_base()"
+            f"{source} is not a wav2vec 2.0 or HuBERT encoder, or was modified ({first_line(error)}). Expected a "
+            "module from a builder in torchaudio.models, such as wav2vec2_base()"
         ) from error
     tensors = {name: tensor.cpu() for name, tensor in inner.state_dict().items()}
-    return _parts(source, "a module of torchaudio's", tensors, arguments, None, normalize=normalize)
+    return _parts(source, "torchaudio module", tensors, arguments, None, normalize=normalize)
 
 
 def _parts(
@@ -139,23 +138,23 @@ def _parts(
     there: dict[str, Any] | None = None,
     more: Mapping[str, Tensor] | None = None,
     normalize: bool | None = None,
-) -> Parts:
-    names = Names(NAMES)
+) -> RawCheckpoint:
+    names = NameTable(NAMES)
     renamed = {name: names.ours(name) for name in tensors}
     placed = {ours: tensors[name] for name, ours in renamed.items() if ours is not None}
     as_bundles = arguments["extractor_mode"] == "layer_norm"
-    return Parts(
+    return RawCheckpoint(
         source=source,
         format=format,
-        config=config_of(arguments) if there is None else there,
+        config=config_from_arguments(arguments) if there is None else there,
         tensors=placed | dict(more or {}),
         names=names,
         prefix="",
-        without_place=(),
+        pretraining_only=(),
         unknown=tuple(name for name, ours in renamed.items() if ours is None),
         sample_rate=16_000,
         do_normalize=as_bundles if normalize is None else normalize,
-        normalize_from="what torchaudio's bundles of this architecture do" if normalize is None else "the module",
+        normalize_source="torchaudio's bundles of this architecture" if normalize is None else "the module",
         symbols=None,
         folder=folder,
     )
@@ -164,17 +163,17 @@ def _parts(
 # ------------------------------------------------------------------------------------- to torchaudio's format
 
 
-def write(model: Any, folder: Path) -> None:
-    """Writes a transformers model as torchaudio's: its state dict, and the arguments that build its module.
+def write_torchaudio(model: Any, folder: Path) -> None:
+    """Write a Hugging Face model in torchaudio's format: its state dict and the arguments that build its module.
 
-    `torchaudio.models.wav2vec2_model(**arguments).load_state_dict(state)` takes them, strictly. What torchaudio has no
-    place for stands in files of its own beside them, so that nothing is lost on the way back.
+    `torchaudio.models.wav2vec2_model(**arguments).load_state_dict(state)` loads them strictly. What torchaudio lacks is
+    written to separate files, so that loading the folder with this package restores everything.
 
     Raises:
-        CheckpointError: torchaudio's module is another function than this model.
+        CheckpointError: torchaudio's module does not compute the same function as this model.
     """
     _check_writable(model.config)
-    names = Names(NAMES)
+    names = NameTable(NAMES)
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     state: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
@@ -195,10 +194,10 @@ def write(model: Any, folder: Path) -> None:
 
 
 def _check_writable(config: Any) -> None:
-    """Raises CheckpointError where torchaudio's module has no place for what a config asks."""
+    """Raise CheckpointError if torchaudio's module does not support a config."""
     if config.model_type not in FAMILIES_THERE:
         raise CheckpointError(
-            f"torchaudio's format has no place for the family {config.model_type}: "
+            f"torchaudio's format does not support the family {config.model_type}: "
             f"expected {' or '.join(FAMILIES_THERE)}"
         )
     asked = {
@@ -212,4 +211,4 @@ def _check_writable(config: Any) -> None:
     }
     wrong = [f"{name}={found}" for name, (found, kept) in asked.items() if found != kept]
     if wrong:
-        raise CheckpointError(f"torchaudio's format has no place for {', '.join(wrong)} of this checkpoint")
+        raise CheckpointError(f"torchaudio's format does not support {', '.join(wrong)}, which this checkpoint has")

@@ -17,10 +17,10 @@ import torch
 from conftest import FAMILIES, TINY, tiny_model
 
 from w2v_attn import load_encoder
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert import pickles
-from w2v_attn.checkpoints.convert.fairseq_options import convolutions
-from w2v_attn.checkpoints.errors import CheckpointError
-from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.convert.fairseq_config import parse_convolutions
+from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.transcription.recognizer import load_recognizer
 
@@ -282,8 +282,8 @@ REAL = {"wav2vec2-group": BASE, "wav2vec2-layer": LARGE, "hubert-group": BASE, "
 def test_in_real_sizes_every_weight_has_its_place(family, head, kind):
     import transformers
 
-    from w2v_attn.checkpoints.convert import fairseq
-    from w2v_attn.checkpoints.convert.parts import make_config, make_model
+    from w2v_attn.checkpoints.convert.fairseq_checkpoint import read_fairseq
+    from w2v_attn.checkpoints.convert.raw_checkpoint import make_config, make_model
 
     prefix, norms = FAMILIES[family]
     name = "ForCTC" if head == "tuned" else "ForPreTraining" if kind == "wav2vec2" else "Model"
@@ -295,7 +295,7 @@ def test_in_real_sizes_every_weight_has_its_place(family, head, kind):
     found["cfg"].get("model", {}).get("w2v_args", found["cfg"])["model"]["conv_feature_layers"] = (
         "[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2"
     )
-    parts = fairseq.read(Path("checkpoint.pt"), found)
+    parts = read_fairseq(Path("checkpoint.pt"), found)
     ours, missing, unexpected = make_model(parts, type(theirs), make_config(parts), torch.float32)
     assert missing == unexpected == ()
     assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in theirs.state_dict().items()}
@@ -404,7 +404,7 @@ def test_a_tuned_checkpoint_becomes_a_folder_that_stock_transcribes_with(tmp_pat
     theirs = stock("wav2vec2-layer", "tuned", "wav2vec2")
     path = write(theirs, "wav2vec2", tmp_path / "from" / "ft.pt")
     write_dictionary(path.parent)
-    save_copy(load_checkpoint(path, with_head=True), tmp_path / "copy")
+    export_checkpoint(load_checkpoint(path, with_head=True), tmp_path / "copy")
     assert_same(transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "copy"), theirs)
     processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "copy")
     assert processor.feature_extractor.do_normalize
@@ -489,8 +489,8 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp
     text = str(caught.value)
     assert f"missing: {inside}.encoder.layers.1.self_attn.k_proj.weight" in text
     assert f"of shape [5] instead of [24]: {inside}.encoder.layers.2.fc2.bias" in text
-    assert f"left over: {inside}.adapters.0.weight" in text
-    assert "left over: layer_norm.weight" in text
+    assert f"unexpected: {inside}.adapters.0.weight" in text
+    assert "unexpected: layer_norm.weight" in text
     assert f"of torch.int64: {inside}.encoder.layer_norm.bias" in text
     assert text.count("\n  ") == 5
 
@@ -501,7 +501,7 @@ def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_f
     whole = torch.load(path, weights_only=False)
     whole["cfg"]["model"]["w2v_args"] = None  # as fairseq-hydra-train leaves it
     torch.save(whole, path)
-    with pytest.raises(CheckpointError, match=r"Put that one beside it, as .*/pretrained.pt"):
+    with pytest.raises(CheckpointError, match=r"Copy that file next to it, as .*/pretrained.pt"):
         load_checkpoint(path, with_head=True)
     write(stock("wav2vec2-layer", "pretrained", "wav2vec2"), "wav2vec2", tmp_path / "pretrained.pt")
     assert_same(load_checkpoint(path, with_head=True).model, theirs)
@@ -534,7 +534,7 @@ def test_a_config_that_cannot_be_kept_is_told(change, said, tmp_path, monkeypatc
 
 
 def test_the_convolutions_are_read_and_not_evaluated(tmp_path):
-    assert convolutions("[(512,10,5)] + [(512, 3, 2)]*4 + [(512,2,2)] * 2", tmp_path) == [
+    assert parse_convolutions("[(512,10,5)] + [(512, 3, 2)]*4 + [(512,2,2)] * 2", tmp_path) == [
         (512, 10, 5),
         *[(512, 3, 2)] * 4,
         *[(512, 2, 2)] * 2,
@@ -551,7 +551,7 @@ def test_the_convolutions_are_read_and_not_evaluated(tmp_path):
         7,
     ):
         with pytest.raises(CheckpointError, match="cannot be read"):
-            convolutions(wrong, tmp_path)
+            parse_convolutions(wrong, tmp_path)
 
 
 class Calls:
@@ -609,7 +609,7 @@ def test_a_stand_in_holds_and_does_nothing(tmp_path, fairseq_classes):
     )
     torch.save({"d": dictionary(["c"]), "shared": [[torch.ones(2)]] * 2}, tmp_path / "a.pt")
     patch.undo()
-    found = pickles.read(tmp_path / "a.pt")
+    found = pickles.read_pickle(tmp_path / "a.pt")
     assert found["d"] == {"symbols": ["b"], "hook": {"x": [1, 2]}}
     assert found["shared"][0] is found["shared"][1]
 

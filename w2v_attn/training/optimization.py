@@ -1,29 +1,32 @@
-"""Which parameters are trained, how fast, and with how much decay."""
+"""The optimizer's parameters: which are trained, their learning rates and weight decay, and the schedule."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import adapter_parameters, has_adapters
-from w2v_attn.training.options import LoraOptions, OptimizerOptions
+from w2v_attn.training.options import LoraOptions, OptimizerOptions, ScheduleOptions
 
 FREEZE = ("none", "feature_encoder", "encoder", "all_but_adapters")
 
 
 def base_of(model: Any) -> nn.Module:
-    """The encoder without its head."""
+    """Return the encoder of a model without its head."""
     return getattr(model, model.base_model_prefix)
 
 
 def freeze(model: Any, what: str) -> None:
-    """Parameters that are never trained.
+    """Freeze parameters for the whole run.
 
-    what: "none", "feature_encoder" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (nor the
-        head).
+    Args:
+        model: A Hugging Face model with a head.
+        what: "none", "feature_encoder" (the convolutions), "encoder" (all but the head) or "all_but_adapters" (all but
+            the adapters and the head).
 
     Raises:
-        ValueError: another word, or there are no adapters.
+        ValueError: `what` has another value, or the model has no adapters.
     """
     if what not in FREEZE:
         raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
@@ -43,10 +46,10 @@ def freeze(model: Any, what: str) -> None:
 
 
 def add_lora(model: Any, options: LoraOptions) -> Any:
-    """The model with low-rank updates in its projections; all else but the head is frozen.
+    """Return the model with low-rank updates of its projections; all other parameters but the head are frozen.
 
     Raises:
-        ValueError: peft is not installed, or there are no such projections.
+        ValueError: peft is not installed, or the model lacks the projections.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -65,10 +68,10 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
 
 
 def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Groups for the optimizer, each with its `lr`, `weight_decay` and, to be read, `names`.
+    """Return parameter groups for the optimizer, each with `params`, `lr`, `weight_decay` and `names`.
 
     Raises:
-        ValueError: a pattern of a factor matches no trained parameter, or nothing is trained.
+        ValueError: The pattern of a factor matches no trained parameter, or all parameters are frozen.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -98,7 +101,7 @@ def _block(name: str) -> int | None:
 
 
 def _blocks_above(name: str, depth: int) -> int:
-    """Blocks between a parameter and the head: 0 for the head and the last block, `depth` for what is below all."""
+    """Return the number of blocks between a parameter and the head: 0 in the last block, `depth` before the first."""
     block = _block(name)
     if block is not None:
         return depth - 1 - block
@@ -109,3 +112,40 @@ def _blocks_above(name: str, depth: int) -> int:
 def _some(names: dict[str, Any]) -> str:
     listed = list(names)
     return ", ".join(listed[:5]) + (f" … and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+def lr_multiplier(options: ScheduleOptions, max_steps: int) -> Callable[[int], float]:
+    """Return the learning rate schedule: a function from the step, 0 to `max_steps`, to a factor of the learning rate.
+
+    The factor rises linearly from `init_scale` to 1 (warm-up), holds at 1, and decays to `final_scale`.
+
+    Source: fairseq, optim/lr_scheduler/tri_stage_lr_scheduler.py; wav2vec 2.0, section 4.3.
+
+    Raises:
+        ValueError: The shares are invalid, or the decay is unknown.
+    """
+    if options.warmup < 0 or options.hold < 0 or options.warmup + options.hold > 1:
+        raise ValueError(
+            f"schedule: warmup and hold must be shares of all steps, got {options.warmup} and {options.hold}"
+        )
+    if options.decay not in ("exponential", "linear"):
+        raise ValueError(f"schedule.decay must be exponential or linear, got {options.decay}")
+    if options.decay == "exponential" and not options.final_scale > 0:
+        raise ValueError(
+            f"an exponential decay never reaches {options.final_scale}: give a schedule.final_scale above 0, or "
+            "decay=linear"
+        )
+    warmup, hold = int(options.warmup * max_steps), int(options.hold * max_steps)
+    decay = max(1, max_steps - warmup - hold)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return options.init_scale + (1 - options.init_scale) * step / warmup
+        if step < warmup + hold:
+            return 1.0
+        progress = min(1.0, (step - warmup - hold) / decay)
+        if options.decay == "linear":
+            return 1 + (options.final_scale - 1) * progress
+        return options.final_scale**progress
+
+    return factor

@@ -9,8 +9,8 @@ from conftest import FAMILIES, save, tiny_model
 from safetensors.torch import save_file
 
 from w2v_attn import load_encoder
-from w2v_attn.checkpoints.errors import CheckpointError
-from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.encoder.inputs import Samples
 
@@ -174,11 +174,11 @@ def test_the_input_is_normalised_as_the_bundles_do(tmp_path):
         assert load_checkpoint(write(arguments, module, tmp_path / style)).do_normalize is normalises
     bundled = load_checkpoint(_extend_model(small("base")[1], normalize_waveform=True))
     assert bundled.do_normalize
-    assert bundled.normalize_from == "the module"
+    assert bundled.normalize_source == "the module"
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
     beside = load_checkpoint(tmp_path / "base" / "weights.pt")
     assert beside.do_normalize
-    assert beside.normalize_from == "the preprocessor config"
+    assert beside.normalize_source == "the preprocessor config"
 
 
 def test_the_bundles_table_of_normalisation_is_the_rule_here():
@@ -205,7 +205,7 @@ CHECKPOINTS = [
 def test_to_torchaudio_and_back_is_bit_identical(family, head, tmp_path, speech):
     theirs = tiny_model(family, head, hidden_dropout=0.3, mask_time_prob=0.07)
     there = tmp_path / "there"
-    save_copy(load_checkpoint(save(theirs, tmp_path / "hf"), with_head=True), there, format="torchaudio")
+    export_checkpoint(load_checkpoint(save(theirs, tmp_path / "hf"), with_head=True), there, format="torchaudio")
 
     arguments = json.loads((there / "arguments.json").read_text())
     module = torchaudio.models.wav2vec2_model(**arguments)
@@ -227,8 +227,8 @@ def test_to_torchaudio_and_back_is_bit_identical(family, head, tmp_path, speech)
 
 def test_a_state_dict_alone_comes_back_as_it_went(tmp_path):
     arguments, module = small("base", 11)
-    save_copy(load_checkpoint(module, with_head=True), tmp_path / "hf")
-    save_copy(load_checkpoint(tmp_path / "hf", with_head=True), tmp_path / "there", format="torchaudio")
+    export_checkpoint(load_checkpoint(module, with_head=True), tmp_path / "hf")
+    export_checkpoint(load_checkpoint(tmp_path / "hf", with_head=True), tmp_path / "there", format="torchaudio")
     assert_equal(torch.load(tmp_path / "there" / "model.pt"), module.state_dict())
     written = json.loads((tmp_path / "there" / "arguments.json").read_text())
     assert {name: arguments[name] for name in written} | {"extractor_conv_layer_config": [list(x) for x in LAYERS]} == (
@@ -275,7 +275,7 @@ def test_the_command_converts_both_ways(call, tmp_path):
 def test_what_torchaudio_has_no_place_for_is_told_and_nothing_is_written(family, changes, said, tmp_path):
     checkpoint = load_checkpoint(save(tiny_model(family, **changes), tmp_path / "hf"))
     with pytest.raises(CheckpointError, match=said):
-        save_copy(checkpoint, tmp_path / "there", format="torchaudio")
+        export_checkpoint(checkpoint, tmp_path / "there", format="torchaudio")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
@@ -324,7 +324,7 @@ def test_missing_misshaped_and_left_over_keys_are_named_as_torchaudio_has_them(t
     text = str(caught.value)
     assert "missing: encoder.transformer.layers.1.attention.k_proj.weight" in text
     assert "of shape [5] instead of [20]: encoder.transformer.layers.2.feed_forward.output_dense.bias" in text
-    assert "left over: quantizer.weight" in text
+    assert "unexpected: quantizer.weight" in text
     assert text.count("\n  ") == 3
 
 

@@ -1,7 +1,8 @@
-"""fairseq's options -> the values of Hugging Face's config.
+"""Hugging Face config values from fairseq's options, and CTC symbols from fairseq's dictionaries.
 
 Source: fairseq, the dataclasses of models/wav2vec/wav2vec2.py, models/wav2vec/wav2vec2_asr.py, models/hubert/hubert.py
-and models/hubert/hubert_asr.py, for the names of the options, their meaning and their defaults.
+and models/hubert/hubert_asr.py, for the names of the options, their meaning and their defaults; data/dictionary.py
+and criterions/ctc.py, for dictionaries.
 """
 
 import ast
@@ -9,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.checkpoints.errors import CheckpointError
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
-# Hugging Face's option -> fairseq's, where the value is the same.
+# Hugging Face's option -> fairseq's option with the same value.
 OPTIONS = {
     "num_hidden_layers": "encoder_layers",
     "hidden_size": "encoder_embed_dim",
@@ -19,7 +20,7 @@ OPTIONS = {
     "num_attention_heads": "encoder_attention_heads",
     "do_stable_layer_norm": "layer_norm_first",
 }
-# The same, with fairseq's own default where a checkpoint is older than the option.
+# Hugging Face's option -> (fairseq's option, its default in checkpoints older than the option).
 OPTIONS_WITH_DEFAULT = {
     "conv_bias": ("conv_bias", False),
     "num_conv_pos_embeddings": ("conv_pos", 128),
@@ -37,7 +38,7 @@ OPTIONS_OF_CONTRAST = {
     "contrastive_logits_temperature": ("logit_temp", 0.1),
     "num_negatives": ("num_negatives", 100),
 }
-# Of fine-tuning: these replace what pre-training had.
+# Options of fine-tuning; they replace those of pre-training.
 OPTIONS_OF_TUNING = {
     "hidden_dropout": "dropout",
     "attention_dropout": "attention_dropout",
@@ -53,7 +54,7 @@ OPTIONS_OF_TUNING = {
 }
 ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu", "swish": "swish"}
 NORMS = {"default": "group", "layer_norm": "layer"}
-# Options that change the function in a way that Hugging Face's model has no place for -> the values that do not.
+# Options that Hugging Face's model lacks -> the values with which they change nothing.
 PLAIN = {
     "layer_type": (None, "transformer"),
     "pos_conv_depth": (None, 1),
@@ -63,12 +64,12 @@ PLAIN = {
 
 
 def encoder_config(path: Path, options: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The values that say what an encoder of Hugging Face's family `model_type` is, from those of a pre-trained model.
+    """Return the config values of a Hugging Face encoder of the family `model_type` from a pre-trained model's options.
 
-    How much it masked stays behind: pre-training hides half of everything to make its task hard, and nobody goes on so.
+    Masking options are not converted: pre-training masks about half of the frames, far more than fine-tuning.
 
     Raises:
-        CheckpointError: an option is missing, or has a value that Hugging Face's model has no place for.
+        CheckpointError: An option is missing, or has a value that Hugging Face's model does not support.
     """
     needed = (*OPTIONS.values(), "conv_feature_layers", "extractor_mode")
     if absent := [name for name in needed if options.get(name) is None]:
@@ -76,9 +77,9 @@ def encoder_config(path: Path, options: Mapping[str, Any], model_type: str) -> d
     for name, plain in PLAIN.items():
         if options.get(name) not in plain:
             raise CheckpointError(
-                f"{path} has {name}={options[name]}, for which Hugging Face's model has no place: expected {plain[-1]}"
+                f"{path} has {name}={options[name]}, which Hugging Face's model does not support: expected {plain[-1]}"
             )
-    layers = convolutions(options["conv_feature_layers"], path)
+    layers = parse_convolutions(options["conv_feature_layers"], path)
     config: dict[str, Any] = {
         "model_type": model_type,
         "feat_extract_norm": _one_of(path, "extractor_mode", options["extractor_mode"], NORMS),
@@ -95,12 +96,12 @@ def encoder_config(path: Path, options: Mapping[str, Any], model_type: str) -> d
 
 
 def tuning_config(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that fine-tuning changed: dropouts, and masking."""
+    """Return the config values that fine-tuning set: dropouts and masking."""
     return {ours: options[theirs] for ours, theirs in OPTIONS_OF_TUNING.items() if options.get(theirs) is not None}
 
 
 def contrast_config(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of wav2vec 2.0's heads of pre-training. 0 stands for the size of something else."""
+    """Return the config values of wav2vec 2.0's pre-training heads. A size of 0 means the default size."""
     final = options.get("final_dim") or options["encoder_embed_dim"]
     sizes = {"proj_codevector_dim": final, "codevector_dim": options.get("latent_dim") or final}
     return sizes | _with_defaults(options, OPTIONS_OF_CONTRAST)
@@ -118,13 +119,13 @@ def _one_of(path: Path, name: str, value: Any, table: Mapping[str, str]) -> str:
     return table[value]
 
 
-def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
-    """(channels, kernel, stride) of each convolution, from `[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2`.
+def parse_convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
+    """Parse (channels, kernel, stride) of each convolution from `[(512,10,5)] + [(512,3,2)]*4 + [(512,2,2)]*2`.
 
-    Lists of numbers, their sums and their multiples are read; nothing is evaluated.
+    Only lists of numbers, their sums and their multiples are parsed; nothing is evaluated.
 
     Raises:
-        CheckpointError: it holds anything else.
+        CheckpointError: The text contains anything else.
     """
 
     def value(node: ast.AST) -> Any:
@@ -149,3 +150,43 @@ def convolutions(text: str, path: Path) -> list[tuple[int, int, int]]:
             f"found {text!r} ({error})"
         ) from error
     return layers  # type: ignore[return-value]
+
+
+# fairseq's dictionaries begin with these; the first is CTC's blank, which Hugging Face calls <pad>.
+SPECIAL, SPECIAL_THERE = ("<s>", "<pad>", "</s>", "<unk>"), ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def read_symbols(path: Path, task: Mapping[str, Any], state: Any, outputs: int) -> tuple[str, ...] | None:
+    """Return the symbols of a CTC head from the dictionary next to the checkpoint or in it; None if there is none."""
+    labels = task.get("labels") or "ltr"  # a list in HuBERT's task
+    beside = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
+    inside = state.get("target_dictionary") if isinstance(state, dict) else None
+    if beside.is_file():
+        symbols, where = [*SPECIAL, *_read_dictionary(beside)], str(beside)
+    elif isinstance(inside, dict) and isinstance(inside.get("symbols"), list):
+        symbols, where = [str(symbol) for symbol in inside["symbols"]], f"the dictionary in {path}"
+    else:
+        return None
+    if tuple(symbols[:4]) != SPECIAL or len(set(symbols)) != len(symbols):
+        raise CheckpointError(f"{where} is not valid: expected {' '.join(SPECIAL)} first, and each symbol once")
+    if len(symbols) != outputs:
+        raise CheckpointError(
+            f"{where} has {len(symbols)} symbols with its 4 special ones, but w2v_encoder.proj of {path} has {outputs} "
+            "outputs: is it the dictionary of another checkpoint?"
+        )
+    return (*SPECIAL_THERE, *symbols[4:])
+
+
+def _read_dictionary(path: Path) -> list[str]:
+    """Read the symbols of a dictionary file with lines `symbol count`."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # other line separators may be symbols
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+    symbols = []
+    for number, line in enumerate(lines, 1):
+        symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
+        if not symbol or not count.isdigit():
+            raise CheckpointError(f"{path}, line {number}: expected a symbol and its count, found {line!r}")
+        symbols.append(symbol)
+    return symbols

@@ -1,4 +1,4 @@
-"""Learning curves and confusion matrices as PNG."""
+"""Plots of learning curves and confusion matrices, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +8,16 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from w2v_attn.training.predictions import Prediction
+from w2v_attn.training.metrics import Prediction
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], best: str, path: Path) -> None:
-    """Loss and error over updates, and the learning rate below.
+def plot_curves(history: Sequence[Mapping[str, float]], best: str, path: Path) -> None:
+    """Plot losses, the validation error and the learning rate over the steps.
 
-    history: Trainer's log: entries with `step` and of `loss`, `learning_rate`, `eval_loss`, `eval_<best>`.
+    Args:
+        history: Trainer's log: entries with `step` and some of `loss`, `learning_rate`, `eval_loss`, `eval_<best>`.
+        best: Name of the metric that selects the best checkpoint.
+        path: The PNG file.
     """
     figure = matplotlib.figure.Figure(figsize=(9, 6), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -32,7 +35,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], best: str, path: Path) -
     loss.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
     _curve(rate, history, "learning_rate", "learning rate", "tab:grey")
     rate.set_ylabel("rate")
-    rate.set_xlabel("updates")
+    rate.set_xlabel("steps")
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -45,13 +48,13 @@ def _curve(axes: Any, history: Sequence[Mapping[str, float]], key: str, label: s
 
 
 def _typical_height(history: Sequence[Mapping[str, float]]) -> float:
-    """The first losses of CTC are far above all others: they would flatten the rest."""
+    """Return the 98th percentile of the losses: the first losses of CTC are far above all others."""
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return max(float(np.quantile(losses, 0.98)), 1e-3) if losses else 1.0
 
 
-def draw_confusions(predictions: Sequence[Prediction], labels: Sequence[str], path: Path) -> None:
-    """Rows: what it is; columns: what it was taken for; colours are shares of a row, numbers are counts."""
+def plot_confusions(predictions: Sequence[Prediction], labels: Sequence[str], path: Path) -> None:
+    """Plot the confusion matrix: rows are references, columns hypotheses, colours shares of a row, numbers counts."""
     number = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), int)
     for prediction in predictions:
@@ -63,8 +66,8 @@ def draw_confusions(predictions: Sequence[Prediction], labels: Sequence[str], pa
     axes.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("is")
+    axes.set_xlabel("hypothesis")
+    axes.set_ylabel("reference")
     for (row, column), count in np.ndenumerate(counts):
         if count:
             dark = count > 0.5 * counts[row].sum()

@@ -1,4 +1,4 @@
-"""Which tasks there are: name -> what may be said about it, and what it does. A new one is a line here."""
+"""The available tasks: name -> options and class. A new task is a line here."""
 
 from typing import Any
 
@@ -13,5 +13,5 @@ TASKS: dict[str, tuple[type, type[Any]]] = {
 
 
 def task_class(options: object) -> type[Any]:
-    """The task that these options are of."""
+    """Return the class of the task that options belong to."""
     return next(task for kind, task in TASKS.values() if isinstance(options, kind))

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from w2v_attn import load_encoder, read_audio, replace_attention
 from w2v_attn.checkpoints import adapters, hub
-from w2v_attn.checkpoints.errors import CheckpointError
-from w2v_attn.checkpoints.export import save_copy
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.checkpoints.tokenizers import read_tokenizer
-from w2v_attn.training import run
+from w2v_attn.training import finetuning
 from w2v_attn.training.options import CtcOptions, DataOptions, LoraOptions, OptimizerOptions, Recipe, TrainingOptions
 from w2v_attn.transcription.recognizer import load_recognizer
 
@@ -202,7 +202,7 @@ def test_a_language_of_a_checkpoint_without_adapters_is_refused(layer_checkpoint
 
 
 def test_a_language_of_another_form_is_refused(group_checkpoint, tmp_path):
-    save_copy(load_checkpoint(group_checkpoint), tmp_path / "copy", format="torchaudio")
+    export_checkpoint(load_checkpoint(group_checkpoint), tmp_path / "copy", format="torchaudio")
     with pytest.raises(CheckpointError, match=r"torchaudio.* format, which has no adapters"):
         load_encoder(tmp_path / "copy", language="eng")
 
@@ -231,7 +231,7 @@ def damage(file, how):
         ("cut", "damaged or cut short"),
         ("empty", "damaged or cut short"),
         ("missing", r"missing: wav2vec2\.encoder\.layers\.1\.adapter_layer\.linear_1\.bias"),
-        ("left over", r"left over: wav2vec2\.encoder\.layers\.9"),
+        ("left over", r"unexpected: wav2vec2\.encoder\.layers\.9"),
         ("mis-shaped", r"of shape \[5\] instead of \[8\]: wav2vec2\.encoder\.layers\.1"),
         ("half a head", rf"of shape \[5\] instead of \[{len(SYMBOLS['deu'])}\]: lm_head\.bias"),
     ],
@@ -262,7 +262,7 @@ def test_a_vocabulary_that_lacks_the_language_is_told(changeable):
     with pytest.raises(CheckpointError, match="no vocabulary for the language “deu”, only for eng"):
         load_recognizer(changeable, language="deu")
     (changeable / "vocab.json").write_text(json.dumps(vocabulary["eng"]))
-    with pytest.raises(CheckpointError, match="one vocabulary, which does not say whose it is"):
+    with pytest.raises(CheckpointError, match="one vocabulary, which does not name its language"):
         load_recognizer(changeable, language="deu")
     (changeable / "vocab.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"vocab\.json cannot be read"):
@@ -314,7 +314,7 @@ def test_of_a_hub_id_the_adapter_is_fetched_from_the_same_commit(mms, monkeypatc
 def test_a_copy_in_a_language_speaks_it_in_stock_and_keeps_the_others(mms, tmp_path, speech):
     from transformers import AutoProcessor, Wav2Vec2ForCTC
 
-    save_copy(load_checkpoint(mms, language="deu", with_head=True), tmp_path / "copy")
+    export_checkpoint(load_checkpoint(mms, language="deu", with_head=True), tmp_path / "copy")
     model, processor = (kind.from_pretrained(tmp_path / "copy") for kind in (Wav2Vec2ForCTC, AutoProcessor))
     values = processor(speech[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
     with torch.no_grad():
@@ -342,13 +342,13 @@ def recipe(mms, language, *, task=None, training=None, **changes):
 
 
 def changed(before, after):
-    """Names of weights that are not the same, and of those that were not there."""
+    """NameTable of weights that are not the same, and of those that were not there."""
     return {name for name in after if name not in before or not torch.equal(before[name], after[name])}
 
 
 def test_a_new_language_trains_its_adapters_and_head_alone_and_stock_takes_them(mms, tmp_path, speech):
     out = tmp_path / "tur"
-    run.finetune(recipe(mms, "tur"), out)
+    finetuning.finetune(recipe(mms, "tur"), out)
     before, after = load_file(mms / "model.safetensors"), load_file(out / "model.safetensors")
     own = load_file(out / "adapter.tur.safetensors")
     assert changed(before, after) == set(own) == set(load_file(mms / "adapter.deu.safetensors"))
@@ -378,7 +378,7 @@ def test_the_adapters_of_a_language_that_is_there_are_trained_further(mms, tmp_p
     out = tmp_path / "eng"
     task = CtcOptions(out_of_vocabulary="drop")
     training = {"new_adapters": False}
-    run.finetune(recipe(mms, "deu", task=task, training={**training, "max_steps": 1}), out)
+    finetuning.finetune(recipe(mms, "deu", task=task, training={**training, "max_steps": 1}), out)
     before, after = (load_file(folder / "adapter.deu.safetensors") for folder in (mms, out))
     assert {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in after.items()}
     moved = max((before[name] - after[name]).abs().max().item() for name in before)
@@ -401,25 +401,25 @@ def test_new_adapters_hardly_change_what_passes(mms, speech):
     ("language", "training", "says"),
     [
         (None, {}, "name it, model.language=tur"),
-        ("a b", {}, "a language is named by letters"),
+        ("a b", {}, "a language code consists of letters"),
         ("tur", {"freeze": "encoder"}, "training.new_adapters must be trained"),
         ("tur", {"freeze": "feature_encoder", "lora": LoraOptions(rank=2)}, "training.new_adapters must be trained"),
-        ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "do not go together"),
+        ("deu", {"new_adapters": False, "lora": LoraOptions(rank=2)}, "cannot be combined"),
         ("tur", {"new_adapters": False}, "no adapter for the language “tur”"),
     ],
 )
 def test_a_recipe_for_adapters_that_cannot_be_is_told(mms, language, training, says, tmp_path):
     with pytest.raises(ValueError, match=says):
-        run.finetune(recipe(mms, language, training=training), tmp_path / "out")
+        finetuning.finetune(recipe(mms, language, training=training), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_without_adapters_is_told(layer_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="whose blocks have adapters"):
-        run.finetune(recipe(layer_checkpoint, "tur"), tmp_path / "out")
+        finetuning.finetune(recipe(layer_checkpoint, "tur"), tmp_path / "out")
     asked = recipe(layer_checkpoint, None, training={"new_adapters": False})
     with pytest.raises(ValueError, match=r"training\.freeze=all_but_adapters needs a checkpoint"):
-        run.finetune(asked, tmp_path / "out")
+        finetuning.finetune(asked, tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------------ commands

@@ -1,13 +1,13 @@
-"""The convolutions of a batch, each recording for itself, as they will be when the model is used.
+"""A feature encoder for training that computes each recording of a batch without padding, as extraction does.
 
-Where they do not learn they are those of extraction, see `encoder.frontend`; where they do, on a CPU, those of
-`encoder.frontend_learning`. Neither computes padding.
+If the convolutions are frozen, those of extraction run, see `encoder.frontend`; if they are trained on a CPU, those of
+`encoder.frontend_train`. Neither computes padding.
 
-Elsewhere stock's convolutions learn over the padded batch, and group-norm frontends normalise each recording alone.
-In checkpoints such as wav2vec2-base the first convolution normalises each channel over all the time it is given. In a
-padded batch that is the padding too, so what a recording becomes depends on the longest of its neighbours. Here only
-the frames of the recording itself are counted. All other steps of the convolutions see no further than their kernels,
-and the frames of a recording none of its padding; layer-norm frontends are left as they are.
+Otherwise Hugging Face's convolutions run on the padded batch, and group norms normalize each recording by itself. In
+checkpoints such as wav2vec2-base the first convolution normalizes each channel over time. In a padded batch this
+includes the padding, so the features of a recording depend on the longest recording of its batch. Here only the frames
+of the recording itself are included. All other convolutions see only the frames under their kernels, so the frames of a
+recording do not depend on its padding; feature encoders with layer norm are unchanged.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,21 +23,21 @@ from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
 from w2v_attn.encoder.frontend_train import LearningConvolutions
 
 
-def install(model: nn.Module) -> None:
-    """Takes the place of the forward of the convolutions in `model`."""
-    normalise_alone(model)
+def patch_frontend(model: nn.Module) -> None:
+    """Patch the forward of all feature encoders in `model`, in place."""
+    normalize_per_recording(model)
     for extractor in _extractors(model):
-        extractor.forward = _Alone(extractor)
+        extractor.forward = _UnpaddedForward(extractor)
 
 
-def normalise_alone(model: nn.Module) -> None:
-    """Takes the place of the forward of every group norm over time in the frontend of `model`."""
+def normalize_per_recording(model: nn.Module) -> None:
+    """Patch the group norms over time in the feature encoder of `model`: each recording is normalized by itself."""
     for layer in _layers(model):
-        layer.layer_norm.forward = partial(_normalise, layer.layer_norm, layer.layer_norm.forward)
+        layer.layer_norm.forward = partial(_normalize, layer.layer_norm, layer.layer_norm.forward)
 
 
-def uninstall(model: nn.Module) -> None:
-    """Stock's frontend again."""
+def restore_frontend(model: nn.Module) -> None:
+    """Undo `patch_frontend`."""
     for extractor in _extractors(model):
         vars(extractor).pop("forward", None)
     for layer in _layers(model):
@@ -45,28 +45,28 @@ def uninstall(model: nn.Module) -> None:
         vars(layer.layer_norm).pop("frames", None)
 
 
-def tell_lengths(model: nn.Module, samples: list[int]) -> None:
-    """How many samples each recording of the batch has that comes next; it holds until the next one.
+def set_lengths(model: nn.Module, samples: list[int]) -> None:
+    """Set the number of samples of each recording of the next batch.
 
-    A backward that computes activations again asks for it too, so it is not forgotten after the forward.
+    The values are kept after the forward, because gradient checkpointing needs them again in the backward.
     """
     for extractor in _extractors(model):
-        if isinstance(extractor.forward, _Alone):
+        if isinstance(extractor.forward, _UnpaddedForward):
             extractor.forward.samples = samples
     for layer in _layers(model):
         kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
         layer.layer_norm.frames = [(count - kernel) // stride + 1 for count in samples]
 
 
-class _Alone:
-    """The forward of a feature extractor. samples: of each recording of the batch."""
+class _UnpaddedForward:
+    """The forward of a feature encoder. samples: the length of each recording of the batch."""
 
     def __init__(self, extractor: Any):
         self._extractor, self._stock = extractor, extractor.forward
         self.samples: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies of a model: weights that are laid out cannot be copied, and are laid out anew."""
+        """Leave out the rearranged weights, which cannot be copied and are rebuilt."""
         return {"_extractor": self._extractor, "_stock": self._stock, "samples": self.samples}
 
     @cached_property
@@ -78,15 +78,15 @@ class _Alone:
         return LearningConvolutions(self._extractor)
 
     @cached_property
-    def _together(self) -> dict[torch.dtype | None, frontend_batched.ConvolutionsTogether]:
+    def _batched(self) -> dict[torch.dtype | None, frontend_batched.ConvolutionsTogether]:
         return {}
 
     def __call__(self, input_values: Tensor) -> Tensor:
-        """[B, samples] -> [B, channels, T], zeros where a recording has ended."""
+        """Return features [B, channels, T] of waveforms [B, samples], with zeros after the end of a recording."""
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._extractor.parameters())
-        if learns and not self._learns_here(input_values):
+        if learns and not self._is_differentiable(input_values):
             return self._stock(input_values)
-        # In evaluation one recording is heard at a time.
+        # In evaluation each batch has one recording.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
         counts = [self._convolutions.grid.count_frames(count) for count in samples]
@@ -94,21 +94,21 @@ class _Alone:
         frames = self._learned(waveforms, counts, longest) if learns else self._computed(waveforms, counts, longest)
         return frames.transpose(1, 2)
 
-    def _learns_here(self, input_values: Tensor) -> bool:
-        """Whether ours are differentiable here: by the weights, in whole precision, and computed once."""
+    def _is_differentiable(self, input_values: Tensor) -> bool:
+        """Return whether our convolutions are differentiable here: full precision on a CPU, without recomputation."""
         device, layers = input_values.device.type, self._extractor.conv_layers
         whole = layers[0].conv.weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device)
         twice = self._extractor.training and any(getattr(x, "gradient_checkpointing", False) for x in layers)
         return device == "cpu" and whole and not twice and not input_values.requires_grad
 
     def _learned(self, waveforms: list[Tensor], counts: list[int], longest: int) -> Tensor:
-        """[B, longest, channels], differentiable."""
+        """Return frames [B, longest, channels], differentiable."""
         parts = self._learning(waveforms).split(counts)
         return torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
 
     @torch.no_grad()
     def _computed(self, waveforms: list[Tensor], counts: list[int], longest: int) -> Tensor:
-        """The same without gradients."""
+        """Return frames [B, longest, channels] without gradients."""
         like, channels = waveforms[0], self._extractor.conv_layers[-1].conv.out_channels
         found = like.new_zeros(len(waveforms), longest, channels)
         device = like.device.type
@@ -116,11 +116,11 @@ class _Alone:
         dtype = torch.get_autocast_dtype(device) if casts else None
         with torch.autocast(device, enabled=False):
             if frontend_batched.pays(like.device):
-                if dtype not in self._together:
-                    self._together[dtype] = frontend_batched.ConvolutionsTogether(self._extractor, dtype)
-                self._together[dtype].follow()
-                together = torch.cat(list(self._together[dtype](waveforms)))
-                blocks = ([own] for own in together.split(counts))
+                if dtype not in self._batched:
+                    self._batched[dtype] = frontend_batched.ConvolutionsTogether(self._extractor, dtype)
+                self._batched[dtype].follow()
+                packed = torch.cat(list(self._batched[dtype](waveforms)))
+                blocks = ([own] for own in packed.split(counts))
             else:
                 self._convolutions.follow()
                 blocks = map(self._convolutions, waveforms)
@@ -130,14 +130,14 @@ class _Alone:
 
 
 def _extractors(model: nn.Module) -> Iterator[Any]:
-    """Feature extractors that `encoder.frontend` can take the place of."""
+    """Yield the feature encoders that `encoder.frontend` supports."""
     for module in model.modules():
         if hasattr(module, "feature_extractor") and why_not(module) is None:
             yield module.feature_extractor
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:
-    """Convolutions with a group norm; only the first one has it, so its frames follow from the samples."""
+    """Yield convolutions with a group norm; only the first one has it, so its frames follow from the samples."""
     for module in model.modules():
         if isinstance(getattr(module, "conv", None), nn.Conv1d) and isinstance(
             getattr(module, "layer_norm", None), nn.GroupNorm
@@ -145,10 +145,10 @@ def _layers(model: nn.Module) -> Iterator[Any]:
             yield module
 
 
-def _normalise(norm: Any, forward: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
-    """[B, channels, T] -> the same, zeros where a recording has ended."""
+def _normalize(norm: Any, forward: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
+    """Normalize hidden states [B, channels, T], with zeros after the end of a recording."""
     T, frames = hidden_states.shape[-1], norm.frames if norm.training else ()
-    if all(n == T for n in frames):  # none is padded; in evaluation one recording is heard at a time
+    if all(n == T for n in frames):  # no padding; in evaluation each batch has one recording
         return forward(hidden_states)
     rows = (forward(row[None, :, :n]) for row, n in zip(hidden_states, frames, strict=True))
     return torch.cat([F.pad(row, (0, T - row.shape[-1])) for row in rows])

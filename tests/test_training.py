@@ -17,14 +17,10 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 from w2v_attn import replace_attention
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.corpus.rows import Row
-from w2v_attn.training import assembly, checkpoints, frontend, layerdrop, spec_augment
-from w2v_attn.training.augmentation import Augmentation
-from w2v_attn.training.batches import Batches
-from w2v_attn.training.dataset import Collate
-from w2v_attn.training.errors import DataError
-from w2v_attn.training.forward import losses_of
+from w2v_attn.training import assembly, resume
+from w2v_attn.training.build_model import build_model
 from w2v_attn.training.metrics import classification_metrics, transcription_metrics
-from w2v_attn.training.models import build_model
+from w2v_attn.training.optimization import lr_multiplier, parameter_groups
 from w2v_attn.training.options import (
     AugmentationOptions,
     CtcOptions,
@@ -35,10 +31,18 @@ from w2v_attn.training.options import (
     RegularizationOptions,
     ScheduleOptions,
 )
-from w2v_attn.training.parameters import parameter_groups
-from w2v_attn.training.schedule import factor_of
-from w2v_attn.training.spec_augment import draw_spans
+from w2v_attn.training.regularization import (
+    draw_spans,
+    patch_layerdrop,
+    patch_spec_augment,
+    restore_layerdrop,
+    restore_spec_augment,
+)
+from w2v_attn.training.speech_dataset import Augmentation, LengthBatchSampler, PaddingCollator
 from w2v_attn.training.tasks.ctc import Ctc
+from w2v_attn.training.trainer import losses_of
+from w2v_attn.training.training_errors import DataError
+from w2v_attn.training.unpadded_frontend import patch_frontend, restore_frontend, set_lengths
 from w2v_attn.training.vocabulary import from_texts, from_tokenizer
 
 SIZES_OF_ENCODER = {name: size for name, size in SIZES.items() if name != "vocab_size"}
@@ -47,7 +51,7 @@ SIZES_OF_ENCODER = {name: size for name, size in SIZES.items() if name != "vocab
 
 
 def test_the_rate_rises_holds_and_decays_as_the_authors_have_it():
-    factor = factor_of(ScheduleOptions(), 1000)
+    factor = lr_multiplier(ScheduleOptions(), 1000)
     assert factor(0) == pytest.approx(0.01)
     assert factor(50) == pytest.approx(0.505)
     assert factor(100) == factor(499) == 1.0
@@ -56,7 +60,7 @@ def test_the_rate_rises_holds_and_decays_as_the_authors_have_it():
 
 
 def test_a_linear_rate_ends_at_zero():
-    factor = factor_of(ScheduleOptions(warmup=0.1, hold=0.0, decay="linear", init_scale=0.0, final_scale=0.0), 1000)
+    factor = lr_multiplier(ScheduleOptions(warmup=0.1, hold=0.0, decay="linear", init_scale=0.0, final_scale=0.0), 1000)
     assert [factor(0), factor(100), factor(550), factor(1000)] == [0.0, 1.0, 0.5, 0.0]
 
 
@@ -65,7 +69,7 @@ def test_a_linear_rate_ends_at_zero():
 )
 def test_a_schedule_that_cannot_be_is_told(wrong):
     with pytest.raises(ValueError, match="schedule"):
-        factor_of(ScheduleOptions(**wrong), 100)
+        lr_multiplier(ScheduleOptions(**wrong), 100)
 
 
 # ------------------------------------------------------------------------------------------------------ batches
@@ -75,23 +79,25 @@ lengths_of = st.lists(st.floats(0.1, 30), min_size=1, max_size=80)
 
 @given(lengths=lengths_of, seconds=st.floats(1, 100), seed=st.integers(0, 9))
 def test_a_pass_has_every_recording_once_within_the_budget(lengths, seconds, seed):
-    batches = Batches(lengths, seconds, 1, seed=seed).one_pass(3)
+    batches = LengthBatchSampler(lengths, seconds, 1, seed=seed).epoch_batches(3)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= seconds
 
 
-@given(lengths=lengths_of, processes=st.integers(1, 4))
-def test_processes_share_the_batches_of_one(lengths, processes):
-    alone = list(Batches(lengths, 20, 12 * processes, seed=1))
-    shared = [list(Batches(lengths, 20, 12, seed=1, rank=r, processes=processes)) for r in range(processes)]
+@given(lengths=lengths_of, world_size=st.integers(1, 4))
+def test_processes_share_the_batches_of_one(lengths, world_size):
+    alone = list(LengthBatchSampler(lengths, 20, 12 * world_size, seed=1))
+    shared = [
+        list(LengthBatchSampler(lengths, 20, 12, seed=1, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
     assert [batch for step in zip(*shared, strict=True) for batch in step] == alone
 
 
 def test_each_pass_is_another_order_and_the_same_again():
-    batches = Batches([1.0] * 50, 5, 30, seed=2)
+    batches = LengthBatchSampler([1.0] * 50, 5, 30, seed=2)
     assert list(batches) == list(batches)
-    assert batches.one_pass(0) != batches.one_pass(1)
+    assert batches.epoch_batches(0) != batches.epoch_batches(1)
     assert {number for batch in batches for _, number in batch} == {0, 1, 2}
 
 
@@ -101,8 +107,8 @@ def counted(batches):
 
 def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
     classes = ["a"] * 30 + ["b"] * 21 + ["c"] * 13 + ["d"]
-    batches = Batches([1.0] * len(classes), 5, 1, classes=classes)
-    passes = [counted(batches.one_pass(number)) for number in range(20)]
+    batches = LengthBatchSampler([1.0] * len(classes), 5, 1, classes=classes)
+    passes = [counted(batches.epoch_batches(number)) for number in range(20)]
     for drawn in passes:
         assert Counter(classes[index] for index in drawn.elements()) == {"a": 30, "b": 30, "c": 30, "d": 30}
         # The rest of 30 / 21 and 30 / 13 is drawn without replacement: nobody stands there twice more than another.
@@ -110,16 +116,18 @@ def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
         assert times == {"a": {1}, "b": {1, 2}, "c": {2, 3}, "d": {30}}
     assert passes[0] != passes[1]
     assert len({index for drawn in passes for index, count in drawn.items() if count > 1 and index >= 30}) == 35
-    again = Batches([1.0] * len(classes), 5, 1, classes=classes)
-    assert [counted(again.one_pass(number)) for number in range(20)] == passes
+    again = LengthBatchSampler([1.0] * len(classes), 5, 1, classes=classes)
+    assert [counted(again.epoch_batches(number)) for number in range(20)] == passes
 
 
 def test_a_recording_that_is_repeated_is_another_one_each_time():
     """The number that comes with it says how it is augmented, whoever of two processes gets it."""
     classes = ["a", "a", "a", "b"]
-    alone = list(Batches([1.0] * 4, 2, 12, seed=1, classes=classes))
+    alone = list(LengthBatchSampler([1.0] * 4, 2, 12, seed=1, classes=classes))
     assert sorted(number for batch in alone for index, number in batch if index == 3) == list(range(12))
-    shared = [list(Batches([1.0] * 4, 2, 6, seed=1, rank=r, processes=2, classes=classes)) for r in range(2)]
+    shared = [
+        list(LengthBatchSampler([1.0] * 4, 2, 6, seed=1, rank=r, world_size=2, classes=classes)) for r in range(2)
+    ]
     assert [batch for step in zip(*shared, strict=True) for batch in step] == alone
 
 
@@ -205,7 +213,7 @@ def test_masking_takes_the_minimum_of_the_config(family, least):
     changes = {"mask_time_prob": 1e-9, "mask_time_length": 1, "mask_time_min_masks": least}
     changes |= {"mask_feature_prob": 1e-9, "mask_feature_length": 1, "mask_feature_min_masks": least + 1}
     model = tiny_model(family, **changes).train()
-    spec_augment.install(model)
+    patch_spec_augment(model)
     with torch.no_grad():
         model.masked_spec_embed.fill_(2.0)
     found = model._mask_hidden_states(torch.ones(3, 11, 24))
@@ -252,13 +260,13 @@ def test_masking_takes_the_place_of_stocks_and_gives_it_back(family):
         if isinstance(module, torch.nn.BatchNorm1d):
             module.momentum = 0.0  # a Conformer's statistics would move
     stock = model.base_model._mask_hidden_states
-    spec_augment.install(model)
+    patch_spec_augment(model)
     wave = torch.randn(2, 2000)  # 5 frames, shorter than a span
     with torch.no_grad():
         before = model.eval()(wave).logits
         assert torch.isfinite(model.train()(wave).logits).all()
         assert not torch.equal(model(wave).logits, before)
-        spec_augment.uninstall(model)
+        restore_spec_augment(model)
         assert model.base_model._mask_hidden_states == stock
         assert torch.equal(model.eval()(wave).logits, before)
 
@@ -269,7 +277,7 @@ def test_masking_takes_the_place_of_stocks_and_gives_it_back(family):
 @pytest.mark.parametrize("keep", [True, False])
 def test_dropped_blocks_do_nothing_and_leave_gradients_where_asked(norm_style, keep):
     model = replace_attention(tiny_model(norm_style, "ForCTC", layerdrop=1.0)).train()
-    layerdrop.install(model, keep_gradients=keep)
+    patch_layerdrop(model, keep_gradients=keep)
     model(torch.randn(2, 4000)).logits.sum().backward()
     for block in model.wav2vec2.encoder.layers:
         for parameter in block.parameters():
@@ -283,12 +291,12 @@ def test_layerdrop_is_off_in_evaluation_and_can_be_taken_away(norm_style):
     wave = torch.randn(2, 4000)
     with torch.no_grad():
         before = model(wave).logits
-        layerdrop.install(model, keep_gradients=True)
+        patch_layerdrop(model, keep_gradients=True)
         assert torch.equal(model(wave).logits, before)
         torch.manual_seed(0)
         trained = {round(model.train()(wave).logits.sum().item(), 3) for _ in range(12)}
         assert len(trained) > 1
-        layerdrop.uninstall(model)
+        restore_layerdrop(model)
         assert torch.equal(model.eval()(wave).logits, before)
     assert model.wav2vec2.encoder.config is model.config
 
@@ -366,8 +374,8 @@ def test_symbols_outside_the_vocabulary_are_counted():
     ):
         given_vocabulary(letters, rows, out_of_vocabulary="error")
     task = given_vocabulary(letters, rows, out_of_vocabulary="drop")
-    assert task.obstacle(rows[0], 99) is None
-    assert "outside the vocabulary: ä" in task.obstacle(rows[1], 99)
+    assert task.unusable_reason(rows[0], 99) is None
+    assert "outside the vocabulary: ä" in task.unusable_reason(rows[1], 99)
 
 
 def given_vocabulary(letters, rows, out_of_vocabulary):
@@ -383,8 +391,8 @@ def given_vocabulary(letters, rows, out_of_vocabulary):
 def test_a_text_longer_than_its_frames_is_an_obstacle():
     task = Ctc(from_texts(["aab"], unit="characters", case="lower", remove_characters=""))
     row = Row("a", Path("a"), text="aab")
-    assert task.obstacle(row, 4) is None  # between two equal symbols stands a blank
-    assert "4 symbols for 3 frames" in task.obstacle(row, 3)
+    assert task.unusable_reason(row, 4) is None  # between two equal symbols stands a blank
+    assert "4 symbols for 3 frames" in task.unusable_reason(row, 3)
 
 
 def test_the_loss_of_a_recording_is_stocks(norm_style):
@@ -452,7 +460,7 @@ def sealed(folder, number):
     path.mkdir(parents=True)
     (path / "model.bin").write_bytes(bytes(1000))
     (path / "state.json").write_text("{}")
-    checkpoints.seal(path)
+    resume.seal_checkpoint(path)
     return path
 
 
@@ -469,21 +477,21 @@ def lose(path):
 
 
 def never_sealed(path):
-    (path / checkpoints.SEAL).unlink()
+    (path / resume.SEAL).unlink()
 
 
 @pytest.mark.parametrize("tear", [shorten, flip, lose, never_sealed])
 def test_a_torn_checkpoint_is_left_out_and_the_one_before_taken(tear, tmp_path, caplog):
     before, last = sealed(tmp_path, 90), sealed(tmp_path, 100)
-    assert checkpoints.newest(tmp_path) == last
+    assert resume.newest_checkpoint(tmp_path) == last
     tear(last)
-    assert checkpoints.newest(tmp_path) == before
+    assert resume.newest_checkpoint(tmp_path) == before
     assert "checkpoint-100 is torn" in caplog.text
     assert not last.exists()
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert checkpoints.newest(tmp_path / "absent") is None
+    assert resume.newest_checkpoint(tmp_path / "absent") is None
 
 
 # ---------------------------------------------------------------------------------------------------- frontend
@@ -506,8 +514,8 @@ def test_a_batch_trains_as_its_recordings_alone(family):
         )
     )
     model.config.mask_time_prob = 0.0
-    frontend.install(model.train())
-    collate = Collate(model._get_feat_extract_output_lengths)
+    patch_frontend(model.train())
+    collate = PaddingCollator(model._get_feat_extract_output_lengths)
     items = [(torch.randn(n), [5, 6]) for n in (9000, 4321, 6789)]
 
     def gradients(batches):
@@ -523,7 +531,7 @@ def test_a_batch_trains_as_its_recordings_alone(family):
     for name in theirs:
         assert (ours[name] - theirs[name]).abs().max() < 1e-3 * (1 + theirs[name].abs().max()), name
     if family.endswith("group"):
-        frontend.uninstall(model)
+        restore_frontend(model)
         assert not torch.allclose(gradients([items])[0], alone, atol=1e-3)
 
 
@@ -534,9 +542,9 @@ def learning(norm_style):
     extractor = model.feature_extractor
     stock, calls = extractor.forward, []
     extractor.forward = lambda values: calls.append(len(values)) or stock(values)
-    frontend.install(model)
+    patch_frontend(model)
     waves = [torch.randn(n) for n in (9000, 4321)]
-    frontend.tell_lengths(model, [len(wave) for wave in waves])
+    set_lengths(model, [len(wave) for wave in waves])
     return model, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), calls
 
 
@@ -593,7 +601,7 @@ def test_a_validation_hears_with_the_weights_as_they_are(learning, options):
     extractor.train()(batch).square().sum().backward()
     optimizer.step()
     after = heard()
-    frontend.uninstall(model)
+    restore_frontend(model)
     assert torch.allclose(after, heard(), atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-2)
 
