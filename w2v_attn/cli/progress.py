@@ -148,9 +148,10 @@ class ProgressLine:
 
 
 class TrainingProgress:
-    """Shows a training run (a `TrainingListener`): the report, a line or a bar with time left, each validation.
+    """A `TrainingListener` that shows the report, a line or a bar with the remaining time, and each validation.
 
-    interrupted: whether somebody asked for the end.
+    Args:
+        interrupted: Returns whether training shall save a checkpoint and end.
     """
 
     def __init__(self, interrupted: Callable[[], bool]):
@@ -167,29 +168,29 @@ class TrainingProgress:
         self._stop()
 
     def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
-        """The report before training."""
+        """Show the report before training."""
         self._stop()
         console.show("Before training", rows)
 
     def on_recordings_read(self, done: int, total: int) -> None:
-        """So many recordings were read."""
+        """Show how many recordings are read."""
         self._show(done, total, "recordings read")
 
     def on_train_begin(self, step: int, max_steps: int) -> None:
-        """Training begins after so many steps."""
+        """Show where training resumes; `step` is 0 where it starts."""
         self._stop()
         self._first, self._steps, self._started = step, max_steps, time.monotonic()
         if step:
             self._print(f"resumes after step {step} of {max_steps}")
 
     def on_step(self, step: int, loss: float) -> None:
-        """Steps are done."""
+        """Show the number of steps that are done."""
         self._show(step, self._steps, f"steps, loss {loss:.3f}", self._first)
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
-        """A validation is done."""
-        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._print(f"step {step}: {said}{' (the best so far)' if best else ''}")
+        """Show the metrics of a validation, and a warning about it."""
+        values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._print(f"step {step}: {values}{' (the best so far)' if best else ''}")
         if warning:
             self._print(f"step {step}: {warning}")
 

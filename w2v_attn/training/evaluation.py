@@ -135,7 +135,7 @@ def evaluate_corpus(
 ) -> Iterator[Outcome[Prediction]]:
     """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
-    See `runs.running.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
+    See `runs.pipeline.run_corpus` for outcomes, failures and interruption; a row without a text (a label) is a failure.
 
     Raises:
         RunError: The output cannot be written (disk full, missing, read-only).
