@@ -1,4 +1,4 @@
-"""The feed-forward of a block, with a derived backward that keeps one tensor of the inner width instead of two.
+"""The feed-forward of a block, with a derived backward that saves one tensor of the inner width instead of two.
 
 Legend: N frames, C channels, F inner channels, p rate of dropout; R is 1 where an entry is kept and 0 where dropped.
 
@@ -12,7 +12,7 @@ Backward, undoing the steps by number
     (2)  dU = R ∘ dA / (1 − p) ∘ gelu′(U)            gelu′(u) = Φ(u) + u φ(u)
     (1)  dX = dU W₁            dW₁ = dUᵀ X           db₁ = Σ dU
 
-X and U are kept, and R where there is dropout; A comes back from U.
+Saved are X, U, and R if there is dropout; the backward recomputes A from U.
 """
 
 from typing import Any
@@ -27,7 +27,14 @@ from w2v_attn.ops.numerics import keep_rate
 
 
 def feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear, *, dropout: float) -> Tensor:
-    """Steps (1) to (3): [..., C] -> [..., C]; differentiable. dropout: the rate in force, 0 in evaluation."""
+    """Return the output of the feed-forward, steps (1) to (3); differentiable.
+
+    Args:
+        x: Hidden states [..., C].
+        inner: Linear map from C to F channels.
+        outer: Linear map from F to C channels.
+        dropout: Rate p that applies now; 0 in evaluation.
+    """
     tensors = (x, inner.weight, inner.bias, outer.weight, outer.bias)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # autocast leaves float64 alone
@@ -38,7 +45,7 @@ def feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear, *, dropout: floa
 
 
 class FeedForward(torch.autograd.Function):
-    """x, W₁, b₁, W₂, b₂ -> y."""
+    """Autograd function of steps (1) to (3): x, W₁, b₁, W₂, b₂, dropout -> y."""
 
     @staticmethod
     def forward(
@@ -77,7 +84,7 @@ class FeedForward(torch.autograd.Function):
 
 
 def _activate(u: Tensor, kept: Tensor | None, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Step (2) and the R of it, bool, drawn where it is not given."""
+    """Return A of step (2) and its mask R, bool; R is drawn if `kept` is None and there is dropout."""
     a = F.gelu(u)
     if dropout == 0:
         return a, None
