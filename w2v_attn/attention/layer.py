@@ -9,7 +9,7 @@ from w2v_attn.attention import mathematics, weights
 from w2v_attn.attention.autograd import AttentionOptions, attention_core, self_attention
 from w2v_attn.attention.backends import select
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.plain import is_plain
+from w2v_attn.attention.plain import is_plain_linear
 from w2v_attn.attention.relative import RelativePositions
 
 Initializer = Callable[[Tensor], object]
@@ -174,7 +174,7 @@ class MultiHeadSelfAttention(nn.Module):
         if torch.compiler.is_compiling():
             return _uncompiled(self.attend, x, mask, return_weights=return_weights)
         projections = self._projections()
-        if x.numel() > 0 and not return_weights and all(is_plain(projection) for projection in projections):
+        if x.numel() > 0 and not return_weights and all(is_plain_linear(projection) for projection in projections):
             return _whole_block(x, projections, self._options(mask)), None
         q, k, v = (projection(x) for projection in projections[:3])
         return self.attend_projected(q, k, v, mask, return_weights=return_weights)

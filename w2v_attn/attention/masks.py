@@ -31,10 +31,10 @@ class BiasTensors(NamedTuple):
         """Return the gradients of packed recordings: gates and queries are concatenated, shared tensors summed."""
 
         def concatenated(name: str) -> Tensor | None:
-            found = [getattr(part, name) for part in parts]
-            if any(one is None for one in found):
+            gradients = [getattr(part, name) for part in parts]
+            if any(gradient is None for gradient in gradients):
                 return None
-            return torch.cat(found, 2) if name in ("gate", "queries") else torch.stack(found).sum(0)
+            return torch.cat(gradients, 2) if name in ("gate", "queries") else torch.stack(gradients).sum(0)
 
         return cls(**{name: concatenated(name) for name in cls._fields})
 

@@ -120,7 +120,7 @@ def attend_rows(
         keep_rate: 1 − p.
         bias_fn: Adds position biases to the scores in place.
     """
-    p_HIT = attention_weights(q_HID * scale, k_HTD, bias_HIT, allowed_HIT, bias_fn)  # (2), (3)
+    p_HIT = row_weights(q_HID * scale, k_HTD, bias_HIT, allowed_HIT, bias_fn)  # (2), (3)
     if keep_HIT is not None:
         p_HIT.mul_(keep_HIT)  # (4)
     o_HIE = gemm.bmm(p_HIT, v_HTE)  # (5)
@@ -155,16 +155,16 @@ def attend_rows_backward(
         scale: Factor s on the scores.
         dk_HTD: Gradient of the keys, to which that of the tile is added.
         dv_HTE: Gradient of the values, to which that of the tile is added.
-        bias_HIT: As in `attend_rows`, as are the arguments after it.
-        allowed_HIT: See above.
-        keep_HIT: See above.
-        keep_rate: See above.
-        bias_fn: See above.
+        bias_HIT: As in `attend_rows`.
+        allowed_HIT: As in `attend_rows`.
+        keep_HIT: As in `attend_rows`.
+        keep_rate: As in `attend_rows`.
+        bias_fn: As in `attend_rows`.
     """
     q_HID = q_HID * scale
     if keep_HIT is not None:
         do_HIE = do_HIE / keep_rate  # 1/(1 − p) of (4), which enters dv and dp
-    p_HIT = attention_weights(q_HID, k_HTD, bias_HIT, allowed_HIT, bias_fn)
+    p_HIT = row_weights(q_HID, k_HTD, bias_HIT, allowed_HIT, bias_fn)
     kept_HIT = p_HIT if keep_HIT is None else p_HIT * keep_HIT
     dv_HTE += gemm.bmm_tn(kept_HIT, do_HIE)  # (5)
     dp_HIT = gemm.bmm_nt(do_HIE, v_HTE)
@@ -185,7 +185,7 @@ def row_sums(do_BHTE: Tensor, o_BHTE: Tensor) -> Tensor:
     return (do_BHTE * o_BHTE).sum(-1)
 
 
-def attention_weights(
+def row_weights(
     scaled_q_HID: Tensor,
     k_HTD: Tensor,
     bias_HIT: Tensor | None,
@@ -193,14 +193,14 @@ def attention_weights(
     bias_fn: BiasFn | None = None,
 ) -> Tensor:
     """Return P of (3), [H, I, T]. A tile has whole rows, so forward and backward compute identical sums."""
-    s_HIT = attention_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT, bias_fn)
+    s_HIT = row_scores(scaled_q_HID, k_HTD, bias_HIT, allowed_HIT, bias_fn)
     if bias_HIT is None and allowed_HIT is None:
         return torch.softmax(s_HIT, -1, out=s_HIT)
     empty_HI1 = s_HIT.amax(-1, keepdim=True) == -INFINITY
     return torch.softmax(s_HIT, -1, out=s_HIT).masked_fill_(empty_HI1, 0.0)  # softmax of a row of −∞ is NaN
 
 
-def attention_scores(
+def row_scores(
     scaled_q_HID: Tensor,
     k_HTD: Tensor,
     bias_HIT: Tensor | None,

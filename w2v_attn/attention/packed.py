@@ -10,7 +10,7 @@ from torch import Tensor
 from w2v_attn.attention.backends import select
 from w2v_attn.attention.backends.tiled import FASTER_THRESHOLD
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.mathematics import BiasFn, attend_rows, attention_scores, merge_heads, split_heads
+from w2v_attn.attention.mathematics import BiasFn, attend_rows, merge_heads, row_scores, split_heads
 from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.ops import gemm
 from w2v_attn.ops.gemm import is_heads_matmul_supported, prefers_mkl
@@ -205,7 +205,7 @@ class _RowBias:
 
 def _attend_keys(scaled_q: Tensor, k: Tensor, v: Tensor, bias_fn: BiasFn | None) -> tuple[Tensor, Tensor]:
     """Return O of some rows that attend only some keys, [1, I, E], and their L = log Σ exp S, [1, I, 1]."""
-    s = attention_scores(scaled_q, k, None, None, bias_fn)
+    s = row_scores(scaled_q, k, None, None, bias_fn)
     largest = s.amax(-1, keepdim=True)
     p = torch.softmax(s, -1, out=s)
     lse = largest - p.amax(-1, keepdim=True).log()  # P = exp(S − L), also for the largest S

@@ -14,12 +14,12 @@ GLOBAL_FORWARD_HOOKS = (torch_module._global_forward_hooks, torch_module._global
 GLOBAL_BACKWARD_HOOKS = (torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks)
 
 
-def is_plain(projection: nn.Module) -> bool:
+def is_plain_linear(projection: nn.Module) -> bool:
     """Return whether a projection is exactly x Wᵀ + b: no LoRA, no quantisation, no hook, no replaced forward."""
-    return type(projection) is nn.Linear and has_plain_parameters(projection) and not is_observed(projection)
+    return type(projection) is nn.Linear and has_plain_parameters(projection) and not must_be_called(projection)
 
 
-def is_observed(module: nn.Module) -> bool:
+def must_be_called(module: nn.Module) -> bool:
     """Return whether a module has hooks, global hooks included, or a replaced forward: it must then be called."""
     return bool(
         module._forward_hooks

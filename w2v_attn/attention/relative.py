@@ -40,12 +40,12 @@ CPU_ROWS = 64
 class DistanceColumns(NamedTuple):
     """The distances r of a tile's N columns of A.
 
-    first, last: range of r. index: int64 [N], r − first of each column; None if that is 0 … N − 1.
+    first, last: range of r. offsets: int64 [N], r − first of each column; None if that is 0 … N − 1.
     """
 
     first: int
     last: int
-    index: Tensor | None
+    offsets: Tensor | None
 
     @property
     def range(self) -> slice:
@@ -129,8 +129,8 @@ class RelativePositions:
         else:
             queries_HID, vectors_HRD = self._factors(columns, recording, heads, rows, dtype)
             a_HIN = torch.matmul(queries_HID * self.scale, vectors_HRD.mT)
-            if columns.index is not None:
-                a_HIN = a_HIN.index_select(-1, columns.index)
+            if columns.offsets is not None:
+                a_HIN = a_HIN.index_select(-1, columns.offsets)
         return _relative_shift(a_HIN.contiguous(), slice_length(keys))
 
     def add_to_scores(self, s_HIK: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> None:
@@ -181,7 +181,7 @@ class RelativePositions:
                 _fold(dtable[heads, columns.range], dt_HN, columns)
             return
         queries_HID, vectors_HRD = self._factors(columns, recording, heads, rows, ds_HIK.dtype)
-        if columns.index is not None:
+        if columns.offsets is not None:
             da_HIN = _fold(da_HIN.new_zeros(H, num_rows, vectors_HRD.shape[1]), da_HIN, columns)
         if dqueries is not None:
             dqueries[recording, heads, rows] += torch.matmul(da_HIN, vectors_HRD).mul_(self.scale)
@@ -210,14 +210,14 @@ class RelativePositions:
         if nearest >= 0 and farthest <= last:
             return DistanceColumns(nearest, farthest, None)
         first, end = (min(max(distance, 0), last) for distance in (nearest, farthest))
-        index = torch.arange(nearest, farthest + 1, device=self._by_distance.device).clamp_(0, last).sub_(first)
-        return DistanceColumns(first, end, index)
+        offsets = torch.arange(nearest, farthest + 1, device=self._by_distance.device).clamp_(0, last).sub_(first)
+        return DistanceColumns(first, end, offsets)
 
     def _table(self, columns: DistanceColumns, heads: slice, dtype: torch.dtype) -> Tensor:
         """Return the table of these columns, [H, N]."""
         assert self.table is not None
         table = self.table[heads, columns.range].to(dtype)
-        return table if columns.index is None else table.index_select(1, columns.index)
+        return table if columns.offsets is None else table.index_select(1, columns.offsets)
 
     def _gate(self, recording: int, heads: slice, rows: slice, dtype: torch.dtype) -> Tensor:
         """Return the gate of these rows, [H, I]."""
@@ -246,7 +246,7 @@ def _relative_shift(a_HIN: Tensor, num_keys: int) -> Tensor:
 
 def _fold(total: Tensor, columns_N: Tensor, columns: DistanceColumns) -> Tensor:
     """Add columns [..., N] to the columns of their clamped distances, [..., r], in place; return these."""
-    return total.add_(columns_N) if columns.index is None else total.index_add_(-1, columns.index, columns_N)
+    return total.add_(columns_N) if columns.offsets is None else total.index_add_(-1, columns.offsets, columns_N)
 
 
 def slice_length(part: slice) -> int:

@@ -82,7 +82,7 @@ def _attention_weights(q: Tensor, k: Tensor, scale: float, mask: AttentionMask) 
     for b in range(B):
         bias, allowed = mask.tile(b, heads, rows, T, like=q)
         bias_fn = mask.bias_fn(b, heads, rows, T)
-        p[b] = mathematics.attention_weights(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, bias_fn)
+        p[b] = mathematics.row_weights(q[b].to(wide) * scale, k[b].to(wide), bias, allowed, bias_fn)
     return p
 
 

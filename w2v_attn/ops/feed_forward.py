@@ -51,31 +51,31 @@ class FeedForward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w_1: Tensor, b_1: Tensor | None, w_2: Tensor, b_2: Tensor | None, dropout: float
     ) -> Tensor:
-        keeps = any(ctx.needs_input_grad)
-        if not keeps and dropout == 0:
+        needs_backward = any(ctx.needs_input_grad)
+        if not needs_backward and dropout == 0:
             return unaliased(gemm.linear(gemm.linear(x, w_1, b_1, gelu=True), w_2, b_2))
         u = gemm.linear(x, w_1, b_1)  # (1)
-        a, kept = _activate(u, None, dropout)  # (2)
+        a, keep = _activate(u, None, dropout)  # (2)
         ctx.dropout = dropout
-        ctx.save_for_backward(x, u, kept, w_1, w_2)
+        ctx.save_for_backward(x, u, keep, w_1, w_2)
         return unaliased(gemm.linear(a, w_2, b_2))  # (3)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, kept, w_1, w_2 = ctx.saved_tensors
+        x, u, keep, w_1, w_2 = ctx.saved_tensors
         need_x, need_w1, need_b1, need_w2, need_b2, _ = ctx.needs_input_grad
         shape, dx, dw_1, db_1, dw_2, db_2 = x.shape, None, None, None, None, None
         x, u, dy = (tensor.flatten(0, -2) for tensor in (x, u, dy))
-        kept = None if kept is None else kept.flatten(0, -2)
+        keep = None if keep is None else keep.flatten(0, -2)
         with torch.autocast(x.device.type, enabled=False):
             if need_w2:  # (3)
-                dw_2 = gemm.linear(dy.T, _activate(u, kept, ctx.dropout)[0].T)
+                dw_2 = gemm.linear(dy.T, _activate(u, keep, ctx.dropout)[0].T)
             db_2 = dy.sum(0) if need_b2 else None
             if need_x or need_w1 or need_b1:
                 da = gemm.linear(dy, w_2.T)
-                if kept is not None:  # (2)
-                    da.mul_(kept).div_(keep_rate(ctx.dropout))
+                if keep is not None:  # (2)
+                    da.mul_(keep).div_(keep_rate(ctx.dropout))
                 du = torch.ops.aten.gelu_backward(da, u)
                 dx = gemm.linear(du, w_1.T).view(shape) if need_x else None  # (1)
                 dw_1 = gemm.linear(du.T, x.T) if need_w1 else None
@@ -83,11 +83,11 @@ class FeedForward(torch.autograd.Function):
         return dx, dw_1, db_1, dw_2, db_2, None
 
 
-def _activate(u: Tensor, kept: Tensor | None, dropout: float) -> tuple[Tensor, Tensor | None]:
-    """Return A of step (2) and its mask R, bool; R is drawn if `kept` is None and there is dropout."""
+def _activate(u: Tensor, keep: Tensor | None, dropout: float) -> tuple[Tensor, Tensor | None]:
+    """Return A of step (2) and its mask R, bool; R is drawn if `keep` is None and there is dropout."""
     a = F.gelu(u)
     if dropout == 0:
         return a, None
-    if kept is None:
-        kept = torch.rand_like(u, dtype=torch.float32) >= dropout
-    return a.mul_(kept).div_(keep_rate(dropout)), kept
+    if keep is None:
+        keep = torch.rand_like(u, dtype=torch.float32) >= dropout
+    return a.mul_(keep).div_(keep_rate(dropout)), keep

@@ -11,7 +11,7 @@ from torch.utils import flop_counter
 Shape = Any
 
 
-def register() -> None:
+def register_flop_formulas() -> None:
     """Register formulas for oneDNN's products and torch's CPU flash attention, if this torch has these operators."""
     formulas: tuple[tuple[str, str, Any], ...] = (
         ("mkldnn", "_linear_pointwise", _linear),

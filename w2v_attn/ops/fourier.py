@@ -59,7 +59,7 @@ class ConvolutionSizes:
 
 
 @dataclass(frozen=True)
-class Span:
+class WindowSpan:
     """Frames `begin` to `end` of the recording from `first` to `last`, and the number of windows that cover them."""
 
     first: int
@@ -136,11 +136,11 @@ class FourierConvolution:
         if self._spectrum is None:
             weight = self._convolution.weight.to(self._dtype)
             return self._finish(GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel))
-        found = torch.empty_like(frames)
+        y = torch.empty_like(frames)
         for spans in split_into_spans(lengths, self._kernel, frames.device):
             windows = gather_windows(frames, spans, self._kernel)
-            scatter_windows(found, self._finish(correlate(windows, self._spectrum, self._kernel)), spans)
-        return found
+            scatter_windows(y, self._finish(correlate(windows, self._spectrum, self._kernel)), spans)
+        return y
 
     def _finish(self, correlated: Any) -> Tensor:
         bias = self._convolution.bias
@@ -157,13 +157,13 @@ class GroupedCorrelation(torch.autograd.Function):
     def forward(ctx: Any, frames: Tensor, weight: Tensor, lengths: tuple[int, ...], kernel: ConvolutionSizes) -> Tensor:
         ctx.save_for_backward(frames, weight)
         ctx.lengths, ctx.kernel = lengths, kernel
-        found = torch.empty_like(frames)
+        y = torch.empty_like(frames)
         for here, some in _group_chunks(frames, kernel):
             spectrum = weight_spectrum(weight[here], some).conj().resolve_conj()
             for spans in split_into_spans(lengths, kernel, frames.device):
                 windows = gather_windows(frames[:, here], spans, kernel)
-                scatter_windows(found[:, here], correlate(windows, spectrum, some), spans)
-        return found
+                scatter_windows(y[:, here], correlate(windows, spectrum, some), spans)
+        return y
 
     @staticmethod
     @first_order_only
@@ -226,20 +226,22 @@ def correlate(windows: Tensor, conjugate: Tensor, kernel: ConvolutionSizes) -> T
     return torch.fft.irfft(product, n=kernel.window, dim=1)[:, : kernel.hop]
 
 
-def split_into_spans(lengths: Sequence[int], kernel: ConvolutionSizes, device: torch.device) -> Iterator[list[Span]]:
+def split_into_spans(
+    lengths: Sequence[int], kernel: ConvolutionSizes, device: torch.device
+) -> Iterator[list[WindowSpan]]:
     """Yield batches of spans that cover all frames, each with as many windows as the device transforms at once."""
-    most = CPU_WINDOWS if device.type == "cpu" else ACCELERATOR_WINDOWS
-    batch: list[Span] = []
+    max_windows = CPU_WINDOWS if device.type == "cpu" else ACCELERATOR_WINDOWS
+    batch: list[WindowSpan] = []
     first = room = 0
     for length in lengths:
         last = first + length
-        for begin in range(first, last, most * kernel.hop):
-            end = min(begin + most * kernel.hop, last)
-            span = Span(first, last, begin, end, -(-(end - begin) // kernel.hop))
+        for begin in range(first, last, max_windows * kernel.hop):
+            end = min(begin + max_windows * kernel.hop, last)
+            span = WindowSpan(first, last, begin, end, -(-(end - begin) // kernel.hop))
             if batch and span.num_windows > room:
                 yield batch
                 batch = []
-            room = (room if batch else most) - span.num_windows
+            room = (room if batch else max_windows) - span.num_windows
             batch.append(span)
         first = last
     if batch:
@@ -253,25 +255,25 @@ def gapped_positions(lengths: Sequence[int], gap: int, device: torch.device) -> 
     return torch.arange(total, device=device) + gap * before
 
 
-def gather_windows(frames: Tensor, spans: Sequence[Span], kernel: ConvolutionSizes) -> Tensor:
+def gather_windows(frames: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> Tensor:
     """Return the overlapping windows of spans, [windows, C, N]; zeros before and after each recording."""
-    found = []
+    windows = []
     for span in spans:
         begin = span.begin - kernel.taps // 2
         end = begin + (span.num_windows - 1) * kernel.hop + kernel.window
         inside = frames[max(begin, span.first) : min(end, span.last)]
         padded = F.pad(inside, (0, 0, max(span.first - begin, 0), max(end - span.last, 0)))
-        found.append(padded.unfold(0, kernel.window, kernel.hop))
-    return torch.cat(found)
+        windows.append(padded.unfold(0, kernel.window, kernel.hop))
+    return torch.cat(windows)
 
 
-def scatter_windows(frames: Tensor, convolved: Tensor, spans: Sequence[Span]) -> None:
+def scatter_windows(frames: Tensor, convolved: Tensor, spans: Sequence[WindowSpan]) -> None:
     """Write the outputs of windows, [windows, hop, C], to the frames of their spans."""
     for span, part in zip(spans, convolved.split([span.num_windows for span in spans]), strict=True):
         frames[span.begin : span.end] = part.flatten(0, 1)[: span.end - span.begin]
 
 
-def scatter_add_windows(frames: Tensor, windows: Tensor, spans: Sequence[Span], kernel: ConvolutionSizes) -> None:
+def scatter_add_windows(frames: Tensor, windows: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> None:
     """Add windows [windows, N, C] to the frames that `gather_windows` read them from: its backward."""
     for span, part in zip(spans, windows.split([span.num_windows for span in spans]), strict=True):
         begin = span.begin - kernel.taps // 2
@@ -293,7 +295,7 @@ def overlap_add(windows: Tensor, hop: int) -> Tensor:
     return total
 
 
-def _padded_gradients(dy: Tensor, spans: Sequence[Span], kernel: ConvolutionSizes) -> Tensor:
+def _padded_gradients(dy: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> Tensor:
     """Return dŷ of each window, [f, windows, C], of dy padded with zeros from hop on."""
     parts = []
     for span in spans:

@@ -28,7 +28,7 @@ NO_EPILOGUE, GELU = "none", "gelu"
 # A call of oneDNN has an overhead of about 20 µs: smaller products than this (in multiplications) finish earlier.
 MIN_WORK = 1 << 21
 
-flops.register()
+flops.register_flop_formulas()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:

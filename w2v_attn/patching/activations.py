@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import activations
 
-from w2v_attn.attention.plain import is_observed
+from w2v_attn.attention.plain import must_be_called
 
 FUNCTIONS = frozenset((F.gelu, F.relu, F.silu, F.mish, F.elu, F.selu, torch.relu, torch.tanh, torch.sigmoid))
 # Activations of torch that are not elementwise, or random.
@@ -20,7 +20,7 @@ def is_gelu(activation: Any) -> bool:
     """Return whether an activation is the exact GELU without hooks, so that a fused GELU can replace it."""
     if not isinstance(activation, nn.Module):
         return activation is F.gelu
-    if is_observed(activation):
+    if must_be_called(activation):
         return False
     if type(activation) is nn.GELU:
         return activation.approximate == "none"

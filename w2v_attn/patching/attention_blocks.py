@@ -14,7 +14,7 @@ from w2v_attn.attention.gate import PositionGate, gate_output
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.mathematics import split_heads
-from w2v_attn.attention.plain import is_known_code, is_plain, replaced_forward
+from w2v_attn.attention.plain import is_known_code, is_plain_linear, replaced_forward
 from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 from w2v_attn.checkpoints.families import FAMILIES
@@ -193,7 +193,7 @@ class GatedAttention(HuggingFaceAttention):
     def positions(self, x: Tensor, table: Tensor) -> RelativePositions:
         """Return the relative positions for the input of the block, [B, T, C]."""
         linear = self.gru_rel_pos_linear
-        if is_plain(linear):
+        if is_plain_linear(linear):
             with torch.autocast(x.device.type, enabled=False):
                 x = x.to(linear.weight.dtype)
                 gate = PositionGate.apply(x, linear.weight, linear.bias, self.gru_rel_pos_const.flatten())

@@ -113,12 +113,12 @@ def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
 
 def _configs(model: nn.Module) -> dict[nn.Module, PretrainedConfig]:
     """Return the config of the innermost model that each module belongs to."""
-    found = {}
+    configs = {}
     for parent in model.modules():  # parents come before their parts
         config = getattr(parent, "config", None)
         if isinstance(config, PretrainedConfig):
-            found |= dict.fromkeys(parent.modules(), config)
-    return found
+            configs |= dict.fromkeys(parent.modules(), config)
+    return configs
 
 
 def stock_attention_class(module: nn.Module) -> type[nn.Module] | None:

@@ -28,7 +28,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.plain import is_observed, is_plain, replaced_forward
+from w2v_attn.attention.plain import is_plain_linear, must_be_called, replaced_forward
 from w2v_attn.checkpoints.families import FAMILIES
 from w2v_attn.ops.feed_forward import feed_forward
 from w2v_attn.ops.fourier import FourierConvolution
@@ -127,7 +127,7 @@ class UnpaddedEncoder:
     def _positions(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return the positional embeddings of packed frames, [ΣT, C]."""
         module = self.pos_conv_embed
-        if not any(is_observed(part) for part in module.modules()):
+        if not any(must_be_called(part) for part in module.modules()):
             fourier = FourierConvolution.of(module, softmax_dtype(frames), trainable=True)
             if fourier is not None:
                 return fourier(frames, lengths).to(frames.dtype)
@@ -137,7 +137,7 @@ class UnpaddedEncoder:
         """Return frames with zeros in padding, plus their positional embeddings, [B, T, C]."""
         x, module = batch.zeroed(hidden_states), self.pos_conv_embed
         layers = getattr(module, "layers", None)
-        if layers is None or batch.real is None or is_observed(module):
+        if layers is None or batch.real is None or must_be_called(module):
             return x + module(x)
         # Data2Vec has several convolutions; those of stock read what the previous one computed in the padding.
         y = x.transpose(1, 2)
@@ -284,10 +284,10 @@ class FusedFeedForward:
         """Return whether this is two linear maps with GELU and dropout in between, none of which must be called."""
         dropout = self.intermediate_dropout
         return (
-            is_plain(self.intermediate_dense)
-            and is_plain(self.output_dense)
+            is_plain_linear(self.intermediate_dense)
+            and is_plain_linear(self.output_dense)
             and type(dropout) is nn.Dropout
-            and not is_observed(dropout)
+            and not must_be_called(dropout)
             and dropout.training == self.training
             and is_gelu(self.intermediate_act_fn)
             and replaced_forward(type(self)) is None
