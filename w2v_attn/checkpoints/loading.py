@@ -24,10 +24,9 @@ from w2v_attn.checkpoints.families import FAMILIES, REFUSED, supported
 from w2v_attn.checkpoints.hub import locate
 from w2v_attn.checkpoints.processor_files import copy_companions, write_companions
 from w2v_attn.checkpoints.tokenizers import target_language
+from w2v_attn.dtypes import DTYPES
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What stands beside the encoder in checkpoints of these families: heads, quantisers, objectives.
 HEADS = frozenset(
