@@ -88,7 +88,7 @@ def test_the_layer_and_the_encoder_import_without_hydra_soundfile_rich_and_trito
     code = f"""
 import sys
 for name in {missing!r}: sys.modules[name] = None
-import w2v_attn, w2v_attn.attention.backends.triton, w2v_attn.encoder.encoder, w2v_attn.patching.replace
+import w2v_attn, w2v_attn.attention.backends.triton_launch, w2v_attn.encoder.encoder, w2v_attn.patching.replace
 w2v_attn.MultiHeadSelfAttention(8, 2); w2v_attn.load_encoder; w2v_attn.replace_attention
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,7 @@ from w2v_attn import load_encoder
 from w2v_attn.benchmarks.measuring import float32_is_float32
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.ops import fusions
-from w2v_attn.ops.fourier import FourierConvolution, overlap_add, spread
+from w2v_attn.ops.fourier import FourierConvolution, gapped_positions, overlap_add
 from w2v_attn.ops.triton_support import is_interpreted
 
 pytest.importorskip("triton")
@@ -65,7 +65,7 @@ def test_first_frames_are_of_each_recordings_own_weights(dtype, gelu):
     weights = torch.zeros(2, fusions.FIRST_WIDTH, C, device=DEVICE)
     weights[:, : kernel + 1] = noise(2, kernel + 1, C, seed=1) / 3
     owners = torch.tensor([1, 0, 1], device=DEVICE)
-    ours = fusions.first_frames(
+    ours = fusions.first_convolution(
         samples, weights, owners, count=count, kernel=kernel, stride=stride, windows=windows, dtype=dtype, gelu=gelu
     )
     own = weights[owners.repeat_interleave(windows)[:count]].double()
@@ -103,8 +103,8 @@ def test_recordings_with_a_gap_between_are_convolved_as_one_recording_would_be()
     lengths, C = [3, 1, 40, 0, 7], 6
     frames = noise(sum(lengths), C).double()
     convolution = torch.nn.Conv1d(C, C, 8, padding=4, groups=2).double().to(DEVICE)
-    apart = FourierConvolution(convolution, F.gelu, None, torch.float64, live=False)
-    places = spread(lengths, 4, frames.device)
+    apart = FourierConvolution(convolution, F.gelu, None, torch.float64, trainable=False)
+    places = gapped_positions(lengths, 4, frames.device)
     total = int(places[-1]) + 1
     together = frames.new_zeros(total, C).index_copy(0, places, frames)
     exact = torch.cat([apart(part, [len(part)]) for part in frames.split(lengths) if len(part)])
@@ -129,12 +129,12 @@ found = {}
 for capability in (89, 90):
     floats = {"eps": "fp32", **{name: "*fp32" for name in ("x", "y", "weight", "bias", "total", "wide")}}
     found[f"norm {capability}"] = shared(
-        fusion_kernels.norm, capability, 2, 3, {"PADDED": 1024, "GELU": False}, **floats, narrow="*bf16"
+        fusion_kernels.layer_norm_kernel, capability, 2, 3, {"PADDED": 1024, "GELU": False}, **floats, narrow="*bf16"
     )
     sizes = {"KERNEL": 10, "STRIDE": 5, "WIDTH": fusions.FIRST_WIDTH, "WINDOWS": fusions.FIRST_WINDOWS}
     sizes |= {"CHANNELS": fusions.FIRST_CHANNELS, "GELU": True, "PRECISION": "tf32"}
     found[f"first_frames {capability}"] = shared(
-        fusion_kernels.first_frames, capability, 4, 3, sizes,
+        fusion_kernels.first_convolution_kernel, capability, 4, 3, sizes,
         samples="*fp32", weights="*fp32", owners="*i64", y="*bf16",
     )
 sizes = {"ROWS": fusions.ROWS, "COLUMNS": fusions.COLUMNS, "INNER": fusions.INNER, "BAND": fusions.BAND, "GELU": True}
@@ -144,7 +144,7 @@ tile = {
     "y": f"tensordesc<bf16[{fusions.ROWS}, {fusions.COLUMNS}]>",
 }
 found["window_product 90"] = shared(
-    fusion_kernels.window_product, 90, fusions.WARPS, fusions.STAGES, sizes, **tile, bias="*bf16"
+    fusion_kernels.window_product_kernel, 90, fusions.WARPS, fusions.STAGES, sizes, **tile, bias="*bf16"
 )
 print(json.dumps(found))
 """
@@ -182,14 +182,14 @@ def test_an_encoder_of_such_steps_is_the_encoder(family, dtype, speech, tmp_path
     exact = load_encoder(folder, dtype="float64").extract(waves, ("all",))
     plain = load_encoder(folder, dtype=dtype).extract(waves, ("all",))
     calls = []
-    for name in ("window_product", "first_frames", "add_norm", "norm_gelu"):
+    for name in ("window_product", "first_convolution", "add_norm", "norm_gelu"):
         step = getattr(fusions, name)
         monkeypatch.setattr(fusions, name, lambda *a, step=step, name=name, **o: calls.append(name) or step(*a, **o))
-    monkeypatch.setattr(fusions, "serves", lambda device: True)
-    monkeypatch.setattr(fusions, "serves_products", lambda weight, kernel: weight.dtype in fusions.HALF)
+    monkeypatch.setattr(fusions, "is_supported", lambda device: True)
+    monkeypatch.setattr(fusions, "is_window_product_supported", lambda weight, kernel: weight.dtype in fusions.HALF)
     monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
     fused = load_encoder(folder, dtype=dtype).extract(waves, ("all",))
-    wanted = {"first_frames", "add_norm"} | ({"window_product"} if dtype == "bfloat16" else set())
+    wanted = {"first_convolution", "add_norm"} | ({"window_product"} if dtype == "bfloat16" else set())
     # In float32 only the first convolution's norm comes with its GELU; the others' follow torch's products.
     assert set(calls) == wanted | ({"norm_gelu"} if family == "wav2vec2-layer" else set())
     for ours, theirs, right in zip(fused, plain, exact, strict=True):

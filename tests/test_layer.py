@@ -219,13 +219,13 @@ def test_a_weighted_sum_that_is_wrong_by_a_thousandth_is_caught(monkeypatch):
     layer = make_layer("tiled")
     x = torch.randn(2, T, C, dtype=torch.float64, requires_grad=True)
     function, tensors = checked_function(layer, {}, x, return_weights=True)
-    right = weights.WeightedSum.backward
+    right = weights.WeightedValues.backward
 
     def faulty(ctx, do):
         dp, dv, _ = right(ctx, do)
         return dp * 1.001, dv, None
 
-    monkeypatch.setattr(weights.WeightedSum, "backward", staticmethod(faulty))
+    monkeypatch.setattr(weights.WeightedValues, "backward", staticmethod(faulty))
     with pytest.raises(GradcheckError):
         gradcheck(function, tensors, fast_mode=True, rtol=1e-5, atol=1e-7)
 
@@ -235,7 +235,7 @@ def test_gradcheck_through_scores_and_dropout():
 
     def attend(q, k, v):
         torch.manual_seed(0)
-        return weights.attend(q, k, v, AttentionMask(), scale=0.4, dropout=0.3)
+        return weights.attend_with_weights(q, k, v, AttentionMask(), scale=0.4, dropout=0.3)
 
     assert gradcheck(attend, (q, k, v), fast_mode=True, rtol=1e-5, atol=1e-7)
 
@@ -480,7 +480,7 @@ def test_any_sizes_and_any_tiling_give_the_definition(batch, frames, heads, key,
     q, k = torch.randn(2, batch, heads, frames, key, dtype=torch.float64)
     v = torch.randn(batch, heads, frames, value, dtype=torch.float64)
     mask = AttentionMask(padding=torch.rand(batch, frames) > 0.3, causal=frames % 2 == 0)
-    plan = tiled.Memory(heads=max(1, heads - 1), rows=rows, seed=0)
+    plan = tiled.TiledContext(heads=max(1, heads - 1), rows=rows, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled, "_plan", lambda *_: plan)
         o, _, _ = tiled.forward(q, k, v, mask, scale=0.5, dropout=0.0)
@@ -710,7 +710,7 @@ def test_a_core_that_cannot_says_so_and_auto_takes_one_that_can():
     x = torch.randn(2, 13, 24)
     with pytest.raises(ValueError, match="no dropout"):
         MultiHeadSelfAttention(24, 4, dropout=0.1, backend="sdpa")(x)
-    with pytest.raises(ValueError, match="as many channels a head"):
+    with pytest.raises(ValueError, match="as many channels per head"):
         MultiHeadSelfAttention(24, 4, value_size=12, backend="sdpa")(x)
     bias = torch.zeros(13, 13, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient for what is added"):

@@ -12,9 +12,9 @@ from torch.autograd.gradcheck import GradcheckError
 
 from w2v_attn import MultiHeadSelfAttention, replace_attention
 from w2v_attn.attention import packed, weights
-from w2v_attn.attention.autograd import Options, attention_core
+from w2v_attn.attention.autograd import AttentionOptions, attention_core
 from w2v_attn.attention.backends import select
-from w2v_attn.attention.gate import Gate
+from w2v_attn.attention.gate import PositionGate
 from w2v_attn.attention.masks import AttentionMask
 from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
@@ -61,7 +61,7 @@ def as_bias(positions, batch=B, frames=T):
 
 
 def options(mask, *, backend="tiled", dropout=0.0):
-    return Options(num_heads=H, scale=SCALE, dropout=dropout, backend=backend, mask=mask)
+    return AttentionOptions(num_heads=H, scale=SCALE, dropout=dropout, backend=backend, mask=mask)
 
 
 def tensors_of(positions):
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_finite_differences(kind, reach, how):
     def attend(q, k, v, *tensors):
         asked = mask.with_positions(with_tensors(positions, tensors))
         if how == "scores":
-            return weights.attend(q, k, v, asked, scale=SCALE, dropout=0.0)
+            return weights.attend_with_weights(q, k, v, asked, scale=SCALE, dropout=0.0)
         return attention_core(q, k, v, options(asked))
 
     inputs = [x.requires_grad_() for x in (q, k, v, *tensors_of(positions))]
@@ -165,7 +165,7 @@ def test_recordings_side_by_side_are_each_what_they_are_alone(lengths, reach, ki
         part = slice(end, end + length)
         end += length
         alone = attention_core(
-            *(x[:, :, part] for x in (q, k, v)), options(AttentionMask(positions=positions.frames(part)))
+            *(x[:, :, part] for x in (q, k, v)), options(AttentionMask(positions=positions.slice_frames(part)))
         )
         torch.testing.assert_close(together[:, :, part], alone, rtol=1e-12, atol=1e-12)
 
@@ -188,7 +188,7 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
     theirs = theirs.transpose(0, 1).flatten(1)
     bound = 1e-5 if dtype is torch.float32 else 5e-2
     found = {
-        "attend": packed.attend(q, k, v, [frames], num_heads=H, scale=SCALE, positions=positions),
+        "attend": packed.attend_packed(q, k, v, [frames], num_heads=H, scale=SCALE, positions=positions),
         "attend_all": packed.attend_all(q, keys, values, num_heads=H, scale=SCALE, positions=positions),
         "rows of attend_all": torch.cat(
             [
@@ -199,7 +199,7 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
                     num_heads=H,
                     scale=SCALE,
                     first_row=rows.start,
-                    positions=positions.frames(rows),
+                    positions=positions.slice_frames(rows),
                 )
                 for rows in (slice(0, 13), slice(13, frames))
             ]
@@ -237,15 +237,18 @@ def test_cores_say_what_of_positions_they_cannot_do():
     vectors = AttentionMask(positions=positions_of("vectors", (2, 3), batch=1, frames=24, dtype=torch.float32))
     lopsided = AttentionMask(positions=positions_of("table", (2, 3), batch=1, frames=24, dtype=torch.float32))
     far = AttentionMask(positions=positions_of("vectors", (4000, 4000), batch=1, frames=24, dtype=torch.float32))
-    for mask, told in ((lopsided, "as far before a query as after it"), (far, "8001 are too many")):
+    for mask, told in (
+        (lopsided, "as many distances before a query as after it"),
+        (far, "at most 4096 distances, got 8001"),
+    ):
         with pytest.raises(ValueError, match=told):
-            select.select("triton", q, q, mask, dropout=0.0, needs_added=False)
+            select.select_backend("triton", q, q, mask, dropout=0.0, needs_bias_grad=False)
     with pytest.raises(ValueError, match="no gradient for what is added"):
-        select.select("sdpa", q, q, vectors, dropout=0.0, needs_added=True)
+        select.select_backend("sdpa", q, q, vectors, dropout=0.0, needs_bias_grad=True)
     long = q.new_empty(1, H, 3000, D)
     with pytest.raises(ValueError, match="position biases"):
-        select.select("sdpa", long, long, vectors, dropout=0.0, needs_added=False)
-    assert select.select("auto", long, long, vectors, dropout=0.0, needs_added=False).name == "tiled"
+        select.select_backend("sdpa", long, long, vectors, dropout=0.0, needs_bias_grad=False)
+    assert select.select_backend("auto", long, long, vectors, dropout=0.0, needs_bias_grad=False).name == "tiled"
 
 
 # ------------------------------------------------------------------------------------------------ gate and rotation
@@ -256,8 +259,8 @@ def test_the_gate_is_wavlms_and_so_are_its_gradients():
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, c)]
     projected = torch.nn.functional.linear(x.view(B, T, H, D), weight, bias).view(B, T, H, 2, 4).sum(-1)
     a, r = projected.sigmoid().unbind(-1)
-    torch.testing.assert_close(Gate.apply(*inputs), (a * (r * c - 1) + 2).transpose(1, 2))
-    assert gradcheck(Gate.apply, inputs, fast_mode=True)
+    torch.testing.assert_close(PositionGate.apply(*inputs), (a * (r * c - 1) + 2).transpose(1, 2))
+    assert gradcheck(PositionGate.apply, inputs, fast_mode=True)
 
 
 def test_rotation_turns_pairs_and_its_backward_turns_them_back():

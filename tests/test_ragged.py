@@ -234,7 +234,7 @@ def test_weights_that_change_are_followed(folder, tmp_path):
 def test_without_onednn_the_features_are_the_same(folder, monkeypatch):
     waves = noise(0.7, 1.1)
     with_it = load_encoder(folder).extract(waves)
-    monkeypatch.setattr(gemm, "serves", lambda x: False)
+    monkeypatch.setattr(gemm, "prefers_onednn", lambda x: False)
     without = load_encoder(folder).extract(waves)
     for ours, theirs in zip(without, with_it, strict=True):
         torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
@@ -317,7 +317,7 @@ def test_one_call_for_all_heads_is_attention(frames, dtype, bound, monkeypatch):
     theirs, _, _ = select.TILED.forward(q.double(), k.double(), v.double(), NO_MASK, scale=0.3, dropout=0.0)
     ours = core._all_heads(q, k, v, 0.3, None)
     torch.testing.assert_close(ours.double(), core.merge_heads(theirs)[0], rtol=0, atol=bound)
-    alone = core.attend(*(core.merge_heads(x)[0] for x in (q, k, v)), [frames], num_heads=3, scale=0.3)
+    alone = core.attend_packed(*(core.merge_heads(x)[0] for x in (q, k, v)), [frames], num_heads=3, scale=0.3)
     torch.testing.assert_close(alone, ours, rtol=0, atol=0)
 
 
@@ -381,7 +381,7 @@ def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker
 @given(count=st.integers(1, 99))
 def test_as_many_frames_come_out_of_seven_products_as_are_asked_for(count):
     products_ = winograd.Winograd(torch.ones(1, 1, 3), None)
-    frames = torch.ones(products_.takes(count), 1)
+    frames = torch.ones(products_.frames_needed(count), 1)
     assert count <= len(products_(frames)) < count + 3
     assert len(frames) == 7 or len(products_(frames[:-1])) < count
 

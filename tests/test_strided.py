@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from w2v_attn.ops import gemm
-from w2v_attn.ops.strided import StridedConvolution, windows_of
+from w2v_attn.ops.strided import StridedConvolution, im2col
 
 pytestmark = pytest.mark.usefixtures("maker")
 
@@ -62,7 +62,7 @@ def test_gradients_in_any_layout_are_taken():
 
 def test_frames_that_do_not_lie_side_by_side_are_refused():
     with pytest.raises(AssertionError):
-        windows_of(torch.randn(3, 20).T, 3, 2)
+        im2col(torch.randn(3, 20).T, 3, 2)
 
 
 def test_large_ones_are_as_right_as_stocks():
@@ -84,6 +84,6 @@ def test_large_ones_are_as_right_as_stocks():
 
 def test_windows_are_a_view():
     frames = torch.arange(12.0).view(6, 2)
-    windows = windows_of(frames, 3, 2)
+    windows = im2col(frames, 3, 2)
     assert windows.tolist() == [[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]]
     assert windows.data_ptr() == frames.data_ptr()

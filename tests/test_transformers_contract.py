@@ -173,7 +173,7 @@ CHANGES = {
     with_dropout_as_a_module: r"expected dropout to be int or float, found Dropout\(p=0.1",
     with_grouped_keys: r"of one size, found \[12, 24\] channels",
     causal: "is_causal=True",
-    dispatched: "another forward",
+    dispatched: "found a forward on the instance",
 }
 
 

@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from w2v_attn.attention.backends import triton
-from w2v_attn.attention.backends.triton import Plan, Tiles
+from w2v_attn.attention.backends import triton_launch
+from w2v_attn.attention.backends.triton_launch import KernelTiles, TileSizes
 from w2v_attn.ops import triton_support
 from w2v_attn.ops.triton_support import is_interpreted
 
@@ -89,14 +89,14 @@ class Case:
         return {"max_frames": longest, "scale": SCALE, "table_HR": self.table, "gate_NH": self.gate, **options}
 
     def forward(self, **options):
-        return triton.forward(self.q, self.k, self.v, self.offsets, **self.options(**options))
+        return triton_launch.forward_packed(self.q, self.k, self.v, self.offsets, **self.options(**options))
 
     def run(self, **options):
         """[o, lse, dq, dk, dv] and dtable and dgate where there are such."""
         o, lse = self.forward(**options)
         return [
             o, lse,
-            *(d for d in triton.backward(
+            *(d for d in triton_launch.backward_packed(
                 self.do, self.q, self.k, self.v, o, lse, self.offsets, **self.options(**options)
             ) if d is not None),
         ]  # fmt: skip
@@ -143,8 +143,8 @@ def drawn_mask(setting, lengths, seed, dropout):
     frame = torch.cat([torch.arange(length) for length in lengths]).to(setting.device)
     length_N = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths)).to(setting.device)
     parts = []
-    for first in range(0, longest, triton.MAX_CHANNELS):  # as many keys at a time as a value has channels
-        keys = torch.arange(first, min(first + triton.MAX_CHANNELS, longest), device=setting.device)
+    for first in range(0, longest, triton_launch.MAX_CHANNELS):  # as many keys at a time as a value has channels
+        keys = torch.arange(first, min(first + triton_launch.MAX_CHANNELS, longest), device=setting.device)
         v = (frame[:, None] == keys).float()[:, None].expand(-1, setting.H, -1)
         case = Case(zeros, zeros, v, v, None, None, lengths)
         parts.append(case.forward(dropout=dropout, seed=seed)[0])
@@ -279,8 +279,10 @@ def test_tile_sizes_change_neither_results_nor_what_is_dropped(setting, monkeypa
     case = make_case(setting, "gated table")
     ours = case.run(dropout=0.3, seed=5)
     for rows, keys in ((16, 32), (32, 16)):
-        tiles = Tiles(rows, keys, 4, 1)
-        monkeypatch.setattr(triton, "_plan", lambda *_, tiles=tiles: Plan(tiles, tiles, tiles, tiles))
+        tiles = TileSizes(rows, keys, 4, 1)
+        monkeypatch.setattr(
+            triton_launch, "_kernel_tiles", lambda *_, tiles=tiles: KernelTiles(tiles, tiles, tiles, tiles)
+        )
         assert_same(case.run(dropout=0.3, seed=5), ours)
 
 
@@ -325,13 +327,15 @@ def test_what_is_dropped_depends_on_every_bit_of_the_seed_and_on_nothing_but_the
 def test_what_it_cannot_do_is_told(monkeypatch):
     x = torch.zeros(3, 2, 8)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert triton.unsupported_reason(x, x) == "the Triton kernels run on CUDA devices, got cpu"
+    assert triton_launch.kernels_unsupported_reason(x, x) == "the Triton kernels run on CUDA devices, got cpu"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton.unsupported_reason(x, x) is None
-    assert "got torch.float64" in triton.unsupported_reason(x.double(), x)
-    assert "at most 256 channels a head, got 257" in triton.unsupported_reason(x, torch.zeros(3, 2, 257))
+    assert triton_launch.kernels_unsupported_reason(x, x) is None
+    assert "got torch.float64" in triton_launch.kernels_unsupported_reason(x.double(), x)
+    assert "at most 256 channels per head, got 257" in triton_launch.kernels_unsupported_reason(
+        x, torch.zeros(3, 2, 257)
+    )
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert triton.unsupported_reason(x, x) == "triton is not installed"
+    assert triton_launch.kernels_unsupported_reason(x, x) == "triton is not installed"
 
 
 @pytest.mark.skipif(not is_interpreted(), reason="asks what a CPU with Triton's interpreter would say")
@@ -354,7 +358,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from w2v_attn.attention.backends import triton as backend
+from w2v_attn.attention.backends import triton_launch as backend
 from w2v_attn.attention.backends import triton_kernels
 
 # What the host would launch is compiled for devices that need not be there.
@@ -387,7 +391,7 @@ for case in json.loads(sys.argv[1]):
     channels, dtype, bias = case
 
     def launch(kernel, *arguments, case=case, only=(bias == "none"), **options):
-        if not only or kernel is triton_kernels.attend_backward_rows:
+        if not only or kernel is triton_kernels.backward_rows_kernel:
             compiled.append((case, kernel.__name__, pool.submit(compile_it, kernel, *arguments, **options)))
 
     backend._launch = launch
@@ -398,8 +402,8 @@ for case in json.loads(sys.argv[1]):
         "none": {},
     }[bias]
     options = dict(max_frames=5, scale=1.0, dropout=0.1, seed=1, **bias)
-    o, lse = backend.forward(x, x, x, offsets, **options)
-    backend.backward(x, x, x, x, o, lse, offsets, **options)
+    o, lse = backend.forward_packed(x, x, x, offsets, **options)
+    backend.backward_packed(x, x, x, x, o, lse, offsets, **options)
 print(json.dumps([(case, name, future.result()) for case, name, future in compiled]))
 """
 # Bytes of one program, by compute capability. 8.0 compiles to what 8.9 does, and has 163 KiB.

@@ -262,7 +262,7 @@ def test_a_convolution_by_fourier_is_the_convolution_of_each_recording(lengths, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("w2v_attn.ops.fourier.CPU_WINDOWS", windows)
         patch.setattr("w2v_attn.ops.fourier.CPU_CHANNELS", at_once)
-        ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, live=True)(frames, lengths)
+        ours = FourierConvolution(convolution, F.gelu, norm, torch.float64, trainable=True)(frames, lengths)
 
     def theirs_of(part):
         part = part.T[None]
@@ -295,7 +295,7 @@ def test_products_are_torchs_whatever_the_strides(dtype, gelu):
         torches = F.linear(x, weight, bias)
         torches = F.gelu(torches) if gelu else torches
         bound = 2 * (torches.double() - theirs).norm() + 1e-6
-        for ours in (gemm.linear(x, weight, bias, gelu=gelu), gemm.prepare(weight, bias)(x, gelu=gelu)):
+        for ours in (gemm.linear(x, weight, bias, gelu=gelu), gemm.prepare_linear(weight, bias)(x, gelu=gelu)):
             assert ours.dtype == dtype
             assert (ours.double() - theirs).norm() <= bound
 
@@ -305,9 +305,9 @@ def test_summands_add_up_where_the_results_lie(dtype, maker):
     torch.manual_seed(0)
     x, y = torch.randn(150, 400, dtype=dtype)[::2, :200], torch.randn(150, 96, dtype=dtype)[::2]
     weight, bias = torch.randn(96, 200, dtype=dtype) / 14, torch.randn(96, dtype=dtype)
-    summand = gemm.prepare_summand(weight, None)
+    summand = gemm.prepare_accumulating(weight, None)
     sums = y + x @ weight.T
-    torch.testing.assert_close(gemm.prepare_summand(weight, bias)(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gemm.prepare_accumulating(weight, bias)(x), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
     found = summand.add_to(y, x)
     torch.testing.assert_close(found, sums, rtol=1e-5, atol=1e-5)
     assert found.data_ptr() == y.data_ptr()
@@ -318,9 +318,9 @@ def test_batched_products_are_torchs(dtype):
     torch.manual_seed(0)
     for M, K, N in ((3, 5, 7), (190, 128, 230)):
         a, b, c = (torch.randn(2, *shape, dtype=dtype) for shape in ((M, K), (N, K), (M, N)))
-        torch.testing.assert_close(gemm.times_transposed(a, b), a @ b.mT, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(gemm.times(a, b.mT), a @ b.mT, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(gemm.transposed_times(a, c), a.mT @ c, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.bmm_nt(a, b), a @ b.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.bmm(a, b.mT), a @ b.mT, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gemm.bmm_tn(a, c), a.mT @ c, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

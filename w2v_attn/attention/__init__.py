@@ -1,1 +1,1 @@
-"""The layer. Knows torch and nothing else."""
+"""Multi-head self-attention: the layer, its mathematics and its backends. Imports nothing but torch and `ops`."""

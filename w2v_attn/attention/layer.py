@@ -1,4 +1,4 @@
-"""`MultiHeadSelfAttention`: the layer, its parameters and its arguments."""
+"""`MultiHeadSelfAttention`: the layer with its parameters and arguments."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention import mathematics, weights
-from w2v_attn.attention.autograd import Options, attention_core, self_attention
+from w2v_attn.attention.autograd import AttentionOptions, attention_core, self_attention
 from w2v_attn.attention.backends import select
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
-from w2v_attn.attention.plain import is_plain
+from w2v_attn.attention.plain import is_plain_linear
 from w2v_attn.attention.relative import RelativePositions
 
 Initializer = Callable[[Tensor], object]
@@ -169,12 +169,12 @@ class MultiHeadSelfAttention(nn.Module):
         return y if p is None else (y, p)
 
     def attend(self, x: Tensor, mask: AttentionMask, *, return_weights: bool) -> tuple[Tensor, Tensor | None]:
-        """Steps (1) to (6) on valid arguments: y [B, T, output_size] and the scores or None."""
-        _refuse_tracing()
+        """Return y [B, T, output_size] and the attention weights or None, without checks of the arguments."""
+        _reject_tracing()
         if torch.compiler.is_compiling():
-            return _outside_graphs(self.attend, x, mask, return_weights=return_weights)
+            return _uncompiled(self.attend, x, mask, return_weights=return_weights)
         projections = self._projections()
-        if x.numel() > 0 and not return_weights and all(is_plain(projection) for projection in projections):
+        if x.numel() > 0 and not return_weights and all(is_plain_linear(projection) for projection in projections):
             return _whole_block(x, projections, self._options(mask)), None
         q, k, v = (projection(x) for projection in projections[:3])
         return self.attend_projected(q, k, v, mask, return_weights=return_weights)
@@ -182,27 +182,30 @@ class MultiHeadSelfAttention(nn.Module):
     def attend_projected(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, return_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Steps (2) to (6) on queries, keys and values, [B, T, H·D], whose projections torch differentiates."""
-        _refuse_tracing()
+        """Return y and the attention weights or None, from projected queries, keys and values, [B, T, H·D].
+
+        Steps (2) to (6); torch differentiates the projections.
+        """
+        _reject_tracing()
         if torch.compiler.is_compiling():
-            return _outside_graphs(self.attend_projected, q, k, v, mask, return_weights=return_weights)
+            return _uncompiled(self.attend_projected, q, k, v, mask, return_weights=return_weights)
         out_proj = self._projections()[3]
-        if v.numel() == 0:  # no recordings or no frames: kernels are not made for that, and there is nothing to attend
-            y = out_proj(v) + q.sum() + k.sum()  # + 0, so that every parameter still gets a gradient
+        if v.numel() == 0:  # no recordings or no frames: nothing to attend, and kernels reject it
+            y = out_proj(v) + q.sum() + k.sum()  # adds 0, so that every parameter still gets a gradient
             p = v.new_zeros(v.shape[0], self.num_heads, v.shape[1], v.shape[1]) if return_weights else None
             return y, p
         q, k, v = (mathematics.split_heads(x, self.num_heads) for x in (q, k, v))
         options, p = self._options(mask), None
         with torch.autocast(q.device.type, enabled=False):
             if return_weights:
-                o, p = weights.attend(q, k, v, mask, scale=options.scale, dropout=options.dropout)
+                o, p = weights.attend_with_weights(q, k, v, mask, scale=options.scale, dropout=options.dropout)
             else:
                 o = attention_core(q, k, v, options)
         return out_proj(mathematics.merge_heads(o)), p
 
-    def _options(self, mask: AttentionMask) -> Options:
+    def _options(self, mask: AttentionMask) -> AttentionOptions:
         _check_scale(self.scale)
-        return Options(
+        return AttentionOptions(
             num_heads=self.num_heads,
             scale=self.scale,
             dropout=self._dropout_rate if self.training else 0.0,
@@ -215,9 +218,9 @@ class MultiHeadSelfAttention(nn.Module):
         mask = NO_MASK if mask is None else mask
         q = x.new_empty(1, self.num_heads, 1, self.key_size // self.num_heads)
         v = x.new_empty(1, self.num_heads, 1, self.value_size // self.num_heads)
-        needs_added = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in mask.added)
+        needs_bias_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in mask.bias_tensors)
         dropout = self._dropout_rate if self.training else 0.0
-        return select.select(self.backend, q, v, mask, dropout=dropout, needs_added=needs_added).name
+        return select.select_backend(self.backend, q, v, mask, dropout=dropout, needs_bias_grad=needs_bias_grad).name
 
     @property
     def _dropout_rate(self) -> float:
@@ -233,8 +236,8 @@ class MultiHeadSelfAttention(nn.Module):
         )
 
 
-def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options) -> Tensor:
-    """The block at once; under autocast in the dtype that linear maps take there."""
+def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: AttentionOptions) -> Tensor:
+    """Return steps (1) to (6) in one autograd function; under autocast in the dtype of autocast's linear maps."""
     q_proj, k_proj, v_proj, out_proj = projections
     parameters = (q_proj.weight, q_proj.bias, k_proj.weight, k_proj.bias)
     parameters += (v_proj.weight, v_proj.bias, out_proj.weight, out_proj.bias)
@@ -249,25 +252,25 @@ def _whole_block(x: Tensor, projections: tuple[nn.Linear, ...], options: Options
 
 def _check_scale(scale: object) -> None:
     if isinstance(scale, Tensor):
-        raise ValueError("scale must be a number, got a tensor: multiply the queries by one that is learned")
+        raise ValueError("scale must be a number, got a tensor: to learn a scale, multiply the queries by it")
 
 
-def _refuse_tracing() -> None:
+def _reject_tracing() -> None:
     if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
         raise RuntimeError(
-            "w2v_attn's attention cannot be traced by torch.jit.trace, which would take the values of this call's mask "
-            "for those of every call: call restore_attention(model) first"
+            "w2v_attn's attention cannot be traced by torch.jit.trace, which would record the values of this call's "
+            "mask as constants: call restore_attention(model) first"
         )
 
 
-def _called(
+def _call(
     method: Callable[..., tuple[Tensor, Tensor | None]], *arguments: object, **options: object
 ) -> tuple[Tensor, Tensor | None]:
     return method(*arguments, **options)
 
 
-# Graph compilers leave this to us: it reads masks on the CPU, draws seeds, and is a few calls to large kernels.
-_outside_graphs: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_called)  # type: ignore[assignment]
+# Excluded from graph compilation: it reads masks on the CPU, draws seeds, and calls a few large kernels.
+_uncompiled: Callable[..., tuple[Tensor, Tensor | None]] = torch.compiler.disable(_call)  # type: ignore[assignment]
 
 
 def _initializer(argument: str, choice: str | Initializer, known: dict[str, Initializer]) -> Initializer:

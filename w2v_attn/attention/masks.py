@@ -1,4 +1,4 @@
-"""Which keys a query may attend, in one form for every backend."""
+"""`AttentionMask`: which keys a query may attend and what is added to the scores, for every backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.mathematics import Adder
+from w2v_attn.attention.mathematics import BiasFn
 from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.ops.numerics import softmax_dtype
 
 
-class Added(NamedTuple):
-    """The tensors that are added to the scores, or make up what is; or, in the same shapes, their gradients."""
+class BiasTensors(NamedTuple):
+    """The tensors that the additive part of the scores is computed from; or their gradients, in the same shapes.
+
+    bias: of the mask. table, gate, queries, vectors: of `RelativePositions`.
+    """
 
     bias: Any = None
     table: Any = None
@@ -24,28 +27,28 @@ class Added(NamedTuple):
     vectors: Any = None
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Added"]) -> "Added":
-        """The gradients of recordings that lie side by side: each its own gates and queries, all the same table."""
+    def concatenate(cls, parts: Sequence["BiasTensors"]) -> "BiasTensors":
+        """Return the gradients of packed recordings: gates and queries are concatenated, shared tensors summed."""
 
-        def joined(name: str) -> Tensor | None:
-            found = [getattr(part, name) for part in parts]
-            if any(one is None for one in found):
+        def concatenated(name: str) -> Tensor | None:
+            gradients = [getattr(part, name) for part in parts]
+            if any(gradient is None for gradient in gradients):
                 return None
-            return torch.cat(found, 2) if name in ("gate", "queries") else torch.stack(found).sum(0)
+            return torch.cat(gradients, 2) if name in ("gate", "queries") else torch.stack(gradients).sum(0)
 
-        return cls(**{name: joined(name) for name in cls._fields})
+        return cls(**{name: concatenated(name) for name in cls._fields})
 
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Everything that is added to or cut out of the scores. In every boolean, True = attend.
+    """The mask and the biases of the attention scores. In every boolean, True = attend.
 
-    padding: bool [B, T], True = a real frame; a key that is not real is attended by nobody.
+    padding: bool [B, T], True = a real frame; padded keys are attended by no query.
     allowed: bool [B or 1, H or 1, T or 1, T or 1], True = this query may attend this key.
-    bias: float of such a shape, added to the scores; −inf forbids.
-    causal: a query attends itself and what came before.
-    lengths: recordings lie side by side in one row of frames, so many frames each, and attend themselves alone.
-    positions: what relative positions add to the scores.
+    bias: float of such a shape, added to the scores; −inf masks a key.
+    causal: a query attends itself and earlier frames.
+    lengths: frames of each packed recording; a recording attends only itself. None: frames are not packed.
+    positions: relative positions, added to the scores.
     """
 
     padding: Tensor | None = None
@@ -59,7 +62,7 @@ class AttentionMask:
     def from_arguments(
         cls, x: Tensor, num_heads: int, padding_mask: Tensor | None, attention_mask: Tensor | str | None
     ) -> "AttentionMask":
-        """The mask for hidden states `x` [B, T, C], from what a caller gives.
+        """Return the mask of a call with hidden states `x` [B, T, C].
 
         Raises:
             ValueError: a mask of the wrong shape or dtype, or an unknown name of a mask.
@@ -94,62 +97,63 @@ class AttentionMask:
         )
 
     @property
-    def forbids(self) -> bool:
-        """Whether some row might be left without a key."""
+    def restricts_keys(self) -> bool:
+        """Whether some row may have no key to attend."""
         return self.padding is not None or self.allowed is not None or self.bias is not None
 
     def only_padding(self) -> bool:
+        """Return whether nothing but padding and causality restricts or biases the scores."""
         return self.allowed is None and self.bias is None and self.positions is None
 
     @property
-    def added(self) -> Added:
-        """What is added to the scores, as the tensors that autograd functions take."""
+    def bias_tensors(self) -> BiasTensors:
+        """The tensors of what is added to the scores, as arguments of autograd functions."""
         if self.positions is None:
-            return Added(self.bias)
-        return Added(self.bias, **{name: getattr(self.positions, name) for name in Added._fields[1:]})
+            return BiasTensors(self.bias)
+        return BiasTensors(self.bias, **{name: getattr(self.positions, name) for name in BiasTensors._fields[1:]})
 
     def with_positions(self, positions: RelativePositions) -> "AttentionMask":
-        """The same, and this added to the scores."""
+        """Return a copy that also adds these positions to the scores."""
         return replace(self, positions=positions)
 
-    def of(self, added: Sequence[Tensor | None]) -> "AttentionMask":
-        """The same with other tensors in the place of `added`."""
-        bias, *tensors = added
+    def with_bias_tensors(self, tensors: Sequence[Tensor | None]) -> "AttentionMask":
+        """Return a copy with these tensors instead of `bias_tensors`."""
+        bias, *others = tensors
         positions = self.positions
         if positions is not None:
-            positions = replace(positions, **dict(zip(Added._fields[1:], tensors, strict=True)))
+            positions = replace(positions, **dict(zip(BiasTensors._fields[1:], others, strict=True)))
         return replace(self, bias=bias, positions=positions)
 
     @property
-    def limits(self) -> tuple[Tensor | None, Tensor | None]:
-        """padding and allowed: the tensors that are not added to the scores."""
+    def boolean_masks(self) -> tuple[Tensor | None, Tensor | None]:
+        """padding and allowed."""
         return self.padding, self.allowed
 
-    def with_limits(self, padding: Tensor | None, allowed: Tensor | None) -> "AttentionMask":
-        """The same with these tensors in the place of `limits`."""
+    def with_boolean_masks(self, padding: Tensor | None, allowed: Tensor | None) -> "AttentionMask":
+        """Return a copy with these tensors instead of `boolean_masks`."""
         return replace(self, padding=padding, allowed=allowed)
 
     def without_tensors(self) -> "AttentionMask":
-        """The same without its tensors: autograd functions save those, so that a change before backward is noticed."""
-        return self.with_limits(None, None).of(Added())
+        """Return a copy without tensors, which autograd saves instead, so that torch detects later changes."""
+        return self.with_boolean_masks(None, None).with_bias_tensors(BiasTensors())
 
     @property
-    def recordings(self) -> list[slice]:
-        """Where each of the recordings that lie side by side is among the frames."""
+    def recording_slices(self) -> list[slice]:
+        """The frames of each packed recording."""
         assert self.lengths is not None
         ends = accumulate(self.lengths)
         return [slice(end - length, end) for length, end in zip(self.lengths, ends, strict=True)]
 
-    def frames(self, part: slice) -> "AttentionMask":
-        """The mask of one of the recordings that lie side by side, which has these frames."""
-        assert not self.forbids
+    def slice_frames(self, part: slice) -> "AttentionMask":
+        """Return the mask of the packed recording that has these frames."""
+        assert not self.restricts_keys
         assert not self.causal
-        return NO_MASK if self.positions is None else AttentionMask(positions=self.positions.frames(part))
+        return NO_MASK if self.positions is None else AttentionMask(positions=self.positions.slice_frames(part))
 
     def key_counts(self, num_recordings: int, num_frames: int) -> list[int]:
-        """For each recording, how many leading keys hold all the real ones: the others are never touched.
+        """Return for each recording how many leading keys include all real ones; the others are skipped.
 
-        Only where reading the mask costs nothing. On an accelerator it would make the host wait, so all are taken.
+        On an accelerator the host would have to wait to read the mask, so all keys are counted there.
         """
         if self.padding is None or self.padding.device.type != "cpu" or num_frames == 0:
             return [num_frames] * num_recordings
@@ -159,16 +163,22 @@ class AttentionMask:
     def tile(
         self, recording: int, heads: slice, rows: slice, num_keys: int, *, like: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(bias, allowed) of some rows against the first `num_keys` keys, each [1 or H, 1 or I, 1 or keys] or None.
+        """Return (bias, allowed) of a tile of rows and the first `num_keys` keys.
 
-        like: the queries. The bias has the dtype of their scores: a narrower one would round what is taken off it.
-        What positions add is not in the bias: `adder` has it.
+        Each is [1 or H, 1 or I, 1 or keys] or None. The bias does not include positions; `bias_fn` adds those.
+
+        Args:
+            recording: Number of the recording in the batch.
+            heads: Heads of the tile.
+            rows: Queries of the tile.
+            num_keys: Keys of the tile.
+            like: The queries. The bias has the dtype of their scores: a narrower one would round its row maximum.
         """
         keys = slice(0, num_keys)
         parts = []
         if self.padding is not None:
             real = self.padding[recording, keys]
-            # A batch is padded at the end as a rule: then the keys that are left are all real.
+            # Batches are usually padded at the end: the remaining keys are then all real.
             if real.device.type != "cpu" or not bool(real.all()):
                 parts.append(real[None, None, :])
         if self.allowed is not None:
@@ -181,43 +191,50 @@ class AttentionMask:
         if self.bias is None:
             return None, allowed
         bias = _cut(self.bias, recording, heads, rows, keys).to(softmax_dtype(like))
-        reach = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
-        return bias - _largest(reach), allowed
+        allowed_bias = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+        return bias - _row_max(allowed_bias), allowed
 
-    def adder(self, recording: int, heads: slice, rows: slice, num_keys: int) -> Adder | None:
-        """Adds to the scores of such a tile what positions do; None where they do nothing."""
+    def bias_fn(self, recording: int, heads: slice, rows: slice, num_keys: int) -> BiasFn | None:
+        """Return a function that adds position biases to the scores of a tile, or None if there are no positions."""
         if self.positions is None:
             return None
         keys = slice(0, num_keys)
-        return partial(self.positions.add_to, recording=recording, heads=heads, rows=rows, keys=keys)
+        return partial(self.positions.add_to_scores, recording=recording, heads=heads, rows=rows, keys=keys)
 
-    def zeros(self, needs: Sequence[bool], dtype: torch.dtype) -> Added:
-        """Gradients of what is added to the scores, to be added to; None where none is needed."""
-        shapes = zip(self.added, needs, strict=True)
-        return Added(*(torch.zeros_like(x, dtype=dtype) if x is not None and need else None for x, need in shapes))
+    def zeros(self, needs: Sequence[bool], dtype: torch.dtype) -> BiasTensors:
+        """Return zero gradients of the bias tensors, to accumulate into; None for those that need none."""
+        shapes = zip(self.bias_tensors, needs, strict=True)
+        return BiasTensors(
+            *(torch.zeros_like(x, dtype=dtype) if x is not None and need else None for x, need in shapes)
+        )
 
-    def tile_backward(self, ds: Tensor, recording: int, heads: slice, rows: slice, gradients: Added) -> None:
-        """Adds a tile's share to the gradients of what was added to its scores. ds: [H, I, keys], dS of step (3)."""
+    def tile_backward(self, ds: Tensor, recording: int, heads: slice, rows: slice, gradients: BiasTensors) -> None:
+        """Add the gradients of a tile's bias tensors to `gradients`. ds: [H, I, keys], dS of step (3)."""
         if gradients.bias is not None:
-            _add_where_it_came_from(gradients.bias, ds, recording, heads, rows)
+            _add_unbroadcast(gradients.bias, ds, recording, heads, rows)
         if self.positions is not None and any(gradient is not None for gradient in gradients[1:]):
-            shares = {f"d{name}": gradient for name, gradient in zip(Added._fields[1:], gradients[1:], strict=True)}
-            self.positions.tile_backward(ds, recording, heads, rows, **shares)
+            named = {
+                f"d{name}": gradient for name, gradient in zip(BiasTensors._fields[1:], gradients[1:], strict=True)
+            }
+            self.positions.tile_backward(ds, recording, heads, rows, **named)
 
-    def added_backward(self, ds: Tensor, needs: Sequence[bool]) -> Added:
-        """The gradients of what was added to the scores, from all of dS, [B, H, T, T]."""
+    def bias_backward(self, ds: Tensor, needs: Sequence[bool]) -> BiasTensors:
+        """Return the gradients of the bias tensors from the whole dS, [B, H, T, T]."""
         gradients = self.zeros(needs, ds.dtype)
         for recording, ds_HIT in enumerate(ds):
             self.tile_backward(ds_HIT, recording, slice(0, ds.shape[1]), slice(0, ds.shape[2]), gradients)
         return gradients
 
     def as_bias(self, q: Tensor, dtype: torch.dtype, *, with_causal: bool = True) -> Tensor | None:
-        """All of it as one additive tensor for a kernel, [B or 1, H or 1, T or 1, T]; None where nothing is masked.
+        """Return the whole mask as one additive tensor, [B or 1, H or 1, T or 1, T]; None if there is nothing to add.
 
-        q: the queries that it is for, [B, H, T, D].
+        Masked entries are the most negative finite number: exp(S − max) is then exactly 0, and a row without any key
+        stays finite inside the kernel.
 
-        What is forbidden is the most negative finite number: it leaves exp(S − max) at exactly 0, and a row without
-        any key stays finite inside the kernel.
+        Args:
+            q: Queries [B, H, T, D].
+            dtype: Dtype of the result.
+            with_causal: Whether to include the causal mask.
         """
         num_frames, lowest = q.shape[2], torch.finfo(dtype).min
         total = None if self.bias is None else self.bias.to(dtype).clamp(min=lowest)
@@ -230,13 +247,13 @@ class AttentionMask:
         if total is None:
             total = torch.zeros((), dtype=dtype, device=q.device)
         if self.bias is not None:
-            total = (total - _largest(total)).clamp(min=lowest)
+            total = (total - _row_max(total)).clamp(min=lowest)
         if self.positions is not None:
             total = (total + self._all_positions(q, dtype)).clamp(min=lowest)
         return total.expand(*total.shape[:3], num_frames)
 
     def _all_positions(self, q: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, H, T, T]."""
+        """Return the position biases of all pairs of frames, [B, H, T, T]."""
         assert self.positions is not None
         B, H, T, _ = q.shape
         heads, frames = slice(0, H), slice(0, T)
@@ -254,8 +271,8 @@ class AttentionMask:
         return parts
 
     def rows_without_keys(self, num_frames: int) -> Tensor | None:
-        """bool [B or 1, H or 1, T or 1]: rows that may attend no key. None where there can be none."""
-        if not self.forbids:
+        """Return which rows may attend no key, bool [B or 1, H or 1, T or 1]; None if every row has one."""
+        if not self.restricts_keys:
             return None
         if self.allowed is not None or self.bias is not None:
             attended = None if self.bias is None else self.bias != float("-inf")
@@ -272,31 +289,31 @@ NO_MASK = AttentionMask()
 
 
 def _past(rows: slice, num_keys: int, device: torch.device | None) -> Tensor:
-    """bool [I, keys]: True where the key is not after the row."""
+    """Return the causal mask, bool [I, keys]: True if the key is not later than the row."""
     return torch.arange(num_keys, device=device) <= torch.arange(rows.start, rows.stop, device=device)[:, None]
 
 
-def _largest(bias: Tensor) -> Tensor:
-    """The largest bias of each row, to be taken off it: softmax does not change, and the log-sum-exp stays small.
+def _row_max(bias: Tensor) -> Tensor:
+    """Return the largest bias of each row. Subtracting it leaves softmax unchanged and keeps the log-sum-exp small.
 
-    Without it, a row of nothing but -1e9 has scores that differ by less than float32 can tell from each other there.
+    Without this, the scores of a row of nothing but -1e9 differ by less than the resolution of float32.
     """
     return bias.amax(-1, keepdim=True).clamp(min=torch.finfo(bias.dtype).min).detach()
 
 
-def _add_where_it_came_from(dbias: Tensor, ds: Tensor, recording: int, heads: slice, rows: slice) -> None:
-    """Adds a tile's dS to the gradient of a bias [B, H, T, T], summed over the axes along which it was broadcast."""
-    share = dbias[recording if dbias.shape[0] > 1 else 0]
+def _add_unbroadcast(dbias: Tensor, ds: Tensor, recording: int, heads: slice, rows: slice) -> None:
+    """Add a tile's dS to the gradient of a bias [B, H, T, T], summed over the axes along which it was broadcast."""
+    tile = dbias[recording if dbias.shape[0] > 1 else 0]
     for axis, part in enumerate((heads, rows, slice(0, ds.shape[-1]))):
-        if share.shape[axis] > 1:
-            share = share.narrow(axis, part.start, part.stop - part.start)
+        if tile.shape[axis] > 1:
+            tile = tile.narrow(axis, part.start, part.stop - part.start)
         else:
             ds = ds.sum(axis, keepdim=True)
-    share.add_(ds)
+    tile.add_(ds)
 
 
 def _cut(mask: Tensor, recording: int, heads: slice, rows: slice, keys: slice) -> Tensor:
-    """[B, H, T, T] -> the tile, leaving axes of length one, which broadcast, as they are."""
+    """Return the tile of a mask [B, H, T, T]; axes of length one, which broadcast, are kept."""
     mask = mask[recording if mask.shape[0] > 1 else 0]
     for axis, part in enumerate((heads, rows, keys)):
         if mask.shape[axis] > 1:

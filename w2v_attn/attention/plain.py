@@ -1,6 +1,6 @@
-"""Whether a module computes what its class says and nothing besides, so that its parameters alone can be used.
+"""Checks whether a module computes exactly what its class defines, so that its parameters can be used directly.
 
-Hooks, LoRA, quantisation, parametrizations and replaced forwards are only called when the module is called.
+Hooks, LoRA, quantisation, parametrizations and replaced forwards take effect only if the module is called.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ GLOBAL_FORWARD_HOOKS = (torch_module._global_forward_hooks, torch_module._global
 GLOBAL_BACKWARD_HOOKS = (torch_module._global_backward_hooks, torch_module._global_backward_pre_hooks)
 
 
-def is_plain(projection: nn.Module) -> bool:
-    """Whether a projection is x Wᵀ + b and nothing else: no LoRA, no quantisation, no hook, no forward of its own."""
-    return type(projection) is nn.Linear and has_plain_parameters(projection) and not is_observed(projection)
+def is_plain_linear(projection: nn.Module) -> bool:
+    """Return whether a projection is exactly x Wᵀ + b: no LoRA, no quantisation, no hook, no replaced forward."""
+    return type(projection) is nn.Linear and has_plain_parameters(projection) and not must_be_called(projection)
 
 
-def is_observed(module: nn.Module) -> bool:
-    """Whether a module has to be called: it or its class has hooks or a replaced forward, or all modules have hooks."""
+def must_be_called(module: nn.Module) -> bool:
+    """Return whether a module has hooks, global hooks included, or a replaced forward: it must then be called."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -34,28 +34,28 @@ def is_observed(module: nn.Module) -> bool:
 
 
 def replaced_forward(cls: type[nn.Module]) -> str | None:
-    """Return the module that the forward of a class, or of a base class, comes from if that is a foreign one.
+    """Return the module that defines the forward of a class or of its bases, if it is third-party code; else None.
 
-    What counts is where its code is: `functools.wraps` copies the name of the module that it replaces.
+    This is the module of the code itself: `functools.wraps` copies the `__module__` of the function that it replaces.
     """
     for base in cls.__mro__:
         forward = vars(base).get("forward")
         if forward is not None and not is_known_code(forward):
-            return _home(forward) or type(forward).__name__
+            return _defining_module(forward) or type(forward).__name__
     return None
 
 
 def is_known_code(function: Any) -> bool:
-    """Whether a function is torch's, transformers' or ours."""
-    return _home(function).startswith(("torch.", "transformers.", "w2v_attn."))
+    """Return whether a function is defined in torch, transformers or this package."""
+    return _defining_module(function).startswith(("torch.", "transformers.", "w2v_attn."))
 
 
-def _home(function: Any) -> str:
+def _defining_module(function: Any) -> str:
     while isinstance(function, partial):
         function = function.func
     return getattr(function, "__globals__", {}).get("__name__", "")
 
 
 def has_plain_parameters(module: nn.Module) -> bool:
-    """Whether the parameters of a module are plain numbers: quantised and distributed ones are classes of their own."""
+    """Return whether the parameters of a module are ordinary tensors, neither quantised nor distributed."""
     return all(p is None or type(p) in (nn.Parameter, Tensor, torch.nn.Buffer) for p in module._parameters.values())

@@ -17,7 +17,7 @@ from w2v_attn.encoder.frontend import layer_norm
 from w2v_attn.ops import fusions, gemm
 from w2v_attn.patching.activations import is_gelu
 
-Linear = gemm.Packed | gemm.Plain
+Linear = gemm.PrepackedLinear | gemm.PlainLinear
 # Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
 # Frames from which a recording is a long one, and its rows that go through a block together: 100 and 40 seconds.
@@ -49,7 +49,7 @@ class Block:
         self._norm, self._final_norm = layer.layer_norm, layer.final_layer_norm
         self._norm_first, self._next_norm = norm_first, next_norm
         self._adapter = getattr(layer, "adapter_layer", None)
-        self._fuses = fusions.serves(attention.q_proj.weight.device) and self._dtype != torch.float64
+        self._fuses = fusions.is_supported(attention.q_proj.weight.device) and self._dtype != torch.float64
 
     def __call__(
         self,
@@ -76,7 +76,7 @@ class Block:
             return y, None
         h = self._input(x) if entering is None else entering
         q, k, v = self._heads(h)
-        o = packed.attend(q, k, v, lengths, backend=self._backend, **self._of_core(h))
+        o = packed.attend_packed(q, k, v, lengths, backend=self._backend, **self._of_core(h))
         return self._finish(x, o)
 
     def _heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,13 +207,13 @@ def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
     q_proj, k_proj, v_proj = attention.q_proj, attention.k_proj, attention.v_proj
     if q_proj.weight.device.type == "cpu":
         return _linear(q_proj), _linear(k_proj, v_proj), None
-    qkv = gemm.Plain(*_stacked(q_proj, k_proj, v_proj))
+    qkv = gemm.PlainLinear(*_stacked(q_proj, k_proj, v_proj))
     return qkv.rows(slice(None, q_proj.out_features)), qkv.rows(slice(q_proj.out_features, None)), qkv
 
 
 def _linear(*linears: nn.Linear) -> Linear:
     """Linear maps of one input as one, their outputs side by side."""
-    return gemm.prepare(*_stacked(*linears))
+    return gemm.prepare_linear(*_stacked(*linears))
 
 
 def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:

@@ -49,7 +49,7 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """GFLOP/s of matrix products on this machine, from a few of them: some milliseconds, once in a process."""
     rows = ROWS if device.type == "cpu" else ACCELERATOR_ROWS
     x, weight = torch.randn(rows, INNER, device=device).to(dtype), torch.randn(OUTER, INNER, device=device).to(dtype)
-    linear = gemm.prepare(weight, None)
+    linear = gemm.prepare_linear(weight, None)
 
     def taken() -> float:
         if device.type == "cuda":

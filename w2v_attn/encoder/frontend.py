@@ -26,7 +26,7 @@ from w2v_attn.encoder import model_state
 from w2v_attn.encoder.pack import Grid
 from w2v_attn.ops import gemm
 from w2v_attn.ops.numerics import softmax_dtype
-from w2v_attn.ops.strided import windows_of
+from w2v_attn.ops.strided import im2col
 from w2v_attn.ops.winograd import Winograd
 from w2v_attn.patching.activations import is_elementwise, is_gelu
 
@@ -67,7 +67,7 @@ class Convolution:
 
     kernel: int
     stride: int
-    linear: gemm.Packed | gemm.Plain
+    linear: gemm.PrepackedLinear | gemm.PlainLinear
     ending: Ending
 
     def takes(self, count: int) -> int:
@@ -76,7 +76,7 @@ class Convolution:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[T, in] -> [(T − kernel) // stride + 1, out]."""
-        windows = windows_of(frames, self.kernel, self.stride)
+        windows = im2col(frames, self.kernel, self.stride)
         if self.ending.norm is None and self.ending.is_gelu:
             return self.linear(windows, gelu=True)
         return self.ending(self.linear(windows))
@@ -91,7 +91,7 @@ class FewerProducts:
 
     def takes(self, count: int) -> int:
         """Of how many frames at least `count` come out."""
-        return self.linear.takes(count)
+        return self.linear.frames_needed(count)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[T, in] -> [at least the count that takes T, out]."""
@@ -208,7 +208,7 @@ class Convolutions(FeatureExtractor):
             weight, bias = fold_group_norm(mean, moment, conv, norm, exact)
         else:
             weight, bias = conv.weight[:, 0], conv.bias
-        linear = gemm.prepare(weight.to(wide), None if bias is None else bias.to(wide))
+        linear = gemm.prepare_linear(weight.to(wide), None if bias is None else bias.to(wide))
         return Convolution(conv.kernel_size[0], conv.stride[0], linear, self._first_ending)
 
 
@@ -296,7 +296,7 @@ def convolution_of(layer: Any, dtype: torch.dtype | None = None) -> Convolution:
     """That of a Hugging Face layer. dtype: of its weights; None: as they are."""
     conv = layer.conv
     dtype = conv.weight.dtype if dtype is None else dtype
-    linear = gemm.prepare(weight_of(conv).to(dtype), None if conv.bias is None else conv.bias.to(dtype))
+    linear = gemm.prepare_linear(weight_of(conv).to(dtype), None if conv.bias is None else conv.bias.to(dtype))
     return Convolution(conv.kernel_size[0], conv.stride[0], linear, Ending.of(layer, norm_of(layer)))
 
 
@@ -318,14 +318,14 @@ def norm_of(layer: Any) -> Any:
     return getattr(layer, "layer_norm", None)
 
 
-def _projection(model: Any) -> tuple[nn.LayerNorm | None, gemm.Packed | gemm.Plain | None]:
+def _projection(model: Any) -> tuple[nn.LayerNorm | None, gemm.PrepackedLinear | gemm.PlainLinear | None]:
     """The norm and the linear map between convolutions and blocks; families place and omit them differently."""
     projection = getattr(model, "feature_projection", None)
     if isinstance(projection, nn.Linear) or projection is None:  # SEW
         norm, linear = model.layer_norm, projection
     else:
         norm, linear = getattr(projection, "layer_norm", None), projection.projection
-    return norm, None if linear is None else gemm.prepare(linear.weight, linear.bias)
+    return norm, None if linear is None else gemm.prepare_linear(linear.weight, linear.bias)
 
 
 def why_not(model: Any) -> str | None:

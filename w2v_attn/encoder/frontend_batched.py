@@ -92,8 +92,8 @@ class ConvolutionsTogether(FeatureExtractor):
         )
         self._first_is_fused = (
             wide == torch.float32
-            and fusions.serves(first.conv.weight.device)
-            and fusions.serves_first(self.grid.kernel, self.grid.windows)
+            and fusions.is_supported(first.conv.weight.device)
+            and fusions.is_first_convolution_supported(self.grid.kernel, self.grid.windows)
         )
         self._rest = [_convolution_of(layer, self._dtype) for layer in rest]
 
@@ -127,7 +127,7 @@ class ConvolutionsTogether(FeatureExtractor):
             return self._first_ending(own_products(pack, piece, weights)).to(dtype)
         owners = pack.owners[piece.begin : end] if self._normalises else pack.owners.new_zeros(end - piece.begin)
         gelu = self._first_ending.norm is None and self._first_ending.is_gelu
-        frames = fusions.first_frames(
+        frames = fusions.first_convolution(
             samples, weights, owners, count=count, kernel=grid.kernel, stride=grid.stride, windows=grid.windows,
             dtype=dtype if gelu else torch.float32, gelu=gelu,
         )  # fmt: skip
@@ -137,7 +137,7 @@ class ConvolutionsTogether(FeatureExtractor):
 def _convolution_of(layer: Any, dtype: torch.dtype) -> FusedConvolution | Convolution:
     """That of a Hugging Face layer, in as few launches as there can be."""
     weight, bias = weight_of(layer.conv).to(dtype), layer.conv.bias
-    if not fusions.serves_products(weight, layer.conv.kernel_size[0]):
+    if not fusions.is_window_product_supported(weight, layer.conv.kernel_size[0]):
         return convolution_of(layer, dtype)
     bias = None if bias is None else bias.detach()
     return FusedConvolution(

@@ -1,1 +1,1 @@
-"""Fast operations beside attention: products, convolutions, the feed-forward, and launches that do several steps."""
+"""Fast operations outside attention: matrix products, convolutions, the feed-forward, and fused GPU kernels."""

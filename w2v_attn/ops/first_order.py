@@ -1,9 +1,9 @@
-"""The limits of a derived backward: it is differentiated once, on one gradient at a time, and says so.
+"""The limits of a derived backward: first order only, one gradient at a time. Anything else raises an error.
 
 A backward that calls kernels without derivatives of their own cannot be differentiated again. torch's
-`once_differentiable` raises only where the second gradient has no other way to the input: with a residual connection,
-`autograd.grad` goes around it and leaves the missing term out without an error. So it is refused earlier: when a
-backward runs while gradients are recorded, which is what `create_graph=True` asks for.
+`once_differentiable` raises only if the second gradient has no other path to the input: with a residual connection,
+`autograd.grad` takes the other path and silently omits the missing term. So we raise earlier: when a backward runs
+while gradients are recorded, which is what `create_graph=True` requests.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,22 @@ Backward = Callable[..., Any]
 
 
 def first_order_only(backward: Backward) -> Backward:
-    """Let the backward of an autograd function raise where it would have to be differentiated or vectorised itself."""
+    """Wrap the backward of an autograd function so that it raises if it is itself differentiated or vectorised.
+
+    Raises:
+        RuntimeError: on a call of the wrapped backward with `create_graph=True` or with batched gradients.
+    """
 
     @wraps(backward)
     def checked(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 f"second derivatives of w2v_attn's {_name(ctx)} are not implemented: expected a backward without "
-                "create_graph=True. restore_attention(model) puts stock's attention back, which has them"
+                "create_graph=True. restore_attention(model) brings back stock attention, which has them"
             )
         if any(_is_batched(gradient) for gradient in gradients if isinstance(gradient, Tensor)):
             raise RuntimeError(
-                f"the backward of w2v_attn's {_name(ctx)} takes one gradient at a time, and was given a batch of them "
+                f"the backward of w2v_attn's {_name(ctx)} takes one gradient at a time, but got a batch of them "
                 "(is_grads_batched=True, or torch.func.vmap): call autograd.grad once for each gradient"
             )
         return backward(ctx, *gradients)
@@ -38,10 +42,10 @@ def first_order_only(backward: Backward) -> Backward:
     return checked
 
 
-def forward_mode_is_on() -> bool:
-    """Whether forward-mode derivatives are being computed, by torch.func.jvp or `torch.autograd.forward_ad`.
+def is_forward_mode_active() -> bool:
+    """Return whether forward-mode derivatives are being computed, by torch.func.jvp or `torch.autograd.forward_ad`.
 
-    Kernels without a rule for them would leave them out without an error; autograd functions raise.
+    Kernels without a forward-mode rule silently omit them; autograd functions raise.
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return True
@@ -49,7 +53,7 @@ def forward_mode_is_on() -> bool:
 
 
 def unaliased(y: Tensor) -> Tensor:
-    """Return y as a tensor that is no view: autograd functions may not return views that callers add to in place."""
+    """Return y as a tensor that is not a view: callers may not modify views returned by autograd functions in place."""
     return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
 

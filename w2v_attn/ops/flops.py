@@ -1,4 +1,4 @@
-"""Operations of the operators that torch's `FlopCounterMode` does not count by itself.
+"""FLOP formulas for the operators that torch's `FlopCounterMode` does not know.
 
 Source: torch.utils.flop_counter, whose formulas count a multiplication and an addition as two.
 """
@@ -11,8 +11,8 @@ from torch.utils import flop_counter
 Shape = Any
 
 
-def register() -> None:
-    """Tell torch's counter about oneDNN's products and its attention on CPUs, where this torch has them."""
+def register_flop_formulas() -> None:
+    """Register formulas for oneDNN's products and torch's CPU flash attention, if this torch has these operators."""
     formulas: tuple[tuple[str, str, Any], ...] = (
         ("mkldnn", "_linear_pointwise", _linear),
         ("mkldnn", "_convolution_pointwise", _convolution),
@@ -22,8 +22,8 @@ def register() -> None:
     for namespace, name, formula in formulas:
         operator = getattr(getattr(torch.ops, namespace), name, None)
         if operator is not None and operator not in flop_counter.flop_registry:
-            tell: Any = flop_counter.register_flop_formula(operator)
-            tell(formula)
+            register_formula: Any = flop_counter.register_flop_formula(operator)
+            register_formula(formula)
 
 
 def _linear(x_shape: Shape, weight_shape: Shape, *others: Any, out_shape: Shape = None, **options: Any) -> int:

@@ -1,21 +1,21 @@
-"""A grouped convolution with a long kernel by Fourier transform, for each of the recordings that lie side by side.
+"""A grouped convolution with a long kernel by Fourier transform (overlap-save), over packed recordings.
 
-wav2vec 2.0's positional convolution, 128 frames long, is the one place where a direct product is a waste: by Fourier
-transform it takes 39 times fewer operations.
+wav2vec 2.0's positional convolution is 128 frames long: the Fourier transform needs 39 times fewer operations than the
+direct product.
 
-Legend: K kernel, N window (a power of two), hop = N − K + 1, f a frequency of N, G groups; i and o channels of a group
-that go in and come out. x is a window of N frames, beginning K // 2 frames before the first it gives. Hats are discrete
+Legend: K kernel, N window (a power of two), hop = N − K + 1, f a frequency of N, G groups; i and o input and output
+channels of a group. x is a window of N frames that begins K // 2 frames before its first output. Hats are discrete
 Fourier transforms over a window, the bar is the complex conjugate.
 
 Forward
-    (1)  yₒ[t] = Σᵢ Σₖ wₒᵢ[k] xᵢ[t + k]            as a circular correlation, right for t < hop
+    (1)  yₒ[t] = Σᵢ Σₖ wₒᵢ[k] xᵢ[t + k]            as a circular correlation, valid for t < hop
          ŷₒ(f) = Σᵢ x̂ᵢ(f) ŵ̄ₒᵢ(f)                   one small product of channels for each frequency and group
 
 Backward, with dy zero from hop on
     (1)  dx̂ᵢ(f) = Σₒ dŷₒ(f) ŵₒᵢ(f)                 windows overlap: their dx add up
-         dŵₒᵢ(f) = Σ x̂ᵢ(f) dŷ̄ₒ(f) over windows     of which the first K taps are dw
+         dŵₒᵢ(f) = Σ x̂ᵢ(f) dŷ̄ₒ(f) over windows     the first K taps of which are dw
 
-X and W are kept, not their transforms. On a CPU some groups at a time are transformed, so that memory stays small.
+Saved are X and W, not their transforms. On a CPU the groups are transformed in chunks, so that memory stays small.
 
 Source: A. V. Oppenheim and R. W. Schafer, "Discrete-Time Signal Processing", section 8.7, overlap-save.
 """
@@ -30,37 +30,37 @@ from torch import Tensor, nn
 
 from w2v_attn.ops.first_order import first_order_only
 
-# Windows transformed at once: about 2000 frames, which stay near the caches, and 66 000.
+# Windows transformed at once: about 2000 frames, which fit the caches, and 66 000.
 CPU_WINDOWS, ACCELERATOR_WINDOWS = 16, 512
-# Channels transformed at once where gradients are wanted, in whole groups; on accelerators all of them.
+# Channels transformed at once if gradients are needed, in whole groups; on accelerators all of them.
 CPU_CHANNELS = 96
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """The sizes of a convolution: taps, groups, and the window it is computed in."""
+class ConvolutionSizes:
+    """The sizes of a convolution: taps, groups, and the window that it is computed in."""
 
     taps: int
     groups: int
 
     @property
     def window(self) -> int:
-        """N: the least power of two that is at least twice as long."""
+        """N: the smallest power of two that is at least twice the taps."""
         return 1 << (2 * self.taps - 1).bit_length()
 
-    def some(self, groups: int) -> "Kernel":
-        """That of so many of the groups."""
-        return Kernel(self.taps, groups)
+    def with_groups(self, groups: int) -> "ConvolutionSizes":
+        """Return the sizes of a convolution with only `groups` of the groups."""
+        return ConvolutionSizes(self.taps, groups)
 
     @property
     def hop(self) -> int:
-        """Frames that a window gives."""
+        """Output frames of one window."""
         return self.window - self.taps + 1
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Frames `begin` to `end` of a recording that lies from `first` to `last`, in so many windows."""
+class WindowSpan:
+    """Frames `begin` to `end` of the recording from `first` to `last`, and the number of windows that cover them."""
 
     first: int
     last: int
@@ -70,24 +70,35 @@ class Piece:
 
 
 class FourierConvolution:
-    """A grouped convolution of stride 1 with "same" padding, its activation, and a batch norm before it if any.
+    """A grouped convolution of stride 1 with "same" padding, its activation, and an optional batch norm before it.
 
-    dtype: of what is computed, float32 or float64.
-    live: whether the kernel may change, or wants its gradient: then it is transformed at every call, else once.
+    Args:
+        convolution: The convolution, whose weight and bias are used.
+        activation: What is applied to its output.
+        norm: Batch norm of its input, or None.
+        dtype: Dtype of the computation, float32 or float64.
+        trainable: Whether the weight may change or needs a gradient. It is then transformed at every call, else once.
     """
 
     def __init__(
-        self, convolution: nn.Conv1d, activation: Any, norm: nn.BatchNorm1d | None, dtype: torch.dtype, *, live: bool
+        self,
+        convolution: nn.Conv1d,
+        activation: Any,
+        norm: nn.BatchNorm1d | None,
+        dtype: torch.dtype,
+        *,
+        trainable: bool,
     ):
         self._convolution, self._activation, self._norm, self._dtype = convolution, activation, norm, dtype
-        self._kernel = Kernel(convolution.kernel_size[0], convolution.groups)
-        self._spectrum = (
-            None if live else spectrum_of(convolution.weight.detach().to(dtype), self._kernel).conj().resolve_conj()
-        )
+        self._kernel = ConvolutionSizes(convolution.kernel_size[0], convolution.groups)
+        self._spectrum = None
+        if not trainable:
+            spectrum = weight_spectrum(convolution.weight.detach().to(dtype), self._kernel)
+            self._spectrum = spectrum.conj().resolve_conj()
 
     @classmethod
-    def of(cls, module: Any, dtype: torch.dtype, *, live: bool = False) -> "FourierConvolution | None":
-        """That of a Hugging Face positional embedding; None where it is another kind."""
+    def of(cls, module: Any, dtype: torch.dtype, *, trainable: bool = False) -> "FourierConvolution | None":
+        """Return the convolution of a Hugging Face positional embedding, or None if the module is of another kind."""
         convolution = getattr(module, "conv", None)
         if not isinstance(convolution, nn.Conv1d) or not hasattr(module, "activation"):
             return None
@@ -99,33 +110,37 @@ class FourierConvolution:
             return None
         if convolution.stride != (1,) or convolution.dilation != (1,):
             return None
-        return cls(convolution, module.activation, getattr(module, "batch_norm", None), dtype, live=live)
+        return cls(convolution, module.activation, getattr(module, "batch_norm", None), dtype, trainable=trainable)
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
-        """[ΣT, C] of recordings of `lengths` frames -> [ΣT, C].
+        """Return the convolved packed frames [ΣT, C]; no recording affects another.
 
-        On a CPU memory beside the result does not grow with it; on an accelerator there is another copy of the frames.
+        On a CPU the temporary memory does not grow with ΣT; on an accelerator it holds one more copy of the frames.
+
+        Args:
+            frames: Packed frames [ΣT, C].
+            lengths: Frames of each recording.
         """
         frames = frames.to(self._dtype)
         if self._norm is not None:
             frames = _batch_norm(frames, self._norm)
         if frames.device.type == "cpu" or len(lengths) == 1:
             return self._convolve(frames, lengths)
-        # On an accelerator as one recording, with zeros between: no launch is for one of them alone.
-        places = spread(lengths, self._kernel.taps // 2, frames.device)
+        # On an accelerator all recordings become one, with zeros in between, so that they share their launches.
+        places = gapped_positions(lengths, self._kernel.taps // 2, frames.device)
         total = sum(lengths) + self._kernel.taps // 2 * (len(lengths) - 1)
-        apart = frames.new_zeros(total, frames.shape[1]).index_copy(0, places, frames)
-        return self._convolve(apart, [total]).index_select(0, places)
+        gapped = frames.new_zeros(total, frames.shape[1]).index_copy(0, places, frames)
+        return self._convolve(gapped, [total]).index_select(0, places)
 
     def _convolve(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         if self._spectrum is None:
             weight = self._convolution.weight.to(self._dtype)
             return self._finish(GroupedCorrelation.apply(frames, weight, tuple(lengths), self._kernel))
-        found = torch.empty_like(frames)
-        for pieces in pieces_of(lengths, self._kernel, frames.device):
-            windows = windows_of(frames, pieces, self._kernel)
-            write_back(found, self._finish(correlate(windows, self._spectrum, self._kernel)), pieces)
-        return found
+        y = torch.empty_like(frames)
+        for spans in split_into_spans(lengths, self._kernel, frames.device):
+            windows = gather_windows(frames, spans, self._kernel)
+            scatter_windows(y, self._finish(correlate(windows, self._spectrum, self._kernel)), spans)
+        return y
 
     def _finish(self, correlated: Any) -> Tensor:
         bias = self._convolution.bias
@@ -133,22 +148,22 @@ class FourierConvolution:
 
 
 class GroupedCorrelation(torch.autograd.Function):
-    """frames [ΣT, C] and weight [C, C / G, K] -> [ΣT, C], step (1).
+    """Autograd function of step (1): frames [ΣT, C], weight [C, C / G, K], lengths, sizes -> [ΣT, C].
 
-    Some groups at a time on a CPU, for its caches; all at once on accelerators, for the launches.
+    A CPU computes the groups in chunks that fit its caches; an accelerator computes all of them in one launch.
     """
 
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, weight: Tensor, lengths: tuple[int, ...], kernel: Kernel) -> Tensor:
+    def forward(ctx: Any, frames: Tensor, weight: Tensor, lengths: tuple[int, ...], kernel: ConvolutionSizes) -> Tensor:
         ctx.save_for_backward(frames, weight)
         ctx.lengths, ctx.kernel = lengths, kernel
-        found = torch.empty_like(frames)
-        for here, some in _groups_of(frames, kernel):
-            spectrum = spectrum_of(weight[here], some).conj().resolve_conj()
-            for pieces in pieces_of(lengths, kernel, frames.device):
-                windows = windows_of(frames[:, here], pieces, kernel)
-                write_back(found[:, here], correlate(windows, spectrum, some), pieces)
-        return found
+        y = torch.empty_like(frames)
+        for here, some in _group_chunks(frames, kernel):
+            spectrum = weight_spectrum(weight[here], some).conj().resolve_conj()
+            for spans in split_into_spans(lengths, kernel, frames.device):
+                windows = gather_windows(frames[:, here], spans, kernel)
+                scatter_windows(y[:, here], correlate(windows, spectrum, some), spans)
+        return y
 
     @staticmethod
     @first_order_only
@@ -156,51 +171,53 @@ class GroupedCorrelation(torch.autograd.Function):
         frames, weight = ctx.saved_tensors
         kernel, needs_weight = ctx.kernel, ctx.needs_input_grad[1]
         dx, dw = torch.zeros_like(frames), torch.empty_like(weight) if needs_weight else None
-        for here, some in _groups_of(frames, kernel):
-            spectrum = spectrum_of(weight[here], some)
+        for here, some in _group_chunks(frames, kernel):
+            spectrum = weight_spectrum(weight[here], some)
             dspectrum = torch.zeros_like(spectrum)
-            for pieces in pieces_of(ctx.lengths, kernel, frames.device):
-                gradients = _by_group(_padded_gradients(dy[:, here], pieces, kernel), some)  # dŷ
-                back = _side_by_side(torch.bmm(gradients, spectrum.transpose(1, 2)), some)
-                add_back(dx[:, here], torch.fft.irfft(back, n=kernel.window, dim=0).transpose(0, 1), pieces, kernel)
+            for spans in split_into_spans(ctx.lengths, kernel, frames.device):
+                gradients = _split_groups(_padded_gradients(dy[:, here], spans, kernel), some)  # dŷ
+                back = _merge_groups(torch.bmm(gradients, spectrum.transpose(1, 2)), some)
+                dwindows = torch.fft.irfft(back, n=kernel.window, dim=0).transpose(0, 1)
+                scatter_add_windows(dx[:, here], dwindows, spans, kernel)
                 if needs_weight:
-                    windows = torch.fft.rfft(windows_of(frames[:, here], pieces, kernel)).permute(2, 0, 1)
-                    dspectrum += torch.bmm(_by_group(windows, some).transpose(1, 2), gradients.conj().resolve_conj())
+                    windows = torch.fft.rfft(gather_windows(frames[:, here], spans, kernel)).permute(2, 0, 1)
+                    windows = _split_groups(windows, some).transpose(1, 2)
+                    dspectrum += torch.bmm(windows, gradients.conj().resolve_conj())
             if dw is not None:
                 taps = torch.fft.irfft(dspectrum.unflatten(0, (-1, some.groups)), n=kernel.window, dim=0)[: kernel.taps]
                 dw[here] = taps.permute(1, 3, 2, 0).flatten(0, 1)
         return dx, dw, None, None
 
 
-def _groups_of(frames: Tensor, kernel: Kernel) -> Iterator[tuple[slice, Kernel]]:
-    """Channels that are computed together, and the kernel that they have."""
+def _group_chunks(frames: Tensor, kernel: ConvolutionSizes) -> Iterator[tuple[slice, ConvolutionSizes]]:
+    """Yield each range of channels that is computed at once, and the sizes of its convolution."""
     width, at_once = frames.shape[1] // kernel.groups, kernel.groups
     if frames.device.type == "cpu":
         parts = (n for n in range(1, kernel.groups + 1) if kernel.groups % n == 0)
         at_once = max(n for n in parts if n == 1 or n * width <= CPU_CHANNELS)
     for begin in range(0, frames.shape[1], at_once * width):
-        yield slice(begin, begin + at_once * width), kernel.some(at_once)
+        yield slice(begin, begin + at_once * width), kernel.with_groups(at_once)
 
 
-def _by_group(spectrum: Tensor, kernel: Kernel) -> Tensor:
-    """[f, windows, C] -> [f · group, windows, channels of one]."""
+def _split_groups(spectrum: Tensor, kernel: ConvolutionSizes) -> Tensor:
+    """Split the channels into groups: [f, windows, C] -> [f · group, windows, channels of a group]."""
     return spectrum.unflatten(-1, (kernel.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _side_by_side(spectrum: Tensor, kernel: Kernel) -> Tensor:
-    """[f · group, windows, channels of one] -> [f, windows, C]."""
+def _merge_groups(spectrum: Tensor, kernel: ConvolutionSizes) -> Tensor:
+    """Concatenate the groups: [f · group, windows, channels of a group] -> [f, windows, C]."""
     return spectrum.unflatten(0, (-1, kernel.groups)).transpose(1, 2).flatten(2)
 
 
-def spectrum_of(weight: Tensor, kernel: Kernel) -> Tensor:
-    """ŵ as [f · group, i, o], from the weight of a convolution, [C, C / G, K]."""
+def weight_spectrum(weight: Tensor, kernel: ConvolutionSizes) -> Tensor:
+    """Return ŵ [f · group, i, o] of the weight of a convolution, [C, C / G, K]."""
     spectrum = torch.fft.rfft(weight, n=kernel.window)
     out, wide, _ = spectrum.shape
     return spectrum.view(kernel.groups, out // kernel.groups, wide, -1).permute(3, 0, 2, 1).flatten(0, 1).contiguous()
 
 
-def correlate(windows: Tensor, conjugate: Tensor, kernel: Kernel) -> Tensor:
-    """Step (1): [windows, C, N] and ŵ̄ [f · group, i, o] -> [windows, hop, C]."""
+def correlate(windows: Tensor, conjugate: Tensor, kernel: ConvolutionSizes) -> Tensor:
+    """Return step (1) of each window: [windows, C, N] and ŵ̄ [f · group, i, o] -> [windows, hop, C]."""
     count, C, _ = windows.shape
     G, frequencies = kernel.groups, kernel.window // 2 + 1
     spectrum = torch.fft.rfft(windows).view(count, G, C // G, frequencies)
@@ -209,64 +226,66 @@ def correlate(windows: Tensor, conjugate: Tensor, kernel: Kernel) -> Tensor:
     return torch.fft.irfft(product, n=kernel.window, dim=1)[:, : kernel.hop]
 
 
-def pieces_of(lengths: Sequence[int], kernel: Kernel, device: torch.device) -> Iterator[list[Piece]]:
-    """All frames in pieces of one recording each, as many at once as the device takes windows."""
-    most = CPU_WINDOWS if device.type == "cpu" else ACCELERATOR_WINDOWS
-    batch: list[Piece] = []
+def split_into_spans(
+    lengths: Sequence[int], kernel: ConvolutionSizes, device: torch.device
+) -> Iterator[list[WindowSpan]]:
+    """Yield batches of spans that cover all frames, each with as many windows as the device transforms at once."""
+    max_windows = CPU_WINDOWS if device.type == "cpu" else ACCELERATOR_WINDOWS
+    batch: list[WindowSpan] = []
     first = room = 0
     for length in lengths:
         last = first + length
-        for begin in range(first, last, most * kernel.hop):
-            end = min(begin + most * kernel.hop, last)
-            piece = Piece(first, last, begin, end, -(-(end - begin) // kernel.hop))
-            if batch and piece.num_windows > room:
+        for begin in range(first, last, max_windows * kernel.hop):
+            end = min(begin + max_windows * kernel.hop, last)
+            span = WindowSpan(first, last, begin, end, -(-(end - begin) // kernel.hop))
+            if batch and span.num_windows > room:
                 yield batch
                 batch = []
-            room = (room if batch else most) - piece.num_windows
-            batch.append(piece)
+            room = (room if batch else max_windows) - span.num_windows
+            batch.append(span)
         first = last
     if batch:
         yield batch
 
 
-def spread(lengths: Sequence[int], gap: int, device: torch.device) -> Tensor:
-    """int64 [ΣT]: where the frames of recordings stand with a gap between neighbours."""
+def gapped_positions(lengths: Sequence[int], gap: int, device: torch.device) -> Tensor:
+    """Return the positions of packed frames, int64 [ΣT], after `gap` frames are inserted between recordings."""
     total, counts = sum(lengths), torch.tensor(lengths, device=device)
     before = torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=total)
     return torch.arange(total, device=device) + gap * before
 
 
-def windows_of(frames: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:
-    """[windows, C, N] that overlap; zeros before and after each recording."""
-    found = []
-    for piece in pieces:
-        begin = piece.begin - kernel.taps // 2
-        end = begin + (piece.num_windows - 1) * kernel.hop + kernel.window
-        inside = frames[max(begin, piece.first) : min(end, piece.last)]
-        padded = F.pad(inside, (0, 0, max(piece.first - begin, 0), max(end - piece.last, 0)))
-        found.append(padded.unfold(0, kernel.window, kernel.hop))
-    return torch.cat(found)
+def gather_windows(frames: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> Tensor:
+    """Return the overlapping windows of spans, [windows, C, N]; zeros before and after each recording."""
+    windows = []
+    for span in spans:
+        begin = span.begin - kernel.taps // 2
+        end = begin + (span.num_windows - 1) * kernel.hop + kernel.window
+        inside = frames[max(begin, span.first) : min(end, span.last)]
+        padded = F.pad(inside, (0, 0, max(span.first - begin, 0), max(end - span.last, 0)))
+        windows.append(padded.unfold(0, kernel.window, kernel.hop))
+    return torch.cat(windows)
 
 
-def write_back(frames: Tensor, convolved: Tensor, pieces: Sequence[Piece]) -> None:
-    """What windows gave, [windows, hop, C], into the frames of their pieces."""
-    for piece, part in zip(pieces, convolved.split([piece.num_windows for piece in pieces]), strict=True):
-        frames[piece.begin : piece.end] = part.flatten(0, 1)[: piece.end - piece.begin]
+def scatter_windows(frames: Tensor, convolved: Tensor, spans: Sequence[WindowSpan]) -> None:
+    """Write the outputs of windows, [windows, hop, C], to the frames of their spans."""
+    for span, part in zip(spans, convolved.split([span.num_windows for span in spans]), strict=True):
+        frames[span.begin : span.end] = part.flatten(0, 1)[: span.end - span.begin]
 
 
-def add_back(frames: Tensor, windows: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> None:
-    """Undoes `windows_of`: adds [windows, N, C] to the frames that they were taken from."""
-    for piece, part in zip(pieces, windows.split([piece.num_windows for piece in pieces]), strict=True):
-        begin = piece.begin - kernel.taps // 2
+def scatter_add_windows(frames: Tensor, windows: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> None:
+    """Add windows [windows, N, C] to the frames that `gather_windows` read them from: its backward."""
+    for span, part in zip(spans, windows.split([span.num_windows for span in spans]), strict=True):
+        begin = span.begin - kernel.taps // 2
         added = overlap_add(part, kernel.hop)
-        low, high = max(begin, piece.first), min(begin + len(added), piece.last)
+        low, high = max(begin, span.first), min(begin + len(added), span.last)
         frames[low:high] += added[low - begin : high - begin]
 
 
 def overlap_add(windows: Tensor, hop: int) -> Tensor:
-    """The sum of [windows, N, C] that begin every `hop` frames, ⌈N / 2⌉ ≤ hop: [(windows + 1) · hop, C].
+    """Return the sum of windows [windows, N, C] that begin every `hop` frames, ⌈N / 2⌉ ≤ hop: [(windows + 1) · hop, C].
 
-    Every other window does not meet the next, so they lie side by side, and the others beside them a hop later.
+    Windows of even numbers do not overlap each other, nor do those of odd numbers: each set is one concatenation.
     """
     count, N, C = windows.shape
     total = windows.new_zeros((count + 1) * hop, C)
@@ -276,18 +295,18 @@ def overlap_add(windows: Tensor, hop: int) -> Tensor:
     return total
 
 
-def _padded_gradients(dy: Tensor, pieces: Sequence[Piece], kernel: Kernel) -> Tensor:
-    """dŷ of each window, zero from hop on: [f, windows, C]."""
+def _padded_gradients(dy: Tensor, spans: Sequence[WindowSpan], kernel: ConvolutionSizes) -> Tensor:
+    """Return dŷ of each window, [f, windows, C], of dy padded with zeros from hop on."""
     parts = []
-    for piece in pieces:
-        count = piece.num_windows * kernel.hop
-        padded = F.pad(dy[piece.begin : piece.end], (0, 0, 0, count - (piece.end - piece.begin)))
-        parts.append(padded.view(piece.num_windows, kernel.hop, -1))
+    for span in spans:
+        count = span.num_windows * kernel.hop
+        padded = F.pad(dy[span.begin : span.end], (0, 0, 0, count - (span.end - span.begin)))
+        parts.append(padded.view(span.num_windows, kernel.hop, -1))
     return torch.fft.rfft(torch.cat(parts), n=kernel.window, dim=1).transpose(0, 1).contiguous()
 
 
 def _batch_norm(frames: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """[ΣT, C] by the statistics that the norm has learned."""
+    """Return the frames [ΣT, C] normalised by the running statistics of `norm`."""
     parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     mean, variance, weight, bias = (None if part is None else part.to(frames.dtype) for part in parts)
     return F.batch_norm(frames, mean, variance, weight, bias, False, 0.0, norm.eps)

@@ -1,7 +1,7 @@
-"""The kernels of `fusions.py`, in Triton. That module imports this one when a kernel is to run.
+"""The Triton kernels of `fusions.py`, which imports this module when it launches a kernel.
 
-Legend: M rows and N columns of a product, K channels that it adds up; T windows of the first convolution; C channels.
-Sums are in float32 whatever the dtypes are.
+Legend: M rows, N columns and K inner channels of a product; T windows of the first convolution; C channels.
+Sums are in float32, whatever the dtypes are.
 """
 
 # The body of a kernel is in Triton's language, with other types than Python's.
@@ -14,24 +14,24 @@ from w2v_attn.ops.triton_support import is_interpreted
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INTERPRETED = tl.constexpr(is_interpreted())
-# Counts that change from batch to batch: specialised to their values, kernels would be compiled again and again.
+# Sizes that change with every batch: if Triton specialised kernels to their values, it would recompile them each time.
 VARYING = ["M", "T"]
 
 
 @triton.jit
-def gelu_of(x):
-    """The exact one: x Φ(x)."""
+def gelu(x):
+    """Return the exact GELU, x Φ(x)."""
     return 0.5 * x * (1.0 + tl.math.erf(x * SQRT_HALF))
 
 
 @triton.jit(do_not_specialize=VARYING)
-def window_product(
+def window_product_kernel(
     x, weight, bias, y, M, N, K,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, BAND: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] = x weightᵀ + bias, and GELU of it. One program: a tile of y.
+    """Compute y [M, N] = x weightᵀ + bias, or its GELU. Each program computes one tile of y.
 
-    x: a descriptor of [M, K], whose rows may overlap in memory; weight: one of [N, K]; y: one of [M, N].
+    x, weight, y: tensor descriptors of [M, K], [N, K] and [M, N]. The rows of x may overlap in memory.
     """
     rows_of_tiles = tl.cdiv(M, ROWS)
     columns_of_tiles = tl.cdiv(N, COLUMNS)
@@ -54,20 +54,22 @@ def window_product(
         columns = column + tl.arange(0, COLUMNS)
         y_MN += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     if GELU:
-        y_MN = gelu_of(y_MN)
+        y_MN = gelu(y_MN)
     y.store([row, column], y_MN.to(y.dtype))
 
 
 @triton.jit(do_not_specialize=VARYING)
-def first_frames(
+def first_convolution_kernel(
     samples, weights, owners, y, T, windows, C,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, WIDTH: tl.constexpr, WINDOWS: tl.constexpr, CHANNELS: tl.constexpr,
     GELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y [T, C]: each window times the weights of its recording. One program: some windows of one block, some channels.
+    """Compute y [T, C]: each window times the weights of its recording.
 
-    weights: float32 [R, WIDTH, C], of which KERNEL belong to samples and one is the bias. owners: of the blocks, which
-    have `windows` windows, a multiple of WINDOWS.
+    Each program computes WINDOWS windows of one block and CHANNELS channels.
+
+    weights: float32 [R, WIDTH, C]: KERNEL weights of samples, the bias, zeros. owners: recording of each block; a block
+    has `windows` windows, a multiple of WINDOWS.
     """
     tiles = tl.cdiv(C, CHANNELS)
     first = tl.program_id(0) // tiles * WINDOWS
@@ -84,16 +86,16 @@ def first_frames(
     weights_KC = tl.load(weights + (owner * WIDTH + k)[:, None] * C + c[None, :], mask=(c < C)[None, :], other=0.0)
     y_TC = tl.dot(x_TK, weights_KC, input_precision=PRECISION)
     if GELU:
-        y_TC = gelu_of(y_TC)
+        y_TC = gelu(y_TC)
     place = y + t.to(tl.int64)[:, None] * C + c[None, :]
     tl.store(place, y_TC.to(y.dtype.element_ty), mask=(t < T)[:, None] & (c < C)[None, :])
 
 
 @triton.jit
-def norm(x, y, weight, bias, total, wide, narrow, C, eps, PADDED: tl.constexpr, GELU: tl.constexpr):
-    """LayerNorm of x + y, or of x alone, [N, C]. One program: a row.
+def layer_norm_kernel(x, y, weight, bias, total, wide, narrow, C, eps, PADDED: tl.constexpr, GELU: tl.constexpr):
+    """Compute the LayerNorm of x + y, or of x alone, [N, C]. Each program computes one row.
 
-    Written are those of the sum, `total`, and of the norm, `wide` and `narrow`, that are there.
+    The sum is written to `total` and the norm to `wide` and `narrow`; `total` and `wide` may be None.
     """
     start = tl.program_id(0).to(tl.int64) * C
     c = tl.arange(0, PADDED)
@@ -110,7 +112,7 @@ def norm(x, y, weight, bias, total, wide, narrow, C, eps, PADDED: tl.constexpr, 
     if bias is not None:
         found_C += tl.load(bias + c, mask=real, other=0.0).to(tl.float32)
     if GELU:
-        found_C = gelu_of(found_C)
+        found_C = gelu(found_C)
     if wide is not None:
         tl.store(wide + start + c, found_C, mask=real)
     tl.store(narrow + start + c, found_C.to(narrow.dtype.element_ty), mask=real)

@@ -1,15 +1,16 @@
-"""Matrix products on plain tensors: oneDNN's where this torch has them, torch's own elsewhere.
+"""Matrix products on CPU and GPU tensors: oneDNN's if this torch has them and they are faster, else torch's own.
 
-On a CPU torch hands float32 products to MKL, which leaves half of some processors' width unused: on those of another
-maker than its own. oneDNN, which comes with torch too, does not, and it adds a bias and a GELU while a result is still
-in a register. Its products take their right side as a weight: [N, K], one row for each column of the result, in any
-layout. A weight that serves many times can be packed once into the layout that oneDNN computes with; see `Packed`.
+On a CPU torch calls MKL for float32 products, and MKL uses only half of the vector width of processors that are not
+Intel's. oneDNN, which torch also bundles, uses the full width, and it adds a bias and applies a GELU while a result is
+still in a register. oneDNN's products take their right side as a weight: [N, K], one row for each column of the result,
+in any layout. A weight that is applied many times can be packed once into oneDNN's own layout; see `PrepackedLinear`.
 
-Where MKL is at home it is up to twice as fast as oneDNN, which packs a weight at every call if it is not packed; with
-packed ones both are alike. MKL also adds results to what is there as it stores them; see `Summand`.
+On Intel processors MKL is up to twice as fast as oneDNN with a weight that is packed at every call, and equally fast as
+oneDNN with a prepacked weight. MKL can also accumulate into its output; see `AccumulatingLinear`.
 
-Nothing here is differentiable: these are the steps of a forward or of a derived backward. Whether oneDNN can be used is
-found out at the first product, by computing one both ways.
+Nothing here is differentiable: these are the steps of a forward or of a derived backward. The first product is computed
+both ways to find out whether oneDNN can be used. Names follow BLAS: `nt` multiplies by the transpose of the right side,
+`tn` multiplies the transpose of the left side.
 """
 
 import platform
@@ -24,54 +25,61 @@ from torch import Tensor
 from w2v_attn.ops import flops
 
 NO_EPILOGUE, GELU = "none", "gelu"
-# A call of oneDNN takes some 20 µs before it begins: products of fewer multiplications than this are over by then.
+# A call of oneDNN has an overhead of about 20 µs: smaller products than this (in multiplications) finish earlier.
 MIN_WORK = 1 << 21
 
-flops.register()
+flops.register_flop_formulas()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """x Wᵀ + b, [..., N], and GELU of that where asked for.
+    """Return x Wᵀ + b, [..., N], or its GELU.
 
-    x: [..., K]. weight: [N, K], of any strides. bias: [N].
+    Args:
+        x: [..., K].
+        weight: [N, K], any strides.
+        bias: [N] or None.
+        gelu: Whether to apply the exact GELU.
     """
-    if x.numel() * len(weight) >= MIN_WORK and weight.dtype == x.dtype and serves(x):
+    if x.numel() * len(weight) >= MIN_WORK and weight.dtype == x.dtype and prefers_onednn(x):
         return _onednn(x, _dense(weight), bias, gelu)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
 
 def add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """y + x Wᵀ, [M, N], in the memory of y, whose rows may be any distance from each other. x: [M, K]."""
-    return y.add_(linear(x, weight)) if serves(x) else y.addmm_(x, weight.T)
+    """Add x Wᵀ to y [M, N] in place and return y; y may have any row stride. x: [M, K], weight: [N, K]."""
+    return y.add_(linear(x, weight)) if prefers_onednn(x) else y.addmm_(x, weight.T)
 
 
-def times_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ for each of a batch, [G, M, N]. a: [G, M, K], b: [G, N, K], of any strides."""
-    if a.shape[1] * a.shape[2] * b.shape[1] < MIN_WORK or not serves(a):
+def bmm_nt(a: Tensor, b: Tensor) -> Tensor:
+    """Return the batched product a bᵀ, [G, M, N]. a: [G, M, K], b: [G, N, K], any strides."""
+    if a.shape[1] * a.shape[2] * b.shape[1] < MIN_WORK or not prefers_onednn(a):
         return torch.bmm(a, b.transpose(1, 2))
     if len(a) == 1:
         return linear(a[0], b[0])[None]
     return torch.stack([linear(left, right) for left, right in zip(a, b, strict=True)])
 
 
-def times(a: Tensor, b: Tensor) -> Tensor:
-    """a b for each of a batch, [G, M, N]. a: [G, M, K], b: [G, K, N], of any strides."""
-    return times_transposed(a, b.transpose(1, 2))
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Return the batched product a b, [G, M, N]. a: [G, M, K], b: [G, K, N], any strides."""
+    return bmm_nt(a, b.transpose(1, 2))
 
 
-def transposed_times(a: Tensor, b: Tensor) -> Tensor:
-    """aᵀ b for each of a batch, [G, M, N]. a: [G, K, M], b: [G, K, N]; as (bᵀ a)ᵀ, for a is the large one."""
-    return times_transposed(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
+def bmm_tn(a: Tensor, b: Tensor) -> Tensor:
+    """Return the batched product aᵀ b, [G, M, N], as (bᵀ a)ᵀ because a is the larger. a: [G, K, M], b: [G, K, N]."""
+    return bmm_nt(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
 
 
-def heads_times_transposed(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x_h W_hᵀ + b for every head h, side by side: [I, H·N].
+def heads_matmul_nt(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x_h W_hᵀ + b_h of every head h, concatenated: [I, H·N].
 
-    x: [I, H·K]. weights: [H, N, K] contiguous, N and K multiples of 16. bias: [H·N]. Only where it `serves_heads`.
+    This is one call for all heads, a convolution of kernel 1 with one group per head: for short recordings the overhead
+    of one call per head would be as long as the products. Requires `is_heads_matmul_supported`.
 
-    One call for all heads, as a convolution of kernel 1 with a group for each: for short recordings the calls, one for
-    each head, would cost as much as the products.
+    Args:
+        x: [I, H·K].
+        weights: [H, N, K], contiguous; N and K are multiples of 16.
+        bias: [H·N] or None.
     """
     H, N, K = weights.shape
     pixels = x.view(1, 1, len(x), H * K).permute(0, 3, 1, 2)
@@ -82,33 +90,37 @@ def heads_times_transposed(x: Tensor, weights: Tensor, bias: Tensor | None = Non
     return found.permute(0, 2, 3, 1).reshape(len(x), H * N)
 
 
-def serves(x: Tensor) -> bool:
-    """Whether oneDNN computes products of tensors like `x` here, they are right, and MKL is not faster at them."""
-    return _packs(x) and not prefers_mkl(x)
+def prefers_onednn(x: Tensor) -> bool:
+    """Return whether oneDNN supports products of tensors like `x` here, computes them right, and is faster than MKL."""
+    return _has_onednn(x) and not prefers_mkl(x)
 
 
 def prefers_mkl(x: Tensor) -> bool:
-    """Whether MKL computes products of tensors like `x` at this processor's full width: it is of MKL's maker."""
+    """Return whether MKL uses the full vector width for products of tensors like `x`: on Intel processors."""
     return x.device.type == "cpu" and x.dtype is torch.float32 and _is_made_by_intel()
 
 
-def _packs(x: Tensor) -> bool:
-    """Whether oneDNN computes products of tensors like `x` here, and they are right."""
+def _has_onednn(x: Tensor) -> bool:
+    """Return whether oneDNN supports products of tensors like `x` here and computes them right."""
     return x.device.type == "cpu" and x.numel() > 0 and _is_right(x.dtype)
 
 
 @cache
 def _is_made_by_intel() -> bool:
-    # On Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"; on Linux it would ask another program.
+    # On Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"; on Linux `platform` would start another program.
     known = Path("/proc/cpuinfo")
     described = known.read_text(encoding="utf-8", errors="replace") if known.exists() else platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" in described
 
 
-class Packed:
-    """A linear map whose weight lies in memory as oneDNN computes with it: made once, applied many times.
+class PrepackedLinear:
+    """A linear map whose weight is packed once into oneDNN's own layout.
 
-    weight: [N, K]; bias: [N] or None. What is kept is a copy: whoever packs a parameter watches it for changes.
+    It keeps a copy of the weight: a caller that packs a parameter must watch it for changes.
+
+    Args:
+        weight: [N, K].
+        bias: [N] or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -116,33 +128,35 @@ class Packed:
         self._bias = None if bias is None else bias.detach().clone()
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """[..., K] -> [..., N], see `linear`."""
+        """Return x Wᵀ + b, or its GELU: [..., K] -> [..., N]; see `linear`."""
         return _onednn(x, self._weight, self._bias, gelu)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ + b, in the memory of y."""
+        """Add x Wᵀ + b to y in place and return y."""
         return y.add_(self(x))
 
 
-class Plain:
-    """The same as `Packed` where there is nothing to pack."""
+class PlainLinear:
+    """A linear map with the interface of `PrepackedLinear` and an ordinary weight, which is not copied."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """[..., K] -> [..., N], see `linear`."""
+        """Return x Wᵀ + b, or its GELU: [..., K] -> [..., N]; see `linear`."""
         return linear(x, self._weight, self._bias, gelu=gelu)
 
-    def rows(self, chosen: slice) -> "Plain":
-        """The map to these of the N outputs, with the same memory for its weight."""
-        return Plain(self._weight[chosen], None if self._bias is None else self._bias[chosen])
+    def rows(self, chosen: slice) -> "PlainLinear":
+        """Return the map to a slice of the N outputs; it shares the memory of the weight."""
+        return PlainLinear(self._weight[chosen], None if self._bias is None else self._bias[chosen])
 
 
-class Summand:
-    """A linear map whose results are added to others: by torch's own product, which adds while it stores.
+class AccumulatingLinear:
+    """A linear map whose results are accumulated into another tensor, by torch's `addmm`.
 
-    weight: [N, K]; bias: [N] or None.
+    Args:
+        weight: [N, K].
+        bias: [N] or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -150,27 +164,27 @@ class Summand:
         self._bias = None if bias is None else bias.detach().clone()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x Wᵀ + b. x: [M, K], of any distance between its rows."""
+        """Return x Wᵀ + b, [M, N]. x: [M, K], any row stride."""
         return x @ self._transposed if self._bias is None else torch.addmm(self._bias, x, self._transposed)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x Wᵀ, in the memory of y, whose rows may be any distance from each other."""
+        """Add x Wᵀ to y in place and return y; y may have any row stride."""
         return y.addmm_(x, self._transposed)
 
 
-def prepare(weight: Tensor, bias: Tensor | None) -> Packed | Plain:
-    """A linear map that will be applied many times."""
-    return Packed(weight, bias) if _packs(weight) else Plain(weight, bias)
+def prepare_linear(weight: Tensor, bias: Tensor | None) -> PrepackedLinear | PlainLinear:
+    """Return a linear map that is applied many times, with its weight prepacked if oneDNN is available."""
+    return PrepackedLinear(weight, bias) if _has_onednn(weight) else PlainLinear(weight, bias)
 
 
-def prepare_summand(weight: Tensor, bias: Tensor | None) -> Packed | Summand:
-    """One whose results will be added to others."""
-    return Packed(weight, bias) if serves(weight) else Summand(weight, bias)
+def prepare_accumulating(weight: Tensor, bias: Tensor | None) -> PrepackedLinear | AccumulatingLinear:
+    """Return a linear map whose results are accumulated into other tensors with `add_to`."""
+    return PrepackedLinear(weight, bias) if prefers_onednn(weight) else AccumulatingLinear(weight, bias)
 
 
 @cache
-def serves_heads(dtype: torch.dtype) -> bool:
-    """Whether `heads_times_transposed` is there for this dtype and right."""
+def is_heads_matmul_supported(dtype: torch.dtype) -> bool:
+    """Return whether `heads_matmul_nt` is available for this dtype and computes the right result."""
     if not _is_right(dtype) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
     generator = torch.Generator("cpu").manual_seed(0)
@@ -178,7 +192,7 @@ def serves_heads(dtype: torch.dtype) -> bool:
     x, weights, bias = (torch.randn(size, generator=generator, device="cpu").to(dtype) for size in sizes)
     try:
         with torch.no_grad():
-            ours = heads_times_transposed(x, weights, bias)
+            ours = heads_matmul_nt(x, weights, bias)
     except (RuntimeError, TypeError):
         return False
     theirs = torch.einsum("ihk,hnk->ihn", x.double().view(37, 3, 32), weights.double()).flatten(1) + bias.double()
@@ -186,20 +200,20 @@ def serves_heads(dtype: torch.dtype) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    # oneDNN reads a bias as if it had no gaps, and an expanded one beyond its end.
+    # oneDNN assumes a contiguous bias, and reads an expanded one out of bounds.
     bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, GELU if gelu else NO_EPILOGUE, [], "none")
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """Rows or columns without gaps between them: from others oneDNN computes a thousand times slower."""
+    """Return the weight with contiguous rows or columns: with other layouts oneDNN is a thousand times slower."""
     dense = weight.is_contiguous() or weight.T.is_contiguous()
     return weight if dense else weight.contiguous()
 
 
 @cache
 def _is_right(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's products are there for this dtype and equal torch's, packed and not, with GELU and without."""
+    """Return whether oneDNN's products are available for this dtype and equal torch's, with and without GELU."""
     operators = torch.ops.mkldnn
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
@@ -214,8 +228,8 @@ def _is_right(dtype: torch.dtype) -> bool:
         with torch.no_grad():
             plain = F.linear(x.double(), weight.double(), bias.double())
             found: Sequence[tuple[Tensor, Tensor]] = [
-                (Packed(weight, bias)(x), plain),
-                (Packed(weight, bias)(x, gelu=True), F.gelu(plain)),
+                (PrepackedLinear(weight, bias)(x), plain),
+                (PrepackedLinear(weight, bias)(x, gelu=True), F.gelu(plain)),
                 (_onednn(x, weight, bias, False), plain),
                 (_onednn(x, weight.T.contiguous().T, bias, True), F.gelu(plain)),
             ]

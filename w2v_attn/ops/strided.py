@@ -1,7 +1,7 @@
-"""A convolution without padding, of frames that lie channels last, as one product with windows of them; its backward.
+"""A convolution without padding over channels-last frames, as one matrix product (im2col), and its backward.
 
 Legend: T frames of I channels; K taps, S stride; T′ = (T − K) // S + 1 windows; O channels that come out. X̂ is
-[T′, K·I]: row j is the K frames from S·j on, side by side. It is a view of X whose rows overlap.
+[T′, K·I]: row j is the K concatenated frames that start at S·j. It is a view of X whose rows overlap.
 
 Forward
     (1)  Y = X̂ Wᵀ + b
@@ -10,7 +10,7 @@ Backward
     (1)  dX̂ = dY W          dW = dYᵀ X̂          db = Σ dY
          dX[t] = Σ dX̂[j, k] over windows j and taps k with S·j + k = t
 
-X is kept, not its windows.
+X is saved, not its windows.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ from w2v_attn.ops import gemm
 from w2v_attn.ops.first_order import first_order_only, unaliased
 
 
-def windows_of(frames: Tensor, kernel: int, stride: int) -> Tensor:
-    """X̂: [T, C] contiguous -> a view [T′, kernel · C], rows of frames side by side; they overlap."""
+def im2col(frames: Tensor, kernel: int, stride: int) -> Tensor:
+    """Return X̂: a view [T′, kernel · C] of contiguous frames [T, C]; each row is a window, and rows overlap."""
     T, C = frames.shape
     assert frames.is_contiguous()
     return frames.as_strided(((T - kernel) // stride + 1, kernel * C), (stride * C, 1))
 
 
 class StridedConvolution(torch.autograd.Function):
-    """frames [T, I] contiguous, weight [O, I, K] and bias [O] -> [T′, O], step (1)."""
+    """Autograd function of step (1): contiguous frames [T, I], weight [O, I, K], bias [O], stride -> [T′, O]."""
 
     @staticmethod
     def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -60,7 +60,7 @@ class StridedConvolution(torch.autograd.Function):
 
 
 def _parts(frames: Tensor, weight: Tensor, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """X̂ and W in parts: of so many taps that the rows of a part do not overlap, as products want them."""
+    """Yield X̂ and W split along the taps, so that the rows of one part do not overlap, as matrix products require."""
     count = (len(frames) - weight.shape[2]) // stride + 1
     for first, w in zip(range(0, weight.shape[2], stride), weight.split(stride, 2), strict=True):
-        yield windows_of(frames[first:], w.shape[2], stride)[:count], w.permute(0, 2, 1).flatten(1)
+        yield im2col(frames[first:], w.shape[2], stride)[:count], w.permute(0, 2, 1).flatten(1)

@@ -1,8 +1,8 @@
-"""A convolution of kernel 3 and stride 2 in seven products for three frames instead of nine.
+"""A convolution of kernel 3 and stride 2 with seven matrix products for three frames instead of nine (Winograd).
 
-It sees its input as two streams, the frames e_t at even and o_t at odd places: y_t = W₀ e_t + W₁ o_t + W₂ e_{t+1}. On
-the even ones alone it is a convolution of kernel 2, of which Winograd's F(3, 2) computes three neighbours with four
-products, for they share two:
+The input is split into its even frames e_t and odd frames o_t: y_t = W₀ e_t + W₁ o_t + W₂ e_{t+1}. On the even frames
+alone it is a convolution of kernel 2, of which Winograd's F(3, 2) computes three neighbours with four products, because
+they share two:
 
     a_i = (W₀ + W₂)/2 (e_{3i+1} + e_{3i+2}) + b
     d_i = (W₀ − W₂)/2 (e_{3i+1} − e_{3i+2})
@@ -11,10 +11,10 @@ products, for they share two:
     y_{3i+1} = a_i + d_i                            + W₁ o_{3i+1}
     y_{3i+2} = a_i − d_i + W₂ (e_{3i+3} − e_{3i+1}) + W₁ o_{3i+2}
 
-In float32 the error is that of the plain product; half precision would lose digits in the differences.
+In float32 the error equals that of the plain product; half precision would lose digits in the differences.
 
-A product adds up its terms one after the other, torch's convolution in pieces: over 512 channels its float32 error is a
-third. So each of the products is over CHANNELS at most, and what they give is added up at the end.
+A matrix product sums its terms sequentially, torch's convolution in blocks: over 512 channels its float32 error is a
+third. So each product sums over MAX_CHANNELS at most, and the partial results are added at the end.
 
 Source: S. Winograd, Arithmetic Complexity of Computations, 1980.
 """
@@ -25,40 +25,45 @@ from torch import Tensor
 from w2v_attn.ops import gemm
 
 # With 512, 256 and 128 the frames of a base model are 2.6, 2.1 and 1.7 times as far from float64 as stock's; 128 cost a
-# sixth more time. MKL adds up in pieces itself: 2.0.
-CHANNELS = 256
+# sixth more time. MKL itself sums in blocks: 2.0.
+MAX_CHANNELS = 256
 
 
 class Winograd:
-    """weight: [out, in, 3], of stride 2. bias: [out] or None."""
+    """A convolution of kernel 3 and stride 2 by Winograd's algorithm.
+
+    Args:
+        weight: [out, in, 3].
+        bias: [out] or None.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self._channels = weight.shape[1] if gemm.prefers_mkl(weight) else CHANNELS
+        self._channels = weight.shape[1] if gemm.prefers_mkl(weight) else MAX_CHANNELS
         first, *others = weight.split(self._channels, 1)
-        self._pieces = [_Piece(first, bias), *(_Piece(other, None) for other in others)]
+        self._chunks = [_ChannelChunk(first, bias), *(_ChannelChunk(other, None) for other in others)]
 
     @staticmethod
-    def takes(count: int) -> int:
-        """Of how many frames at least `count` come out."""
+    def frames_needed(count: int) -> int:
+        """Return how many input frames give at least `count` output frames."""
         return 6 * -(-count // 3) + 1
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """T frames of `in` channels, at least 7 -> those whole threes of `out` that they are enough for."""
+        """Return the output frames [3 n, out] of input frames [T, in], T ≥ 7, for n = (T − 1) // 6."""
         first, *others = frames.split(self._channels, 1)
-        y = self._pieces[0](first)
-        for piece, x in zip(self._pieces[1:], others, strict=True):
-            y.add_(piece(x))
+        y = self._chunks[0](first)
+        for chunk, x in zip(self._chunks[1:], others, strict=True):
+            y.add_(chunk(x))
         return y
 
 
-class _Piece:
-    """The seven products over some of the channels."""
+class _ChannelChunk:
+    """The seven products over some of the input channels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         w_0, w_1, w_2 = weight.unbind(-1)
-        self._sums = gemm.prepare_summand((w_0 + w_2) / 2, bias)
-        self._differences = gemm.prepare_summand((w_0 - w_2) / 2, None)
-        self._zero, self._one, self._two = (gemm.prepare_summand(w, None) for w in (w_0, w_1, w_2))
+        self._sums = gemm.prepare_accumulating((w_0 + w_2) / 2, bias)
+        self._differences = gemm.prepare_accumulating((w_0 - w_2) / 2, None)
+        self._zero, self._one, self._two = (gemm.prepare_accumulating(w, None) for w in (w_0, w_1, w_2))
 
     def __call__(self, x: Tensor) -> Tensor:
         threes = (len(x) - 1) // 6

@@ -1,1 +1,1 @@
-"""Our attention in Hugging Face's models: replacing, restoring, unpadding."""
+"""Patches of Hugging Face's models: replacing and restoring their attention, and unpadding their encoders."""

@@ -1,4 +1,4 @@
-"""What an activation is, decided by its class: outputs for some inputs would not tell it from its relatives."""
+"""Checks which function an activation is, by its class: sample outputs cannot distinguish similar functions."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import activations
 
-from w2v_attn.attention.plain import is_observed
+from w2v_attn.attention.plain import must_be_called
 
 FUNCTIONS = frozenset((F.gelu, F.relu, F.silu, F.mish, F.elu, F.selu, torch.relu, torch.tanh, torch.sigmoid))
-# Activations of torch that see more than one number at a time, or draw random ones.
+# Activations of torch that are not elementwise, or random.
 NOT_ELEMENTWISE = (
     nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.RReLU, nn.Softmax, nn.Softmax2d, nn.Softmin,
 )  # fmt: skip
 
 
 def is_gelu(activation: Any) -> bool:
-    """Whether an activation is the exact GELU as it is now, and need not be called."""
+    """Return whether an activation is the exact GELU without hooks, so that a fused GELU can replace it."""
     if not isinstance(activation, nn.Module):
         return activation is F.gelu
-    if is_observed(activation):
+    if must_be_called(activation):
         return False
     if type(activation) is nn.GELU:
         return activation.approximate == "none"
@@ -28,7 +28,7 @@ def is_gelu(activation: Any) -> bool:
 
 
 def is_elementwise(activation: Any) -> bool:
-    """Whether an activation is a known function of single numbers, without parameters: the layout does not matter."""
+    """Return whether an activation is a known elementwise function without parameters, for any memory layout."""
     if not isinstance(activation, nn.Module):
         return activation in FUNCTIONS
     known = type(activation).__module__ in ("torch.nn.modules.activation", activations.__name__)

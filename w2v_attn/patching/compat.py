@@ -1,8 +1,8 @@
-"""What we rely on in transformers' classes, and in what the classes at hand differ from it.
+"""What we rely on in transformers' classes, and how the installed classes differ from it.
 
-A module that we take the place of keeps its parameters and loses its computation. What a new version of transformers
-puts into that computation would be lost without a word, so it is looked for first: in the arguments that a forward
-takes, and in the parts and attributes that its module holds.
+A patched module keeps its parameters but not its computation. Anything that a new version of transformers adds to that
+computation would be lost silently, so we check first: the arguments of the forward, and the submodules, parameters and
+attributes of the module.
 """
 
 import inspect
@@ -17,18 +17,18 @@ from transformers import PretrainedConfig
 
 from w2v_attn.attention.plain import replaced_forward
 
-# The newest transformers that this was read and tested with.
+# The newest transformers that this was compared and tested with.
 NEWEST_KNOWN = "5.24.0"
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a class of transformers must be like for us to compute it.
+    """What we require of a class of transformers to patch it.
 
-    forward: the arguments of its forward in order, `**kwargs` aside.
-    parts: names of the modules, parameters and buffers that it holds. optional: of those that it may hold.
-    attributes: further ones that we read, with their types.
-    square: of the parts, the linear maps that give as many channels as they take, all the same number.
+    forward: the arguments of its forward in order, without `**kwargs`.
+    parts: names of its modules, parameters and buffers. optional: names of those that may be missing.
+    attributes: names of other attributes that we read, with their types.
+    square: those parts that are linear maps with equal input and output sizes, all the same.
     """
 
     forward: tuple[str, ...]
@@ -38,23 +38,23 @@ class Contract:
     square: tuple[str, ...] = ()
 
     def differences(self, module: nn.Module) -> list[str]:
-        """In words, what of a module is not as it must be, whether it is computed by us now or not."""
+        """Return descriptions of how a module, patched or not, differs from this contract."""
         return [*self._of_forward(module), *self._of_parts(module), *self._of_attributes(module)]
 
     def _of_forward(self, module: nn.Module) -> Iterator[str]:
         if (found := _arguments(_stock(module).forward)) != self.forward:
             yield f"expected forward({', '.join(self.forward)}), found forward({', '.join(found)})"
-        if (home := replaced_forward(_stock(module))) is not None:
-            yield f"expected its own forward, found one of {home} in its place"
+        if (source := replaced_forward(_stock(module))) is not None:
+            yield f"expected its own forward, found one of {source} instead"
         if "forward" in vars(module):
-            yield "somebody put another forward in the place of its class's (accelerate does, with device_map)"
+            yield "found a forward on the instance instead of its class's (accelerate sets one with device_map)"
 
     def _of_parts(self, module: nn.Module) -> Iterator[str]:
         found = _parts(module)
         if missing := self.parts - found:
-            yield f"expected the parts {_listed(missing)}, which are not there"
+            yield f"expected the parts {_listed(missing)}, which are missing"
         if unknown := found - self.parts - self.optional:
-            yield f"found the parts {_listed(unknown)}, which are not known"
+            yield f"found the parts {_listed(unknown)}, which are unknown"
 
     def _of_attributes(self, module: nn.Module) -> Iterator[str]:
         for name, types in self.attributes:
@@ -62,7 +62,7 @@ class Contract:
             if not isinstance(value, types):
                 yield f"expected {name} to be {_named(types)}, found {value!r}"
         if getattr(module, "is_causal", False):
-            yield "found is_causal=True: its frames attend only what came before"
+            yield "found is_causal=True: its frames attend only earlier frames"
         linears = [part for name in self.square if isinstance(part := getattr(module, name, None), nn.Linear)]
         if len(sizes := {size for part in linears for size in (part.in_features, part.out_features)}) > 1:
             yield f"expected {_listed(self.square)} of one size, found {sorted(sizes)} channels"
@@ -141,12 +141,12 @@ _PROJECTION = Contract(
 
 
 def attention_contract(block: nn.Module) -> Contract:
-    """That of a family's attention block."""
+    """Return the contract of an attention block."""
     return _OTHER_ATTENTION.get(_stock(block).__name__, _ATTENTION)
 
 
 def encoder_contracts(encoder: Any) -> Iterator[tuple[Contract, nn.Module]]:
-    """An encoder of blocks with attention and feed-forward, and all in it that is computed by us besides attention."""
+    """Yield the contract and module of an encoder, and of all its submodules that we patch besides attention."""
     yield _ENCODER, encoder
     for block in encoder.layers:
         yield _WAVLM_BLOCKS.get(_stock(block).__name__, _BLOCK), block
@@ -154,7 +154,10 @@ def encoder_contracts(encoder: Any) -> Iterator[tuple[Contract, nn.Module]]:
 
 
 def frontend_contracts(model: Any) -> Iterator[tuple[Contract, nn.Module]]:
-    """The convolutions and the projection before an encoder; SEW's projection is a linear map or nothing."""
+    """Yield the contract and module of the convolutions and the feature projection.
+
+    SEW has a linear map as its projection, or none.
+    """
     for layer in model.feature_extractor.conv_layers:
         yield _CONVOLUTION, layer
     projection = getattr(model, "feature_projection", None)
@@ -162,29 +165,33 @@ def frontend_contracts(model: Any) -> Iterator[tuple[Contract, nn.Module]]:
         yield _PROJECTION, projection
 
 
-def check(contracts: Iterable[tuple[Contract, nn.Module]], *, way_out: str) -> None:
-    """Raises where a module is not what we know. way_out: how to go on without our computation.
+def check_contracts(contracts: Iterable[tuple[Contract, nn.Module]], *, remedy: str) -> None:
+    """Check modules against their contracts.
+
+    Args:
+        contracts: Contracts and the modules that must satisfy them.
+        remedy: What a user can do without the patch, for the message.
 
     Raises:
-        ValueError: naming the class, what was expected and what was found.
+        ValueError: a module differs; the message has its class, what was expected and what was found.
     """
     for contract, module in contracts:
         if wrong := contract.differences(module):
             raise ValueError(
                 f"the {_stock(module).__name__} of transformers {transformers.__version__} is not the one that "
-                f"w2v_attn knows, and what it computes in its place could be wrong: {'; '.join(wrong)}. Known are "
-                f'transformers 5.17 to {NEWEST_KNOWN}: pip install "transformers>=5.17,<={NEWEST_KNOWN}", or {way_out}'
+                f"w2v_attn replaces, so results could be wrong: {'; '.join(wrong)}. Supported are "
+                f'transformers 5.17 to {NEWEST_KNOWN}: pip install "transformers>=5.17,<={NEWEST_KNOWN}", or {remedy}'
             )
 
 
 def _stock(module: nn.Module) -> type[nn.Module]:
-    """transformers' class of a module: ours are made of it, and keep its name."""
+    """Return transformers' class of a module, patched or not."""
     return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("w2v_attn."))
 
 
 @lru_cache
 def _arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The arguments of a forward that have names, without `self`."""
+    """Return the names of the arguments of a forward, without `self` and `**kwargs`."""
     _, *arguments = inspect.signature(forward).parameters.values()
     return tuple(argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD)
 

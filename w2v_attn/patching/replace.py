@@ -1,8 +1,8 @@
-"""Our attention in the place of Hugging Face's, and back.
+"""Replacing Hugging Face's attention by ours, and restoring it.
 
-A block that is replaced stays the same object: it only changes its class, from stock's to one that is ours and
-stock's at once. So its parameters are shared in the strictest sense, the keys of the state dict cannot change, hooks on
-it stay, and transformers, which records attentions by class, still recognises it.
+A replaced block remains the same object: only its class changes, from the stock class to one derived from ours and the
+stock class. So it has the very same parameters, state dict keys and hooks, and transformers, which records attentions
+by class, still recognises it.
 """
 
 from typing import TypeVar
@@ -14,9 +14,9 @@ from transformers import PretrainedConfig
 from w2v_attn.attention.backends import select
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.checkpoints.families import FAMILIES, REFUSED, supported
-from w2v_attn.patching.attention_blocks import HuggingFaceAttention, ours_for
+from w2v_attn.patching.attention_blocks import HuggingFaceAttention, patched_attention_class
 from w2v_attn.patching.class_swap import stock_class
-from w2v_attn.patching.compat import attention_contract, check
+from w2v_attn.patching.compat import attention_contract, check_contracts
 from w2v_attn.patching.unpad import pad_encoders, unpad_encoders
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,26 +46,26 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
         >>> model = replace_attention(Wav2Vec2Model.from_pretrained("facebook/wav2vec2-base"))
     """
     select.check_backend(backend)
-    blocks = [module for module in model.modules() if _stock_class(module) is not None]
+    blocks = [module for module in model.modules() if stock_attention_class(module) is not None]
     if not blocks:
         refused = REFUSED.get(str(getattr(getattr(model, "config", None), "model_type", None)))
         if refused is not None:
-            raise ValueError(f"{type(model).__name__} cannot be served: {refused}. Supported are {supported()}")
+            raise ValueError(f"{type(model).__name__} is not supported: {refused}. Supported are {supported()}")
         raise ValueError(
             f"found no attention block to replace in {type(model).__name__}, with transformers "
             f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
             f"head: {supported()}"
         )
-    check(((attention_contract(block), block) for block in blocks), way_out="stay with stock's attention")
+    check_contracts(((attention_contract(block), block) for block in blocks), remedy="keep stock attention")
     _check_whole(model, blocks)
     if unpad:
         unpad_encoders(model)
     configs = _configs(model)
     for block in blocks:
-        stock = _stock_class(block)
+        stock = stock_attention_class(block)
         assert stock is not None
-        block.__class__ = ours_for(stock)  # type: ignore[assignment]
-        block.adopt(backend, configs.get(block))  # type: ignore[operator]
+        block.__class__ = patched_attention_class(stock)  # type: ignore[assignment]
+        block.on_patch(backend, configs.get(block))  # type: ignore[operator]
     return model
 
 
@@ -84,9 +84,9 @@ def restore_attention(model: Model) -> Model:
     _check_whole(model, [module for module in model.modules() if isinstance(module, HuggingFaceAttention)])
     for module in model.modules():
         if isinstance(module, HuggingFaceAttention):
-            stock = _stock_class(module)
+            stock = stock_attention_class(module)
             assert stock is not None
-            module.leave()
+            module.on_restore()
             module.__class__ = stock  # type: ignore[assignment]
     pad_encoders(model)
     return model
@@ -99,30 +99,30 @@ def backend_in_use(model: nn.Module) -> str:
 
 
 def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
-    """Raises ValueError where WavLM's blocks would be changed without those that they hand biases on to."""
+    """Raise ValueError if WavLM blocks are given without the encoder in which they pass on their position biases."""
     encoders = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]
     inside = {id(module) for encoder in encoders for module in encoder.modules()}
     if any(type(block).__name__ == "WavLMAttention" and id(block) not in inside for block in blocks):
         raise ValueError(
-            f"WavLM's blocks hand their position biases on to each other, in another form than stock's when they are "
-            f"replaced, and {type(model).__name__} is only some of them: give the whole model"
+            f"WavLM's blocks pass their position biases on to each other, and replaced blocks pass a different tensor "
+            f"than stock blocks, but {type(model).__name__} has only some of the blocks: pass the whole model"
         )
 
 
 def _configs(model: nn.Module) -> dict[nn.Module, PretrainedConfig]:
-    """The config of the model that each module is in: the innermost one's."""
-    found = {}
+    """Return the config of the innermost model that each module belongs to."""
+    configs = {}
     for parent in model.modules():  # parents come before their parts
         config = getattr(parent, "config", None)
         if isinstance(config, PretrainedConfig):
-            found |= dict.fromkeys(parent.modules(), config)
-    return found
+            configs |= dict.fromkeys(parent.modules(), config)
+    return configs
 
 
-def _stock_class(module: nn.Module) -> type[nn.Module] | None:
-    """Hugging Face's class of this attention block; None where it is no block of a supported family.
+def stock_attention_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return Hugging Face's class of an attention block, or None if it is not a block of a supported family.
 
-    Exactly that class, or ours of it: a class that somebody derived from it may compute something else.
+    Only that class itself and our patched class count: another subclass may compute something else.
     """
     cls = stock_class(module, HuggingFaceAttention)
     return cls if (cls.__module__, cls.__qualname__) in FAMILIES.values() else None

@@ -1,1 +1,1 @@
-"""Implementations of the attention core behind one interface, and the choice between them."""
+"""Backends: implementations of steps (2) to (5) of the attention with one interface, and their selection."""

@@ -1,7 +1,7 @@
-"""The sdpa backend: the platform's own kernel, called with the kernel's own backward.
+"""The sdpa backend: torch's kernels of scaled dot product attention, each with its own backward.
 
-On a CPU that is torch's flash attention; on CUDA flash attention where nothing is masked (float16, bfloat16), and
-memory-efficient attention else. Backward is the matching kernel, so nothing of size T² is kept here either.
+On a CPU that is flash attention; on CUDA flash attention if nothing is masked (float16, bfloat16), and memory-efficient
+attention otherwise. The backward is the matching kernel, so nothing of size T² is saved here either.
 """
 
 from collections.abc import Sequence
@@ -10,82 +10,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2v_attn.attention.masks import Added, AttentionMask
+from w2v_attn.attention.masks import AttentionMask, BiasTensors
 from w2v_attn.ops.numerics import softmax_dtype
 
 aten = torch.ops.aten
 
 CUDA_FLASH_DTYPES = (torch.float16, torch.bfloat16)
-CUDA_FLASH_CHANNELS, CUDA_FLASH_CAPABILITY = 256, (8, 0)
-# The memory-efficient kernel wants every row of the bias to start at a multiple of 16 elements.
+MAX_FLASH_CHANNELS, MIN_FLASH_CAPABILITY = 256, (8, 0)
+# The memory-efficient kernel requires every row of the bias to start at a multiple of 16 elements.
 BIAS_ALIGNMENT = 16
-# Frames of recordings whose position biases are held whole: with 16 heads a quarter of a gigabyte of float32.
-MAX_POSITIONS = 2048
-ALL_DROPPED = "kernels divide what dropout keeps by its share, and dropout=1 keeps nothing"
+# Frames up to which all T² position biases are stored: with 16 heads a quarter of a gigabyte of float32.
+MAX_BIAS_FRAMES = 2048
+ALL_DROPPED = "the kernels divide by 1 − dropout, which is 0 for dropout=1"
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What backward needs besides the tensors of the interface: which kernel ran and its random state (CUDA)."""
+class SdpaContext:
+    """What the backward needs besides the tensors of the interface: the kernel that ran and its random state (CUDA)."""
 
     kernel: str
     random_state: tuple[Tensor, Tensor] | None = None
     max_frames: tuple[int, int] = (0, 0)
 
 
-CPU_FLASH = Memory("cpu flash")
+CPU_FLASH = SdpaContext("cpu flash")
 
 
-def unsupported_reason(q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> str | None:
-    """What of this request the platform's kernels cannot do; None when they can do it all."""
+def unsupported_reason(
+    q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias_grad: bool
+) -> str | None:
+    """Return why the kernels do not support this request; None if they do."""
     device = q.device.type
-    if mask.positions is not None and q.shape[2] > MAX_POSITIONS:
-        return f"the sdpa kernels hold all T² position biases, which is too much beyond {MAX_POSITIONS} frames"
+    if mask.positions is not None and q.shape[2] > MAX_BIAS_FRAMES:
+        return f"the sdpa kernels store all T² position biases, up to {MAX_BIAS_FRAMES} frames, got {q.shape[2]}"
     if dropout >= 1:
         return ALL_DROPPED
     if device not in ("cpu", "cuda"):
         return f"there is no sdpa kernel for the device {device}"
     if q.shape[-1] != v.shape[-1]:
         return (
-            f"the sdpa kernels need as many channels a head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
+            f"the sdpa kernels need as many channels per head in values as in keys, got {v.shape[-1]} and {q.shape[-1]}"
         )
     if device == "cpu":
         if dropout > 0:
             return "the sdpa CPU kernel has no dropout"
-        if needs_added:
+        if needs_bias_grad:
             return "the sdpa CPU kernel has no gradient for what is added to the scores"
     elif q.dtype not in (*CUDA_FLASH_DTYPES, torch.float32) or q.shape[-1] % 8:
         return (
-            f"the sdpa CUDA kernels need single or half precision and 8·n channels a head, got {q.dtype} {q.shape[-1]}"
+            "the sdpa CUDA kernels need single or half precision and 8·n channels per head, "
+            f"got {q.dtype} and {q.shape[-1]}"
         )
     return None
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
-) -> tuple[Tensor, Tensor, Memory]:
+) -> tuple[Tensor, Tensor, SdpaContext]:
     """See `select.Forward`."""
     num_frames = q.shape[2]
     q, k, v = (unit_stride(x) for x in (q, k, v))
     if q.device.type == "cpu":
         o, lse = _cpu_forward(q, k, v, mask, scale)
-        memory = CPU_FLASH
-    elif _cuda_flash_serves(q, mask):
+        context = CPU_FLASH
+    elif _cuda_flash_supports(q, mask):
         o, lse, _, _, max_q, max_k, seed, offset, _ = aten._scaled_dot_product_flash_attention(
             q, k, v, dropout, mask.causal, False, scale=scale
         )
-        memory = Memory("cuda flash", (seed, offset), (max_q, max_k))
+        context = SdpaContext("cuda flash", (seed, offset), (max_q, max_k))
     else:
         bias = _aligned_bias(mask, q)
         causal = mask.causal and bias is None
         o, lse, seed, offset = aten._scaled_dot_product_efficient_attention(
             q, k, v, bias, True, dropout, causal, scale=scale
         )
-        memory = Memory("cuda efficient", (seed, offset))
+        context = SdpaContext("cuda efficient", (seed, offset))
     empty = mask.rows_without_keys(num_frames)
     if empty is not None:
         o.masked_fill_(empty.unsqueeze(-1), 0.0)
-    return o, lse, memory
+    return o, lse, context
 
 
 def backward(
@@ -95,39 +98,39 @@ def backward(
     v: Tensor,
     o: Tensor,
     lse: Tensor,
-    memory: Memory,
+    context: SdpaContext,
     mask: AttentionMask,
     *,
     scale: float,
     dropout: float,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Added]:
+) -> tuple[Tensor, Tensor, Tensor, BiasTensors]:
     """See `select.Backward`."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
     empty = mask.rows_without_keys(q.shape[2])
     if empty is not None:
-        # The kernel gave these rows some probabilities. With dO = 0 there, δ and dS are 0 whatever they were.
+        # The kernel gave these rows some attention weights. With dO = 0, their δ and dS are 0 whatever the weights.
         do = do.masked_fill(empty.unsqueeze(-1), 0.0)
-    if memory is CPU_FLASH:
+    if context is CPU_FLASH:
         assert not any(needs)
-        return *_cpu_backward(do, q, k, v, o, lse, mask, scale), Added()
-    assert memory.random_state is not None
-    seed, offset = memory.random_state
-    if memory.kernel == "cuda flash":
+        return *_cpu_backward(do, q, k, v, o, lse, mask, scale), BiasTensors()
+    assert context.random_state is not None
+    seed, offset = context.random_state
+    if context.kernel == "cuda flash":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
-            do, q, k, v, o, lse, None, None, *memory.max_frames, dropout, mask.causal, seed, offset, scale=scale
+            do, q, k, v, o, lse, None, None, *context.max_frames, dropout, mask.causal, seed, offset, scale=scale
         )
-        return dq, dk, dv, Added()
+        return dq, dk, dv, BiasTensors()
     bias = _aligned_bias(mask, q)
     causal = mask.causal and bias is None
     dq, dk, dv, ds = aten._scaled_dot_product_efficient_attention_backward(
         do, q, k, v, bias, o, lse, seed, offset, dropout, (True, True, True, any(needs)), causal, scale=scale
     )
-    return dq, dk, dv, mask.added_backward(ds.to(softmax_dtype(q)), needs) if any(needs) else Added()
+    return dq, dk, dv, mask.bias_backward(ds.to(softmax_dtype(q)), needs) if any(needs) else BiasTensors()
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """The same with the channels of a head next to each other: kernels below torch's dispatch take that for granted."""
+    """Return x with stride 1 along the channels, which the kernels require but do not check; copied only if needed."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -139,9 +142,9 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: fl
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask.causal, attn_mask=bias, scale=scale)
 
     counts = _padded_at_end(mask, q)
-    if counts is None:  # nothing is masked, or in another way
+    if counts is None:  # no padding, or other masks, too
         return attend(q, k, v, mask.as_bias(q, softmax_dtype(q), with_causal=False))
-    # Padding at the end is no mask at all for a recording whose keys are cut to the real ones.
+    # Padding at the end needs no mask if the keys of each recording are sliced to the real ones.
     B, H, T, _ = q.shape
     o = v.new_zeros(B, T, H, v.shape[-1]).transpose(1, 2)
     lse = torch.zeros(B, T, H, dtype=softmax_dtype(q)).transpose(1, 2)
@@ -177,7 +180,7 @@ def _cpu_backward(
 
 
 def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:
-    """How many real keys each recording has, where all masking there is is padding at the end; else None."""
+    """Return the number of real keys of each recording if nothing but padding at the end is masked; else None."""
     if mask.padding is None or not mask.only_padding():
         return None
     counts = mask.key_counts(q.shape[0], q.shape[2])
@@ -188,21 +191,21 @@ def _padded_at_end(mask: AttentionMask, q: Tensor) -> list[int] | None:
 # ------------------------------------------------------------------------------------------------------ CUDA
 
 
-def _cuda_flash_serves(q: Tensor, mask: AttentionMask) -> bool:
+def _cuda_flash_supports(q: Tensor, mask: AttentionMask) -> bool:
     return (
         q.dtype in CUDA_FLASH_DTYPES
-        and not mask.forbids
+        and not mask.restricts_keys
         and mask.positions is None
-        and q.shape[-1] <= CUDA_FLASH_CHANNELS
-        and torch.cuda.get_device_capability(q.device) >= CUDA_FLASH_CAPABILITY
+        and q.shape[-1] <= MAX_FLASH_CHANNELS
+        and torch.cuda.get_device_capability(q.device) >= MIN_FLASH_CAPABILITY
     )
 
 
 def _aligned_bias(mask: AttentionMask, q: Tensor) -> Tensor | None:
-    """The mask as [B, H, T, T] in q's dtype, expanded without a copy from rows that start where the kernel wants."""
+    """Return the mask as [B, H, T, T] in the dtype of q, a view with the row alignment that the kernel requires."""
     B, H, T, _ = q.shape
-    if not mask.forbids and mask.positions is None:
-        return None  # causal or nothing: an argument of the kernel
+    if not mask.restricts_keys and mask.positions is None:
+        return None  # the kernel has an argument for causal
     bias = mask.as_bias(q, q.dtype)
     assert bias is not None
     aligned = bias.new_empty(*bias.shape[:3], -(-T // BIAS_ALIGNMENT) * BIAS_ALIGNMENT)

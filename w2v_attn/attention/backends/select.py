@@ -1,9 +1,9 @@
 """Select the backend that computes steps (2) to (5) of the attention.
 
 A backend takes the queries, keys and values of all heads and returns the heads' outputs; the projections around it
-belong to the layer. `tiled` is the mathematics, tile by tile, on any device and dtype, with dropout and with the
-gradients of everything that is added to the scores. `sdpa` is the platform's kernel with the kernel's own backward.
-`triton` is our kernel for GPUs.
+belong to the layer. `tiled` computes the equations tile by tile, on any device and dtype, with dropout and with the
+gradients of everything that is added to the scores. `sdpa` calls torch's kernel and its backward. `triton` is our own
+kernel for GPUs.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,26 +12,34 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from w2v_attn.attention.backends import sdpa, tiled, triton, varlen
-from w2v_attn.attention.masks import Added, AttentionMask
+from w2v_attn.attention.backends import sdpa, tiled, triton_launch, varlen
+from w2v_attn.attention.masks import AttentionMask, BiasTensors
 
 
 class Forward(Protocol):
-    """Steps (2) to (5)."""
+    """The forward of a backend, steps (2) to (5)."""
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, *, scale: float, dropout: float
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """q, k [B, H, T, D] and v [B, H, T, E] -> o [B, H, T, E], log-sum-exp [B, H, T], what backward needs besides.
+        """Return o [B, H, T, E], the log-sum-exp [B, H, T], and what else the backward needs.
 
-        o has the dtype of v and is 0 in rows that may attend no key. The log-sum-exp is for the backend's own
-        backward; None where that computes whole rows.
+        o has the dtype of v and is 0 in rows that may attend no key. Only the backward of the same backend reads the
+        log-sum-exp; it is None for backends that compute whole rows.
+
+        Args:
+            q: Queries [B, H, T, D].
+            k: Keys [B, H, T, D].
+            v: Values [B, H, T, E].
+            mask: Mask and biases of the scores.
+            scale: Factor on the scores.
+            dropout: Rate that applies now.
         """
         ...
 
 
 class Backward(Protocol):
-    """Undoes steps (5) to (2)."""
+    """The backward of a backend, steps (5) to (2)."""
 
     def __call__(
         self,
@@ -41,20 +49,23 @@ class Backward(Protocol):
         v: Tensor,
         o: Tensor,
         lse: Any,
-        memory: Any,
+        context: Any,
         mask: AttentionMask,
         *,
         scale: float,
         dropout: float,
         needs: Sequence[bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Added]:
-        """-> dq, dk, dv, and the gradients of `mask.added`, of those that are needed."""
+    ) -> tuple[Tensor, Tensor, Tensor, BiasTensors]:
+        """Return dq, dk, dv, and the gradients of those `mask.bias_tensors` that `needs` marks.
+
+        The arguments are those of the forward, what it returned, and `do`, the gradient of o.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `unsupported_reason` says why it cannot compute a request; None where it can."""
+    """An implementation of steps (2) to (5). `unsupported_reason`: why it does not support a request, or None."""
 
     name: str
     unsupported_reason: Callable[..., str | None]
@@ -64,13 +75,15 @@ class Backend:
 
 TILED = Backend("tiled", tiled.unsupported_reason, tiled.forward, tiled.backward)
 SDPA = Backend("sdpa", sdpa.unsupported_reason, sdpa.forward, sdpa.backward)
-TRITON = Backend("triton", varlen.unsupported_reason_triton, varlen.triton_forward, varlen.triton_backward)
-FLASH = Backend("flash", varlen.unsupported_reason_flash, varlen.flash_forward, varlen.flash_backward)
+TRITON = Backend("triton", varlen.triton_unsupported_reason, varlen.triton_forward, varlen.triton_backward)
+FLASH = Backend("flash", varlen.flash_unsupported_reason, varlen.flash_forward, varlen.flash_backward)
 BACKENDS_BY_NAME = {backend.name: backend for backend in (TILED, SDPA, TRITON)}
 BACKENDS = ("auto", *BACKENDS_BY_NAME)
 
 
-def select(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool) -> Backend:
+def select_backend(
+    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias_grad: bool
+) -> Backend:
     """Return the backend for this request: the named one, or with "auto" the fastest that supports it.
 
     Raises:
@@ -79,39 +92,45 @@ def select(backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: 
     if backend == "auto":
         if tiled.is_faster(q, mask):
             return TILED
-        reason = SDPA.unsupported_reason(q, v, mask, dropout=dropout, needs_added=needs_added)
+        reason = SDPA.unsupported_reason(q, v, mask, dropout=dropout, needs_bias_grad=needs_bias_grad)
         return SDPA if reason is None else TILED
     check_backend(backend)
     named = BACKENDS_BY_NAME[backend]
-    reason = named.unsupported_reason(q, v, mask, dropout=dropout, needs_added=needs_added)
+    reason = named.unsupported_reason(q, v, mask, dropout=dropout, needs_bias_grad=needs_bias_grad)
     if reason is not None:
-        raise ValueError(f'backend="{backend}" cannot do this: {reason}. backend="auto" takes one that can')
+        raise ValueError(
+            f'backend="{backend}" does not support this call: {reason}. backend="auto" selects one that does'
+        )
     return named
 
 
 def select_varlen(
-    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_added: bool
+    backend: str, q: Tensor, v: Tensor, mask: AttentionMask, *, dropout: float, needs_bias_grad: bool
 ) -> Backend | None:
-    """Return the backend that computes all packed recordings in one launch; None: `select` has one for each of them.
+    """Return the backend that computes all packed recordings in one launch; or None if each needs a call of its own.
 
     Raises:
         ValueError: the named backend does not support the request.
     """
     check_backend(backend)
     if backend == "triton":
-        return select(backend, q, v, mask, dropout=dropout, needs_added=needs_added)
+        return select_backend(backend, q, v, mask, dropout=dropout, needs_bias_grad=needs_bias_grad)
     if not q.is_cuda or backend == "tiled":
         return None
     candidates = (FLASH,) if backend == "sdpa" else (FLASH, TRITON)
-    if backend == "auto" and dropout == 0 and triton.is_faster_than_flash(q):
+    if backend == "auto" and dropout == 0 and triton_launch.is_faster_than_flash(q):
         candidates = (TRITON, FLASH)
     for candidate in candidates:
-        if candidate.unsupported_reason(q, v, mask, dropout=dropout, needs_added=needs_added) is None:
+        if candidate.unsupported_reason(q, v, mask, dropout=dropout, needs_bias_grad=needs_bias_grad) is None:
             return candidate
     return None
 
 
 def check_backend(backend: str) -> None:
-    """Raises ValueError unless `backend` is one of `BACKENDS`."""
+    """Check the name of a backend.
+
+    Raises:
+        ValueError: the name is not one of `BACKENDS`.
+    """
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(BACKENDS)}, got "{backend}"')

@@ -1,19 +1,19 @@
-"""Steps (2) to (5) and their backward as Triton kernels, for recordings of different lengths side by side.
+"""Triton kernels of steps (2) to (5) and their backward, for packed recordings of different lengths.
 
-The steps are those of `mathematics.py`, a suffix spells the axes of a tile, and there are these letters besides:
-    N  frames of all recordings, one after another       I  rows (queries) of a tile      J  keys of a tile
-    R  radius: the distance from which on all distances have the same bias                W  distances in a tile
+The steps are those of `mathematics.py`, a suffix spells the axes of a tile, and there are these additional letters:
+    N  packed frames of all recordings                   I  rows (queries) of a tile      J  keys of a tile
+    R  radius: distances beyond it have the bias of R                W  distances in a tile
 
-(2) is here  S = s Q Kᵀ + gᵢ table[clamp(j − i, −R, R)], with a gate g for each row and head, or with what a row has for
-each of M distances, A of `relative.py`,  S = s Q Kᵀ + A[i, clamp(j − i + left, 0, M − 1)]. In the kernels S and L are
-in units of log 2 ("bits"), because the hardware's exponential is the one to the base of 2. Sums, softmax and products
-add up in float32; factors of a product have the dtype of the inputs, and float32 is never rounded to tf32.
+Here (2) is  S = s Q Kᵀ + gᵢ table[clamp(j − i, −R, R)], with a gate g per row and head; or, with A of `relative.py` for
+M distances,  S = s Q Kᵀ + A[i, clamp(j − i + left, 0, M − 1)]. In the kernels S and L are in units of log 2 ("bits"),
+because the hardware computes exponentials of base 2. Sums, softmax and products accumulate in float32; factors of a
+product have the dtype of the inputs, and float32 is never rounded to tf32.
 
-One program serves one tile of one head of one recording and loops over the tiles of the other axis. Programs that
-follow each other serve the same head and recording, so that what they all read stays in the cache. Addresses are
-64-bit numbers for the start of a tile and 32-bit numbers inside it.
+One program computes one tile of one head of one recording and loops over the tiles of the other axis. Consecutive
+programs compute the same head and recording, so that their shared inputs stay in the cache. Addresses are 64-bit
+numbers for the start of a tile and 32-bit numbers inside it.
 
-This module needs triton; `triton.py` imports it when a kernel is to run.
+This module needs triton; `triton_launch.py` imports it when it launches a kernel.
 
 Source: T. Dao, "FlashAttention-2", algorithms 1 and 2, for the order of the loops; J. Salmon et al., "Parallel Random
 Numbers: As Easy as 1, 2, 3", for Philox and its rounds.
@@ -29,17 +29,17 @@ from w2v_attn.ops.triton_support import is_interpreted
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
-# A number of Philox is four words of 32 bits. An entry takes 16 of them, so one number serves 8 keys of a row: random
-# bits are what dropout costs here, and with 16 of them the rate is the one that was asked for to within 2⁻¹⁷.
-KEYS_A_NUMBER = tl.constexpr(8)
-# The fewest with which Philox passes every test of randomness of its authors; the default of 10 leaves a margin.
+# A number of Philox is four words of 32 bits. An entry takes 16 bits, so one number is enough for 8 keys of a row:
+# random bits are the main cost of dropout here, and with 16 of them the rate is exact to within 2⁻¹⁷.
+KEYS_PER_NUMBER = tl.constexpr(8)
+# The smallest number with which Philox passes all its authors' tests of randomness; the default of 10 has a margin.
 PHILOX_ROUNDS = tl.constexpr(7)
 INTERPRETED = tl.constexpr(is_interpreted())
-# Counts and seeds that change from batch to batch: specialised to their values, they would be compiled again and again.
-VARYING = [
+# Sizes and seeds that change with every batch: if Triton specialised to their values, it would recompile each time.
+RUNTIME_SIZES = [
     "num_recordings",
     "num_slots",
-    "slots_each",
+    "slots_per_recording",
     "num_frames",
     "seed",
     "threshold",
@@ -49,44 +49,44 @@ VARYING = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------- where and what
+# --------------------------------------------------------------------------------------------- tiles and loads
 
 
 @triton.jit
-def find_tile(offsets, num_recordings, num_slots, slots_each, TILE: tl.constexpr):
-    """What this program serves -> head, first frame of its recording, frames of it, first frame of the tile in it.
+def find_tile(cu_seqlens, num_recordings, num_slots, slots_per_recording, TILE: tl.constexpr):
+    """Return the tile of this program: head, first frame and length of its recording, first frame of the tile in it.
 
-    Recordings take `slots_each` slots each where they are about equally long. Where that number is 0, recording b takes
-    the slots from ⌊offsets[b] / TILE⌋ + b on: the next recording's first slot is then at least ⌈T / TILE⌉ further, and
-    at most one more, so there are ⌊N / TILE⌋ + B slots however lengths differ, and no table of tiles is needed. In
-    slots that are left over, the first frame is beyond the recording's end.
+    If recordings are about equally long, each has `slots_per_recording` slots. If that number is 0, recording b has the
+    slots from ⌊cu_seqlens[b] / TILE⌋ + b on: the first slot of the next recording is then ⌈T / TILE⌉ or one more slots
+    later, so there are ⌊N / TILE⌋ + B slots for any lengths, and no table of tiles is needed. In unused slots the first
+    frame is beyond the end of the recording.
     """
     program = tl.program_id(0)
     head = program // num_slots
     slot = program % num_slots
-    if slots_each > 0:
-        recording = slot // slots_each
-        start = tl.load(offsets + recording)
-        first = (slot - recording * slots_each) * TILE
+    if slots_per_recording > 0:
+        recording = slot // slots_per_recording
+        start = tl.load(cu_seqlens + recording)
+        first = (slot - recording * slots_per_recording) * TILE
     else:
-        recording = head * 0  # the last one whose slots begin at this one or before it, by halving
+        recording = head * 0  # the last one whose first slot is at most this one, by bisection
         high = recording + num_recordings - 1
         while recording < high:
             middle = (recording + high + 1) // 2
-            begins_before = tl.load(offsets + middle) // TILE + middle <= slot
+            begins_before = tl.load(cu_seqlens + middle) // TILE + middle <= slot
             recording = tl.where(begins_before, middle, recording)
             high = tl.where(begins_before, high, middle - 1)
-        start = tl.load(offsets + recording)
+        start = tl.load(cu_seqlens + recording)
         first = (slot - start // TILE - recording) * TILE
-    frames = tl.load(offsets + recording + 1) - start
+    frames = tl.load(cu_seqlens + recording + 1) - start
     return head.to(tl.int64), start.to(tl.int64), frames, first
 
 
 @triton.jit
 def load_tile(x, frame_stride, first, frames, TILE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Frames from `first` on, [TILE, PADDED]; 0 beyond the recording's end and beyond the WIDTH channels of x.
+    """Return the frames from `first` on, [TILE, PADDED]; 0 beyond the recording's end and beyond WIDTH channels.
 
-    x: where the recording begins, in one head. What stands beyond its end is another recording: it is not even read,
+    x: address of the recording in one head. Frames beyond its end belong to another recording: they are not read,
     because 0 · NaN is not 0.
     """
     rows = tl.arange(0, TILE)
@@ -100,7 +100,7 @@ def load_tile(x, frame_stride, first, frames, TILE: tl.constexpr, WIDTH: tl.cons
 
 @triton.jit
 def store_tile(x, frame_stride, first, frames, tile, TILE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """The opposite of `load_tile`, in the dtype of x."""
+    """Store a tile to the frames from `first` on, in the dtype of x; see `load_tile`."""
     rows = tl.arange(0, TILE)
     channels = tl.arange(0, PADDED)
     real = (rows < frames - first)[:, None]
@@ -113,7 +113,7 @@ def store_tile(x, frame_stride, first, frames, tile, TILE: tl.constexpr, WIDTH: 
 
 @triton.jit
 def load_row_numbers(x, first, frames, other, TILE: tl.constexpr, stride=1):
-    """One float32 number for each frame from `first` on, [TILE]; `other` beyond the recording's end."""
+    """Return one float32 number for each frame from `first` on, [TILE]; `other` beyond the recording's end."""
     rows = tl.arange(0, TILE)
     base = x + tl.cast(first, tl.int64) * stride
     return tl.load(base + rows * stride, mask=rows < frames - first, other=other)
@@ -121,7 +121,7 @@ def load_row_numbers(x, first, frames, other, TILE: tl.constexpr, stride=1):
 
 @triton.jit
 def multiply(left, right, total=None):
-    """left @ right in float32, added to `total` where it is given."""
+    """Return left @ right in float32, plus `total` if it is given."""
     if INTERPRETED:  # Triton's interpreter cannot multiply bfloat16
         left = left.to(tl.float32)
         right = right.to(tl.float32)
@@ -129,12 +129,12 @@ def multiply(left, right, total=None):
 
 
 @triton.jit
-def biases(table, distances, lowest, highest, radius):
-    """The bias of every distance j − i of a tile, in the shape of `distances`, which go from `lowest` to `highest`.
+def table_bias(table, distances, lowest, highest, radius):
+    """Return the bias of every distance j − i of a tile, in the shape of `distances`.
 
-    table: where the head's 2R + 1 numbers begin.
+    table: address of the head's 2R + 1 numbers. lowest, highest: range of the distances.
     """
-    # Most tiles of a long recording are far from the diagonal, where one number serves all of a tile.
+    # Most tiles of a long recording are far from the diagonal, where a tile has one bias.
     if lowest >= radius:
         bias = tl.zeros(distances.shape, tl.float32) + tl.load(table + 2 * radius)
     elif highest <= -radius:
@@ -145,32 +145,32 @@ def biases(table, distances, lowest, highest, radius):
 
 
 @triton.jit
-def row_places(apart, left, distances):
-    """Which of a row's numbers a key has that stands `apart` frames after it."""
-    return tl.minimum(tl.maximum(apart + left, 0), distances - 1)
+def distance_index(distance, left, distances):
+    """Return the index among a row's numbers of a key that is `distance` frames after it."""
+    return tl.minimum(tl.maximum(distance + left, 0), distances - 1)
 
 
 @triton.jit
-def end_of_keys(first_key, frames, TILE_J: tl.constexpr):
-    """0 for a recording's keys and −∞ beyond its end, [J]; added to the scores in one operation with their scale."""
+def key_end_bias(first_key, frames, TILE_J: tl.constexpr):
+    """Return 0 for a recording's keys and −∞ beyond its end, [J]; scaling and adding it is one instruction."""
     return tl.where(tl.arange(0, TILE_J) < frames - first_key, 0.0, -float("inf"))
 
 
 @triton.jit
-def kept(seed, head, first_row, first_key, threshold, TILE_I: tl.constexpr, TILE_J: tl.constexpr):
-    """R of step (4), bool [I, J]: a function of seed, head, row (among all recordings) and key alone.
+def keep_mask(seed, head, first_row, first_key, threshold, TILE_I: tl.constexpr, TILE_J: tl.constexpr):
+    """Return R of step (4), bool [I, J]: a function of only seed, head, row (among all recordings) and key.
 
     The counter has four words of 32 bits: key // 8, row, head, 0. Any two entries differ in one of them or in which
     16 bits of the number they take. first_key: a multiple of 8.
-    threshold: 2¹⁶ times the rate of dropout; entries below it are dropped.
+    threshold: 2¹⁶ times the dropout rate; entries below it are dropped.
     """
-    zeros_IG = tl.zeros([TILE_I, TILE_J // KEYS_A_NUMBER], tl.int32)
+    zeros_IG = tl.zeros([TILE_I, TILE_J // KEYS_PER_NUMBER], tl.int32)
     rows_IG = zeros_IG + (first_row.to(tl.int32) + tl.arange(0, TILE_I))[:, None]
-    keys_G = first_key + tl.arange(0, TILE_J // KEYS_A_NUMBER) * KEYS_A_NUMBER
-    groups_IG = zeros_IG + (keys_G // KEYS_A_NUMBER)[None, :]
+    keys_G = first_key + tl.arange(0, TILE_J // KEYS_PER_NUMBER) * KEYS_PER_NUMBER
+    groups_IG = zeros_IG + (keys_G // KEYS_PER_NUMBER)[None, :]
     a, b, c, d = tl.philox(seed, groups_IG, rows_IG, zeros_IG + head.to(tl.int32), zeros_IG, PHILOX_ROUNDS)
     words = tl.join(tl.join(a, b), tl.join(c, d))
-    # Compared before it is put in the order of keys, so that what moves between threads is small.
+    # Compared before it is reordered by key, so that threads exchange bits and not words.
     keep = tl.join((words & 0xFFFF) >= threshold, (words >> 16) >= threshold)
     return tl.reshape(keep, [TILE_I, TILE_J])
 
@@ -178,21 +178,21 @@ def kept(seed, head, first_row, first_key, threshold, TILE_I: tl.constexpr, TILE
 # ------------------------------------------------------------------------------------------------- forward
 
 
-@triton.jit(do_not_specialize=VARYING)
-def attend(
+@triton.jit(do_not_specialize=RUNTIME_SIZES)
+def attention_kernel(
     q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, o, o_frame, o_head, lse, table, gate, biases_of_rows,
-    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
-    left, distances,
+    cu_seqlens, num_recordings, num_slots, slots_per_recording, num_frames, num_heads, scale, seed, threshold,
+    keep_rate, radius, left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Steps (2) to (5): o [N, H, E] and the log-sum-exp, float32 [H, N]. One program: a tile of rows, all keys.
+    """Compute o [N, H, E] and the log-sum-exp, float32 [H, N]. Each program computes a tile of rows, over all keys.
 
-    x_frame, x_head: strides of x, in elements. seed: 64 bits; threshold, keep_rate: see `kept`, and 1 − p.
+    x_frame, x_head: strides of x, in elements. seed: 64 bits; threshold, keep_rate: see `keep_mask`, and 1 − p.
     table: float32 [H, 2R + 1], gate: float32 [N, H], biases_of_rows: float32 [N, H, distances], all contiguous.
     """
-    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_I)
+    head, start, frames, first_row = find_tile(cu_seqlens, num_recordings, num_slots, slots_per_recording, TILE_I)
     if first_row >= frames:
         return
     q += start * q_frame + head * q_head
@@ -214,27 +214,27 @@ def attend(
     for first_key in range(0, frames, TILE_J):
         k_JD = load_tile(k, k_frame, first_key, frames, TILE_J, D, D_PADDED)
         s_IJ = multiply(q_ID, tl.trans(k_JD))  # (2)
-        s_IJ = s_IJ * (scale * LOG2E) + end_of_keys(first_key, frames, TILE_J)[None, :]
+        s_IJ = s_IJ * (scale * LOG2E) + key_end_bias(first_key, frames, TILE_J)[None, :]
         if HAS_TABLE:
             lowest = first_key - first_row - (TILE_I - 1)
             highest = first_key - first_row + (TILE_J - 1)
-            bias_IJ = biases(table, first_key + keys_J[None, :] - rows_I[:, None], lowest, highest, radius)
+            bias_IJ = table_bias(table, first_key + keys_J[None, :] - rows_I[:, None], lowest, highest, radius)
             if HAS_GATE:
                 s_IJ += bias_IJ * (gate_I * LOG2E)[:, None]
             else:
                 s_IJ += bias_IJ * LOG2E
         if HAS_ROWS:
-            places_IJ = row_places(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
-            s_IJ += tl.load(biases_I[:, None] + places_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
-        # (3), relative to the largest score so far, by which what was added up before is corrected. Every tile has a
-        # key, so the largest is never −∞.
+            index_IJ = distance_index(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
+            s_IJ += tl.load(biases_I[:, None] + index_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
+        # (3), relative to the largest score so far; earlier sums are rescaled. Every tile has a key, so the largest is
+        # never −∞.
         new_max_I = tl.maximum(max_I, tl.max(s_IJ, 1))
         correction_I = tl.exp2(max_I - new_max_I)
         p_IJ = tl.exp2(s_IJ - new_max_I[:, None])
         sum_I = sum_I * correction_I + tl.sum(p_IJ, 1)
         max_I = new_max_I
         if HAS_DROPOUT:  # (4)
-            keep_IJ = kept(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J)
+            keep_IJ = keep_mask(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J)
             p_IJ = tl.where(keep_IJ, p_IJ, 0.0)
         v_JE = load_tile(v, v_frame, first_key, frames, TILE_J, E, E_PADDED)
         o_IE = multiply(p_IJ.to(v_JE.dtype), v_JE, o_IE * correction_I[:, None])  # (5)
@@ -248,12 +248,12 @@ def attend(
 # ------------------------------------------------------------------------------------------------ backward
 
 
-@triton.jit(do_not_specialize=VARYING)
-def sum_rows(
+@triton.jit(do_not_specialize=RUNTIME_SIZES)
+def row_sums_kernel(
     do, do_frame, do_head, o, o_frame, o_head, delta, num_slots, num_frames,
     E: tl.constexpr, E_PADDED: tl.constexpr, TILE_I: tl.constexpr,
 ):  # fmt: skip
-    """δ = rowsum(dO ∘ O), float32 [H, N]. One program: a tile of rows of all recordings, one head."""
+    """Compute δ = rowsum(dO ∘ O), float32 [H, N]. Each program computes a tile of packed rows of one head."""
     head = (tl.program_id(0) // num_slots).to(tl.int64)
     first = (tl.program_id(0) % num_slots).to(tl.int64) * TILE_I
     do_IE = load_tile(do + head * do_head, do_frame, first, num_frames, TILE_I, E, E_PADDED)
@@ -263,21 +263,21 @@ def sum_rows(
     tl.store(delta + head * num_frames + rows, delta_I, mask=rows < num_frames)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def attend_backward_keys(
+@triton.jit(do_not_specialize=RUNTIME_SIZES)
+def backward_keys_kernel(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
     biases_of_rows, dk, dk_frame, dk_head, dv, dv_frame, dv_head,
-    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
-    left, distances,
+    cu_seqlens, num_recordings, num_slots, slots_per_recording, num_frames, num_heads, scale, seed, threshold,
+    keep_rate, radius, left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Undoes (5) to (2) for keys and values: dk and dv. One program: a tile of keys, all rows.
+    """Compute dk and dv: the backward for keys and values. Each program computes a tile of keys, over all rows.
 
-    Scores are [J, I] here, so that P̃ᵀ and dSᵀ are left factors as they come and need not be turned.
+    Scores are [J, I] here, so that P̃ᵀ and dSᵀ are left factors without a transposition.
     """
-    head, start, frames, first_key = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_J)
+    head, start, frames, first_key = find_tile(cu_seqlens, num_recordings, num_slots, slots_per_recording, TILE_J)
     if first_key >= frames:
         return
     do += start * do_frame + head * do_head
@@ -301,7 +301,7 @@ def attend_backward_keys(
         if HAS_TABLE:
             lowest = first_key - first_row - (TILE_I - 1)
             highest = first_key - first_row + (TILE_J - 1)
-            bias_JI = biases(table, keys_J[:, None] - (first_row + rows_I)[None, :], lowest, highest, radius)
+            bias_JI = table_bias(table, keys_J[:, None] - (first_row + rows_I)[None, :], lowest, highest, radius)
             if HAS_GATE:
                 gate_I = load_row_numbers(gate, first_row, frames, 0.0, TILE_I, num_heads)
                 s_JI += bias_JI * (gate_I * LOG2E)[None, :]
@@ -310,7 +310,7 @@ def attend_backward_keys(
         if HAS_ROWS:
             frames_I = first_row + rows_I
             biases_I = biases_of_rows + ((start + frames_I).to(tl.int64) * num_heads + head) * distances
-            places_JI = row_places(keys_J[:, None] - frames_I[None, :], left, distances)
+            places_JI = distance_index(keys_J[:, None] - frames_I[None, :], left, distances)
             s_JI += tl.load(biases_I[None, :] + places_JI, mask=frames_I[None, :] < frames, other=0.0) * LOG2E
         # (3). L = +∞ beyond the recording's end makes P = 0 in its rows. Keys beyond the end need no care: what they
         # get goes nowhere.
@@ -318,8 +318,8 @@ def attend_backward_keys(
         p_JI = tl.exp2(s_JI - lse_I[None, :])
         do_IE = load_tile(do, do_frame, first_row, frames, TILE_I, E, E_PADDED)
         dp_JI = multiply(v_JE, tl.trans(do_IE))  # (5)
-        if HAS_DROPOUT:  # (4); dV's 1/(1 − p) waits for the end
-            keep_JI = tl.trans(kept(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J))
+        if HAS_DROPOUT:  # (4); dV is divided by 1 − p at the end
+            keep_JI = tl.trans(keep_mask(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J))
             dp_JI = tl.where(keep_JI, dp_JI * (1.0 / keep_rate), 0.0)
             dropped_JI = tl.where(keep_JI, p_JI, 0.0)
         else:
@@ -334,21 +334,21 @@ def attend_backward_keys(
     store_tile(dv, dv_frame, first_key, frames, dv_JE * (1.0 / keep_rate), TILE_J, E, E_PADDED)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def attend_backward_rows(
+@triton.jit(do_not_specialize=RUNTIME_SIZES)
+def backward_rows_kernel(
     do, do_frame, do_head, q, q_frame, q_head, k, k_frame, k_head, v, v_frame, v_head, lse, delta, table, gate,
     biases_of_rows, dq, dq_frame, dq_head, dtable, dgate, dbiases_of_rows,
-    offsets, num_recordings, num_slots, slots_each, num_frames, num_heads, scale, seed, threshold, keep_rate, radius,
-    left, distances,
+    cu_seqlens, num_recordings, num_slots, slots_per_recording, num_frames, num_heads, scale, seed, threshold,
+    keep_rate, radius, left, distances,
     D: tl.constexpr, D_PADDED: tl.constexpr, E: tl.constexpr, E_PADDED: tl.constexpr,
     TILE_I: tl.constexpr, TILE_J: tl.constexpr,
     HAS_TABLE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Undoes (5) to (2) for queries and what is added to scores: dq, dgate, dA, and dtable, which is added to.
+    """Compute dq, dgate and dA, and add to dtable: the backward for queries and position biases.
 
-    One program: a tile of rows, all keys.
+    Each program computes a tile of rows, over all keys.
     """
-    head, start, frames, first_row = find_tile(offsets, num_recordings, num_slots, slots_each, TILE_I)
+    head, start, frames, first_row = find_tile(cu_seqlens, num_recordings, num_slots, slots_per_recording, TILE_I)
     if first_row >= frames:
         return
     k += start * k_frame + head * k_head
@@ -379,23 +379,23 @@ def attend_backward_rows(
     for first_key in range(0, frames, TILE_J):
         k_JD = load_tile(k, k_frame, first_key, frames, TILE_J, D, D_PADDED)
         s_IJ = multiply(q_ID, tl.trans(k_JD))  # (2)
-        s_IJ = s_IJ * (scale * LOG2E) + end_of_keys(first_key, frames, TILE_J)[None, :]
+        s_IJ = s_IJ * (scale * LOG2E) + key_end_bias(first_key, frames, TILE_J)[None, :]
         if HAS_TABLE:
             lowest = first_key - first_row - (TILE_I - 1)  # the distances of this tile
             highest = first_key - first_row + (TILE_J - 1)
-            bias_IJ = biases(table, first_key + keys_J[None, :] - rows_I[:, None], lowest, highest, radius)
+            bias_IJ = table_bias(table, first_key + keys_J[None, :] - rows_I[:, None], lowest, highest, radius)
             if HAS_GATE:
                 s_IJ += bias_IJ * (gate_I * LOG2E)[:, None]
             else:
                 s_IJ += bias_IJ * LOG2E
         if HAS_ROWS:
-            places_IJ = row_places(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
-            s_IJ += tl.load(biases_I[:, None] + places_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
+            index_IJ = distance_index(first_key + keys_J[None, :] - rows_I[:, None], left, distances)
+            s_IJ += tl.load(biases_I[:, None] + index_IJ, mask=rows_I[:, None] < frames, other=0.0) * LOG2E
         p_IJ = tl.exp2(s_IJ - lse_I[:, None])  # (3)
         v_JE = load_tile(v, v_frame, first_key, frames, TILE_J, E, E_PADDED)
         dp_IJ = multiply(do_IE, tl.trans(v_JE))  # (5)
         if HAS_DROPOUT:  # (4)
-            keep_IJ = kept(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J)
+            keep_IJ = keep_mask(seed, head, start + first_row, first_key, threshold, TILE_I, TILE_J)
             dp_IJ = tl.where(keep_IJ, dp_IJ * (1.0 / keep_rate), 0.0)
         ds_IJ = p_IJ * (dp_IJ - delta_I[:, None])  # (3)
         dq_ID = multiply(ds_IJ.to(k_JD.dtype), k_JD, dq_ID)  # (2)
@@ -403,19 +403,19 @@ def attend_backward_rows(
             if HAS_GATE:
                 dgate_I += tl.sum(ds_IJ * bias_IJ, 1)
                 ds_IJ *= gate_I[:, None]
-            if highest <= -radius:  # all of them have the bias of −R, or of R
+            if highest <= -radius:  # all distances have the bias of −R, or of R
                 far_left_I += tl.sum(ds_IJ, 1)
             elif lowest >= radius:
                 far_right_I += tl.sum(ds_IJ, 1)
             else:
                 add_diagonals(dtable, ds_IJ, first_key - first_row, radius, TILE_I, TILE_J)
-        if HAS_ROWS:  # one key has each distance of a row, but for those that many count as
-            first_IJ = places_IJ == 0
-            last_IJ = (places_IJ == distances - 1) & (places_IJ > 0)
+        if HAS_ROWS:  # each distance of a row has one key, except the two that farther keys are clamped to
+            first_IJ = index_IJ == 0
+            last_IJ = (index_IJ == distances - 1) & (index_IJ > 0)
             far_left_I += tl.sum(tl.where(first_IJ, ds_IJ, 0.0), 1)
             far_right_I += tl.sum(tl.where(last_IJ, ds_IJ, 0.0), 1)
-            alone_IJ = (rows_I[:, None] < frames) & (places_IJ > 0) & (places_IJ < distances - 1)
-            tl.store(dbiases_I[:, None] + places_IJ, ds_IJ, mask=alone_IJ)
+            inner_IJ = (rows_I[:, None] < frames) & (index_IJ > 0) & (index_IJ < distances - 1)
+            tl.store(dbiases_I[:, None] + index_IJ, ds_IJ, mask=inner_IJ)
 
     store_tile(dq + start * dq_frame + head * dq_head, dq_frame, first_row, frames, dq_ID * scale, TILE_I, D, D_PADDED)
     if HAS_TABLE:
@@ -432,15 +432,15 @@ def attend_backward_rows(
 
 @triton.jit
 def add_diagonals(dtable, ds_IJ, offset, radius, TILE_I: tl.constexpr, TILE_J: tl.constexpr):
-    """Adds a tile's dS to its distances: first along the diagonals, then one addition in memory for each of them.
+    """Add a tile's dS to the gradient of its distances: first along the diagonals, then one atomic addition for each.
 
-    Row i is turned by i columns, so that column c holds key (c + i) mod J: its distance is `offset` + c − n J, where
-    n = ⌊(c + i) / J⌋ counts the turns. Down a column, there is one sum for each n.
+    Row i is rotated by i columns, so that column c has key (c + i) mod J: its distance is `offset` + c − n J, where
+    n = ⌊(c + i) / J⌋ counts the wraps. Down a column, there is one sum for each n.
     """
     columns_J = tl.arange(0, TILE_J)
     keys_IJ = tl.arange(0, TILE_I)[:, None] + columns_J[None, :]
-    turned_IJ = tl.gather(ds_IJ, keys_IJ % TILE_J, 1)
+    rotated_IJ = tl.gather(ds_IJ, keys_IJ % TILE_J, 1)
     for n in tl.static_range((TILE_I + TILE_J - 2) // TILE_J + 1):
-        sums_J = tl.sum(tl.where(keys_IJ // TILE_J == n, turned_IJ, 0.0), 0)
+        sums_J = tl.sum(tl.where(keys_IJ // TILE_J == n, rotated_IJ, 0.0), 0)
         place = tl.minimum(tl.maximum(offset + columns_J - n * TILE_J, -radius), radius) + radius
         tl.atomic_add(dtable + place, sums_J, sem="relaxed")
