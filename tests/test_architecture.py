@@ -17,6 +17,7 @@ ALONE = {
     "corpus",
     "runs",
     "run_error",
+    "dtypes",
     "feature_files",
     "whole_files",
     "folders",

@@ -119,7 +119,7 @@ WRONG = {
     "segments without pooling": (["segments=x.csv"], "give pooling=mean"),
     "no such segments": (["pooling=mean", "segments=absent.csv"], "cannot be read"),
     "too few weights": (["layer_weights=[0.5,0.5]"], "2 weights for 4 layers"),
-    "no such checkpoint": (["layer_weights=absent"], "no checkpoint"),
+    "no such checkpoint": (["layer_weights=absent"], "neither a checkpoint"),
     "no such features": (["features=absent"], "no folder absent"),
     "no features": (["features=."], "overlap"),
     "a dtype that is not held": (

@@ -182,12 +182,12 @@ def test_a_process_that_ends_within_a_word_has_died(job):
     with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
         assert isinstance(extractor, local_processes.LocalProcesses)
         member = extractor._processes[0]
-        member.end()
+        member.stop()
         member.connection, theirs = multiprocessing.Pipe()
         os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
         theirs.close()
         with pytest.raises(RunError, match="cannot start"):
-            member.begin()
+            member.wait_ready()
 
 
 def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):

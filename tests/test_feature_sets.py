@@ -214,7 +214,7 @@ def test_a_damaged_index_is_told(corpus, tmp_path):
 
 def test_shards_without_their_index_are_not_taken_for_recordings(corpus, tmp_path):
     (written("shards", corpus, tmp_path) / safetensors_shards.INDEX).unlink()
-    with pytest.raises(DamagedError, match=r"is a shard, whose index\.sqlite is not beside it"):
+    with pytest.raises(DamagedError, match=r"is a shard without its index\.sqlite"):
         open_features(tmp_path)["features-00000"]
 
 

@@ -11,9 +11,9 @@ from test_feature_sets import same_bits
 
 from w2v_attn import load_encoder, open_features
 from w2v_attn.cli import app
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.extraction.feature_spec import FeatureSpec
-from w2v_attn.features.arrays import DTYPES
 from w2v_attn.features.transform import FeatureTransform, count_underflow
 from w2v_attn.runs import prefetch
 

@@ -42,7 +42,7 @@ def test_every_row_has_one_rank_and_with_all_of_its_block(count, world, together
     for part in parts[:-1]:  # so that batches end where parts do
         assert len(part.rows) % prefetch.ROWS_PER_BLOCK == 0
         assert len(part.rows) % together == 0
-    ranks = [Rank(rank, world).of(parts) for rank in range(world)]
+    ranks = [Rank(rank, world).select(parts) for rank in range(world)]
     assert sorted((part for rank in ranks for part in rank), key=lambda part: part.number) == parts
     assert max(map(len, ranks)) <= min(map(len, ranks)) + 1
 

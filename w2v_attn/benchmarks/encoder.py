@@ -24,7 +24,7 @@ from w2v_attn.benchmarks.peers.ours import Ours
 from w2v_attn.benchmarks.peers.peer import Contender, Subject, Unavailable, first_line
 from w2v_attn.benchmarks.recordings import waveforms
 from w2v_attn.benchmarks.results import circumstances
-from w2v_attn.checkpoints.loading import DTYPES
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.cost import SAMPLE_RATE, operations
 from w2v_attn.encoder.layers import check_layers
 

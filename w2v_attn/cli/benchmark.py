@@ -7,9 +7,9 @@ from typing import Any
 
 from w2v_attn.benchmarks import attention, cli, encoder, long_form, recordings
 from w2v_attn.benchmarks.results import check_destination, write_json
-from w2v_attn.checkpoints.loading import DTYPES
 from w2v_attn.cli import console, values
 from w2v_attn.cli.process import DONE, need
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.waveforms import find_device
 
 Report = dict[str, Any]

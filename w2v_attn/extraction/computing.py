@@ -7,6 +7,7 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
+from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.features.arrays import is_finite
@@ -65,6 +66,6 @@ def _transformed(spec: FeatureSpec, row: Row, features: dict[str, Tensor]) -> Tr
             return spec.transform(row.id, features)
         except ValueError as error:
             return ValueError(str(error))
-    dtype = str(next(iter(features.values())).dtype).removeprefix("torch.")
+    dtype = dtype_name(next(iter(features.values())).dtype)
     way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
     return ValueError(f"its features are not finite in {dtype}{way_out}")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.corpus.rows import Row
+from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction.computing import compute_features
@@ -165,7 +166,7 @@ def _describe(encoder: Encoder, spec: FeatureSpec, layout: str) -> ExtractorDesc
         made_with={**made_with(), "device": device, "attention": backend},
         batch_frames=encoder.frame_budget(),
         device=device,
-        dtype=str(encoder.dtype).removeprefix("torch."),
+        dtype=dtype_name(encoder.dtype),
         backend=backend,
         long_form=encoder.long_form,
         unpacked_reason=encoder.why_not_ragged,

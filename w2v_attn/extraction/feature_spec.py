@@ -15,6 +15,7 @@ from w2v_attn import __version__
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.checkpoints.checksum import checkpoint_hash
 from w2v_attn.corpus.rows import Row
+from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
 from w2v_attn.encoder.long_form import LongForm
@@ -58,7 +59,7 @@ class FeatureSpec:
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
         made = self._transform.fingerprint(self.layers)
-        if made.get("output_dtype") == _name(encoder.dtype):
+        if made.get("output_dtype") == dtype_name(encoder.dtype):
             del made["output_dtype"]  # the dtype of the computation already determines it
         self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
         self._names = self._transform.output_layers(self.layers)
@@ -88,7 +89,7 @@ class FeatureSpec:
     @property
     def dtype(self) -> str:
         """Dtype of the features."""
-        return self._transform.output_dtype or _name(self._encoder.dtype)
+        return self._transform.output_dtype or dtype_name(self._encoder.dtype)
 
     def metadata(self, row: Row, recording: Recording, underflowed: int = 0) -> dict[str, str]:
         """Return the metadata of a row's features: strings, because safetensors holds nothing else."""
@@ -167,7 +168,7 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
         "source_rate": str(recording.source_rate),
         "checkpoint": encoder.checkpoint.source,
         **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
-        "dtype": _name(encoder.dtype),
+        "dtype": dtype_name(encoder.dtype),
         "normalized": str(encoder.checkpoint.do_normalize).lower(),
         "flags": "; ".join(recording.flags),
         "version": __version__,
@@ -179,10 +180,6 @@ def _as_text(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
     """Return what determines the features, except for their last bits."""
     return {
@@ -190,7 +187,7 @@ def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
         "checkpoint": checkpoint_hash(encoder.checkpoint),
         "language": str(encoder.checkpoint.language),
         "layers": ",".join(wanted),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(encoder.dtype),
         "long_form": _describe(encoder.long_form),
     }
 

@@ -9,20 +9,8 @@ from torch import Tensor
 
 from w2v_attn.features.feature_errors import FeatureSetError
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
 # Dtypes that NumPy has.
 NUMPY_DTYPES = ("float64", "float32", "float16")
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """Return the name of a dtype as on the command line: float32."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def is_finite(tensor: Tensor) -> bool:

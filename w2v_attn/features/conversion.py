@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from w2v_attn.features.arrays import check_dtype, dtype_name
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import check_dtype
 from w2v_attn.features.conversion_folder import acquire_conversion_folder, check_conversion_folder, note_failure
 from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
 from w2v_attn.features.formats.interface import FeatureWriter
@@ -133,7 +134,9 @@ class Conversion:
             if self._transform.weighted_sum is not None:
                 self._transform.weighted_sum(frames)
             for tensor in frames.values():
-                check_dtype(self._request.output_dtype or dtype_name(tensor), self._request.layout, self._writer.dtypes)
+                check_dtype(
+                    self._request.output_dtype or dtype_name(tensor.dtype), self._request.layout, self._writer.dtypes
+                )
             return
 
     def _describe(self) -> dict[str, object]:

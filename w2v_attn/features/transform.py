@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2v_attn.features.arrays import DTYPES, dtype_name, is_finite
+from w2v_attn.dtypes import DTYPES, dtype_name
+from w2v_attn.features.arrays import is_finite
 from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.pooling import POOLINGS, Span, pool, pool_spans
 from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select_layers
@@ -166,7 +167,7 @@ def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
         return made
     lost = tensor.isfinite() & ~made.isfinite()
     if count := int(lost.sum()):
-        name = dtype_name(made)
+        name = dtype_name(made.dtype)
         wider = "output_dtype=bfloat16 or output_dtype=float32" if name == "float16" else "output_dtype=float64"
         raise FeatureSetError(
             f"{layer}: {count:,} of {tensor.numel():,} values are beyond {name}, which ends at "

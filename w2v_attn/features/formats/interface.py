@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from w2v_attn.features.arrays import check_dtype, dtype_name
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import check_dtype
 from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import written_whole
@@ -102,7 +103,7 @@ def check_arrays(id: str, features: Mapping[str, Tensor], layout: str, dtypes: C
     """Raise FeatureSetError if a layout of text and arrays cannot store a recording, because of its id or a dtype."""
     check_unicode(id)
     for tensor in features.values():
-        check_dtype(dtype_name(tensor), layout, dtypes)
+        check_dtype(dtype_name(tensor.dtype), layout, dtypes)
 
 
 def is_unicode(id: str) -> bool:

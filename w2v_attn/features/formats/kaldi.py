@@ -19,7 +19,8 @@ from urllib.parse import quote
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import as_tensor, dtype_name
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import as_tensor
 from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
 from w2v_attn.features.formats.interface import IndexedReader, check_arrays
 from w2v_attn.features.recording_features import RecordingFeatures
@@ -91,7 +92,7 @@ class KaldiWriter:
             archive, script = self._archives[layer]
             archive.write(key.encode() + b" ")
             script.write(f"{key} {(self._folder / f'{layer}.ark').resolve()}:{archive.tell()}\n")
-            archive.write(BINARY + TYPES[dtype_name(tensor), tensor.dim()])
+            archive.write(BINARY + TYPES[dtype_name(tensor.dtype), tensor.dim()])
             archive.writelines(b"\4" + struct.pack("<i", size) for size in tensor.shape)
             archive.write(tensor.numpy().tobytes())
         entry = {"id": id, "key": key, "layers": list(features), "metadata": dict(metadata)}

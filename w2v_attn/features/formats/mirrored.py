@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.feature_files import EXTENSION, feature_path, write_features
-from w2v_attn.features.arrays import DTYPES
 from w2v_attn.features.feature_errors import DamagedError
 from w2v_attn.features.formats import safetensors_shards
 from w2v_attn.features.formats.interface import FilePerRecordingWriter, IndexedReader

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor, check_dtype, dtype_name
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor, check_dtype
 from w2v_attn.features.feature_errors import DamagedError
 from w2v_attn.features.formats.interface import FilePerRecordingWriter, IndexedReader
 from w2v_attn.features.recording_features import RecordingFeatures
@@ -46,7 +47,7 @@ class NpyWriter(FilePerRecordingWriter):
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         for layer, tensor in features.items():
-            check_dtype(dtype_name(tensor), "npy", self.dtypes)
+            check_dtype(dtype_name(tensor.dtype), "npy", self.dtypes)
             with written_whole(self._folder / id / f"{layer}.npy") as temporary, temporary.open("xb") as file:
                 np.save(file, tensor.numpy())
         with written_whole(self._folder / id / METADATA) as temporary:

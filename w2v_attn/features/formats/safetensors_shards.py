@@ -15,8 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.feature_files import DTYPE_OF_CODE
-from w2v_attn.features.arrays import DTYPES, from_bytes
+from w2v_attn.features.arrays import from_bytes
 from w2v_attn.features.feature_errors import DamagedError
 from w2v_attn.features.formats.interface import PerProcess, is_unicode
 from w2v_attn.features.formats.shard_index import (

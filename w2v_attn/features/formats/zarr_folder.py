@@ -10,7 +10,8 @@ from typing import Any
 import zarr  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor, dtype_name
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
 from w2v_attn.features.feature_errors import DamagedError
 from w2v_attn.features.formats.interface import IndexedReader, PerProcess, check_arrays
 from w2v_attn.features.recording_features import RecordingFeatures
@@ -78,7 +79,7 @@ class ZarrWriter:
         for layer, tensor in features.items():
             # One chunk, because a tensor is read as a whole.
             chunks = tuple(max(1, size) for size in tensor.shape)
-            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks)
+            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor.dtype), chunks=chunks)
             array[...] = tensor.numpy()
         group.attrs.update({"layers": list(features), "metadata": dict(metadata)})
         self._ids.append(id)
