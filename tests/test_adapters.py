@@ -188,7 +188,7 @@ def test_gradients_of_adapters_are_stocks_without_padding(mms, speech):
 # ------------------------------------------------------------------------------------------------------ refusals
 
 
-def test_a_language_that_is_not_there_is_told_with_those_that_are(mms):
+def test_a_language_that_is_not_there_is_reported_with_those_that_are(mms):
     with pytest.raises(CheckpointError, match=r"no adapter for the language “dew”. Did you mean deu\?") as caught:
         load_encoder(mms, language="dew")
     assert "There are 3: deu, eng, nds" in str(caught.value)
@@ -256,7 +256,7 @@ def test_a_pickled_adapter_that_would_run_code_is_refused_and_does_not_run(chang
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_vocabulary_that_lacks_the_language_is_told(changeable):
+def test_a_vocabulary_that_lacks_the_language_is_reported(changeable):
     vocabulary = json.loads((changeable / "vocab.json").read_text())
     (changeable / "vocab.json").write_text(json.dumps({"eng": vocabulary["eng"]}))
     with pytest.raises(CheckpointError, match="no vocabulary for the language “deu”, only for eng"):
@@ -269,7 +269,7 @@ def test_a_vocabulary_that_lacks_the_language_is_told(changeable):
         load_recognizer(changeable, language="deu")
 
 
-def test_several_vocabularies_and_no_language_are_told(changeable):
+def test_several_vocabularies_and_no_language_are_reported(changeable):
     file = changeable / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "target_lang": None}))
     with pytest.raises(CheckpointError, match=r"name one with model\.language=, of deu, eng, nds"):
@@ -408,13 +408,13 @@ def test_new_adapters_hardly_change_what_passes(mms, speech):
         ("tur", {"new_adapters": False}, "no adapter for the language “tur”"),
     ],
 )
-def test_a_recipe_for_adapters_that_cannot_be_is_told(mms, language, training, says, tmp_path):
+def test_an_invalid_recipe_for_adapters_is_reported(mms, language, training, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         finetuning.finetune(recipe(mms, language, training=training), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_without_adapters_is_told(layer_checkpoint, tmp_path):
+def test_a_checkpoint_without_adapters_is_reported(layer_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="whose blocks have adapters"):
         finetuning.finetune(recipe(layer_checkpoint, "tur"), tmp_path / "out")
     asked = recipe(layer_checkpoint, None, training={"new_adapters": False})

@@ -142,7 +142,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(group_checkpoi
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_missing_misshaped_and_left_over_keys_are_all_listed(group_checkpoint):
+def test_missing_misshaped_and_unexpected_keys_are_all_listed(group_checkpoint):
     tensors = weights(group_checkpoint)
     del tensors["wav2vec2.encoder.layers.1.attention.k_proj.weight"]
     tensors["wav2vec2.encoder.layers.2.feed_forward.output_dense.bias"] = torch.zeros(5)
@@ -157,14 +157,14 @@ def test_missing_misshaped_and_left_over_keys_are_all_listed(group_checkpoint):
 
 
 @pytest.mark.parametrize("length", [0, 5, 1000, -10])
-def test_truncated_safetensors_are_told(group_checkpoint, length):
+def test_truncated_safetensors_are_reported(group_checkpoint, length):
     file = group_checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"safetensors|weights"):
         load_encoder(group_checkpoint)
 
 
-def test_a_truncated_bin_is_told(group_checkpoint):
+def test_a_truncated_bin_is_reported(group_checkpoint):
     as_bin(group_checkpoint, weights(group_checkpoint))
     file = group_checkpoint / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:-2000])
@@ -172,7 +172,7 @@ def test_a_truncated_bin_is_told(group_checkpoint):
         load_encoder(group_checkpoint)
 
 
-def test_a_missing_shard_is_told(tmp_path):
+def test_a_missing_shard_is_reported(tmp_path):
     folder = save(tiny_model("wav2vec2-layer"), tmp_path / "sharded", max_shard_size="30KB")
     next(folder.glob("model-00002*.safetensors")).unlink()
     with pytest.raises(CheckpointError):
@@ -203,7 +203,7 @@ BAD_CONFIGS = [
 
 @pytest.mark.parametrize("changes", BAD_CONFIGS, ids=str)
 @pytest.mark.parametrize("with_head", [False, True])
-def test_values_in_a_config_that_cannot_be_are_told(group_checkpoint, changes, with_head):
+def test_invalid_values_in_a_config_are_reported(group_checkpoint, changes, with_head):
     change_config(group_checkpoint, **changes)
     with pytest.raises(CheckpointError):
         load_checkpoint(group_checkpoint, with_head=with_head)
@@ -218,7 +218,7 @@ def test_architectures_that_name_no_model_of_the_family_leave_the_encoder(group_
 
 
 @pytest.mark.parametrize("changes", [{"sampling_rate": 0}, {"sampling_rate": "x"}, {"do_normalize": "false"}], ids=str)
-def test_values_in_a_preprocessor_config_that_cannot_be_are_told(group_checkpoint, changes):
+def test_invalid_values_in_a_preprocessor_config_are_reported(group_checkpoint, changes):
     file = group_checkpoint / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(CheckpointError, match="preprocessor"):
@@ -231,7 +231,7 @@ def test_the_heads_of_other_families_make_no_difference_either(family, head, tmp
     load_checkpoint(save(tiny_model(family, head), tmp_path / head))
 
 
-def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing(group_checkpoint, tmp_path, monkeypatch):
+def test_an_export_that_cannot_be_written_is_reported_and_leaves_nothing(group_checkpoint, tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
     checkpoint = load_checkpoint(group_checkpoint)
@@ -246,13 +246,13 @@ def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing(group_checkpoi
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"model_type": "wav2vec2", "hidden_size": "many"}'])
-def test_a_config_that_is_not_valid_is_told(group_checkpoint, text):
+def test_a_config_that_is_not_valid_is_reported(group_checkpoint, text):
     (group_checkpoint / "config.json").write_text(text)
     with pytest.raises(CheckpointError):
         load_encoder(group_checkpoint)
 
 
-def test_a_preprocessor_config_that_is_not_valid_is_told(group_checkpoint):
+def test_a_preprocessor_config_that_is_not_valid_is_reported(group_checkpoint):
     (group_checkpoint / "preprocessor_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="preprocessor"):
         load_encoder(group_checkpoint)
@@ -272,14 +272,14 @@ def test_nothing_that_a_config_names_is_instantiated(group_checkpoint, tmp_path)
     assert not ran.exists()
 
 
-def test_folders_that_hold_no_checkpoint_are_told(tmp_path, group_checkpoint):
+def test_folders_that_contain_no_checkpoint_are_reported(tmp_path, group_checkpoint):
     for wrong in (tmp_path / "absent", "./absent", "a/b/c", "", group_checkpoint / "config.json"):
         with pytest.raises(CheckpointError):
             load_encoder(wrong)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match=r"without config.json \(it holds: notes.txt\)"):
+    with pytest.raises(CheckpointError, match=r"without config.json \(it contains: notes.txt\)"):
         load_encoder(empty)
     shutil.copy(group_checkpoint / "config.json", empty)
     with pytest.raises(CheckpointError, match="no weights"):
@@ -293,7 +293,7 @@ def test_without_network_a_hub_id_says_how_to_name_a_folder(monkeypatch, tmp_pat
     assert "no connection" in str(caught.value)
 
 
-def test_an_unknown_dtype_is_told(group_checkpoint):
+def test_an_unknown_dtype_is_reported(group_checkpoint):
     with pytest.raises(CheckpointError, match="bfloat16"):
         load_encoder(group_checkpoint, dtype="fp16")
 

@@ -463,7 +463,7 @@ def test_the_dictionary_inside_a_checkpoint_serves_where_there_is_none_beside_it
     ("text", "said"),
     [("| 5\nE 4\n", "11 outputs"), ("| 5\nE\n", "line 2"), ("| 5\n" * 7, "each symbol once")],
 )
-def test_a_dictionary_that_cannot_be_is_told(text, said, tmp_path):
+def test_an_invalid_dictionary_is_reported(text, said, tmp_path):
     path = write(stock("wav2vec2-group", "tuned", "wav2vec2"), "wav2vec2", tmp_path / "ft.pt")
     (tmp_path / "dict.ltr.txt").write_text(text)
     with pytest.raises(CheckpointError, match=said):
@@ -473,7 +473,7 @@ def test_a_dictionary_that_cannot_be_is_told(text, said, tmp_path):
 # ---------------------------------------------------------------------------------------------- refusals
 
 
-def test_missing_misshaped_and_left_over_keys_are_named_as_the_file_has_them(tmp_path):
+def test_missing_misshaped_and_unexpected_keys_are_named_as_the_file_has_them(tmp_path):
     theirs = stock("wav2vec2-group", "tuned", "wav2vec2")
     path = write(theirs, "wav2vec2", tmp_path / "ft.pt")
     whole = torch.load(path, weights_only=False)
@@ -522,7 +522,7 @@ def test_a_tuned_checkpoint_without_the_config_inside_takes_the_one_it_started_f
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_kept_is_told(change, said, tmp_path, monkeypatch):
+def test_a_config_that_cannot_be_kept_is_reported(change, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(stock("wav2vec2-group", "pretrained", "wav2vec2"), "wav2vec2", tmp_path / "a.pt")
     whole = torch.load(path, weights_only=False)
@@ -600,7 +600,7 @@ def test_a_bare_pickle_is_refused_and_does_not_run(protocol, tmp_path):
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_stand_in_holds_and_does_nothing(tmp_path, fairseq_classes):
+def test_a_stand_in_stores_its_arguments_and_does_nothing(tmp_path, fairseq_classes):
     dictionary, _, patch = fairseq_classes
     dictionary.__reduce__ = lambda self: (
         dictionary,
@@ -616,14 +616,14 @@ def test_a_stand_in_holds_and_does_nothing(tmp_path, fairseq_classes):
 
 @pytest.mark.parametrize("length", [0, 3, 1000, -1000])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_is_cut_short_is_told(zipped, length, tmp_path):
+def test_a_file_that_is_cut_short_is_reported(zipped, length, tmp_path):
     path = write(stock("wav2vec2-group", "tuned", "wav2vec2"), "wav2vec2", tmp_path / "a.pt", zipped=zipped)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError):
         load_encoder(path)
 
 
-def test_files_that_are_no_checkpoint_are_told(tmp_path, group_checkpoint):
+def test_files_that_are_no_checkpoint_are_reported(tmp_path, group_checkpoint):
     with pytest.raises(CheckpointError, match="name the folder with"):
         load_encoder(group_checkpoint / "model.safetensors")
     torch.save({"state": torch.ones(1)}, tmp_path / "x.pt")

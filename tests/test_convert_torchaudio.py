@@ -272,7 +272,7 @@ def test_the_command_converts_both_ways(call, tmp_path):
         ("wav2vec2-layer", {"adapter_attn_dim": 4}, "adapter_attn_dim=4"),
     ],
 )
-def test_what_torchaudio_has_no_place_for_is_told_and_nothing_is_written(family, changes, said, tmp_path):
+def test_what_torchaudio_has_no_place_for_is_reported_and_nothing_is_written(family, changes, said, tmp_path):
     checkpoint = load_checkpoint(save(tiny_model(family, **changes), tmp_path / "hf"))
     with pytest.raises(CheckpointError, match=said):
         export_checkpoint(checkpoint, tmp_path / "there", format="torchaudio")
@@ -305,14 +305,14 @@ def test_sizes_that_no_shape_tells_are_asked_for(tmp_path):
         ('{"encoder_num_heads": 3, "encoder_layer_norm_first": false}', "not valid"),
     ],
 )
-def test_arguments_that_cannot_be_are_told(text, said, tmp_path):
+def test_invalid_arguments_are_reported(text, said, tmp_path):
     path = write(*small("base"), tmp_path / "a")
     (path.parent / "arguments.json").write_text(text)
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(path)
 
 
-def test_missing_misshaped_and_left_over_keys_are_named_as_torchaudio_has_them(tmp_path):
+def test_missing_misshaped_and_unexpected_keys_are_named_as_torchaudio_has_them(tmp_path):
     path = write(*small("base", 11), tmp_path / "a")
     state = torch.load(path)
     del state["encoder.transformer.layers.1.attention.k_proj.weight"]
@@ -336,7 +336,7 @@ def test_a_loaded_model_does_not_follow_its_module():
     assert_equal(loaded.model.state_dict(), before)
 
 
-def test_modules_of_another_kind_are_told():
+def test_modules_of_another_kind_are_reported():
     with pytest.raises(CheckpointError, match="a Linear was given"):
         load_encoder(torch.nn.Linear(2, 2))
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The parts of fine-tuning, each by its law."""
+"""The modules of fine-tuning, each with its laws."""
 
 import copy
 import math
@@ -67,7 +67,7 @@ def test_a_linear_rate_ends_at_zero():
 @pytest.mark.parametrize(
     "wrong", [{"warmup": -0.1}, {"warmup": 0.7, "hold": 0.6}, {"decay": "steep"}, {"final_scale": 0.0}]
 )
-def test_a_schedule_that_cannot_be_is_told(wrong):
+def test_an_invalid_schedule_is_reported(wrong):
     with pytest.raises(ValueError, match="schedule"):
         lr_multiplier(ScheduleOptions(**wrong), 100)
 
@@ -105,7 +105,7 @@ def counted(batches):
     return Counter(index for batch in batches for index in batch)
 
 
-def test_every_class_stands_in_a_pass_as_often_as_the_most_common_one():
+def test_every_class_occurs_in_an_epoch_as_often_as_the_most_common_one():
     classes = ["a"] * 30 + ["b"] * 21 + ["c"] * 13 + ["d"]
     batches = LengthBatchSampler([1.0] * len(classes), 5, 1, classes=classes)
     passes = [counted(batches.epoch_batches(number)) for number in range(20)]
@@ -429,7 +429,7 @@ def test_noise_is_as_far_below_as_it_says():
 
 
 @pytest.mark.parametrize("wrong", [{"speed": []}, {"speed": [9.0]}, {"noise": 2.0}, {"snr": [3.0]}, {"silence": -1}])
-def test_an_augmentation_that_cannot_be_is_told(wrong):
+def test_an_invalid_augmentation_is_reported(wrong):
     with pytest.raises(ValueError, match=f"augmentation.{next(iter(wrong))}"):
         Augmentation(AugmentationOptions(**wrong), 16_000)
 

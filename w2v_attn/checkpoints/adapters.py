@@ -132,9 +132,9 @@ def check_language(language: str) -> None:
         raise CheckpointError(f"a language code consists of letters, digits, _ and -, such as eng, got {language!r}")
 
 
-def join_languages(names: list[str], most: int = MAX_LISTED) -> str:
-    """Return languages separated by commas: the first `most`, then the number of the others."""
-    return ", ".join(names[:most]) + (f" … and {len(names) - most:,} more" if len(names) > most else "")
+def join_languages(names: list[str], max_items: int = MAX_LISTED) -> str:
+    """Return languages separated by commas: the first `max_items`, then the number of the others."""
+    return ", ".join(names[:max_items]) + (f" … and {len(names) - max_items:,} more" if len(names) > max_items else "")
 
 
 def _layers(model: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def list_lines(lines: Sequence[str], most: int = 20) -> str:
-    """Join the lines of an indented list; after the first `most`, say how many more there are."""
-    more = f"\n  … and {len(lines) - most} more" if len(lines) > most else ""
-    return "\n  ".join(lines[:most]) + more
+def list_lines(lines: Sequence[str], max_lines: int = 20) -> str:
+    """Join the lines of an indented list; after the first `max_lines`, say how many more there are."""
+    more = f"\n  … and {len(lines) - max_lines} more" if len(lines) > max_lines else ""
+    return "\n  ".join(lines[:max_lines]) + more

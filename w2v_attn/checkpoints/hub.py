@@ -83,7 +83,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(
-            f"{folder} is a folder without config.json (it holds: {found}). Expected a Hugging Face checkpoint: "
+            f"{folder} is a folder without config.json (it contains: {found}). Expected a Hugging Face checkpoint: "
             f"config.json and one of {', '.join(WEIGHT_FILES)}. For a fairseq or torchaudio checkpoint give its file"
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class TrainingListener(Protocol):
-    """What a training run reports to; see `cli.progress` for the one that shows it to people."""
+    """The interface of objects that show the progress of training, such as `cli.progress.TrainingProgress`."""
 
     def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
         """Receive the report on the data before training, as rows (name, value)."""
@@ -99,16 +99,16 @@ class EarlyStopping(TrainerCallback):
 class ListenerCallback(TrainerCallback):
     """Report to a listener, and end training with a checkpoint when the listener asks for it."""
 
-    def __init__(self, listener: TrainingListener, anybody: Callable[[bool], bool]):
-        """anybody: returns whether its argument is true in any process."""
-        self._listener, self._anybody = listener, anybody
+    def __init__(self, listener: TrainingListener, in_any_process: Callable[[bool], bool]):
+        """in_any_process: returns whether its argument is true in any process."""
+        self._listener, self._in_any_process = listener, in_any_process
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._listener.on_train_begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._anybody(self._listener.interrupted()):
+        if self._in_any_process(self._listener.interrupted()):
             self.stopped = True
             control.should_save = control.should_training_stop = True
 

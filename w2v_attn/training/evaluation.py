@@ -1,7 +1,6 @@
 """Predictions and metrics on labelled recordings: in training, split over processes, and as a resumable run."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, TrainingError
 from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
+from w2v_attn.whole_files import write_whole
 
 METRICS = "metrics.json"
 
@@ -168,8 +168,6 @@ def evaluate_corpus(
     if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
         try:
             save_predictions(predictions, task, output)
-            temporary = output / f".{METRICS}"
-            temporary.write_text(json.dumps(measure(task, predictions), indent=1))
-            os.replace(temporary, output / METRICS)
+            write_whole(output / METRICS, json.dumps(measure(task, predictions), indent=1).encode())
         except OSError as error:
             raise RunError(f"cannot write {output}: {error.strerror or error}") from error

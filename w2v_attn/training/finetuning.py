@@ -221,7 +221,7 @@ def _scan(
         samples,
         sample_rate=audio.sample_rate,
         frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
-        least_samples=least_samples(audio.model.config),
+        min_samples=least_samples(audio.model.config),
         shortest_factor=min(1.0, augmentation.shortest_factor),
     )
 

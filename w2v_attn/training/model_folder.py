@@ -15,6 +15,7 @@ from w2v_attn.patching.replace import restore_attention
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.plots import plot_curves
 from w2v_attn.training.tasks.task import Task
+from w2v_attn.whole_files import write_whole
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
 
@@ -96,9 +97,7 @@ def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path
 
 def save_results(results: Mapping[str, Any], folder: Path) -> None:
     """Write `results.json` atomically; its existence means that the run is finished."""
-    temporary = folder / f".{RESULTS}"
-    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, folder / RESULTS)
+    write_whole(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False).encode())
 
 
 def save_card(

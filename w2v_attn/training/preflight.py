@@ -102,7 +102,7 @@ def scan_splits(
     *,
     sample_rate: int,
     frames_of: Callable[[int], int],
-    least_samples: int,
+    min_samples: int,
     shortest_factor: float,
 ) -> DataScan:
     """Select the recordings that can be used.
@@ -116,7 +116,7 @@ def scan_splits(
         samples: "split id" -> length in samples, or the reason why it cannot be read; see `LengthCache`.
         sample_rate: Hz.
         frames_of: Samples -> frames of the model.
-        least_samples: The shortest length that the model accepts.
+        min_samples: The shortest length that the model accepts.
         shortest_factor: The factor by which augmentation may shorten a training recording.
 
     Raises:
@@ -132,8 +132,8 @@ def scan_splits(
             reason = length if isinstance(length, str) else None
             if isinstance(length, int):
                 shortest = int(length * shortest_factor) if split == "train" else length
-                if shortest < least_samples:
-                    reason = f"is too short: {shortest} samples, at least {least_samples} are needed"
+                if shortest < min_samples:
+                    reason = f"is too short: {shortest} samples, at least {min_samples} are needed"
                 elif split == "train":
                     reason = task.unusable_reason(row, frames_of(shortest))
                 elif not task.is_labelled(row):

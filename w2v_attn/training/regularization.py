@@ -88,14 +88,14 @@ def draw_spans(lengths: Tensor, size: int, probability: float, span: int, min_sp
     count = torch.floor(probability * lengths / spans + torch.rand(B, device=device))
     count = torch.minimum(count.clamp(min=min_spans), lengths // spans)
     # Rows of at least twice the span have at most length / span spans; shorter ones length / (length // 2) <= 3.
-    most = min(size, max(min_spans, int(probability * max(size / span, 3.0)) + 2))
+    max_spans = min(size, max(min_spans, int(probability * max(size / span, 3.0)) + 2))
     places = torch.arange(size, device=device)
     # The positions with the greatest random numbers are a draw without replacement. If a row has fewer valid starts
-    # than `most`, invalid ones come last, and `count` excludes them.
+    # than `max_spans`, invalid ones come last, and `count` excludes them.
     last = (lengths - spans)[:, None]
     numbers = torch.rand(B, size, device=device).masked_fill(places > last, -1)
-    starts = torch.minimum(numbers.topk(most).indices, last.clamp(min=0))
-    counted = (torch.arange(most, device=device) < count[:, None]).int()
+    starts = torch.minimum(numbers.topk(max_spans).indices, last.clamp(min=0))
+    counted = (torch.arange(max_spans, device=device) < count[:, None]).int()
     # +1 at the start of a span and -1 after its end; the cumulative sum is positive inside spans.
     steps = torch.zeros(B, size + 1, dtype=torch.int32, device=device)
     steps.scatter_add_(1, starts, counted).scatter_add_(1, starts + spans[:, None], -counted)

@@ -24,6 +24,7 @@ from w2v_attn.training.options import Recipe
 from w2v_attn.training.preflight import DataScan, named_splits
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.tasks.task_registry import task_class
+from w2v_attn.whole_files import write_whole
 
 CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
     "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"
@@ -159,12 +160,7 @@ def seal_checkpoint(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     contents = {path.relative_to(folder).as_posix(): [path.stat().st_size, _file_hash(path)] for path in files}
-    temporary = folder / f".{SEAL}"
-    with temporary.open("w") as file:
-        json.dump(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / SEAL)
+    write_whole(folder / SEAL, json.dumps(contents).encode())
 
 
 def find_damage(folder: Path) -> str | None:

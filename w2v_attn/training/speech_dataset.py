@@ -75,7 +75,7 @@ class Augmentation:
         return noise * (level / own * 10 ** (-rng.uniform(self._options.snr[0], self._options.snr[1]) / 20))
 
 
-KEPT_SAMPLES = 16_000 * 3600 * 4  # one gigabyte of recordings is cached in memory; the others are read in every epoch
+MAX_CACHED_SAMPLES = 16_000 * 3600 * 4  # one gigabyte is cached in memory; other recordings are read in every epoch
 
 
 class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
@@ -106,8 +106,8 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
     ):
         self._rows, self._task, self._augmentation, self._seed = rows, task, augmentation, seed
         self._rate, self._do_normalize = sample_rate, do_normalize
-        self._kept: dict[int, Tensor] = {}
-        self._room = KEPT_SAMPLES if keep else 0
+        self._cache: dict[int, Tensor] = {}
+        self._free_samples = MAX_CACHED_SAMPLES if keep else 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -120,16 +120,16 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
         return waveform.float(), self._task.target(self._rows[index])
 
     def _waveform(self, index: int) -> Tensor:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cache:
+            return self._cache[index]
         row = self._rows[index]
         try:
             waveform = read_row(row, sample_rate=self._rate).waveform
         except ValueError as error:
             raise TrainingError(f"{row.path} could be read before training, but now it {error}") from error
-        if len(waveform) <= self._room:
-            self._room -= len(waveform)
-            self._kept[index] = waveform
+        if len(waveform) <= self._free_samples:
+            self._free_samples -= len(waveform)
+            self._cache[index] = waveform
         return waveform
 
 

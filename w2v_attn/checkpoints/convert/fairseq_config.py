@@ -159,10 +159,10 @@ SPECIAL, SPECIAL_THERE = ("<s>", "<pad>", "</s>", "<unk>"), ("<pad>", "<s>", "</
 def read_symbols(path: Path, task: Mapping[str, Any], state: Any, outputs: int) -> tuple[str, ...] | None:
     """Return the symbols of a CTC head from the dictionary next to the checkpoint or in it; None if there is none."""
     labels = task.get("labels") or "ltr"  # a list in HuBERT's task
-    beside = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
+    dictionary = path.parent / f"dict.{labels[0] if isinstance(labels, list) else labels}.txt"
     inside = state.get("target_dictionary") if isinstance(state, dict) else None
-    if beside.is_file():
-        symbols, where = [*SPECIAL, *_read_dictionary(beside)], str(beside)
+    if dictionary.is_file():
+        symbols, where = [*SPECIAL, *_read_dictionary(dictionary)], str(dictionary)
     elif isinstance(inside, dict) and isinstance(inside.get("symbols"), list):
         symbols, where = [str(symbol) for symbol in inside["symbols"]], f"the dictionary in {path}"
     else:
