@@ -1,4 +1,4 @@
-"""Times our layer against its peers: `python scripts/benchmark.py --help`."""
+"""Time our code and its peers: `python scripts/benchmark.py --help`."""
 
 from w2v_attn.__main__ import run
 

@@ -1,4 +1,4 @@
-"""Features on disk in another layout, selected and pooled: `python scripts/convert_features.py --help`."""
+"""Write features in another layout, selected and pooled: `python scripts/convert_features.py --help`."""
 
 from w2v_attn.__main__ import run
 

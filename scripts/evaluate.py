@@ -1,4 +1,4 @@
-"""How often a fine-tuned checkpoint is wrong: `python scripts/evaluate.py model.checkpoint=DIR audio=test.csv`."""
+"""Measure a checkpoint's errors: `python scripts/evaluate.py model.checkpoint=FOLDER audio=test.csv`."""
 
 from w2v_attn.__main__ import run
 

@@ -1,4 +1,4 @@
-"""Features from audio, one safetensors file for each recording: `python scripts/extract_features.py --help`."""
+"""Compute features of audio: `python scripts/extract_features.py --help`."""
 
 from w2v_attn.__main__ import run
 

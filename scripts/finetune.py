@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder on recordings: `python scripts/finetune.py data=local data.train=train.csv model=base`."""
+"""Train an encoder on recordings: `python scripts/finetune.py data=local data.train=train.csv model=base`."""
 
 from w2v_attn.__main__ import run
 

@@ -1,4 +1,4 @@
-"""Loads a checkpoint, puts our attention in it, and reports what it is: `python scripts/load_weights.py --help`."""
+"""Load a checkpoint, report what it is and convert it: `python scripts/load_weights.py --help`."""
 
 from w2v_attn.__main__ import run
 

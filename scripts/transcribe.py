@@ -1,4 +1,4 @@
-"""What recordings say, by the head of a fine-tuned checkpoint: `python scripts/transcribe.py --help`."""
+"""Turn recordings into text: `python scripts/transcribe.py --help`."""
 
 from w2v_attn.__main__ import run
 

@@ -1,4 +1,4 @@
-"""Stock transformers against ours on the same weights, stage by stage: `python scripts/verify.py --help`."""
+"""Compare our implementation with stock transformers: `python scripts/verify.py --help`."""
 
 from w2v_attn.__main__ import run
 

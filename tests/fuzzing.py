@@ -33,8 +33,8 @@ import soundfile
 import torch
 from wavs import read_wav
 
+from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import AudioError, Recording, read_recording
-from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT, MEMORY_GB, MAX_DURATION = 10.0, 0.3, 120.0

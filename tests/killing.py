@@ -32,9 +32,9 @@ from faults.disk import CODES, Disk, disk, make_fail
 from forked import fork
 
 from w2v_attn.cli import app
-from w2v_attn.extraction import store_shards
-from w2v_attn.features.formats.shard_files import INDEX
-from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.extraction import shard_store
+from w2v_attn.features.formats.shard_index import INDEX
+from w2v_attn.runs.failure_log import FAILURE_LOG
 
 FAULTS = Path(__file__).resolve().parent / "faults"
 # Recordings whose decoders go wrong each time, and those where they do so once in a run and then no more.
@@ -191,7 +191,7 @@ def _soak(
         "sessions": _sessions(killed),
         "ends": dict(codes),
         "faults_of_decoders": sum(1 for _ in marks.iterdir()),
-        "failed": dict(Counter(json.loads(line)["reason"] for line in (killed / LEDGER).read_text().splitlines())),
+        "failed": dict(Counter(json.loads(line)["reason"] for line in (killed / FAILURE_LOG).read_text().splitlines())),
         "disk": place and ("mounted" if place.mounted else "a folder"),
         "left_behind": _decoders(limit),
     }
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
     options = parser.parse_args(arguments)
     if options.shard is not None:
-        store_shards.SIZE = options.shard
+        shard_store.SHARD_BYTES = options.shard
     with tempfile.TemporaryDirectory() as temporary:
         found = soak(
             Path(temporary),

@@ -1,4 +1,4 @@
-"""The commands as people call them: every configuration composes, errors help, exit codes are those promised."""
+"""The commands from the command line: all configurations compose, errors say what to do, exit codes are documented."""
 
 import json
 import runpy
@@ -15,9 +15,9 @@ from started import Started
 
 from w2v_attn import folders
 from w2v_attn.cli import app
-from w2v_attn.cli.exit_codes import INTERRUPTED
 from w2v_attn.cli.finetune import recipe_of
 from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
+from w2v_attn.cli.process import INTERRUPTED
 
 CONF = ROOT / "conf"
 GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -58,7 +58,7 @@ def test_every_attention_choice_is_a_backend_and_every_model_a_checkpoint():
     assert all(set(model) - {"config"} == {"checkpoint", "revision", "language"} for model in models.values())
 
 
-def test_extract_without_arguments_gives_features_of_the_speech_that_comes_along(call, tmp_path):
+def test_extract_without_arguments_gives_features_of_the_bundled_speech(call, tmp_path):
     from safetensors.torch import load_file
 
     from w2v_attn import load_encoder, read_audio
@@ -93,7 +93,7 @@ def test_some_failures_give_code_1_a_table_and_a_ledger(call, tmp_path):
 @pytest.mark.parametrize(
     "name", ["a b.flac", "a=b.flac", "a,b.flac", "a(b.flac", "[a].flac", "é.flac", "~a.flac", "{a}.flac"]
 )
-def test_odd_names_unquoted_show_the_quoting_that_then_works(call, tmp_path, name):
+def test_the_error_for_an_unquoted_name_shows_a_quoting_that_works(call, tmp_path, name):
     import re
     import shlex
 
@@ -182,7 +182,7 @@ def test_names_are_shown_as_they_are(call, tmp_path):
     assert all(name in out for name in ("x[/b].wav", "song[live].wav", "a:smile:.wav"))
 
 
-def test_an_output_that_is_a_file_is_told_before_anything_is_loaded(call, tmp_path):
+def test_an_output_that_is_a_file_is_an_error_before_anything_is_loaded(call, tmp_path):
     (tmp_path / "out").touch()
     code, _, err = call("extract", f"audio={ONE_CLIP}", "output=out")
     assert code == 2
@@ -288,7 +288,7 @@ def test_hydra_multirun_serves_several_choices(call, tmp_path):
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_a_sweep_ends_with_the_code_of_its_jobs_and_all_of_them_run(launcher, call, tmp_path):
-    """Also where its jobs are processes elsewhere; and the others go on."""
+    """Also where its jobs are processes elsewhere; and the other jobs continue."""
     options = (f"hydra/launcher={launcher}", f"audio={ONE_CLIP}", "output=out/${layers}")
     if launcher == "basic":
         options += ("hydra.sweeper.max_batch_size=1",)

@@ -1,4 +1,4 @@
-"""Every row of what audio files can be: read, read with a remark, or refused with a reason."""
+"""Audio files of every kind are read, read with a warning, or refused with a reason."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_resampling_in_blocks_is_resampling_at_once(monkeypatch, wave, tmp_path)
     np.testing.assert_allclose(found[:n], at_once[:n], atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------- cut short, damaged
+# ---------------------------------------------------------------------------------------- truncated, damaged
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -118,7 +118,7 @@ def test_a_file_that_is_cut_short_is_refused(name, share, wave, tmp_path):
     path = write(tmp_path / f"a.{name}", wave, name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(AudioError, match=r"cut short|damaged"):
+    with pytest.raises(AudioError, match=r"truncated|damaged"):
         read_audio(path)
 
 
@@ -151,12 +151,12 @@ def test_a_flac_that_is_wrong_about_its_length_is_read_with_a_remark(claimed, sa
     assert says in found.flags[0]
 
 
-def test_a_flac_without_checksum_that_promises_more_is_cut_short(wave, tmp_path):
+def test_a_flac_without_checksum_that_states_more_samples_is_truncated(wave, tmp_path):
     path = flac_with_length(write(tmp_path / "a.flac", wave, "flac"), len(wave) + 5)
     content = bytearray(path.read_bytes())
     content[26:42] = bytes(16)
     path.write_bytes(content)
-    with pytest.raises(AudioError, match="cut short"):
+    with pytest.raises(AudioError, match="truncated"):
         read_audio(path)
 
 
@@ -225,7 +225,7 @@ def test_lengths_in_a_header_that_lead_nowhere_are_refused_or_passed_over(name, 
 
 
 def ogg_pages(content):
-    """Where its pages begin, and its end."""
+    """Return the offsets of the pages, and of the end."""
     starts, at = [], 0
     while at < len(content):
         starts.append(at)
@@ -252,12 +252,12 @@ def test_an_ogg_with_a_flipped_bit_anywhere_is_refused(name, wave, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ogg", "opus"])
-def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_passed_over(name, wave, tmp_path):
+def test_an_ogg_that_lacks_a_page_is_refused_and_bytes_between_pages_are_ignored(name, wave, tmp_path):
     content = write(tmp_path / "a", wave, name).read_bytes()
     starts = ogg_pages(content)
     assert len(starts) > 5
     (tmp_path / "b").write_bytes(content[: starts[3]] + content[starts[4] :])
-    with pytest.raises(AudioError, match=r"page 3 is missing|cut short"):
+    with pytest.raises(AudioError, match=r"page 3 is missing|truncated"):
         read_audio(tmp_path / "b")
     (tmp_path / "b").write_bytes(content[: starts[3]] + b"between" + content[starts[3] :])
     assert torch.equal(read_audio(tmp_path / "b"), read_audio(tmp_path / "a"))
@@ -267,12 +267,12 @@ def test_an_ogg_that_lacks_a_page_is_refused_and_what_stands_between_pages_is_pa
 def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_read(name, wave, tmp_path):
     content = write(tmp_path / "a", wave, name).read_bytes() + write(tmp_path / "b", wave[:30_000], name).read_bytes()
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(AudioError, match="several recordings one behind the other"):
+    with pytest.raises(AudioError, match="several recordings one after the other"):
         read_audio(tmp_path / "a")
 
 
 def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
-    from w2v_attn.audio.integrity.ogg import _checksum, fault
+    from w2v_attn.audio.integrity.ogg import _checksum, find_ogg_damage
 
     content = write(tmp_path / "a", np.tile(wave, 4), "ogg").read_bytes()
     starts = ogg_pages(content)
@@ -281,10 +281,10 @@ def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):
     header = sum(not any(page[6:14]) for page in pages)
     (tmp_path / "b").write_bytes(b"".join(pages[:header] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert fault(file) is None
+        assert find_ogg_damage(file) is None
     (tmp_path / "b").write_bytes(b"".join(pages[: header + 1] + pages[header + 2 :]))
     with (tmp_path / "b").open("rb") as file:
-        assert "missing" in fault(file)
+        assert "missing" in find_ogg_damage(file)
 
 
 @pytest.mark.parametrize(("byte", "bit", "what"), [(19, 6, "Hz"), (20, 1, "channels"), (21, 6, "bits")])
@@ -304,14 +304,14 @@ def test_the_first_frame_of_a_healthy_flac_says_what_its_header_says(rate, tmp_p
         noise = np.random.default_rng(0).standard_normal((5000, channels)) / 10
         soundfile.write(tmp_path / "a", noise, rate, format="FLAC", subtype=subtype)
         with (tmp_path / "a").open("rb") as file:
-            header = flac.stated(file)
+            header = flac.read_flac_header(file)
             file.seek(header.frames_at)
-            assert flac._frame_form(file.read(16)) == header.form
+            assert flac._frame_format(file.read(16)) == header.format
 
 
 @pytest.mark.parametrize("name", ["flac", "wav"])
 def test_ffmpeg_is_no_way_around_a_refusal(name, wave, tmp_path):
-    """It reads what is left of them, and says nothing."""
+    """FFmpeg reads what is left of damaged files, without a warning."""
     av = pytest.importorskip("av")
     if name == "flac":
         content = bytearray(write(tmp_path / "a", wave, name).read_bytes())
@@ -328,14 +328,14 @@ def test_ffmpeg_is_no_way_around_a_refusal(name, wave, tmp_path):
         assert len(list(container.decode(audio=0))) > 1
 
 
-def test_a_wav_that_contradicts_itself_is_told(wave, tmp_path):
+def test_a_wav_that_contradicts_itself_is_flagged(wave, tmp_path):
     content = write(tmp_path / "a", wave, "wav").read_bytes()
     for at, field in ((24, struct.pack("<I", RATE + 1)), (28, bytes(4))):
         (tmp_path / "b").write_bytes(content[:at] + field + content[at + len(field) :])
         assert read_recording(tmp_path / "b").flags[0].startswith("header contradicts itself (")
 
 
-def test_samples_behind_those_that_a_wav_counts_are_told_and_chunks_are_not(wave, tmp_path):
+def test_samples_after_those_that_a_wav_counts_are_flagged_and_chunks_are_not(wave, tmp_path):
     content = write(tmp_path / "a", wave, "wav").read_bytes()
     at = content.index(b"data") + 4
     stale = content[:at] + struct.pack("<I", 40_000) + content[at + 4 :]
@@ -349,7 +349,7 @@ def test_samples_behind_those_that_a_wav_counts_are_told_and_chunks_are_not(wave
     assert read_recording(tmp_path / "b").flags == ()
 
 
-def test_sound_behind_that_of_a_sphere_is_told(wave, tmp_path):
+def test_sound_after_that_of_a_sphere_is_flagged(wave, tmp_path):
     path = write(tmp_path / "a", wave, "sph")
     path.write_bytes(path.read_bytes() + bytes(1000))
     assert read_recording(path).flags == (f"header claims {len(wave)} samples, the file holds {len(wave) + 500}",)
@@ -360,7 +360,7 @@ def remarks(content, path):
     return " ".join(read_recording(path).flags)
 
 
-def test_what_an_mp3_lacks_or_has_beside_its_frames_is_told(wave, tmp_path):
+def test_missing_and_extra_bytes_of_an_mp3_are_flagged(wave, tmp_path):
     content, path = write(tmp_path / "a", wave, "mp3").read_bytes(), tmp_path / "b"
     frame = content[:2]
     middle = content.index(frame, len(content) // 2)
@@ -381,7 +381,7 @@ def flipped(content, at):
 
 
 def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_other(wave, tmp_path, call):
-    """The table of what audio files can be, in one run; None: features come of it."""
+    """One run over files of every kind; a reason of None means that it writes features."""
     folder = tmp_path / "audio"
     folder.mkdir()
 
@@ -395,7 +395,7 @@ def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_ot
     for name in ("wav", "flac", "ogg", "opus", "mp3"):
         content = write(path(f"good.{name}"), wave, name).read_bytes()
         path(f"cut.{name}").write_bytes(content[: len(content) * 2 // 3])
-        reasons |= {f"good.{name}": None, f"cut.{name}": "cut short|damaged"}
+        reasons |= {f"good.{name}": None, f"cut.{name}": "truncated|damaged"}
     path("flipped.flac").write_bytes(flipped(path("good.flac").read_bytes(), 20_000))
     flac_with_length(write(path("claims.flac"), wave, "flac"), 2**36 - 1)
     flac_with_length(write(path("unknown.flac"), wave, "flac"), 0)
@@ -430,7 +430,7 @@ def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_ot
 
 
 def test_no_damage_goes_by_in_silence():
-    """A sample of what `python tests/fuzzing.py` does by ten thousands."""
+    """A small sample of what `python tests/fuzzing.py` does ten thousand times."""
     import fuzzing
 
     found = fuzzing.fuzz(fuzzing.seeds(None), seed=0, count=700)
@@ -557,8 +557,8 @@ def test_m4a_is_read_with_the_extra(m4a, wave):
     assert found.abs().max() > 0.1
 
 
-def test_ffmpeg_reads_many_channels_side_by_side(wave, tmp_path):
-    """Behind the eighth channel lies what once ended the process: see `_FFmpegSource.blocks`."""
+def test_ffmpeg_reads_many_interleaved_channels(wave, tmp_path):
+    """Reading beyond the eighth channel once crashed the process: see `_FFmpegSource.blocks`."""
     av = pytest.importorskip("av")
     path, channels = tmp_path / "a.mka", 12
     with av.open(str(path), "w", format="matroska") as container:

@@ -1,4 +1,4 @@
-"""A language model decides between what sounds alike; without one, or with an even one, nothing changes."""
+"""A language model decides between words that sound alike; without one, or with a uniform one, nothing changes."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def arpa(folder, unigrams, bigrams=()):
 
 
 def frames(*best):
-    """Log-probabilities in which each frame says one symbol, or two alike."""
+    """Return log-probabilities in which each frame has one symbol, or two equally probable ones."""
     rows = torch.full((len(best), len(SYMBOLS)), -9.0)
     for row, said in zip(rows, best, strict=True):
         for symbol in said:
@@ -73,7 +73,7 @@ def test_speech_is_heard_as_before_with_a_language_model_of_its_words(tmp_path):
         assert ours.start == pytest.approx(theirs.start, abs=0.05)
 
 
-def test_what_cannot_be_searched_with_is_told(tmp_path):
+def test_unusable_language_models_and_lexicons_are_an_error(tmp_path):
     def search(**options):
         BeamSearch(BeamSearchOptions(**options), SYMBOLS, blank="<pad>", delimiter="|")
 

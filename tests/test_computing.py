@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.benchmarks.measurement import peak_bytes
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.computing import compute
-from w2v_attn.features.making import cast
+from w2v_attn.extraction.computing import compute_features
+from w2v_attn.features.transform import cast
 
 ROW = Row("a.wav", Path("a.wav"))
 RECORDING = Recording(torch.zeros(16_000), 16_000, 16_000, 1, ())
@@ -22,7 +22,7 @@ PRODUCT = SimpleNamespace(layers=("layer_01", "final"), make=lambda row_id, feat
 def made_of(*found):
     """What becomes of what an encoder gives for each recording."""
     encoder = SimpleNamespace(extract=lambda waveforms, layers: [features() for features in found])
-    return compute(encoder, PRODUCT, [(ROW, RECORDING)] * len(found))
+    return compute_features(encoder, PRODUCT, [(ROW, RECORDING)] * len(found))
 
 
 def test_features_have_memory_of_their_own():

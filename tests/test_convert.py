@@ -11,8 +11,8 @@ from test_feature_sets import check
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.features import destination, making, segments
-from w2v_attn.features.formats.formats import LAYOUTS, layout_of
+from w2v_attn.features import conversion_folder, segments, transform
+from w2v_attn.features.formats.registry import LAYOUTS, get_layout
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_values_that_become_0_are_written_and_counted(convert, mirrored, corpus,
     features["layer_10"][0, :4] = torch.tensor([2**-25, -(2**-26), 1.01 * 2**-25, 0.0])
     features["final"][0, 0] = 1e-9
     write_features(mirrored / "a.wav.safetensors", features, metadata)
-    if "float16" not in layout_of(layout).writer.holds:
+    if "float16" not in get_layout(layout).writer.dtypes:
         assert convert(f"layout={layout}", "output_dtype=float16")[0] == 2
         return
     code, out, err = convert(f"layout={layout}", "output_dtype=float16")
@@ -119,12 +119,12 @@ WRONG = {
     "segments without pooling": (["segments=x.csv"], "give pooling=mean"),
     "no such segments": (["pooling=mean", "segments=absent.csv"], "cannot be read"),
     "too few weights": (["layer_weights=[0.5,0.5]"], "2 weights for 4 layers"),
-    "no such checkpoint": (["layer_weights=absent"], "no checkpoint"),
+    "no such checkpoint": (["layer_weights=absent"], "neither a checkpoint"),
     "no such features": (["features=absent"], "no folder absent"),
-    "no features": (["features=."], "lie in each other"),
+    "no features": (["features=."], "overlap"),
     "a dtype that is not held": (
         ["layout=npy", "output_dtype=bfloat16"],
-        "npy holds no bfloat16: output_dtype=float32 keeps",
+        "npy cannot store bfloat16: output_dtype=float32 keeps",
     ),
 }
 
@@ -160,31 +160,31 @@ def test_an_interruption_leaves_what_is_whole_and_the_same_command_ends_it(
 ):
     if LAYOUTS[layout].library:
         pytest.importorskip(LAYOUTS[layout].library)
-    right = making.cast
+    right = transform.cast
 
     def interrupted(tensor, dtype, layer):
         if tensor.shape[0] == 5 and layer == "final":  # of the third recording
             signal.raise_signal(signal.SIGTERM)
         return right(tensor, dtype, layer)
 
-    monkeypatch.setattr(making, "cast", interrupted)
+    monkeypatch.setattr(transform, "cast", interrupted)
     code, out, err = convert(f"layout={layout}")
     monkeypatch.undo()
     assert code == 143
     assert "not reached" in out
-    assert "the same command starts again" in err
+    assert "start again with the same command" in err
     assert not list((tmp_path / "out").rglob(".tmp-*"))
     if layout in ("mirrored", "npy"):  # a recording's files are its own
         found = open_features(tmp_path / "out")
         check(found, {id: corpus[id] for id in sorted(IDS)[:3]})
-        assert "has not come to its end" in destination.what_is_missing(tmp_path / "out", 3)
+        assert "did not finish" in conversion_folder.incomplete_reason(tmp_path / "out", 3)
     elif layout == "shards":
         assert len(open_features(tmp_path / "out")) == 0
     else:
         with pytest.raises(ValueError, match="no features"):
             open_features(tmp_path / "out")
     assert convert(f"layout={layout}")[0] == 0
-    assert destination.what_is_missing(tmp_path / "out", 6) is None
+    assert conversion_folder.incomplete_reason(tmp_path / "out", 6) is None
     check(open_features(tmp_path / "out"), corpus)
 
 
@@ -338,10 +338,10 @@ def test_a_span_beyond_the_end_is_named(convert, tmp_path):
 
 
 def test_a_library_that_is_missing_is_told_with_the_command(convert, monkeypatch, tmp_path):
-    from w2v_attn.features.formats import formats
+    from w2v_attn.features.formats import registry
 
     needing = next(layout for layout in LAYOUTS.values() if layout.library is not None)
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     code, _, err = convert(f"layout={needing.name}")
     assert code == 2
     assert f"needs {needing.library}: pip install 'w2v_attn[formats]'" in err

@@ -1,4 +1,4 @@
-"""What is named as audio becomes rows, or an error with the line."""
+"""Folders and manifests become rows, or an error that names the line."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_what_is_no_audio_is_counted(tmp_path):
     assert corpus.skipped == {".txt": 2, "no extension": 1, ".wav": 1}
 
 
-def test_odd_names_are_rows_like_others(tmp_path):
+def test_unusual_names_are_rows_like_others(tmp_path):
     assert sorted(ids(list_recordings(touch(tmp_path, *ODD_NAMES)))) == sorted(ODD_NAMES)
     (tmp_path / "list.csv").write_text('path\n"a,b.wav"\né.wav\n~tilde.wav\n', encoding="utf-8")
     assert ids(list_recordings(tmp_path / "list.csv")) == ["a,b.wav", "é.wav", "~tilde.wav"]
@@ -58,7 +58,7 @@ def test_an_empty_folder_names_the_extensions(tmp_path):
         list_recordings(touch(tmp_path, "a.txt"))
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_a_missing_path_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match="no file or folder"):
         list_recordings(tmp_path / "absent")
 
@@ -96,8 +96,8 @@ BROKEN = {
     "leaving it inside": ("l.txt", "a/../../b.wav\n", r"line 1: .* leaves the folder"),
     "an absolute path": ("l.txt", "/etc/passwd\n", r"line 1: /etc/passwd leaves .* root="),
     "a URL": ("l.jsonl", '{"path": "https://x.org/a.wav"}\n', r"line 1: .* is a URL"),
-    "an id twice": ("l.csv", "path,id\na.wav,1\nb.wav,2\nc.wav,1\n", r"line 4: the id 1 is that of line 2"),
-    "a path twice": ("l.txt", "a.wav\na.wav\n", r"line 2: the id a.wav is that of line 1"),
+    "an id twice": ("l.csv", "path,id\na.wav,1\nb.wav,2\nc.wav,1\n", r"line 4: the id 1 is already used in line 2"),
+    "a path twice": ("l.txt", "a.wav\na.wav\n", r"line 2: the id a.wav is already used in line 1"),
     "an id that leaves": ("l.csv", "path,id\na.wav,../x\n", r"line 2: the id '../x'"),
     "an absolute id": ("l.csv", "path,id\na.wav,/x\n", r"line 2: the id '/x'"),
     "no JSON": ("l.jsonl", '{"path": "a.wav"}\n{\n', r"line 2: is not JSON"),
@@ -116,13 +116,13 @@ def test_a_broken_manifest_names_the_line(case, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.txt", "l.jsonl"])
-def test_a_manifest_that_is_no_text_is_told_with_the_line(name, tmp_path):
+def test_a_manifest_that_is_not_text_is_an_error_with_its_line(name, tmp_path):
     (tmp_path / name).write_bytes(b"\n\xff\xfe\x00path\n")
     with pytest.raises(CorpusError, match="line 2: is not UTF-8"):
         list_recordings(tmp_path / name)
 
 
-def test_json_that_is_too_deep_is_told(tmp_path):
+def test_json_that_is_too_deep_is_an_error(tmp_path):
     (tmp_path / "l.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(CorpusError, match="line 1: is not JSON"):
         list_recordings(tmp_path / "l.jsonl")
@@ -141,7 +141,7 @@ def test_a_folder_that_may_not_be_searched_becomes_a_row_that_fails(tmp_path, mo
     assert ids(list_recordings(tmp_path)) == ["closed", "open/a.wav"]
 
 
-def test_a_name_longer_than_any_file_systems_is_told():
+def test_a_name_too_long_for_any_file_system_is_an_error():
     with pytest.raises(CorpusError, match="no file or folder"):
         list_recordings("a" * 5000)
 

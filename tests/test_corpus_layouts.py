@@ -1,4 +1,4 @@
-"""What people have becomes the same rows: manifests of other tools, corpora in their own trees, data sets."""
+"""Manifests of other tools, published corpora in their own layouts, and data sets become the same rows."""
 
 import json
 
@@ -10,7 +10,7 @@ from conftest import SPEECH
 
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import CorpusError, Row
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 
 CLIP = next(iter(sorted(SPEECH.rglob("*.flac"))))
 
@@ -47,7 +47,7 @@ def test_columns_become_fields(tmp_path):
         ("a.wav,0,1,rest", r"line 2: the split is 'rest', expected train, valid or test"),
     ],
 )
-def test_fields_that_cannot_be_are_told_with_the_line(line, says, tmp_path):
+def test_impossible_fields_are_an_error_with_their_line(line, says, tmp_path):
     (tmp_path / "l.csv").write_text(f"path,offset,duration,split\n{line}\n")
     with pytest.raises(CorpusError, match=says):
         list_recordings(tmp_path / "l.csv")
@@ -162,9 +162,9 @@ def test_hugging_face_data_sets_are_decoded_here(tmp_path):
     assert torch.equal(ours, read_row(Row("x", CLIP), sample_rate=16_000).waveform)
 
 
-def test_a_data_set_that_cannot_be_had_is_told():
+def test_a_data_set_that_cannot_be_loaded_is_an_error():
     pytest.importorskip("datasets")
-    with pytest.raises(CorpusError, match="hub:nobody/nothing cannot be had"):
+    with pytest.raises(CorpusError, match="hub:nobody/nothing cannot be loaded"):
         list_recordings("hub:nobody/nothing")
 
 
@@ -179,7 +179,7 @@ def test_a_part_of_a_recording_is_that_part(form, tmp_path):
     rest = read_row(Row("a", path, 149.0), sample_rate=16_000).waveform
     assert torch.equal(rest, whole[149 * 16_000 :])
     assert len(read_row(Row("a", path, 149.0, 1.05), sample_rate=16_000).waveform) == 16_000  # manifests round
-    with pytest.raises(ValueError, match="ends before the part from 149 s, 3 s long"):
+    with pytest.raises(ValueError, match="ends before 152 s, where the segment from 149 s ends"):
         read_row(Row("a", path, 149.0, 3.0), sample_rate=16_000)
     with pytest.raises(ValueError, match="ends before 200 s"):
         read_row(Row("a", path, 200.0), sample_rate=16_000)

@@ -19,14 +19,14 @@ import torch
 from conftest import ROOT, SPEECH
 from started import Started
 
+from w2v_attn.audio import decoder_subprocess
+from w2v_attn.audio.audio_decoder import AudioDecoderOptions
+from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import AudioError, read_recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs import decoder_subprocess
-from w2v_attn.runs.audio_decoder import AudioDecoderOptions
-from w2v_attn.runs.decoder_subprocess import SubprocessDecoder
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.sources import read_row
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.row_reader import read_row
 
 RATE = 16_000
 FAULTS = {
@@ -209,14 +209,14 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path):
 def test_the_processes_import_neither_torch_nor_what_is_in_the_folder(monkeypatch, tmp_path):
     (tmp_path / "soundfile.py").write_text("raise SystemExit('taken from the folder')")
     monkeypatch.chdir(tmp_path)
-    code = decoder_subprocess.START_UP.replace(
+    code = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "assert not {'torch', 'transformers', 'hydra'} & {*sys.modules}"
     )
-    subprocess.run([sys.executable, "-P", "-c", code, decoder_subprocess.HOME], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code, decoder_subprocess.PACKAGE_ROOT], check=True)
 
 
 def test_processes_that_do_not_start_end_the_run_and_say_so(clip, faults, monkeypatch, capfd):
-    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit('there is no soundfile')")
+    monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "raise SystemExit('there is no soundfile')")
     with closing(SubprocessDecoder(timeout=1, memory_gb=0.2)) as decoder, pytest.raises(RunError, match="do not start"):
         decoder.read_recording(clip, sample_rate=RATE)
     assert "there is no soundfile" in capfd.readouterr().err
@@ -226,14 +226,14 @@ def test_a_run_whose_processes_do_not_start_says_so_in_a_line(audio, monkeypatch
     monkeypatch.setattr(sys, "executable", "/absent/python")
     code, _, said = call("extract", f"audio={audio}", "output=out", "audio_decoder=subprocess")
     assert code == 1
-    assert "do not start (No such file or directory): audio_decoder=inline does without them" in said
+    assert "do not start (No such file or directory): audio_decoder=inline decodes without them" in said
 
 
 @pytest.mark.parametrize("starts", [False, True])
-def test_whoever_waits_for_a_decoder_is_told_when_it_is_closed(starts, clip, faults, monkeypatch):
+def test_a_thread_that_waits_for_a_decoder_gets_an_error_when_it_is_closed(starts, clip, faults, monkeypatch):
     faults({"hang": clip.name})
     if starts:  # and takes its time: a busy machine
-        monkeypatch.setattr(decoder_subprocess, "START_UP", "import time\ntime.sleep(60)")
+        monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "import time\ntime.sleep(60)")
     decoder, said = SubprocessDecoder(timeout=60, memory_gb=0.2), []
 
     def read():
@@ -288,7 +288,7 @@ def test_a_run_with_decoders_that_hang_and_crash_has_all_other_features(audio, t
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(number, audio, tmp_path, faults):
+def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_no_process(number, audio, tmp_path, faults):
     faults({"hang": r"[ab]\.flac"})
     limit = f"9.{os.getpid():08}{number:02}"  # by which its processes are found, and not those of another test
     command = ["extract", f"audio={audio}", "output=out", f"audio_decoder.timeout={limit}"]
@@ -301,11 +301,11 @@ def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_nobody(
     assert failures(tmp_path / "out") == {}
 
 
-def test_a_decoder_that_nobody_waits_for_ends_itself_whatever_it_does(clip, faults, monkeypatch):
-    start = decoder_subprocess.START_UP.replace(
+def test_a_decoder_whose_parent_is_gone_ends_itself_whatever_it_does(clip, faults, monkeypatch):
+    start = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "import w2v_attn.audio.worker; w2v_attn.audio.worker.GRACE = 0.2; main()"
     )
-    monkeypatch.setattr(decoder_subprocess, "START_UP", start)
+    monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", start)
     faults({"hold": clip.name})
     process = decoder_subprocess._Process(0.1, 1)
     process.wait_ready()

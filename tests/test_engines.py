@@ -18,16 +18,15 @@ from test_product import save_faint
 from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.waveforms import find_device
-from w2v_attn.extraction.engines import processes
-from w2v_attn.extraction.engines.choice import open_extractor
-from w2v_attn.extraction.engines.chunks import MOST_PARTS, chunks
+from w2v_attn.extraction.engines import local_processes
+from w2v_attn.extraction.engines.open_extractor import open_extractor
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Job, Task
-from w2v_attn.features.making import Making
-from w2v_attn.runs import feeding
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import ALONE, Rank, parts_of
+from w2v_attn.extraction.extractor import MAX_BLOCKS, ExtractionJob, ExtractionTask, chunks
+from w2v_attn.features.transform import FeatureTransform
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import prefetch
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.rank import ALONE, Rank, blocks_of
 from w2v_attn.runs.record import RUN
 
 CLIPS = sorted(SPEECH.rglob("*.flac"))
@@ -83,7 +82,7 @@ def job(checkpoint, tmp_path):
         model = {"dtype": "float32", "device": "cpu", "backend": "auto"}
         asked = {"layers": ("final",), "max_duration": 60.0, "output": tmp_path / output}
         where = changes.pop("checkpoint", checkpoint)
-        return Job(checkpoint=where, model=model, task=Task(**(asked | changes)))
+        return ExtractionJob(checkpoint=where, model=model, task=ExtractionTask(**(asked | changes)))
 
     return make
 
@@ -100,16 +99,16 @@ def content(folder):
 
 def test_chunks_are_the_list_in_order_and_the_last_ones_are_small():
     for count in (0, 1, 127, 128, 129, 100_000):
-        parts = parts_of(rows_of(count))
+        parts = blocks_of(rows_of(count))
         found = list(chunks(parts, 3))
         assert [part for chunk in found for part in chunk] == parts
-        assert all(len(chunk) <= MOST_PARTS for chunk in found)
+        assert all(len(chunk) <= MAX_BLOCKS for chunk in found)
         assert all(len(chunk) == 1 for chunk in found[-3:])
 
 
 @pytest.mark.slow
 def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_them(job, one_thread, tmp_path):
-    rows = rows_of(feeding.BLOCK + 3)
+    rows = rows_of(prefetch.ROWS_PER_BLOCK + 3)
     expected = {outcome.row.id for outcome in extract(job("one"), rows)}
     mark = tmp_path / "mark"
     rows[50] = fatal_once(rows[50], mark)
@@ -118,11 +117,11 @@ def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_the
     assert {outcome.row.id for outcome in outcomes} == expected
     assert len(outcomes) == len(rows)
     assert [outcome.row.id for outcome in outcomes if outcome.reason is not None] == ["129.flac"]
-    assert "SIGKILL" in (tmp_path / "two" / LEDGER).read_text()
+    assert "SIGKILL" in (tmp_path / "two" / FAILURE_LOG).read_text()
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert set(one) - set(two) == {"129.flac.safetensors"}
     # Its neighbours were computed without it, and 50 says that its source is another.
-    apart = {f"{number}.flac.safetensors" for number in (50, 128, 130)} | {LEDGER}
+    apart = {f"{number}.flac.safetensors" for number in (50, 128, 130)} | {FAILURE_LOG}
     assert {name for name in set(two) - apart if one[name] != two[name]} == set()
 
 
@@ -142,11 +141,11 @@ def test_what_is_wrong_is_said_by_processes_as_by_one(job, tmp_path):
 def test_interrupted_processes_end_with_whole_files_and_nobody_stays(job, tmp_path):
     rows, seen = rows_of(600), []
     with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
-        assert isinstance(extractor, processes.LocalProcesses)
+        assert isinstance(extractor, local_processes.LocalProcesses)
         found = extract_with(extractor, job("out").task, rows, interrupted=lambda: len(seen) > 0)
         for outcome in found:
             seen.append(outcome.row.id)
-        children = [member._process for member in extractor._members]
+        children = [member._child for member in extractor._processes]
     assert 0 < len(seen) < len(rows)
     assert not any(child.is_alive() for child in children)
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} >= {f"{name}.safetensors" for name in seen}
@@ -171,29 +170,31 @@ def test_a_process_that_is_killed_takes_no_lock_with_it(job):
 
 def test_nobody_writes_when_a_run_was_ended(job, tmp_path):
     with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
-        assert isinstance(extractor, processes.LocalProcesses)
+        assert isinstance(extractor, local_processes.LocalProcesses)
         found = extract_with(extractor, job("out").task, rows_of(600))
         next(found)
         found.close()  # as where the disk is full
-        assert not any(member._process.is_alive() for member in extractor._members)
+        assert not any(member._child.is_alive() for member in extractor._processes)
     assert not list((tmp_path / "out").glob(".tmp-*"))
 
 
 def test_a_process_that_ends_within_a_word_has_died(job):
     with open_extractor(job("out"), engine="local", workers=2, rank=ALONE) as extractor:
-        assert isinstance(extractor, processes.LocalProcesses)
-        member = extractor._members[0]
-        member.end()
+        assert isinstance(extractor, local_processes.LocalProcesses)
+        member = extractor._processes[0]
+        member.stop()
         member.connection, theirs = multiprocessing.Pipe()
         os.write(theirs.fileno(), struct.pack("!i", 100) + b"half")
         theirs.close()
-        with pytest.raises(RunError, match="cannot begin"):
-            member.begin()
+        with pytest.raises(RunError, match="cannot start"):
+            member.wait_ready()
 
 
 def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
     made = []
-    monkeypatch.setattr(processes, "LocalProcesses", lambda job, devices, threads: made.append((devices, threads)))
+    monkeypatch.setattr(
+        local_processes, "LocalProcesses", lambda job, devices, threads: made.append((devices, threads))
+    )
     torch.set_num_threads(4)
     for device in ("auto", "cpu"):
         if find_device(device).type == "cpu":
@@ -208,7 +209,7 @@ def test_processes_share_the_threads_of_one(job, one_thread, monkeypatch):
 @pytest.mark.parametrize("making", [{}, {"layer_weights": (0.5, 0.5)}], ids=str)
 def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path):
     rows = rows_of(1030)  # of two stretches
-    asked = {"layers": ("layer_01", "final"), "making": Making(**making)}
+    asked = {"layers": ("layer_01", "final"), "transform": FeatureTransform(**making)}
     outcomes = extract(job("one", layout="shards", **asked), rows, workers=2)
     assert [outcome.reason for outcome in outcomes] == [None] * len(rows)
     extract(job("mirrored", **asked), rows[::50])
@@ -222,11 +223,11 @@ def test_processes_write_shards_to_one_folder(making, job, one_thread, tmp_path)
 @pytest.mark.slow
 def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
     checkpoint = str(save_faint(tmp_path / "faint"))
-    asked = job("out", checkpoint=checkpoint, making=Making(output_dtype="float16"))
-    rows = rows_of(feeding.BLOCK + 3)
+    asked = job("out", checkpoint=checkpoint, transform=FeatureTransform(output_dtype="float16"))
+    rows = rows_of(prefetch.ROWS_PER_BLOCK + 3)
     for kept in (False, True):
         outcomes = extract(asked, rows, workers=2)
-        assert {outcome.kept for outcome in outcomes} == {kept}
+        assert {outcome.cached for outcome in outcomes} == {kept}
         frames = [outcome.result.frames for outcome in outcomes]
         assert [outcome.underflowed for outcome in outcomes] == frames
         record = json.loads((tmp_path / "out" / RUN).read_text())

@@ -14,20 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from w2v_attn import load_encoder
+from w2v_attn.audio import decoder_subprocess
+from w2v_attn.audio.audio_decoder import INLINE
 from w2v_attn.audio.samples import read_duration
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import estimate as estimating
-from w2v_attn.extraction import survey
-from w2v_attn.extraction.computing import compute
+from w2v_attn.extraction import scan
+from w2v_attn.extraction.computing import compute_features
 from w2v_attn.extraction.estimate import estimate
 from w2v_attn.extraction.extracting import extract_corpus
-from w2v_attn.extraction.product import Product
+from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.extraction.store import store_of
-from w2v_attn.features.making import Making
 from w2v_attn.features.pooling import Span
-from w2v_attn.runs import decoder_subprocess, sources
-from w2v_attn.runs.audio_decoder import INLINE
+from w2v_attn.features.transform import FeatureTransform
+from w2v_attn.runs import row_reader
 
 CLIPS = list_recordings(SPEECH).rows
 
@@ -38,12 +39,12 @@ def encoder():
 
 
 # What is tried of a run decides about its time alone.
-LITTLE = estimating.Rehearsal(0.0, 0.1, 0.1)
+LITTLE = estimating.TrialRun(0.0, 0.1, 0.1)
 
 
-def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", making=None):
-    product, limits = Product(encoder, layers, making), {"max_duration": max_duration, "audio_decoder": INLINE}
-    return estimate(encoder, product, store_of(layout), rows, output, rehearsal=LITTLE, **limits)
+def ahead(encoder, rows, output, *, layers=("final",), max_duration=60, layout="mirrored", transform=None):
+    product, limits = FeatureSpec(encoder, layers, transform), {"max_duration": max_duration, "audio_decoder": INLINE}
+    return estimate(encoder, product, store_of(layout), rows, output, trial=LITTLE, **limits)
 
 
 def extract(encoder, rows, output, *, layers=("final",), **options):
@@ -51,7 +52,7 @@ def extract(encoder, rows, output, *, layers=("final",), **options):
 
 
 def duration_of(row):
-    return sources.row_duration(row, read_duration)
+    return row_reader.row_duration(row, read_duration)
 
 
 def sizes(output):
@@ -89,7 +90,7 @@ def test_bytes_and_files_are_those_that_come_out(family, layers, dtype, tmp_path
 @pytest.mark.parametrize("rates", [(16_000, 16_000), (16_000, 44_100)])
 def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp_path, monkeypatch, rates):
     """What is long comes last, as WAV, and what is short is compressed; a mean is further off, where bytes say more."""
-    monkeypatch.setattr(survey, "SAMPLE", 40)
+    monkeypatch.setattr(scan, "MAX_SAMPLED", 40)
     originals = [noise(tmp_path / "a" / f"{n}.wav", 1 + n % 7, rate=rates[n % 2]) for n in range(14)]
     originals += [noise(tmp_path / "b" / f"{n}.flac", 0.3 + n % 3 / 10) for n in range(9)]
     rows = []
@@ -108,7 +109,9 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
         by_mean = 400 * np.mean(
             [
                 looked.duration
-                for looked in survey.look(rows, store_of("mirrored").peek(tmp_path / "out"), INLINE.start()).sample
+                for looked in scan.scan_rows(
+                    rows, store_of("mirrored").open_index(tmp_path / "out"), INLINE.start()
+                ).sample
             ]
         )
         assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
@@ -120,7 +123,7 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
 )
 def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder, tmp_path):
     rows = [Row(f"{n}/{row.id}", row.path) for n in range(6) for row in CLIPS]
-    options = {"layers": ("layer_01", "final"), "layout": layout, "making": Making(**making)}
+    options = {"layers": ("layer_01", "final"), "layout": layout, "transform": FeatureTransform(**making)}
     found = ahead(encoder, rows, tmp_path / "out", **options)
     extract(encoder, rows, tmp_path / "out", **options)
     files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".safetensors", ".sqlite")]
@@ -133,11 +136,11 @@ def test_bytes_are_those_of_what_is_made_in_every_layout(layout, making, encoder
 
 
 def test_spans_are_counted_and_not_asked_of_a_rehearsal(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)
+    monkeypatch.setattr(estimating, "TRIAL_THRESHOLD", 0.0)
     spans = {row.id: [Span(0.0, 0.1), Span(0.1, 0.2, "b"), Span(0.2, 0.3)] for row in CLIPS}
-    making = Making(pooling="mean", spans=spans)
-    found = ahead(encoder, CLIPS, tmp_path / "out", making=making)
-    extract(encoder, CLIPS, tmp_path / "out", making=making)
+    making = FeatureTransform(pooling="mean", spans=spans)
+    found = ahead(encoder, CLIPS, tmp_path / "out", transform=making)
+    extract(encoder, CLIPS, tmp_path / "out", transform=making)
     assert found.files == len(CLIPS)
     assert found.bytes == pytest.approx(sum(sizes(tmp_path / "out")), rel=0.02)
     assert 0 < found.seconds < 5
@@ -152,7 +155,7 @@ def test_recordings_in_parquet_are_estimated_as_those_in_files(encoder, tmp_path
     rows = list_recordings(tmp_path / "corpus.parquet").rows
     found = ahead(encoder, rows, tmp_path / "out")
     assert found.audio == pytest.approx(sum(map(duration_of, CLIPS)), rel=0.01)
-    assert found.weight == pytest.approx(sum(map(sources.row_weight, rows)))
+    assert found.weight == pytest.approx(sum(map(row_reader.row_weight, rows)))
     assert found.weight > 1e6
 
 
@@ -201,9 +204,9 @@ def test_where_all_is_there_but_what_cannot_be_used_nothing_is_to_be_written(enc
 
 def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
     """Operations that are expected to take ten times longer change nothing, where there is enough of them to try."""
-    monkeypatch.setattr(estimating, "WORTH_REHEARSING", 0.0)
+    monkeypatch.setattr(estimating, "TRIAL_THRESHOLD", 0.0)
     asked = []
-    monkeypatch.setattr(estimating, "compute", lambda *a: asked.append(1) or compute(*a))
+    monkeypatch.setattr(estimating, "compute_features", lambda *a: asked.append(1) or compute_features(*a))
     right = encoder.expected_seconds
     for factor in (1, 10):
         asked.clear()
@@ -216,9 +219,9 @@ def test_time_is_rehearsed_and_not_believed(encoder, tmp_path, monkeypatch):
 
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_a_sample_has_a_row_of_each_part_of_the_list(count, first):
-    rows = list(survey.evenly(range(count), first))
+    rows = list(scan.evenly(range(count), first))
     assert sorted(rows) == list(range(count))
-    assert rows == list(survey.evenly(range(count), first))
+    assert rows == list(scan.evenly(range(count), first))
     seen = sorted(rows[:first])
     for part, row in enumerate(seen):
         assert part * count // len(seen) <= row < (part + 1) * count // len(seen)
@@ -227,7 +230,7 @@ def test_a_sample_has_a_row_of_each_part_of_the_list(count, first):
 @pytest.mark.parametrize("period", [2, 3, 4, 7, 8, 10, 16])
 def test_a_sample_does_not_fall_into_step_with_the_list(period):
     """As every second of a list of pairs does."""
-    seen = list(survey.evenly(range(4096), 256))[:256]
+    seen = list(scan.evenly(range(4096), 256))[:256]
     counts = np.bincount([row % period for row in seen], minlength=period)
     assert counts.min() > 0.3 * 256 / period
 
@@ -268,7 +271,7 @@ def test_dry_run_shows_the_estimate_and_writes_nothing(call, tmp_path):
 
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_decoders_that_do_not_start_end_it_in_a_line(dry, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoder_subprocess, "START_UP", "raise SystemExit(3)")
+    monkeypatch.setattr(decoder_subprocess, "BOOTSTRAP", "raise SystemExit(3)")
     code, _, err = call("extract", f"dry_run={dry}", "output=out")
     assert code == 1
     assert err.startswith("stopped: the subprocesses that decode recordings do not start (exit code 3)")
@@ -280,7 +283,7 @@ def test_a_disk_with_too_little_room_is_told_and_the_work_begins(call, tmp_path,
     right = os.statvfs
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1_000_000))
     monkeypatch.setattr(os, "statvfs", lambda path: _few_files(right(path)))
-    monkeypatch.setattr(estimating, "MANY", 30)
+    monkeypatch.setattr(estimating, "ROWS_THRESHOLD", 30)
     code, _, err = call("extract", "output=out")
     assert code == 0
     assert "the features will take about 1.2 MB, and the disk of the output has 1.0 MB free" in err

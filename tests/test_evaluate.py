@@ -1,4 +1,4 @@
-"""The commands `evaluate` and `finetune` as people call them."""
+"""The commands `evaluate` and `finetune` from the command line."""
 
 import json
 import signal
@@ -87,7 +87,7 @@ def test_finetune_reports_before_and_after(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path):
+def test_a_signal_saves_a_checkpoint_and_the_same_command_resumes(call, tmp_path):
     command = [
         "finetune", "data=local", f"data.train={CLIPS}", f"output={tmp_path / 'out'}",
         "training.max_steps=40", "training.eval_steps=10", "training.batch_seconds=6",
@@ -100,7 +100,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(call, tmp_path
             time.sleep(0.01)
         run.send(sent)
         assert run.end() == code, run.said()
-        assert "the same command goes on" in run.said()
+        assert "the same command resumes" in run.said()
         assert ("resumes after step" in run.said()) == bool(before)
     code, _, err = call(*command)
     assert code == 0, err

@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.features.dataset import pad_batch
-from w2v_attn.features.errors import DamagedError, FeatureSetError, UnknownNameError
-from w2v_attn.features.formats import shard_files, shards
-from w2v_attn.features.formats.formats import LAYOUTS, layout_of
-from w2v_attn.features.processes import PerProcess
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError, UnknownNameError
+from w2v_attn.features.formats import safetensors_shards, shard_index
+from w2v_attn.features.formats.interface import PerProcess
+from w2v_attn.features.formats.registry import LAYOUTS, get_layout
+from w2v_attn.features.open_features import pad_batch
 
 
 def written(name, corpus, folder, **options):
     """The folder, with a corpus in a layout."""
-    layout = layout_of(name)
+    layout = get_layout(name)
     if layout.library is not None:
         pytest.importorskip(layout.library)
     with layout.writer(folder, **options) as writer:
@@ -157,7 +157,7 @@ def test_a_dtype_is_kept_or_refused(tmp_path, layout, dtype):
     if dtype in HOLDS.get(layout, "float64 float32 float16").split():
         check(open_features(written(layout, corpus, tmp_path / layout)), corpus)
     else:
-        with pytest.raises(FeatureSetError, match=f"holds no {dtype}: output_dtype=float32 keeps every value"):
+        with pytest.raises(FeatureSetError, match=f"cannot store {dtype}: output_dtype=float32 keeps every value"):
             written(layout, corpus, tmp_path / layout)
 
 
@@ -180,9 +180,9 @@ def test_shards_are_cut_by_size_and_are_ordinary_safetensors(corpus, tmp_path):
 
 
 def test_shards_are_cut_before_their_headers_are_too_large(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_files, "HEADER", 700)
+    monkeypatch.setattr(shard_index, "MAX_HEADER_BYTES", 700)
     folder = written("shards", corpus, tmp_path)
-    headers = [len(shard_files.read_shard_header(path)) for path in folder.glob("*.safetensors")]
+    headers = [len(shard_index.read_shard_header(path)) for path in folder.glob("*.safetensors")]
     assert len(headers) > 2
     assert max(headers) < 2 * 700
     check(open_features(folder), corpus)
@@ -206,15 +206,15 @@ def test_a_damaged_shard_loses_no_other(corpus, tmp_path):
 
 
 def test_a_damaged_index_is_told(corpus, tmp_path):
-    index = written("shards", corpus, tmp_path) / shards.INDEX
+    index = written("shards", corpus, tmp_path) / safetensors_shards.INDEX
     index.write_bytes(b"hello" * 1000)
     with pytest.raises(DamagedError, match=r"index\.sqlite cannot be read"):
         open_features(tmp_path)
 
 
 def test_shards_without_their_index_are_not_taken_for_recordings(corpus, tmp_path):
-    (written("shards", corpus, tmp_path) / shards.INDEX).unlink()
-    with pytest.raises(DamagedError, match=r"is a shard, whose index\.sqlite is not beside it"):
+    (written("shards", corpus, tmp_path) / safetensors_shards.INDEX).unlink()
+    with pytest.raises(DamagedError, match=r"is a shard without its index\.sqlite"):
         open_features(tmp_path)["features-00000"]
 
 
@@ -230,10 +230,10 @@ def test_others_may_read_what_the_umask_lets_them(corpus, tmp_path, layout):
 
 def test_shards_that_were_interrupted_hold_what_is_whole(corpus, tmp_path):
     def interrupted():
-        with layout_of("shards").writer(tmp_path) as writer:
-            writer._filling = shard_files.Filling(1)
+        with get_layout("shards").writer(tmp_path) as writer:
+            writer._filling = shard_index.ShardBuffer(1)
             writer.write("whole", *corpus["a.flac"])
-            writer._filling = shard_files.Filling(1 << 30)
+            writer._filling = shard_index.ShardBuffer(1 << 30)
             writer.write("lost", *corpus["a.flac"])
             raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ def test_a_hundred_thousand_recordings_open_in_a_moment(corpus, tmp_path):
     import time
 
     written("shards", corpus, tmp_path)
-    with sqlite3.connect(tmp_path / shards.INDEX) as index:
+    with sqlite3.connect(tmp_path / safetensors_shards.INDEX) as index:
         ((tensors, metadata),) = index.execute("SELECT tensors, metadata FROM recordings WHERE id = 'a.wav'")
         rows = ((f"speaker-{n % 997}/utterance {n}.flac", tensors, metadata) for n in range(100_000))
         index.executemany("INSERT INTO recordings (id, shard, tensors, metadata) VALUES (?, 0, ?, ?)", rows)

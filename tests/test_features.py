@@ -15,7 +15,7 @@ from w2v_attn.benchmarks.measurement import peak_bytes
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import extracting, extractor
-from w2v_attn.runs.ledger import LEDGER
+from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.record import RUN
 
 
@@ -55,13 +55,17 @@ def test_a_mirrored_tree_with_a_tensor_for_each_layer_and_what_a_reader_needs(en
         assert about["format"] == feature_files.FORMAT
         assert about["version"]
         assert about["layers"] == "layer_02,final"
-    assert not (tmp_path / LEDGER).exists()
+    assert not (tmp_path / FAILURE_LOG).exists()
 
 
 def test_a_file_is_what_the_library_would_write_but_for_the_order_of_metadata(tmp_path):
     torch.manual_seed(0)
-    features = {f"{number:02d}": torch.randn(3, 5).to(dtype) for number, dtype in enumerate(feature_files.NAMES)}
-    features |= {f"b {number:02d}": 9 * torch.randn(7).to(dtype) for number, dtype in enumerate(feature_files.NAMES)}
+    features = {
+        f"{number:02d}": torch.randn(3, 5).to(dtype) for number, dtype in enumerate(feature_files.CODE_OF_DTYPE)
+    }
+    features |= {
+        f"b {number:02d}": 9 * torch.randn(7).to(dtype) for number, dtype in enumerate(feature_files.CODE_OF_DTYPE)
+    }
     features["a view"] = torch.randn(8, 6)[::2, ::3]
     path, metadata = tmp_path / "a.safetensors", {"id": "é", "b": "1", "a": "2"}
     feature_files.write_features(path, features, metadata)
@@ -111,12 +115,12 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(encoder, tmp_path):
     soundfile.write(short, np.zeros(399, np.int16), 16_000)
     outcomes = run(encoder, rows_of(text, good, short, gone), tmp_path / "out")
     assert [outcome.reason is None for outcome in outcomes] == [False, True, False, False]
-    ledger = [json.loads(line) for line in (tmp_path / "out" / LEDGER).read_text().splitlines()]
+    ledger = [json.loads(line) for line in (tmp_path / "out" / FAILURE_LOG).read_text().splitlines()]
     assert [entry["path"] for entry in ledger] == [str(text), str(short), str(gone)]
     assert "at least 400" in ledger[1]["reason"]
     assert "No such file" in ledger[2]["reason"]
     run(encoder, rows_of(good), tmp_path / "out")
-    assert not (tmp_path / "out" / LEDGER).exists()  # the ledger is of the last run
+    assert not (tmp_path / "out" / FAILURE_LOG).exists()  # the ledger is of the last run
 
 
 def test_a_recording_beyond_the_limit_is_named(encoder, tmp_path):

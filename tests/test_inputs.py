@@ -140,7 +140,7 @@ def test_names_that_collide_on_the_output_file_system_are_refused(call, tmp_path
     monkeypatch.setattr(Path, "exists", exists)
     code, _, err = call("extract", "audio=in", "output=out")
     assert code == 2
-    assert "X/A.flac and x/a.flac would be one file" in err
+    assert "X/A.flac and x/a.flac would get the same file" in err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -164,12 +164,12 @@ def test_an_output_folder_inside_the_audio_folder_is_not_read_as_audio(call, tmp
         ("path,text\na.flac,grün\n".encode("latin-1"), "line 2: is not UTF-8"),
         ("path\na.flac\n".encode("utf-16"), "line 1: is not UTF-8"),
         (b"path;text\na.flac;x\n", "line 2: expected a column `path`, found path;text"),
-        (b"path,text,text\na.flac,x,y\n", "line 1: the column text is there twice"),
+        (b"path,text,text\na.flac,x,y\n", "line 1: the column text occurs twice"),
         (b"path,offset\na.flac,-0.5\n", "line 2: offset is '-0.5', expected seconds"),
         (b"path,offset,duration\na.flac,0,nan\n", "line 2: duration is 'nan'"),
         (b"path\na.flac\nhttps://x.org/a.flac\n", "line 3: https://x.org/a.flac is a URL"),
         (b"path\na.flac\nx/../../a.flac\n", "line 3: x/../../a.flac leaves the folder"),
-        (b"path\na.flac\nx/../a.flac\n", "line 3: the id a.flac is that of line 2"),
+        (b"path\na.flac\nx/../a.flac\n", "line 3: the id a.flac is already used in line 2"),
         (b"path\n", "lists no recordings"),
         (b"", "lists no recordings"),
     ],

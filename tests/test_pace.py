@@ -12,14 +12,13 @@ from started import Started
 
 from w2v_attn.cli import console, corpus_run, progress
 from w2v_attn.corpus.rows import Corpus, Row
-from w2v_attn.extraction.product import Written
-from w2v_attn.runs import folder, pipeline
-from w2v_attn.runs.outcomes import Outcome, Settled, kind_of
-from w2v_attn.runs.pace import Pace
-from w2v_attn.runs.rank import parts_of
+from w2v_attn.extraction.feature_spec import FeatureLocation
+from w2v_attn.runs import output_folder, pipeline
+from w2v_attn.runs.outcomes import CachedResult, Outcome, kind_of
+from w2v_attn.runs.pipeline import run_corpus
+from w2v_attn.runs.rank import blocks_of
 from w2v_attn.runs.record import RUN
-from w2v_attn.runs.running import run
-from w2v_attn.runs.tally import FEW, Tally
+from w2v_attn.runs.run_stats import MAX_LISTED, RunStats, Throughput
 
 ROW = Row("a", Path("/a"))
 
@@ -44,7 +43,7 @@ def computed(seconds=2.0):
 
 
 def kept(seconds=2.0):
-    return Outcome(ROW, object(), None, seconds, kept=True)
+    return Outcome(ROW, object(), None, seconds, cached=True)
 
 
 def failed(reason="is empty (0 bytes)"):
@@ -55,31 +54,31 @@ def burst(pace, clock, outcomes, wait):
     """A batch of outcomes after some seconds of computing, a millisecond each."""
     clock.now += wait
     for outcome in outcomes:
-        pace.take(outcome, 0.0 if outcome.kept else 1.0)
+        pace.add(outcome, 0.0 if outcome.cached else 1.0)
         clock.now += 0.001
 
 
 def test_what_is_kept_is_no_work_that_is_left_where_nobody_counted_it_before(clock):
-    pace = Pace(100, now=clock)
+    pace = Throughput(100, now=clock)
     for _ in range(90):
         clock.now += 0.0005
-        pace.take(kept(), 1.0)
+        pace.add(kept(), 1.0)
     assert pace.done == 0
     burst(pace, clock, [computed()] * 5, wait=10)
     burst(pace, clock, [computed()] * 5, wait=10)
     assert pace.done == 1
     assert pace.left == 0
-    everything = Pace(0.3, now=clock)
+    everything = Throughput(0.3, now=clock)
     for _ in range(3):
-        everything.take(kept(), 0.1)
+        everything.add(kept(), 0.1)
     assert everything.done == 1
 
 
 def test_time_left_is_that_of_what_is_computed_however_fast_the_others_went_by(clock):
-    pace = Pace(10_000, now=clock)
+    pace = Throughput(10_000, now=clock)
     for _ in range(90_000):
         clock.now += 0.0005
-        pace.take(kept(), 0.0)
+        pace.add(kept(), 0.0)
     assert pace.left is None  # nobody knows yet
     assert pace.done == 0
     for _ in range(20):
@@ -91,7 +90,7 @@ def test_time_left_is_that_of_what_is_computed_however_fast_the_others_went_by(c
 
 
 def test_what_fails_at_once_makes_no_run_look_fast(clock):
-    pace = Pace(1000, now=clock)
+    pace = Throughput(1000, now=clock)
     for _ in range(30):
         burst(pace, clock, [failed()] * 10 + [computed()] * 10, wait=5)
     assert pace.recordings_per_second == pytest.approx(2, rel=0.05)
@@ -99,14 +98,14 @@ def test_what_fails_at_once_makes_no_run_look_fast(clock):
 
 
 def test_a_batch_of_kept_ones_that_comes_late_does_not_hide_the_time_of_the_batch_before(clock):
-    pace = Pace(1000, now=clock)
+    pace = Throughput(1000, now=clock)
     for _ in range(30):
         burst(pace, clock, [kept()] * 10 + [computed()] * 10, wait=5)
     assert pace.recordings_per_second == pytest.approx(2, rel=0.05)
 
 
 def test_a_speed_is_that_of_the_last_minutes(clock):
-    pace = Pace(100_000, now=clock)
+    pace = Throughput(100_000, now=clock)
     for _ in range(100):
         burst(pace, clock, [computed()] * 10, wait=10)
     for _ in range(100):
@@ -116,7 +115,7 @@ def test_a_speed_is_that_of_the_last_minutes(clock):
 
 def test_one_burst_is_not_taken_for_its_first_recording(clock):
     """A speed that is told in the middle of a batch's outcomes is that of the batches before it."""
-    pace = Pace(1000, now=clock)
+    pace = Throughput(1000, now=clock)
     for _ in range(3):
         burst(pace, clock, [computed()] * 50, wait=5)
     burst(pace, clock, [computed()], wait=5)
@@ -124,11 +123,11 @@ def test_one_burst_is_not_taken_for_its_first_recording(clock):
 
 
 def test_more_than_there_was_to_do_ends_at_nothing_left(clock):
-    pace = Pace(5, now=clock)
+    pace = Throughput(5, now=clock)
     for _ in range(4):
         burst(pace, clock, [computed()] * 3, wait=1)
     assert (pace.done, pace.left) == (1.0, 0.0)
-    assert Pace(0, now=clock).done == 1.0
+    assert Throughput(0, now=clock).done == 1.0
 
 
 def test_reasons_that_differ_in_their_numbers_are_of_one_kind():
@@ -149,37 +148,39 @@ def test_reasons_that_differ_in_their_numbers_are_of_one_kind():
 
 
 def test_a_tally_has_every_count_and_an_example_of_each_kind():
-    tally = Tally()
-    for number in range(3 * FEW):
-        tally.take(Outcome(Row(f"{number}", Path("/a")), None, f"is cut short: {number} bytes"))
-    tally.take(Outcome(Row("last", Path("/a")), None, "is empty"))
-    tally.take(Outcome(ROW, 1, None, 2.0, ("louder than full scale (3 ×)",)))
-    tally.take(Outcome(ROW, 1, None, 4.0, ("louder than full scale (9 ×)",), kept=True))
-    assert (tally.reached, tally.written, tally.kept, tally.failed) == (3 * FEW + 3, 1, 1, 3 * FEW + 1)
+    tally = RunStats()
+    for number in range(3 * MAX_LISTED):
+        tally.add(Outcome(Row(f"{number}", Path("/a")), None, f"is cut short: {number} bytes"))
+    tally.add(Outcome(Row("last", Path("/a")), None, "is empty"))
+    tally.add(Outcome(ROW, 1, None, 2.0, ("louder than full scale (3 ×)",)))
+    tally.add(Outcome(ROW, 1, None, 4.0, ("louder than full scale (9 ×)",), cached=True))
+    assert (tally.reached, tally.written, tally.cached, tally.failed) == (3 * MAX_LISTED + 3, 1, 1, 3 * MAX_LISTED + 1)
     assert tally.seconds == 2.0
     assert tally.flags == {"louder than full scale": 2}
-    assert tally.kinds == {"is cut short: … bytes": 3 * FEW, "is empty": 1}
+    assert tally.kinds == {"is cut short: … bytes": 3 * MAX_LISTED, "is empty": 1}
     assert tally.examples["is cut short: … bytes"] == ("0", "is cut short: 0 bytes")
-    assert len(tally.few) == FEW
+    assert len(tally.first_failures) == MAX_LISTED
 
 
 def test_a_tally_counts_values_that_became_0_of_results_that_are_new_and_kept():
-    tally = Tally()
-    for number, result in enumerate([Written(Path("/a"), 7, 3, 5), Written(Path("/a"), 7, 3), object()]):
-        tally.take(Outcome(ROW, result, None, 1.0, kept=number == 0))
-    tally.take(Outcome(ROW, None, "is empty"))
-    tally.take(Outcome(ROW, Written(Path("/a"), 7, 3, 2), None))
-    assert (tally.underflowed, tally.with_underflow) == (7, 2)
+    tally = RunStats()
+    for number, result in enumerate(
+        [FeatureLocation(Path("/a"), 7, 3, 5), FeatureLocation(Path("/a"), 7, 3), object()]
+    ):
+        tally.add(Outcome(ROW, result, None, 1.0, cached=number == 0))
+    tally.add(Outcome(ROW, None, "is empty"))
+    tally.add(Outcome(ROW, FeatureLocation(Path("/a"), 7, 3, 2), None))
+    assert (tally.underflowed, tally.underflowed_rows) == (7, 2)
 
 
 def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):
-    tally = Tally()
-    for number in range(FEW):
-        tally.take(Outcome(Row(f"row-{number}", Path("/a")), None, f"is cut short: {number} bytes"))
+    tally = RunStats()
+    for number in range(MAX_LISTED):
+        tally.add(Outcome(Row(f"row-{number}", Path("/a")), None, f"is cut short: {number} bytes"))
     corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
-    assert all(f"row-{number}" in out for number in range(FEW))
-    tally.take(Outcome(Row("odd", Path("/a")), None, "is empty (0 bytes)"))
+    assert all(f"row-{number}" in out for number in range(MAX_LISTED))
+    tally.add(Outcome(Row("odd", Path("/a")), None, "is empty (0 bytes)"))
     corpus_run._show_kinds("Could not be used", tally)
     out = capsys.readouterr().out
     assert "Could not be used: 21" in out
@@ -191,14 +192,14 @@ def test_many_failures_are_shown_by_their_reasons_and_few_one_by_one(capsys):
 def test_a_log_of_two_days_has_some_hundred_lines_and_the_first_ones_soon(capsys, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock)
-    pace, tally = Pace(1e9, now=clock), Tally()
+    pace, tally = Throughput(1e9, now=clock), RunStats()
     shown = progress.RunProgress(10**6, pace, tally)
     lines = {}
     while clock.now < 2 * 24 * 3600:
         clock.now += 2
         outcome = computed()
-        tally.take(outcome)
-        pace.take(outcome, 1.0)
+        tally.add(outcome)
+        pace.add(outcome, 1.0)
         shown.update()
         if said := capsys.readouterr().err:
             lines[clock.now] = said
@@ -218,12 +219,12 @@ def test_spans_are_told_in_two_units_at_most(seconds, said):
 
 
 def test_run_json_says_how_far_a_run_is_while_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "FRESH", 0.0)
+    monkeypatch.setattr(output_folder, "RECORD_SECONDS", 0.0)
     rows = [ROW, Row("b", Path("/b")), Row("c", Path("/c"))]
-    claim = folder.Claim(
-        parts=parts_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
+    claim = output_folder.RunSpec(
+        blocks=blocks_of(rows), fingerprint={}, made_with={}, batch_frames=1, about={}, prepare=lambda: None
     )
-    with folder.claimed(tmp_path, claim) as held:
+    with output_folder.acquire(tmp_path, claim) as held:
         for outcome in (computed(), failed("is cut short: 3 bytes")):
             held.count(outcome)
         found = json.loads((tmp_path / RUN).read_text())
@@ -248,10 +249,10 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
     def peak(count):
         path = Path("/absent.wav")  # one for all, for each keeps its text
         rows = tuple(Row(f"{number:06d}", path) for number in range(count))
-        there = Settled(object(), 16_000, 16_000, ())
+        there = CachedResult(object(), 16_000, 16_000, ())
         settled = lambda row: there if int(row.id) % 500 else None  # noqa: E731
-        options = {"max_duration": 60, "budget": 1000, "settled": settled}
-        start = partial(run, rows, tmp_path / str(count), Ear(), None, None, **options)
+        options = {"max_duration": 60, "budget": 1000, "find_cached": settled}
+        start = partial(run_corpus, rows, tmp_path / str(count), Ear(), None, None, **options)
         tracemalloc.start()
         try:
             tally, _, _ = corpus_run.watch(Corpus(rows), start, lambda row, result: None)
@@ -260,7 +261,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_run(tmp_path, monkeypatch):
             tracemalloc.stop()
             assert (tally.reached, tally.failed) == (count, count // 500)
 
-    monkeypatch.setattr(pipeline, "MOST_WAITING", 100)
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 100)
     few, many = 2_000, 12_000
     assert (peak(many) - peak(few)) / (many - few) < 15  # bytes; a list of outcomes takes 150
 

@@ -11,11 +11,11 @@ from test_feature_sets import same_bits
 
 from w2v_attn import load_encoder, open_features
 from w2v_attn.cli import app
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.layers import check_layers
-from w2v_attn.extraction.product import Product
-from w2v_attn.features.arrays import DTYPES
-from w2v_attn.features.making import Making, count_underflow
-from w2v_attn.runs import feeding
+from w2v_attn.extraction.feature_spec import FeatureSpec
+from w2v_attn.features.transform import FeatureTransform, count_underflow
+from w2v_attn.runs import prefetch
 
 CLIPS = SPEECH / "en-us+m5"
 
@@ -126,7 +126,7 @@ def test_what_overflows_is_named_and_not_written(layer_checkpoint, tmp_path, mon
     monkeypatch.setattr(encoder, "extract", loud)
     made = extract_corpus(
         encoder, list_recordings(CLIPS).rows, tmp_path / "out", layers=["final"], max_duration=60, layout=layout,
-        making=Making(output_dtype="float16"),
+        transform=FeatureTransform(output_dtype="float16"),
     )  # fmt: skip
     (reason,) = [outcome.reason for outcome in made if outcome.reason is not None]
     assert "final: 1 of" in reason
@@ -195,8 +195,8 @@ def test_values_that_become_0_are_written_and_counted_also_by_a_run_that_finds_t
 
 
 def test_ranks_count_together_what_became_0(extract, faint, tmp_path, monkeypatch):
-    monkeypatch.setattr(feeding, "BLOCK", 1)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 1)
+    monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 1)
     for rank in (0, 1):
         code, out, _ = extract(*faint, "output_dtype=float16", f"rank={rank}", "world_size=2")
         assert code == 0
@@ -245,9 +245,9 @@ def test_another_product_is_refused_with_the_difference(extract, phones):
 
 def test_a_dtype_that_features_have_anyway_is_no_other_product(layer_checkpoint):
     encoder = load_encoder(layer_checkpoint)
-    plain = Product(encoder, ("final",)).fingerprint
-    assert Product(encoder, ("final",), Making(output_dtype="float32")).fingerprint == plain
-    assert Product(encoder, ("final",), Making(output_dtype="float16")).fingerprint != plain
+    plain = FeatureSpec(encoder, ("final",)).fingerprint
+    assert FeatureSpec(encoder, ("final",), FeatureTransform(output_dtype="float32")).fingerprint == plain
+    assert FeatureSpec(encoder, ("final",), FeatureTransform(output_dtype="float16")).fingerprint != plain
 
 
 def test_a_sum_has_the_frame_rate_of_its_layers(tmp_path, call):

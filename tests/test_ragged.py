@@ -296,8 +296,8 @@ def test_a_long_recording_is_logged_with_its_expected_time(folder, monkeypatch, 
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction import computing, extracting
 
-    monkeypatch.setattr(computing, "LONG", 0.1)
-    monkeypatch.setattr(computing, "PATIENCE", 0.0)
+    monkeypatch.setattr(computing, "LONG_RECORDING", 0.1)
+    monkeypatch.setattr(computing, "LONG_WAIT", 0.0)
     clip = sorted((SPEECH).rglob("*.flac"))[0]
     list(
         extracting.extract_corpus(

@@ -21,30 +21,28 @@ from w2v_attn import load_encoder, open_features
 from w2v_attn.cli import extract
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction import store_mirrored, store_shards
+from w2v_attn.extraction import mirrored_store, shard_store
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Task, Worker
-from w2v_attn.features.formats.shard_files import INDEX
-from w2v_attn.runs import feeding, ledger
-from w2v_attn.runs.folder import LOCK
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.locks import InUseError, Lock, take
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import ALONE, Rank, parts_of, read_rank
-from w2v_attn.runs.rank_dirs import RANKS
+from w2v_attn.extraction.extractor import ExtractionTask, InProcessExtractor
+from w2v_attn.features.formats.shard_index import INDEX
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import failure_log, prefetch
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.locks import LOCK, InUseError, Lock, acquire_lock
+from w2v_attn.runs.rank import ALONE, RANKS, Rank, blocks_of, read_rank
 from w2v_attn.runs.record import RUN
 
 
 @given(st.integers(0, 3000), st.integers(1, 9), st.sampled_from([1, 1024]))
 def test_every_row_has_one_rank_and_with_all_of_its_block(count, world, together):
     rows = [Row(str(number), SPEECH) for number in range(count)]
-    parts = parts_of(rows, together)
+    parts = blocks_of(rows, together)
     assert [row for part in parts for row in part.rows] == rows
     assert [part.number for part in parts] == list(range(len(parts)))
     for part in parts[:-1]:  # so that batches end where parts do
-        assert len(part.rows) % feeding.BLOCK == 0
+        assert len(part.rows) % prefetch.ROWS_PER_BLOCK == 0
         assert len(part.rows) % together == 0
-    ranks = [Rank(rank, world).of(parts) for rank in range(world)]
+    ranks = [Rank(rank, world).select(parts) for rank in range(world)]
     assert sorted((part for rank in ranks for part in rank), key=lambda part: part.number) == parts
     assert max(map(len, ranks)) <= min(map(len, ranks)) + 1
 
@@ -84,8 +82,8 @@ def test_a_rank_that_cannot_be_is_refused(given, said, call, tmp_path, monkeypat
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(feeding, "BLOCK", 4)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 4)
+    monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 4)
 
 
 @pytest.fixture
@@ -105,8 +103,8 @@ def start(group_checkpoint, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "frame_budget", lambda: 150)
 
     def begin(output, rank, *, layers=("final",), layout="mirrored", **options):
-        task = Task(output=tmp_path / output, layers=layers, max_duration=60, layout=layout)
-        return extract_with(Worker(encoder, task), task, rows, rank=rank, **options)
+        task = ExtractionTask(output=tmp_path / output, layers=layers, max_duration=60, layout=layout)
+        return extract_with(InProcessExtractor(encoder, task), task, rows, rank=rank, **options)
 
     return begin
 
@@ -122,11 +120,11 @@ def record(folder):
 
 
 def ids(rows, rank):
-    return {row.id for part in rank.of(parts_of(rows)) for row in part.rows}
+    return {row.id for part in rank.select(blocks_of(rows)) for row in part.rows}
 
 
 def failed(folder):
-    return [json.loads(line)["id"] for line in (folder / LEDGER).read_text().splitlines()]
+    return [json.loads(line)["id"] for line in (folder / FAILURE_LOG).read_text().splitlines()]
 
 
 def test_ranks_one_after_the_other_or_at_once_make_what_one_process_makes(start, rows, tmp_path):
@@ -195,7 +193,7 @@ def test_who_may_write_to_a_folder_at_once(start, tmp_path):
 def test_another_world_size_goes_on_and_forgets_no_failure(start, rows, tmp_path):
     list(start("one", ALONE))
     list(start("out", Rank(1, 2)))
-    (tmp_path / "out" / LEDGER).unlink()  # as where it was killed before it could put it together
+    (tmp_path / "out" / FAILURE_LOG).unlink()  # as where it was killed before it could put it together
     list(start("out", Rank(0, 3)))
     assert set(failed(tmp_path / "out")) == {"3.wav", "5.wav"} - {
         row.id for row in rows if row.id not in ids(rows, Rank(1, 2)) | ids(rows, Rank(0, 3))
@@ -214,9 +212,9 @@ def test_a_failure_that_is_mended_leaves_the_ledger_whoever_mends_it(start, rows
     assert failed(tmp_path / "out") == ["5.wav"]
     shutil.copy(rows[0].path, tmp_path / "5.wav")
     list(start("out", ALONE))
-    assert not (tmp_path / "out" / LEDGER).exists()
+    assert not (tmp_path / "out" / FAILURE_LOG).exists()
     list(start("out", Rank(0, 2)))
-    assert not (tmp_path / "out" / LEDGER).exists()
+    assert not (tmp_path / "out" / FAILURE_LOG).exists()
 
 
 def test_a_rank_refused_leaves_nothing(start, tmp_path):
@@ -261,7 +259,7 @@ def test_nobody_comes_while_a_rank_leaves(start, tmp_path, monkeypatch):
     def watched(lock):
         if lock._path == tmp_path / "out" / LOCK:
             with pytest.raises(InUseError):
-                take(tmp_path / "out" / RANKS / LOCK)
+                acquire_lock(tmp_path / "out" / RANKS / LOCK)
             left.append(lock)
         release(lock)
 
@@ -273,8 +271,8 @@ def test_nobody_comes_while_a_rank_leaves(start, tmp_path, monkeypatch):
 
 
 def test_ranks_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_shards, "STRETCH", 4)
-    monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
+    monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(shard_store.ShardStore, "together", 4)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
         runs = [start("out", Rank(rank, 2), layout="shards") for rank in range(2)]
@@ -292,8 +290,8 @@ def test_ranks_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp
 
 
 def test_ranks_of_shards_make_what_one_process_makes_on_one_machine_only(start, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_shards, "STRETCH", 4)
-    monkeypatch.setattr(store_shards.ShardsStore, "together", 4)
+    monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(shard_store.ShardStore, "together", 4)
     list(start("one", ALONE, layout="shards"))
     runs = [start("two", Rank(rank, 2), layout="shards") for rank in range(2)]
     next(runs[0])
@@ -330,7 +328,7 @@ def test_recordings_that_failed_are_told_by_the_last_rank_and_end_nobody_else(
 
 def test_a_rank_that_is_stopped_is_no_success_of_all(small_blocks, call, tmp_path, monkeypatch):
     with monkeypatch.context() as disk:
-        disk.setattr(store_mirrored.MirroredStore, "write", full)
+        disk.setattr(mirrored_store.MirroredStore, "write", full)
         code, _, err = call("extract", "output=out", "rank=0", "world_size=2")
     assert code == 1
     assert "stopped: cannot write: No space left" in err
@@ -347,7 +345,7 @@ def test_the_last_rank_says_that_one_beside_it_was_stopped(start, tmp_path, monk
     first, second = start("out", Rank(0, 2)), start("out", Rank(1, 2))
     next(first), next(second)
     with monkeypatch.context() as disk:
-        disk.setattr(ledger.Ledger, "note", full)
+        disk.setattr(failure_log.FailureLog, "note", full)
         with pytest.raises(RunError):
             list(first)
     list(second)

@@ -20,10 +20,10 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.extraction import extracting
 from w2v_attn.feature_files import read_header
-from w2v_attn.runs import reading, sources
-from w2v_attn.runs.folder import LOCK
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import row_reader
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.locks import LOCK
 from w2v_attn.runs.record import RUN
 
 
@@ -62,7 +62,7 @@ def record(folder):
 
 
 def ledger(folder):
-    path = folder / LEDGER
+    path = folder / FAILURE_LOG
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -91,11 +91,11 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     first = extract("out")
     before = content(tmp_path / "out")
     monkeypatch.setattr(encoder, "extract", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(reading, "read_row", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(row_reader, "read_row", lambda *_, **__: pytest.fail("read again"))
     second = extract("out")
     assert content(tmp_path / "out") == before
     assert [outcome.result for outcome in second] == [outcome.result for outcome in first]
-    assert all(outcome.kept for outcome in second)
+    assert all(outcome.cached for outcome in second)
     assert [outcome.seconds for outcome in second] == [outcome.seconds for outcome in first]
 
 
@@ -103,7 +103,7 @@ def test_whatever_is_missing_comes_back_to_the_bit(extract, encoder, rows, tmp_p
     """For its batch is computed whole: features of the missing ones alone have other last bits."""
     extract("once")
     whole = content(tmp_path / "once")
-    waves = [sources.read_row(row, sample_rate=16_000).waveform for row in rows]
+    waves = [row_reader.read_row(row, sample_rate=16_000).waveform for row in rows]
     alone = [encoder.extract([wave])[0]["final"] for wave in waves]
     in_batch = [load_file(tmp_path / "once" / f"{row.id}.safetensors")["final"] for row in rows]
     assert not all(map(torch.equal, alone, in_batch))  # so this test can fail
@@ -113,7 +113,7 @@ def test_whatever_is_missing_comes_back_to_the_bit(extract, encoder, rows, tmp_p
         for number in missing:
             (tmp_path / "out" / f"{rows[number].id}.safetensors").unlink()
         outcomes = extract("out")
-        assert [n for n, outcome in enumerate(outcomes) if not outcome.kept] == missing
+        assert [n for n, outcome in enumerate(outcomes) if not outcome.cached] == missing
         assert content(tmp_path / "out") == whole
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_file_is_computed_again(extract, rows, tmp_path, damage):
         {"cut short": data[:-1], "empty": b"", "longer": data + b"\0", "no header": b"\xff" * 900}.get(damage, data)
     )
     assert read_header(path) is None
-    assert [outcome.kept for outcome in extract("out")] == [True, True, False, True, True]
+    assert [outcome.cached for outcome in extract("out")] == [True, True, False, True, True]
     assert content(tmp_path / "out") == whole
 
 
@@ -215,7 +215,7 @@ def test_a_source_that_was_changed_is_computed_again_and_leaves_nothing_where_it
     extract("out", rows=rows)
     samples, rate = soundfile.read(audio / "b.flac")
     soundfile.write(audio / "b.flac", samples / 2, rate)
-    assert [outcome.kept for outcome in extract("out", rows=rows)] == [True, False, True]
+    assert [outcome.cached for outcome in extract("out", rows=rows)] == [True, False, True]
     extract("once", rows=rows)
     assert content(tmp_path / "out") == content(tmp_path / "once")
     (audio / "b.flac").write_text("no audio any more")
@@ -233,7 +233,7 @@ def test_a_source_that_is_out_of_reach_is_a_failure_and_its_features_stay(extrac
     assert "No such file" in extract("out", rows=rows)[0].reason
     assert (tmp_path / "out" / "a.safetensors").is_file()
     (tmp_path / "away.flac").rename(clip)
-    assert extract("out", rows=rows)[0].kept
+    assert extract("out", rows=rows)[0].cached
     assert ledger(tmp_path / "out") == []
 
 
@@ -266,13 +266,13 @@ def test_another_configuration_is_refused_with_the_difference(extract, group_che
     with pytest.raises(ValueError, match="of another configuration"):
         extract("out", layers=("layer_01", "final"))
     assert content(tmp_path / "out") == before
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
 
 
 def test_a_checkpoint_is_its_weights_wherever_they_are(extract, group_checkpoint, tmp_path):
     extract("out")
     shutil.copytree(group_checkpoint, tmp_path / "elsewhere")
-    assert all(outcome.kept for outcome in extract("out", model=load_encoder(tmp_path / "elsewhere")))
+    assert all(outcome.cached for outcome in extract("out", model=load_encoder(tmp_path / "elsewhere")))
 
 
 def test_other_versions_are_told(extract, tmp_path, caplog):
@@ -280,7 +280,7 @@ def test_other_versions_are_told(extract, tmp_path, caplog):
     run = record(tmp_path / "out")
     run["made_with"]["torch"] = "1.0"
     (tmp_path / "out" / RUN).write_text(json.dumps(run))
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert "torch: was 1.0" in caplog.text
 
 
@@ -319,7 +319,7 @@ def test_the_ledger_says_what_is_so_now(extract, encoder, tmp_path, monkeypatch)
     rows = list_recordings(audio).rows
     extract("out", rows=rows)
     assert ledger(tmp_path / "out") == ["0.flac", "3.flac", "5.flac"]
-    with (tmp_path / "out" / LEDGER).open("a") as file:
+    with (tmp_path / "out" / FAILURE_LOG).open("a") as file:
         file.write('{"id": "2.fl')  # a kill in the middle of a line
     (audio / "0.flac").write_bytes(good)
     right, stop = encoder.extract, []

@@ -19,12 +19,12 @@ from w2v_attn.audio.read_audio import AudioError, Recording
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import extracting
-from w2v_attn.runs import feeding, pipeline, reading
-from w2v_attn.runs.feeding import ReadAhead, batches
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import RunError, write_failed
-from w2v_attn.runs.pipeline import ONE_BY_ONE
-from w2v_attn.runs.running import run
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import pipeline, prefetch, row_reader
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.outcomes import write_error
+from w2v_attn.runs.pipeline import ONE_BY_ONE, run_corpus
+from w2v_attn.runs.prefetch import ReadAhead, batches
 
 HOP = 320
 
@@ -61,7 +61,7 @@ def corpus(monkeypatch):
                 raise length
             return Recording(torch.zeros(length * HOP), 16_000, 16_000, 1, ())
 
-        monkeypatch.setattr(reading, "read_row", read_row)
+        monkeypatch.setattr(row_reader, "read_row", read_row)
         return [Row(str(number), Path(f"/{number}.wav")) for number in range(len(lengths))]
 
     return make
@@ -81,11 +81,11 @@ def number_of(batch):
 
 
 def start(rows, output, process=number_of, finish=lambda row, recording, found: found, **options):
-    return run(rows, output, Ear(), process, finish, **{"max_duration": 60, "budget": 10, **options})
+    return run_corpus(rows, output, Ear(), process, finish, **{"max_duration": 60, "budget": 10, **options})
 
 
 def ledger(output):
-    path = output / LEDGER
+    path = output / FAILURE_LOG
     return [json.loads(line)["id"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -117,7 +117,7 @@ def test_nothing_waits_longer_than_a_window(lengths, budget):
     for batch in batches(pieces, budget):
         for piece in batch:
             before = sum(other.frames for other in pieces[: piece.number])
-            assert abs(behind - before) <= (feeding.WINDOW + 1) * budget + 2 * max(lengths)
+            assert abs(behind - before) <= (prefetch.WINDOW + 1) * budget + 2 * max(lengths)
             behind += piece.frames
 
 
@@ -127,7 +127,7 @@ def test_one_by_one_keeps_the_order_of_the_rows():
 
 
 def test_a_recording_that_cannot_be_read_changes_no_batch_beyond_its_block(monkeypatch):
-    monkeypatch.setattr(feeding, "BLOCK", 20)
+    monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 20)
     pieces = [Piece(number, 1 + number % 7) for number in range(100)]
     whole = list(batches(pieces, 9))
     for unread in (0, 5, 19, 33):
@@ -147,14 +147,14 @@ def test_items_come_in_the_order_of_their_tasks_and_no_more_are_read_than_may_wa
         time.sleep(0.002 * (number % 3))
         return Piece(number, 2)
 
-    bounds = {"threads": threads, "most_items": 7, "most_frames": 1000, "stopped": lambda: False}
+    bounds = {"threads": threads, "max_items": 7, "max_frames": 1000, "stopped": lambda: False}
     with ReadAhead(range(40), read, **bounds) as ahead:
         items = iter(ahead)
         assert next(items).number == 0
         assert settled(begun, 1 + 7) == 1 + 7
         assert [item.number for item in items] == list(range(1, 40))
     begun.clear()
-    with ReadAhead(range(40), read, **{**bounds, "most_items": 1000, "most_frames": 10}):
+    with ReadAhead(range(40), read, **{**bounds, "max_items": 1000, "max_frames": 10}):
         assert 5 <= settled(begun, 5) <= 5 + threads - 1
 
 
@@ -246,7 +246,7 @@ def test_a_mistake_of_ours_ends_the_run_with_its_trace(corpus, tmp_path, place):
 def test_the_end_of_the_disk_in_a_writer_is_the_end_of_the_run(corpus, tmp_path):
     def finish(row, recording, found):
         if found == 7:
-            raise write_failed(Path("x"), OSError(28, "No space left on device"))
+            raise write_error(Path("x"), OSError(28, "No space left on device"))
         return found
 
     with pytest.raises(RunError, match="No space left"):
@@ -254,10 +254,10 @@ def test_the_end_of_the_disk_in_a_writer_is_the_end_of_the_run(corpus, tmp_path)
 
 
 def test_reading_goes_on_while_the_model_is_busy_and_is_bounded(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "MOST_WAITING", 20)
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 20)
     rows, read = corpus([1] * 200), []
-    right = reading.read_row
-    monkeypatch.setattr(reading, "read_row", lambda row, **options: read.append(row.id) or right(row, **options))
+    right = row_reader.read_row
+    monkeypatch.setattr(row_reader, "read_row", lambda row, **options: read.append(row.id) or right(row, **options))
     seen = []
 
     def process(batch):
@@ -303,8 +303,8 @@ def test_an_interruption_finishes_what_is_computed_and_no_more(corpus, tmp_path)
 
 def test_an_interruption_does_not_wait_for_a_recording_that_does_not_come(corpus, tmp_path, monkeypatch):
     rows, come, stop = corpus([2] * 3), threading.Event(), threading.Event()
-    right = reading.read_row
-    monkeypatch.setattr(reading, "read_row", lambda row, **options: come.wait(5) and right(row, **options))
+    right = row_reader.read_row
+    monkeypatch.setattr(row_reader, "read_row", lambda row, **options: come.wait(5) and right(row, **options))
     asked = []
 
     def interrupted():

@@ -1,4 +1,4 @@
-"""Recordings in tar shards: read where they are, under names that stay, and nothing that is broken goes unnamed."""
+"""Recordings in tar shards are read without unpacking, with stable ids, and all damage is reported."""
 
 import io
 import json
@@ -14,17 +14,17 @@ import torch
 from conftest import SPEECH
 
 from w2v_attn import read_audio
-from w2v_attn.corpus import shards
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import CorpusError
-from w2v_attn.runs.sources import read_row, source_state
+from w2v_attn.corpus.tar_shards import expand_braces
+from w2v_attn.runs.row_reader import read_row, source_state
 
 CLIPS = sorted(SPEECH.rglob("*.flac"))[:3]
 FLAC = CLIPS[0].read_bytes()
 
 
 def write(path, *members, form=tarfile.PAX_FORMAT):
-    """A tar file of (name, bytes), or of whole TarInfos -> where it is."""
+    """Write a tar file of (name, bytes) or of whole TarInfos, and return its path."""
     with tarfile.open(path, "w", format=form) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -119,7 +119,7 @@ def test_braces_name_shards_as_webdataset_does(tmp_path, monkeypatch):
         assert ids(list_recordings(audio)) == expected
     webdataset = pytest.importorskip("webdataset")
     for audio in ("c-{000..123}.tar", "{a,b}-{8..11}.tar"):
-        assert [str(path) for path in shards.expand(audio)] == webdataset.shardlists.expand_urls(audio)
+        assert [str(path) for path in expand_braces(audio)] == webdataset.shardlists.expand_urls(audio)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,13 @@ def test_shards_that_cannot_be_are_refused_with_the_way_out(audio, says, tmp_pat
 WRONG = {
     "a name twice": (
         [("a.flac", FLAC), ("b.flac", FLAC), ("a.flac", FLAC)],
-        r"c\.tar: the name a\.flac is there twice",
+        r"c\.tar: the name a\.flac occurs twice",
     ),
-    "a text twice": ([("a.flac", FLAC), ("a.txt", b"x"), ("./a.txt", b"y")], r"c\.tar: the name a\.txt is there twice"),
-    "a name that leaves": ([("a.flac", FLAC), ("x/../../b.flac", FLAC)], r"c\.tar: the name x/\.\./\.\./b\.flac leads"),
+    "a text twice": ([("a.flac", FLAC), ("a.txt", b"x"), ("./a.txt", b"y")], r"c\.tar: the name a\.txt occurs twice"),
+    "a name that leaves": (
+        [("a.flac", FLAC), ("x/../../b.flac", FLAC)],
+        r"c\.tar: the name x/\.\./\.\./b\.flac leaves",
+    ),
     "no JSON": ([("a.flac", FLAC), ("a.json", b"{")], r"c\.tar, a\.json: cannot be read"),
     "no object": ([("a.flac", FLAC), ("a.json", b"[1]")], r"c\.tar, a\.json: expected an object"),
     "no UTF-8": ([("a.flac", FLAC), ("a.txt", b"\xff")], r"c\.tar, a\.txt: cannot be read"),
@@ -184,7 +187,7 @@ def test_links_and_devices_are_named_and_not_followed(tmp_path):
     found = reasons(list_recordings(path))
     assert found.keys() == {"c/soft.flac", "c/hard.flac", "c/device.flac", "c/pipe.wav"}
     assert "is a link to ../secret.flac in the shard" in found["c/soft.flac"]
-    assert all("is not followed" in reason for reason in found.values())
+    assert all("which is not supported" in reason for reason in found.values())
 
 
 def damaged(path, kind):
@@ -222,13 +225,13 @@ def test_of_a_broken_shard_what_is_whole_is_read_and_the_shard_is_named(kind, wh
     assert len(corpus.rows) == 3 + whole + 1 + 3
     found = reasons(corpus)
     assert list(found) == ["c-1.tar"]
-    assert f"may follow {whole} recordings in it is lost" in found["c-1.tar"]
+    assert f"Recordings after the first {whole} in it, if any, are lost" in found["c-1.tar"]
 
 
 def test_files_that_are_no_shards_are_refused_alone_and_named_among_others(tmp_path):
     (tmp_path / "text.tar").write_text("hello")
     (tmp_path / "empty.tar").touch()
-    with pytest.raises(CorpusError, match=r"found no audio in .*text\.tar: text\.tar is damaged, or no tar file"):
+    with pytest.raises(CorpusError, match=r"found no audio in .*text\.tar: text\.tar is damaged, or not a tar file"):
         list_recordings(tmp_path / "text.tar")
     with pytest.raises(CorpusError, match=r"empty\.tar is empty \(0 bytes\)"):
         list_recordings(tmp_path / "empty.tar")
@@ -281,7 +284,7 @@ def test_data_sets_that_changed_hold_other_recordings(tmp_path):
         assert now.content() == CLIPS[1].read_bytes()
     os.utime(tmp_path / "train.parquet", (1, 1))  # written again, with as many bytes
     assert source_state(rows["train.parquet"][1][0]) not in states["train.parquet"][1]
-    with pytest.raises(CorpusError, match="is another one than when it was listed"):
+    with pytest.raises(CorpusError, match="changed since it was listed"):
         rows["set"][0][0].content()
     (tmp_path / "train.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:-100])
     with pytest.raises(CorpusError, match=r"train\.parquet cannot be read as Parquet"):
@@ -311,7 +314,7 @@ def test_a_run_over_shards_skips_what_is_there_names_what_is_broken_and_sees_a_c
     assert changed == ["c-1"]
 
 
-def test_braces_that_the_shell_took_for_its_own_are_told(call, tmp_path):
+def test_braces_that_the_shell_expanded_are_an_error(call, tmp_path):
     code, _, err = call("extract", "audio=c-0.tar", "audio=c-1.tar", "output=out")
     assert code == 2
     assert "audio is given 2 times" in err
@@ -320,7 +323,7 @@ def test_braces_that_the_shell_took_for_its_own_are_told(call, tmp_path):
 
 
 def test_rows_reach_other_processes(tmp_path):
-    """Content says where the bytes are, and holds none of them."""
+    """Content holds the location of the bytes, not the bytes."""
     rows = list(list_recordings(write(tmp_path / "c.tar", ("a.flac", FLAC), link("b.flac", "a.flac"))).rows)
     if (datasets := pytest.importorskip("datasets")) is not None:
         audio = {"bytes": FLAC, "path": "clip.flac"}

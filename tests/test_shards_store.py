@@ -20,15 +20,15 @@ from started import Started
 from w2v_attn import load_encoder, open_features, whole_files
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction import extracting, store_shards
-from w2v_attn.extraction.computing import compute
-from w2v_attn.extraction.product import Product
-from w2v_attn.extraction.store_shards import STRETCH, ShardsStore
-from w2v_attn.features.formats import shard_files
-from w2v_attn.features.formats.shard_files import INDEX, Index
-from w2v_attn.runs import feeding, reading
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import RunError
+from w2v_attn.extraction import extracting, shard_store
+from w2v_attn.extraction.computing import compute_features
+from w2v_attn.extraction.feature_spec import FeatureSpec
+from w2v_attn.extraction.shard_store import ROWS_PER_GROUP, ShardStore
+from w2v_attn.features.formats import shard_index
+from w2v_attn.features.formats.shard_index import INDEX, ShardIndex
+from w2v_attn.run_error import RunError
+from w2v_attn.runs import prefetch, row_reader
+from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.pipeline import process_rows
 from w2v_attn.runs.record import RUN
 
@@ -38,12 +38,12 @@ def encoder(group_checkpoint, monkeypatch):
     """With batches of two or three of the clips, stretches of four, and shards of about two."""
     made = load_encoder(group_checkpoint)
     monkeypatch.setattr(made, "frame_budget", lambda: 150)
-    monkeypatch.setattr(feeding, "BLOCK", 4)
-    monkeypatch.setattr(feeding, "WINDOW", 1)  # the windows of a block are the same ones wherever a list begins
-    monkeypatch.setattr(store_shards, "STRETCH", 4)
-    monkeypatch.setattr(ShardsStore, "together", 4)
-    monkeypatch.setattr("w2v_attn.runs.rank.BLOCK", 4)
-    monkeypatch.setattr(store_shards, "SIZE", 8000)
+    monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(prefetch, "WINDOW", 1)  # the windows of a block are the same ones wherever a list begins
+    monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(ShardStore, "together", 4)
+    monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(shard_store, "SHARD_BYTES", 8000)
     return made
 
 
@@ -79,7 +79,7 @@ def shards(folder):
 
 def test_stretches_end_where_batches_do():
     """Outcomes come block by block: so a stretch of some blocks is complete before the next one has anything."""
-    assert STRETCH % feeding.BLOCK == 0
+    assert ROWS_PER_GROUP % prefetch.ROWS_PER_BLOCK == 0
 
 
 def test_shards_hold_what_a_file_for_each_recording_holds(extract, call, tmp_path):
@@ -103,11 +103,11 @@ def test_a_second_run_computes_nothing_and_changes_nothing(extract, encoder, tmp
     first = extract("out")
     before = content(tmp_path / "out")
     monkeypatch.setattr(encoder, "extract", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(reading, "read_row", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(row_reader, "read_row", lambda *_, **__: pytest.fail("read again"))
     second = extract("out")
     assert content(tmp_path / "out") == before
     assert [outcome.result for outcome in second] == [outcome.result for outcome in first]
-    assert all(outcome.kept for outcome in second)
+    assert all(outcome.cached for outcome in second)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_whatever_shards_are_left_the_others_come_back_to_the_bit(extract, tmp_p
         for number in missing:
             (tmp_path / "out" / names[number]).unlink()
         outcomes = extract("out")
-        assert {o.result.path.name for o in outcomes if not o.kept} == {names[number] for number in missing}
+        assert {o.result.path.name for o in outcomes if not o.cached} == {names[number] for number in missing}
         assert content(tmp_path / "out") == whole
 
 
@@ -145,13 +145,13 @@ def test_a_damaged_shard_is_computed_again(extract, tmp_path, damage, caplog):
         data[damage] ^= 1 << damage % 7
     path.write_bytes({"cut short": data[:-1], "empty": b"", "longer": data + b"\0"}.get(damage, data))
     outcomes = extract("out")
-    assert 0 < sum(not outcome.kept for outcome in outcomes) < len(outcomes)
+    assert 0 < sum(not outcome.cached for outcome in outcomes) < len(outcomes)
     assert content(tmp_path / "out") == whole
     assert "in a damaged shard: computed again" in caplog.text
 
 
 def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encoder, rows, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(store_shards, "SIZE", 1 << 30)  # a shard for each stretch, of two batches
+    monkeypatch.setattr(shard_store, "SHARD_BYTES", 1 << 30)  # a shard for each stretch, of two batches
     extract("once")
     whole = content(tmp_path / "once")
     right = encoder.extract
@@ -164,7 +164,7 @@ def test_an_interruption_at_any_batch_drops_what_is_no_shard_yet(extract, encode
         assert counts["written"] + counts["kept"] == len(told)
         left = content(tmp_path / "out")
         assert all(whole[name] == left[name] for name in left if name != INDEX)
-    assert "2 recordings are computed again: their shard was not full" in caplog.text
+    assert "2 recordings will be computed again: their shard was not full" in caplog.text
     assert len(told) == len(rows)
     assert content(tmp_path / "out") == whole
 
@@ -174,13 +174,13 @@ def test_what_is_in_a_shard_does_not_depend_on_threads(extract, tmp_path, monkey
     import time
 
     extract("once")
-    right = ShardsStore.write
+    right = ShardStore.write
 
     def slow(*arguments):
         time.sleep(random.random() / 50)
         return right(*arguments)
 
-    monkeypatch.setattr(ShardsStore, "write", slow)
+    monkeypatch.setattr(ShardStore, "write", slow)
     extract("out")
     assert content(tmp_path / "out") == content(tmp_path / "once")
 
@@ -196,7 +196,7 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_goes_o
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(whole_files.os, "fsync", _failing(os.fsync, left, code))
             patched.setattr(whole_files.os, "replace", _failing(os.replace, left, code))
-            patched.setattr(Index, "add", _failing(Index.add, left, code))
+            patched.setattr(ShardIndex, "add", _failing(ShardIndex.add, left, code))
             try:
                 extract("out")
             except (RunError, ValueError) as error:
@@ -233,10 +233,10 @@ def test_a_shard_that_a_kill_kept_out_of_the_index_comes_in_and_a_lost_index_com
         ((number,),) = index.execute("SELECT MIN(number) FROM shards")
         index.execute("DELETE FROM recordings WHERE shard = ?", (number,))
         index.execute("DELETE FROM shards WHERE number = ?", (number,))
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
     (tmp_path / "out" / INDEX).unlink()
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
 
 
@@ -254,9 +254,9 @@ def test_features_can_be_read_after_a_kill_in_the_middle_of_a_transaction(extrac
 
 
 def _die_writing(folder):
-    index = Index(folder)
-    index.ask("PRAGMA cache_size = 1")  # so that what is written does not wait for the end of the transaction
-    with index.changing() as connection:
+    index = ShardIndex(folder)
+    index.query("PRAGMA cache_size = 1")  # so that what is written does not wait for the end of the transaction
+    with index.transaction() as connection:
         connection.execute("DELETE FROM recordings")
         connection.executemany("INSERT INTO about VALUES (?, ?)", [(str(n), "x" * 1000) for n in range(1000)])
         os._exit(1)
@@ -267,10 +267,10 @@ def test_an_index_that_is_damaged_is_told_with_the_way_out(extract, tmp_path):
     whole = content(tmp_path / "out")
     index = tmp_path / "out" / INDEX
     index.write_bytes(b"hello" * 1000)
-    with pytest.raises(RunError, match=r"index\.sqlite cannot be read.* Remove it, and the same command makes it anew"):
+    with pytest.raises(RunError, match=r"index\.sqlite cannot be read.* Remove it, and the same command rebuilds it"):
         extract("out")
     index.unlink()
-    assert all(outcome.kept for outcome in extract("out"))
+    assert all(outcome.cached for outcome in extract("out"))
     assert content(tmp_path / "out") == whole
 
 
@@ -293,11 +293,11 @@ def test_what_failed_is_tried_again_and_comes_into_another_shard_of_its_stretch(
     assert content(tmp_path / "out") == before
     (audio / "b.flac").write_bytes(good)
     outcomes = extract("out", rows=rows)
-    assert [outcome.kept for outcome in outcomes] == [True, False, True, True, True, True]
+    assert [outcome.cached for outcome in outcomes] == [True, False, True, True, True, True]
     assert outcomes[1].result.path.name.startswith("features-000000-")
     after = content(tmp_path / "out")
     assert all(after[name] == before[name] for name in before if name.endswith(".safetensors"))
-    assert LEDGER not in after
+    assert FAILURE_LOG not in after
     assert sorted(open_features(tmp_path / "out")) == [f"{name}.flac" for name in "abcdef"]
 
 
@@ -308,7 +308,7 @@ def test_a_source_that_was_changed_is_computed_again_and_leaves_nothing_where_it
     extract("out", rows=rows)
     samples, rate = soundfile.read(audio / "b.flac")
     soundfile.write(audio / "b.flac", samples / 2, rate)
-    assert [outcome.kept for outcome in extract("out", rows=rows)] == [True, False, True, True, True, True]
+    assert [outcome.cached for outcome in extract("out", rows=rows)] == [True, False, True, True, True, True]
     extract("once", rows=rows)
     ours, theirs = open_features(tmp_path / "out"), open_features(tmp_path / "once")
     assert torch.equal(ours["b.flac"]["final"], theirs["b.flac"]["final"])
@@ -323,7 +323,7 @@ def test_a_list_that_has_grown_computes_what_is_new(extract, audio, tmp_path):
     extract("out", rows=list_recordings(audio).rows)
     shutil.move(tmp_path / "away.flac", audio / "a.flac")
     rows = list_recordings(audio).rows
-    assert [outcome.kept for outcome in extract("out", rows=rows)] == [False, True, True, True, True, True]
+    assert [outcome.cached for outcome in extract("out", rows=rows)] == [False, True, True, True, True, True]
     assert len(open_features(tmp_path / "out")) == 6
 
 
@@ -364,7 +364,7 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
     extract("once")
     whole = content(tmp_path / "once")
     (tmp_path / "out").mkdir()
-    ShardsStore.prepare(tmp_path / "out", rows)
+    ShardStore.prepare(tmp_path / "out", rows)
     work = partial(_of_rank, encoder, rows, tmp_path / "out")
     torch.set_num_threads(1)  # threads of OpenMP's do not survive a fork
     processes = [multiprocessing.get_context("fork").Process(target=work, args=(parts,)) for parts in ([2, 0], [1])]
@@ -380,9 +380,9 @@ def test_several_processes_write_what_one_does(extract, encoder, rows, tmp_path)
 def test_a_shard_that_another_process_writes_anew_stays(extract, encoder, rows, tmp_path):
     """It is on the disk, and not in the index yet."""
     extract("out")
-    store = ShardsStore(Product(encoder, ("final",)), tmp_path / "out", rows, lambda: None)
-    ((number, name),) = store._ask("SELECT number, name FROM shards ORDER BY number LIMIT 1")
-    with store._changing() as connection:  # as that process did before
+    store = ShardStore(FeatureSpec(encoder, ("final",)), tmp_path / "out", rows, lambda: None)
+    ((number, name),) = store._query("SELECT number, name FROM shards ORDER BY number LIMIT 1")
+    with store._transaction() as connection:  # as that process did before
         connection.execute("DELETE FROM recordings WHERE shard = ?", (number,))
         connection.execute("DELETE FROM shards WHERE number = ?", (number,))
     assert not store._is_whole(number, tmp_path / "out" / name, 1, 1)
@@ -392,16 +392,22 @@ def test_a_shard_that_another_process_writes_anew_stays(extract, encoder, rows, 
 def _of_rank(encoder, rows, output, parts):
     parts = sorted(parts)
     mine = [row for part in parts for row in rows[4 * part : 4 * part + 4]]
-    product = Product(encoder, ("final",))
-    store = ShardsStore(product, output, mine, lambda: None, parts)
+    product = FeatureSpec(encoder, ("final",))
+    store = ShardStore(product, output, mine, lambda: None, parts)
     made = process_rows(
-        mine, encoder, partial(compute, encoder, product), store.write, max_duration=60, budget=150, settled=store.find
+        mine,
+        encoder,
+        partial(compute_features, encoder, product),
+        store.write,
+        max_duration=60,
+        budget=150,
+        find_cached=store.find,
     )
-    assert len(list(store.through(made))) == len(mine)
+    assert len(list(store.durable(made))) == len(mine)
 
 
 def test_one_index_takes_what_processes_write_at_once(tmp_path):
-    Index(tmp_path).close()
+    ShardIndex(tmp_path).close()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_add_many, args=(tmp_path, number)) for number in range(4)]
     for process in processes:
@@ -409,14 +415,14 @@ def test_one_index_takes_what_processes_write_at_once(tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    index = Index(tmp_path)
-    assert index.ask("SELECT COUNT(*) FROM shards") == [(4 * 25,)]
-    assert index.ask("SELECT COUNT(*) FROM recordings") == [(4 * 25 * 10,)]
+    index = ShardIndex(tmp_path)
+    assert index.query("SELECT COUNT(*) FROM shards") == [(4 * 25,)]
+    assert index.query("SELECT COUNT(*) FROM recordings") == [(4 * 25 * 10,)]
 
 
 def _add_many(folder: Path, process: int) -> None:
-    index = Index(folder)
+    index = ShardIndex(folder)
     for number in range(25):
-        entries = tuple(shard_files.Entry(f"{process} {number} {n}", "{}", "{}") for n in range(10))
+        entries = tuple(shard_index.IndexEntry(f"{process} {number} {n}", "{}", "{}") for n in range(10))
         number += 100 * process
-        index.add(number, shard_files.Shard(str(number), 0, 0, entries), range(100 * number, 100 * number + 10))
+        index.add(number, shard_index.Shard(str(number), 0, 0, entries), range(100 * number, 100 * number + 10))

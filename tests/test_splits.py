@@ -1,4 +1,4 @@
-"""What is held out stays out, the same for the same seed."""
+"""Splits are disjoint, and the same for the same seed."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_speakers_of_the_test_are_heard_nowhere_else():
         ({"test_speakers": ["s0", "s1", "s2", "s3", "s4"]}, "nothing is left to train on"),
     ],
 )
-def test_what_cannot_be_split_is_told(options, says):
+def test_impossible_splits_are_an_error(options, says):
     with pytest.raises(CorpusError, match=says):
         make_splits(rows(20), None, None, **options)
 

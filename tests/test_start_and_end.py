@@ -1,4 +1,4 @@
-"""A command ends as any process of Python does, but for taking its modules apart."""
+"""A command ends like any Python process, except that its modules are not torn down."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-RUN = "import atexit, sys, threading, time\nfrom w2v_attn.start_and_end import run\n"
+RUN = "import atexit, sys, threading, time\nfrom w2v_attn.start_and_end import run_and_exit\n"
 
 
 def ended(code, **options):
@@ -18,13 +18,13 @@ def ended(code, **options):
 
 @pytest.mark.parametrize(("end", "code"), [("None", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit(130)", 130)])
 def test_the_exit_code_is_the_command_s(end, code):
-    done = ended(f"run(lambda: {end})")
+    done = ended(f"run_and_exit(lambda: {end})")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @pytest.mark.parametrize(("end", "said"), [("sys.exit('why')", "why\n"), ("1 / 0", "ZeroDivisionError: ")])
 def test_words_and_exceptions_end_it_in_python_s_own_way(end, said):
-    done = ended(f"run(lambda: {end})")
+    done = ended(f"run_and_exit(lambda: {end})")
     assert done.returncode == 1
     assert said in done.stderr
 
@@ -40,7 +40,7 @@ def command():
     file = open({str(tmp_path / "file")!r}, "w")
     file.write("kept")
     sys.exit(7)
-run(command)
+run_and_exit(command)
 """)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout.split() == ["printed", "thread", "after", "before"]
@@ -51,12 +51,12 @@ run(command)
     "host",
     [
         "runpy.run_path(sys.argv[1], run_name='__main__')",
-        "with contextlib.ExitStack() as stack: stack.callback(run, lambda: sys.exit(3))",
+        "with contextlib.ExitStack() as stack: stack.callback(run_and_exit, lambda: sys.exit(3))",
     ],
 )
-def test_who_runs_a_command_in_their_process_goes_on_and_ends_it(host, tmp_path):
+def test_a_program_that_runs_a_command_in_its_process_continues_after_it(host, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"{RUN}run(lambda: sys.exit(3))")
+    script.write_text(f"{RUN}run_and_exit(lambda: sys.exit(3))")
     done = ended(f"""
 import contextlib, runpy
 sys.argv.append({str(script)!r})
@@ -70,9 +70,9 @@ sys.exit(5)
 
 
 @pytest.mark.parametrize("host", [["-m", "trace", "--listfuncs"], ["-m", "profile"], ["-i"]], ids=" ".join)
-def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, tmp_path):
+def test_tools_of_python_that_watch_a_command_reach_their_end(host, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"{RUN}run(lambda: print('done'))")
+    script.write_text(f"{RUN}run_and_exit(lambda: print('done'))")
     plain = [sys.executable, str(script)]
     watched = [sys.executable, *host, str(script)]
     said = [
@@ -84,7 +84,7 @@ def test_who_watches_a_command_from_python_s_own_tools_comes_to_their_end(host, 
     assert len(said[1]) > len(said[0])
 
 
-def test_a_thread_that_hangs_over_a_file_keeps_nobody():
+def test_a_thread_that_hangs_on_a_file_does_not_keep_the_process():
     done = ended(
         """
 import os
@@ -92,7 +92,7 @@ reads, writes = os.pipe()
 pipe = open(writes, "wb")
 threading.Thread(target=pipe.write, args=(b"0" * 1_000_000,), daemon=True).start()
 time.sleep(0.2)
-run(lambda: sys.exit(3))
+run_and_exit(lambda: sys.exit(3))
 """,
         timeout=20,
     )
@@ -115,7 +115,7 @@ def test_without_anything_to_print_to_it_ends_in_silence():
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell of POSIX")
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_what_is_printed_into_nothing_is_not_written_into_files(closed, tmp_path):
-    """The first files that are opened would have the numbers of streams that are closed."""
+    """Otherwise the first files that are opened get the descriptors of closed streams."""
     script, written = tmp_path / "script.py", tmp_path / "written"
     script.write_text(f"""{RUN}import os
 def command():
@@ -123,7 +123,7 @@ def command():
         os.write(1, b"printed"), os.write(2, b"printed"), print("printed"), print("printed", file=sys.stderr)
         assert sys.stderr.isatty() is False and sys.stdin.fileno() == 0 and file.fileno() > 2
         file.write(b"kept")
-run(command)
+run_and_exit(command)
 """)
     line = f"{shlex.join([sys.executable, str(script)])} {closed}"
     assert subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
@@ -141,13 +141,13 @@ run(command)
         "print('a line', file=sys.stderr)",
     ],
 )
-def test_where_nobody_reads_any_more_a_command_ends_as_the_shell_s_own_tools(command, unbuffered):
-    """`| head` is no error. 141: 128 + SIGPIPE."""
+def test_a_broken_pipe_ends_a_command_as_it_ends_the_shell_s_own_tools(command, unbuffered):
+    """`| head` is not an error. 141: 128 + SIGPIPE."""
     reads, writes = os.pipe()
     os.close(reads)
     where = "stderr" if "stderr" in command else "stdout"
     done = ended(
-        f"from w2v_attn.cli import console\nrun(lambda: {command})",
+        f"from w2v_attn.cli import console\nrun_and_exit(lambda: {command})",
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         **{where: writes},
     )
@@ -171,9 +171,9 @@ def test_neither_has_hydra_words_for_that(sweep, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
-    """Tables have arrows, and names of files need not be Unicode."""
+    """Tables contain arrows, and file names need not be Unicode."""
     done = ended(
-        "from w2v_attn.cli import console\nrun(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
+        "from w2v_attn.cli import console\nrun_and_exit(lambda: console.show('a → b', [('caf\\udce9', '131 × ☃')]))",
         env={**os.environ, "PYTHONIOENCODING": encoding},
         encoding=encoding,
     )
@@ -182,7 +182,7 @@ def test_what_a_terminal_has_no_letters_for_is_no_error(encoding):
 
 
 def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
-    done = ended("def command(): raise BrokenPipeError('another')\nrun(command)")
+    done = ended("def command(): raise BrokenPipeError('another')\nrun_and_exit(command)")
     assert done.returncode == 1
     assert "BrokenPipeError: another" in done.stderr
 
@@ -190,29 +190,29 @@ def test_a_broken_pipe_that_is_not_what_people_read_is_an_error():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_what_cannot_be_printed_is_no_success():
     with open("/dev/full", "w") as full:
-        done = ended("run(lambda: print('all is well', end=''))", stdout=full)
+        done = ended("run_and_exit(lambda: print('all is well', end=''))", stdout=full)
     assert done.returncode == 120
     assert "No space left on device" in done.stderr
 
 
-def test_modules_are_not_taken_apart():
+def test_modules_are_not_torn_down():
     ends = [
         ended(f"class A:\n    def __del__(self): print('gone', flush=True)\nkept = A()\n{end}").stdout
-        for end in ("pass", "run(lambda: None)")
+        for end in ("pass", "run_and_exit(lambda: None)")
     ]
     assert ends == ["gone\n", ""]
 
 
-IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_to_stay\n"
+IMPORT = "import gc\nfrom w2v_attn.start_and_end import import_without_gc\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["run(lambda: None)", "pass"])
+@pytest.mark.parametrize("end", ["run_and_exit(lambda: None)", "pass"])
 def test_while_a_model_is_imported_nothing_is_collected(end):
     done = ended(f"""{IMPORT}
-from w2v_attn.cli.app import MODEL
+from w2v_attn.cli.app import MODEL_MODULES
 whole = gc.get_stats()[2]["collections"]
-import_to_stay(*MODEL)
+import_without_gc(*MODEL_MODULES)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collections"] - whole)
 {end}
 """)
@@ -222,14 +222,14 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000, gc.get_stats()[2]["collec
     assert "deprecated" not in done.stderr
 
 
-def test_who_collects_by_hand_goes_on_so():
+def test_disabled_garbage_collection_stays_disabled():
     done = ended(f"""{IMPORT}
 gc.disable()
-import_to_stay("decimal")
+import_without_gc("decimal")
 print(gc.isenabled(), gc.get_freeze_count() > 0)
 """)
     assert (done.stdout, done.stderr) == ("False True\n", "")
 
 
 def test_where_all_is_imported_nothing_is_frozen():
-    assert ended(f"{IMPORT}import_to_stay('gc', 'sys')\nprint(gc.get_freeze_count())").stdout == "0\n"
+    assert ended(f"{IMPORT}import_without_gc('gc', 'sys')\nprint(gc.get_freeze_count())").stdout == "0\n"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.segments import read_segments
 from w2v_attn.features.textgrids import read_textgrid
 
@@ -86,7 +86,7 @@ def test_whatever_is_written_comes_back(tmp_path_factory, tiers):
     [
         (b"", "ends too early"),
         (b"hello", "ends too early"),
-        (b'File type = "ooTextFile"\n"Pitch 1"\n', "is no TextGrid"),
+        (b'File type = "ooTextFile"\n"Pitch 1"\n', "is not a TextGrid"),
         (long(TIERS).encode()[:-60], "ends too early"),
         (short(TIERS).replace('"words"', "").encode(), "expected a number, found"),
         (short({"a": WORDS, "b": []}).replace('"b"', '"a"').encode(), "two tiers named 'a'"),

@@ -1,4 +1,4 @@
-"""Transcription: what stock transformers would say of a recording alone, with times, in the formats people use."""
+"""Transcripts equal those of stock transformers for each recording alone, with times, in the usual formats."""
 
 import json
 
@@ -10,10 +10,10 @@ from w2v_attn import read_audio
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.transcription import files
+from w2v_attn.run_error import RunError
+from w2v_attn.transcription import transcription_run
 from w2v_attn.transcription.recognizer import Label, Transcript, Word, load_recognizer
-from w2v_attn.transcription.transcribing import transcribe_corpus
+from w2v_attn.transcription.transcription_run import transcribe_corpus
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_text_is_stocks_on_every_clip(recognizer, clips):
         assert recognizer.recognize(wave).text == stock_text(TINY, wave)
 
 
-def test_the_checkpoint_that_comes_along_hears_voices_it_was_not_trained_on(recognizer, clips):
+def test_the_bundled_checkpoint_transcribes_voices_it_was_not_trained_on(recognizer, clips):
     import jiwer
 
     heard = [recognizer.recognize(read_audio(path)).text for path, _ in clips]
@@ -84,12 +84,12 @@ def test_a_classifier_gives_the_labels_of_its_config(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["Model", "ForPreTraining", "ForXVector"])
-def test_a_checkpoint_without_a_head_that_speaks_is_told(head, tmp_path):
+def test_a_checkpoint_without_a_head_for_text_or_labels_is_an_error(head, tmp_path):
     with pytest.raises(CheckpointError, match="neither text nor a label"):
         load_recognizer(save(tiny_model("wav2vec2-group", head), tmp_path / "m"))
 
 
-def test_a_ctc_head_without_a_vocabulary_is_told(group_checkpoint):
+def test_a_ctc_head_without_a_vocabulary_is_an_error(group_checkpoint):
     with pytest.raises(CheckpointError, match=r"vocab\.json"):
         load_recognizer(group_checkpoint)
 
@@ -99,22 +99,22 @@ SPOKEN = Transcript("one two three", 0.9, WORDS)
 
 
 def test_subtitles_are_what_players_read():
-    assert files.as_srt(SPOKEN) == (
+    assert transcription_run.as_srt(SPOKEN) == (
         "1\n00:00:00,100 --> 00:00:00,500\none\n\n"
         "2\n00:00:00,600 --> 00:01:01,250\ntwo\n\n"
         "3\n01:02:03,500 --> 01:02:04,000\nthree\n"
     )
-    assert files.as_vtt(SPOKEN).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
-    assert files.as_srt(Transcript("", 0.5, ())) == ""
+    assert transcription_run.as_vtt(SPOKEN).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
+    assert transcription_run.as_srt(Transcript("", 0.5, ())) == ""
 
 
 def test_subtitles_are_short_enough_to_read():
     words = tuple(Word("conversation", 0.3 * n, 0.3 * n + 0.2, 1.0) for n in range(60))
-    cues = list(files._cues(words))
+    cues = list(transcription_run._cues(words))
     assert [word for cue in cues for word in cue] == list(words)
     for cue in cues:
-        assert len(" ".join(word.word for word in cue)) <= files.CUE_CHARACTERS
-        assert cue[-1].end - cue[0].start <= files.CUE_SECONDS
+        assert len(" ".join(word.word for word in cue)) <= transcription_run.MAX_CUE_CHARACTERS
+        assert cue[-1].end - cue[0].start <= transcription_run.MAX_CUE_SECONDS
 
 
 def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recognizer, tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recogn
         transcribe_corpus(recognizer, [*rows, Row("bad.wav", bad)], out, formats=["txt", "srt", "vtt"], max_duration=60)
     )
     assert [outcome.reason is None for outcome in outcomes] == [True, True, True, False]
-    lines = [json.loads(line) for line in (out / files.TRANSCRIPTS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / transcription_run.TRANSCRIPTS).read_text().splitlines()]
     assert [line["id"] for line in lines] == [row.id for row in rows]
     assert [line["path"] for line in lines] == [str(row.path) for row in rows]
     assert all({"text", "score", "words"} <= set(line) for line in lines)
@@ -140,15 +140,15 @@ def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recogn
 def test_the_transcripts_of_the_run_before_stay_until_the_new_ones_are_whole(recognizer, tmp_path):
     rows = list_recordings(SPEECH).rows[:2]
     list(transcribe_corpus(recognizer, rows, tmp_path, formats=[], max_duration=60))
-    before = (tmp_path / files.TRANSCRIPTS).read_text()
+    before = (tmp_path / transcription_run.TRANSCRIPTS).read_text()
     run = transcribe_corpus(recognizer, rows[::-1], tmp_path, formats=[], max_duration=60)
     next(run)
-    assert (tmp_path / files.TRANSCRIPTS).read_text() == before
+    assert (tmp_path / transcription_run.TRANSCRIPTS).read_text() == before
     run.close()
-    assert (tmp_path / files.TRANSCRIPTS).read_text() != before
+    assert (tmp_path / transcription_run.TRANSCRIPTS).read_text() != before
 
 
-def test_an_unknown_format_is_told_before_anything_is_written(recognizer, tmp_path):
+def test_an_unknown_format_is_an_error_before_anything_is_written(recognizer, tmp_path):
     with pytest.raises(ValueError, match="txt, srt, vtt"):
         transcribe_corpus(recognizer, [], tmp_path / "out", formats=["docx"], max_duration=60)
     assert not (tmp_path / "out").exists()
@@ -158,10 +158,10 @@ def test_a_disk_that_is_full_ends_the_run(recognizer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(transcription_run.os, "fsync", full)
     with pytest.raises(RunError, match="No space left"):
         list(transcribe_corpus(recognizer, list_recordings(SPEECH).rows[:1], tmp_path, formats=[], max_duration=60))
-    assert not (tmp_path / files.TRANSCRIPTS).exists()
+    assert not (tmp_path / transcription_run.TRANSCRIPTS).exists()
 
 
 def test_the_command_needs_no_arguments(tmp_path, monkeypatch, capsys):
@@ -172,6 +172,6 @@ def test_the_command_needs_no_arguments(tmp_path, monkeypatch, capsys):
         app.main(["transcribe", "formats=[srt]"])
     assert done.value.code == 0
     out = capsys.readouterr().out
-    assert "Heard" in out
+    assert "Transcripts" in out
     assert "36 of 36" in out
     assert len((tmp_path / "transcripts" / "transcripts.jsonl").read_text().splitlines()) == 36

@@ -1,11 +1,11 @@
-"""wav2vec 2.0's multi-head self-attention as a layer of its own, inside any pretrained encoder.
+"""The multi-head self-attention of wav2vec 2.0 as a layer of its own, inside any pretrained encoder.
 
 - `MultiHeadSelfAttention`: the layer.
-- `replace_attention`, `restore_attention`: the layer in Hugging Face models, and stock attention again.
+- `replace_attention`, `restore_attention`: put the layer into Hugging Face models, and stock attention back.
 - `load_encoder`, `read_audio`: features of named layers from waveforms.
 - `open_features`: features on disk, read lazily.
 
-The names are imported when they are first used, so that `import w2v_attn` is quick.
+The names are imported at their first use, so that `import w2v_attn` is fast.
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ __all__ = [
     "restore_attention",
 ]
 
-_HOMES = {
+_MODULES = {
     "MultiHeadSelfAttention": "w2v_attn.attention.layer",
     "load_encoder": "w2v_attn.encoder.encoder",
     "open_features": "w2v_attn.features.open_features",
@@ -40,13 +40,13 @@ _HOMES = {
     "restore_attention": "w2v_attn.patching.replace",
 }
 
-torchaudio_import.install()
+torchaudio_import.install_import_hook()
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

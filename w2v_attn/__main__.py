@@ -1,4 +1,4 @@
-"""`python -m w2v_attn COMMAND` is `w2v-attn COMMAND`."""
+"""`python -m w2v_attn COMMAND`, the same as `w2v-attn COMMAND`."""
 
 import sys
 
@@ -7,8 +7,8 @@ from w2v_attn.cli.app import main
 
 
 def run(*command: str) -> None:
-    """A command as a process of its own: what is given here, then the arguments of the process."""
-    start_and_end.run(lambda: main([*command, *sys.argv[1:]]))
+    """Run a command, given here and by the arguments of this process, and exit."""
+    start_and_end.run_and_exit(lambda: main([*command, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where conf/ and data/ are: beside the modules in a wheel, one level up in a checkout or an editable install."""
+"""The bundled folders conf/ and data/: in the package in a wheel, one level up in a checkout or editable install."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def find(name: str) -> Path:
-    """The folder `conf` or `data` of this installation."""
+    """Return the folder `conf` or `data` of this installation."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name

@@ -1,9 +1,9 @@
-"""Lets `import torchaudio` succeed where its native library cannot be loaded.
+"""An import hook that lets `import torchaudio` succeed where its native library cannot be loaded.
 
 On Linux, PyPI's torchaudio is linked against CUDA libraries. Beside a CPU build of torch they are missing, and
 `import torchaudio` raises OSError, `import transformers` with it. torchaudio itself can run without its native library:
-`_load_lib` then returns False, and what is written in Python works. So it does here when the library is there but its
-dependencies are not. Where the library loads, nothing changes.
+`_load_lib` then returns False, and its Python parts work. The hook makes it return False also where the library is
+installed but its dependencies are not. Where the library loads, nothing changes.
 """
 
 import logging
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 LOADING_MODULE = "torchaudio._extension.utils"
 
 
-def install() -> None:
-    """Watches for the import of torchaudio. Cheap, imports nothing, and can be called again."""
+def install_import_hook() -> None:
+    """Install the hook for the import of torchaudio. This imports nothing and may be called repeatedly."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(MetaPathFinder):
-    """Finds torchaudio's module that loads native libraries where Python would, and wraps how it is executed."""
+    """A finder that wraps the loader of the torchaudio module that loads native libraries."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -53,7 +53,7 @@ class _Loader(Loader):
 
 
 def _load_or_explain(stock_load: Callable[[str], bool], lib: str) -> bool:
-    """torchaudio's `_load_lib`, but False where the library needs others that are not installed."""
+    """Call torchaudio's `_load_lib`, but return False where the library needs others that are not installed."""
     try:
         return stock_load(lib)
     except OSError as error:
@@ -68,7 +68,7 @@ def _load_or_explain(stock_load: Callable[[str], bool], lib: str) -> bool:
 
 
 class _MissingOperators(types.ModuleType):
-    """Stands where the operators of a native library would be, and says why they are not there."""
+    """A placeholder for the operators of a native library, whose use raises an error with the reason."""
 
     def __init__(self, namespace: str, cause: str):
         super().__init__(namespace)

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, whatever happens while they are written: a kill, a full disk, a power cut."""
+"""Atomic writing: a file exists whole or not at all, whatever happens meanwhile: a kill, a full disk, a power cut."""
 
 import os
 import re
@@ -12,18 +12,18 @@ _OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path`, so that the last step is a rename; its own, so that two writers do not meet."""
+    """Return a random name in the folder of `path`: a rename there is atomic, and no two writers share a name."""
     return path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a name to write a file under; what is there at the end comes under `path`, after an error nothing does.
+    """Yield a temporary path; what is written there is renamed to `path` at the end, and removed after an error.
 
-    What stood there before stands there until then.
+    Until the end a file that is already at `path` is unchanged.
 
     Raises:
-        OSError: the folder or the file cannot be written; nothing is left behind then.
+        OSError: the folder or the file cannot be written; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -36,13 +36,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The same for content that is at hand."""
+    """Write bytes to `path` atomically; see `written_whole`."""
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Brings a file that is written under its own name, for good."""
+    """Flush a file to the disk, rename it, and flush the rename."""
     _sync(temporary)
     os.replace(temporary, path)
     try:
@@ -56,7 +56,9 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def remove_leftovers(folders: Iterable[Path]) -> int:
-    """Removes what writers left in these folders that were killed -> how many files. Nobody may be writing there.
+    """Remove temporary files that killed writers left in these folders, and return how many.
+
+    Nobody may be writing to the folders meanwhile.
 
     Raises:
         OSError: a folder cannot be read or written.

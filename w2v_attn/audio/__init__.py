@@ -1,1 +1,1 @@
-"""From a file to a waveform at the model's rate, and a reason where there is none."""
+"""Waveforms of audio files at the model's sample rate, or the reason why a file cannot be used."""

@@ -1,4 +1,4 @@
-"""`read_audio`: one file as mono float32 at the rate of the model."""
+"""`read_audio`: an audio file as a mono float32 waveform at the model's sample rate."""
 
 import os
 from collections.abc import Sequence
@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from w2v_attn.audio.decoders import AudioError as AudioError
-from w2v_attn.audio.samples import MOST_CHANNELS, RATES, Findings, read_samples
+from w2v_attn.audio.samples import MAX_CHANNELS, SAMPLE_RATE_LIMITS, AudioInfo, read_samples
 
 SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One decoded file.
+    """A decoded file, or a segment of one.
 
-    waveform: float32 [samples] at `sample_rate`, channels averaged, as recorded: full scale is ±1, nothing normalised.
-    source_rate, source_channels: what the file holds.
-    flags: what is odd but usable, in words: "all zeros", "constant", "louder than full scale …", "header claims …".
-    source: what tells this state of the file from later ones, where somebody asked; see `runs.sources.source_state`.
+    Attributes:
+        waveform: float32 [samples] at `sample_rate`, channels averaged, full scale ±1, not normalised.
+        sample_rate: Hz.
+        source_rate: Sample rate of the file, in Hz.
+        source_channels: Number of channels of the file.
+        flags: Warnings about a usable file: "all zeros", "constant", "louder than full scale …", "header claims …".
+        source: What distinguishes this state of the file from later ones, where requested; see
+            `runs.row_reader.source_state`.
     """
 
     waveform: Tensor
@@ -33,30 +37,31 @@ class Recording:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Length in seconds."""
         return len(self.waveform) / self.sample_rate
 
 
 def read_audio(
     path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
 ) -> Tensor:
-    """Read the waveform of an audio file, as recorded: resampled, channels averaged, not normalised.
+    """Return the waveform of an audio file: resampled, channels averaged, not normalised.
 
-    Reads what libsndfile reads (wav, flac, mp3, ogg, opus, aiff, sph, caf, au, …; the content decides, not the name),
-    and with the extra `av` what FFmpeg reads (m4a, mp4, webm, …). Memory is bounded by what the file really holds.
+    Supports the formats of libsndfile (wav, flac, mp3, ogg, opus, aiff, sph, caf, au, …; the content decides, not the
+    name), and with the extra `av` those of FFmpeg (m4a, mp4, webm, …). Memory depends on the samples that the file
+    contains, not on what its header states.
 
     Args:
         path: The file.
-        sample_rate: Rate of the result, in Hz.
-        max_duration: Seconds; a longer recording is an error, and is not read further.
+        sample_rate: Sample rate of the result, in Hz.
+        max_duration: Seconds; reading a longer recording stops with an error.
 
     Returns:
         float32 [samples] at `sample_rate`, full scale ±1.
 
     Raises:
-        AudioError: the file cannot be read, is no audio, is damaged or truncated, holds no samples or NaN, declares a
-            rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. A ValueError; its text is
-            the reason.
+        AudioError: the file cannot be read, is not audio, is damaged or truncated, has no samples or NaN, declares a
+            sample rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. It is a
+            ValueError; its text is the reason.
     """
     return read_recording(path, sample_rate=sample_rate, max_duration=max_duration).waveform
 
@@ -68,18 +73,24 @@ def read_recording(
     max_duration: float = float("inf"),
     offset: float = 0.0,
     duration: float | None = None,
-    rates: tuple[int, int] = RATES,
-    max_channels: int = MOST_CHANNELS,
+    rates: tuple[int, int] = SAMPLE_RATE_LIMITS,
+    max_channels: int = MAX_CHANNELS,
 ) -> Recording:
-    """Like `read_audio`, with what is known about the file.
+    """Return the waveform of an audio file or of a segment of it, with information about the file.
 
-    offset, duration: seconds, of the part to read; None: to the end. What is not read of a file is not checked either.
-    rates: Hz, the lowest and the highest that a file may declare. max_channels: that it may declare.
+    Args:
+        path: The file.
+        sample_rate: Sample rate of the result, in Hz.
+        max_duration: Seconds; reading a longer recording stops with an error.
+        offset: Start of the segment, in seconds.
+        duration: Length of the segment, in seconds; None: to the end. The rest of the file is not checked.
+        rates: Lowest and highest sample rate that a file may declare, in Hz.
+        max_channels: Most channels that a file may declare.
 
     Raises:
-        AudioError: as `read_audio`; or the part does not lie inside the file.
+        AudioError: see `read_audio`; or the segment is not inside the file.
     """
-    reading = read_samples(
+    reader = read_samples(
         path,
         sample_rate=sample_rate,
         max_duration=max_duration,
@@ -91,12 +102,12 @@ def read_recording(
     blocks = []
     while True:
         try:
-            blocks.append(next(reading))
+            blocks.append(next(reader))
         except StopIteration as end:
             return recording_of(blocks, sample_rate, end.value)
 
 
-def recording_of(blocks: Sequence[np.ndarray], sample_rate: int, findings: Findings) -> Recording:
-    """The recording that was read in these blocks."""
+def recording_of(blocks: Sequence[np.ndarray], sample_rate: int, info: AudioInfo) -> Recording:
+    """Return the recording that consists of these blocks of float32 [samples]."""
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])
-    return Recording(torch.from_numpy(waveform), sample_rate, **vars(findings))
+    return Recording(torch.from_numpy(waveform), sample_rate, **vars(info))

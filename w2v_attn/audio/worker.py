@@ -1,9 +1,9 @@
-"""A subprocess that decodes one recording after the other, and may be killed at it.
+"""The audio decoder subprocess, which can be killed while it decodes; see `SubprocessDecoder`.
 
-The process that started it is at the other end of its standard input and output; see `runs.decoder_subprocess`. A
-request is a line of JSON, the arguments of `read_samples`, or of `read_duration` under its name. A reply is messages:
-the blocks of samples as they come, then what was found, or why there is nothing. No message is a pickle: what comes out
-of a process that reads crafted files is data, not code.
+Standard input and output connect it with its parent. A request is a line of JSON: the arguments of `read_samples`, or
+of `read_duration` under its name. A reply is a sequence of messages: blocks of samples, then the information about the
+file, or the error. No message is a pickle, because a malicious file may control this process: its parent reads its
+output as data, never as code.
 """
 
 import json
@@ -23,21 +23,24 @@ import numpy as np
 from w2v_attn.audio.decoders import AudioError
 from w2v_attn.audio.samples import read_duration, read_samples
 
-# A message: what it is, the bytes that follow.
+# The head of a message: its kind and the number of bytes that follow.
 HEAD = struct.Struct("<cQ")
 READY, BLOCK, FOUND, REFUSED, NO_MEMORY = b"+", b"b", b"f", b"r", b"m"
-# Seconds after which a decoder that hangs ends itself, beyond those after which it should have been killed.
+# Seconds beyond the timeout after which a decoder that hangs ends itself, in case its parent did not kill it.
 GRACE = 5
 
 
 def main() -> None:
-    """Arguments: seconds that a block may take, bytes of memory beyond what the libraries take."""
+    """Decode recordings until standard input is closed.
+
+    Command-line arguments: seconds that a block may take, and bytes of memory beyond those of the libraries.
+    """
     timeout, memory = float(sys.argv[1]), int(sys.argv[2])
     with suppress(ImportError):
         import av
-        import av.error  # noqa: F401 - now, for what comes later counts against the limit
+        import av.error  # noqa: F401 - imported now, because memory allocated later counts against the limit
     replies = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # keep the output of libraries out of the replies
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory(memory)
     _send(replies, READY)
@@ -65,7 +68,7 @@ def _decode(request: dict[str, Any], replies: int, timeout: float) -> None:
             _alarm(0)
             _send(replies, FOUND, json.dumps(vars(end.value)).encode())
             return
-        _alarm(0)  # who reads the block may take its time
+        _alarm(0)  # the parent may be slow to read the block
         _send(replies, BLOCK, np.ascontiguousarray(block, np.float32).view(np.uint8).data)
 
 
@@ -76,22 +79,22 @@ def _send(replies: int, kind: bytes, content: bytes | memoryview = b"") -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """The kernel ends this process after so many seconds, whatever it does then; 0: it does not."""
+    """Have the kernel end this process after so many seconds, even if it hangs; 0 cancels that."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _end_with_parent() -> None:
-    """Ends this process with the one that started it, however that ends, and also while a decoder is at work."""
+    """End this process when its parent ends, for whatever reason, even while it is decoding."""
     hung_up = select.poll()
-    hung_up.register(0, 0)  # of a pipe without a writer it is told unasked
+    hung_up.register(0, 0)  # POLLHUP, for a pipe without a writer, is always reported
     hung_up.poll()
     os._exit(0)
 
 
 def _limit_memory(more: int) -> None:
-    """So many bytes more than the process has now; beyond them, who asks for memory gets none."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told, and leaves no file behind
-    with suppress(FileNotFoundError):  # not Linux: there is no such limit that holds
+    """Limit memory to so many bytes more than the process has now; allocations beyond that fail."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported and must not leave a core file
+    with suppress(FileNotFoundError):  # not Linux: no such limit is enforced
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

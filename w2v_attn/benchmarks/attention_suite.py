@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.benchmarks.measurement import available_bytes, peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import run_environment
-from w2v_attn.checkpoints.loading import DTYPES
+from w2v_attn.dtypes import DTYPES
 
 REFERENCE = "Hugging Face sdpa"
 PASSES = ("forward", "forward+backward")

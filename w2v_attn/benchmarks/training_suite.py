@@ -89,7 +89,7 @@ def run(
 def _stock(implementation: str) -> Callable[[Any], None]:
     def patch(model: Any) -> None:
         restore_frontend(model)
-        normalize_per_recording(model)  # stock's norm takes in the padding: its losses could not be compared
+        normalize_per_recording(model)  # stock's norm includes the padding: its losses could not be compared
         restore_attention(model).set_attn_implementation(implementation)
 
     return patch

@@ -29,10 +29,9 @@ from w2v_attn.checkpoints.processor_files import (
     write_processor_files,
 )
 from w2v_attn.checkpoints.tokenizers import target_language
+from w2v_attn.dtypes import DTYPES
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Modules next to the encoder in checkpoints of these families: heads, quantizers, pre-training objectives.
 HEADS = frozenset(

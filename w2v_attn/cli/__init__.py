@@ -1,4 +1,4 @@
-"""The command line: `app.py` composes the configuration, and each command is a module whose `run` takes it.
+"""The command line: `app.py` composes the configuration and passes it to the `run` function of a command's module.
 
-A command's module is imported when the command runs. Only this package prints.
+The module of a command is imported when the command runs. Only this package prints.
 """

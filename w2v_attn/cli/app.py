@@ -1,7 +1,4 @@
-"""The command line: what stands on it becomes a configuration, and that becomes one call of a command.
-
-The commands themselves are in `commands`; a request that is wrong is told here.
-"""
+"""`w2v-attn`: composes the configuration from the command line, runs one command, and reports wrong requests."""
 
 import os
 import sys
@@ -10,15 +7,14 @@ from importlib import import_module
 from typing import Any
 
 from w2v_attn import __version__, folders, start_and_end
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST
-from w2v_attn.cli.extras import need
 from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
+from w2v_attn.cli.process import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST, need
 
 COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
-WITHOUT_MODEL = ("convert",)
-# What takes most of the start of the others.
-MODEL = ("transformers.models.auto.modeling_auto", "w2v_attn.patching.replace")
-# Command -> the extra without which it cannot be, and modules of that.
+COMMANDS_WITHOUT_MODEL = ("convert",)
+# The modules that take most of the start-up time of the other commands.
+MODEL_MODULES = ("transformers.models.auto.modeling_auto", "w2v_attn.patching.replace")
+# Command -> the extra that it needs, and the modules of that extra.
 EXTRAS = {
     "finetune": ("finetune", "accelerate", "jiwer", "matplotlib", "tensorboard"),
     "evaluate": ("finetune", "jiwer", "matplotlib"),
@@ -28,25 +24,29 @@ INPUTS = ("audio", "data.train", "data.valid", "data.test")  # keys that name re
 USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
 
-  w2v-attn extract     features from audio, a file for each recording or shards of many
-  w2v-attn convert     such features in another layout, selected, pooled, in half precision
-  w2v-attn finetune    an encoder trained on your recordings, as a Hugging Face folder
-  w2v-attn transcribe  what recordings say, by a fine-tuned checkpoint
-  w2v-attn evaluate    how often such a checkpoint is wrong on labelled recordings, and where
-  w2v-attn load        load a checkpoint and report what it is; save a copy
-  w2v-attn verify      stock transformers against ours on the same weights, stage by stage
-  w2v-attn benchmark   our layer, the encoder and the commands against their peers
+  w2v-attn extract     compute features of audio, as one file per recording or in shards
+  w2v-attn convert     write features in another layout: selected, pooled, in half precision
+  w2v-attn finetune    train an encoder on your recordings; the result is a Hugging Face folder
+  w2v-attn transcribe  turn recordings into text with a fine-tuned checkpoint
+  w2v-attn evaluate    measure the errors of a fine-tuned checkpoint on labelled recordings
+  w2v-attn load        load a checkpoint and report what it is; convert it
+  w2v-attn verify      compare our implementation with stock transformers, stage by stage
+  w2v-attn benchmark   time the layer, the encoder and the commands against their peers
 
   w2v-attn COMMAND --help    the keys of a command, with examples
   w2v-attn --version
 
-Try it: `w2v-attn extract` runs without network on the speech and the checkpoint that come with the package."""
+Try it: `w2v-attn extract` runs without network on the bundled speech and checkpoint."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted.
+    """Run one command and exit with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted.
 
-    Raises BrokenPipeError where nobody reads what it prints; see `start_and_end.run`.
+    Args:
+        argv: The command and its overrides; None: those of the process.
+
+    Raises:
+        BrokenPipeError: the reader of its output has gone; see `start_and_end.run_and_exit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -57,40 +57,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(DONE)
     command, *overrides = arguments
     if command not in COMMANDS:
-        print(f"there is no command {command}\n\n{USAGE}", file=sys.stderr)
+        print(f"there is no command {command}: use one of {', '.join(COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         sys.exit(WRONG_REQUEST)
     sys.exit(_run(command, overrides))
 
 
 def _run(command: str, overrides: list[str]) -> int:
-    """Composes the configuration of a command and runs it; a wrong request is told in a few lines, without a trace."""
+    """Compose the configuration of a command, run it, and report a wrong request in a few lines without a traceback."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     _register_resolvers()
-    # Hydra turns every error into exit code 1 unless it is told to let them through.
+    # Hydra turns every error into exit code 1 unless HYDRA_FULL_ERROR makes it raise them.
     if (repeated := _repeated(command, overrides)) is not None:
         print(repeated, file=sys.stderr)
         return WRONG_REQUEST
-    asked = os.environ.get("HYDRA_FULL_ERROR")
-    wants_trace = asked == "1"
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    wants_traceback = full_error == "1"
     codes: list[int] = []
-    here = os.getpid()
-    unread: list[BrokenPipeError] = []
+    process_id = os.getpid()
+    broken_pipes: list[BrokenPipeError] = []
 
     def task(config: Any) -> None:
-        is_one_of_a_sweep = _name_job(command, overrides)
+        in_sweep = _name_job(command, overrides)
         try:
-            code = _checked(command, config, wants_trace)
-        except BrokenPipeError as error:  # about which Hydra would have words
-            unread.append(error)
-            code = start_and_end.NOBODY_READS
-        if os.getpid() != here and code != DONE:
-            raise JobEnded(code)  # what a job returns, Hydra leaves where it ran
+            code = _checked(command, config, wants_traceback)
+        except BrokenPipeError as error:  # Hydra would report it
+            broken_pipes.append(error)
+            code = start_and_end.BROKEN_PIPE
+        if os.getpid() != process_id and code != DONE:
+            raise JobEnded(code)  # Hydra does not return the result of a job in another process
         codes.append(code)
-        if unread or (is_one_of_a_sweep and code in (INTERRUPTED, TERMINATED)):
-            raise KeyboardInterrupt  # no other job begins
+        if broken_pipes or (in_sweep and code in (INTERRUPTED, TERMINATED)):
+            raise KeyboardInterrupt  # start no other job of the sweep
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
@@ -101,20 +101,20 @@ def _run(command: str, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         codes.append(INTERRUPTED)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if wants_trace:
+        if wants_traceback:
             raise
         print(_explain(command, overrides, error), file=sys.stderr)
         return WRONG_REQUEST
     finally:
         sys.argv = program
-        os.environ["HYDRA_FULL_ERROR"] = asked or "0"
-    if unread:
-        raise unread[0]
+        os.environ["HYDRA_FULL_ERROR"] = full_error or "0"
+    if broken_pipes:
+        raise broken_pipes[0]
     return max(codes, default=DONE)  # --help and --cfg run no task
 
 
-class JobEnded(Exception):  # noqa: N818 - it may have done most of its work
-    """A job of a sweep in another process ended with another code than 0. Launchers bring the first of them here."""
+class JobEnded(Exception):  # noqa: N818 - the job may have done most of its work
+    """A job of a sweep in another process ended with a code other than 0. Hydra's launchers raise the first one."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -125,7 +125,7 @@ class JobEnded(Exception):  # noqa: N818 - it may have done most of its work
 
 
 def _name_job(command: str, overrides: Sequence[str]) -> bool:
-    """Whether this is a job of a sweep. It is known from here on by what it is without the others."""
+    """Return whether this is a job of a sweep; if it is, set sys.argv to the command that runs this job alone."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -138,14 +138,14 @@ def _name_job(command: str, overrides: Sequence[str]) -> bool:
 
 
 def _register_resolvers() -> None:
-    """What configurations can say beside Hydra's own: `${bundled:speech}`, which comes with the package."""
+    """Register the resolver `${bundled:NAME}`: the path of a bundled file or folder."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("bundled", lambda name: str(folders.find("data") / name), replace=True)
 
 
-def _checked(command: str, config: Any, wants_trace: bool) -> int:
-    """Runs a command on a composed configuration; what a user can cause is told without a trace."""
+def _checked(command: str, config: Any, wants_traceback: bool) -> int:
+    """Run a command on a composed configuration; report an error that a user can cause without a traceback."""
     from omegaconf import OmegaConf
 
     missing = sorted(OmegaConf.missing_keys(config))
@@ -158,11 +158,11 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
     _log_to_stderr()
     try:
         return _call(command, config)
-    except KeyboardInterrupt:  # before there was anything to end in order
+    except KeyboardInterrupt:  # before the run began
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except ValueError as error:  # all that a user can cause is one; HYDRA_FULL_ERROR=1 shows where it came from
-        if wants_trace:
+    except ValueError as error:  # the class of all errors that a user can cause; HYDRA_FULL_ERROR=1 shows the traceback
+        if wants_traceback:
             raise
         former = _former_choice(sys.argv[1:])
         print(f"{error}\n{former}" if former else error, file=sys.stderr)
@@ -170,16 +170,16 @@ def _checked(command: str, config: Any, wants_trace: bool) -> int:
 
 
 def _call(command: str, config: Any) -> int:
-    """Imports what a command is made of, and runs it."""
+    """Import the modules of a command and run it."""
     if command in EXTRAS:
         need(*EXTRAS[command])
-    if command not in WITHOUT_MODEL:
-        start_and_end.import_to_stay(*MODEL)
+    if command not in COMMANDS_WITHOUT_MODEL:
+        start_and_end.import_without_gc(*MODEL_MODULES)
     return import_module(f"w2v_attn.cli.{command}").run(config)
 
 
 def _log_to_stderr() -> None:
-    """Warnings of ours and of the libraries, each a line; with its time where it may go into a file."""
+    """Log warnings to standard error, one per line, with the time where that is not a terminal."""
     import logging
 
     at = "" if sys.stderr.isatty() else "%(asctime)s "
@@ -188,38 +188,38 @@ def _log_to_stderr() -> None:
 
 
 def _repeated(command: str, overrides: list[str]) -> str | None:
-    """What to say where recordings are named more than once, of which Hydra would take the last without a word."""
+    """Return a message where a key for recordings is given more than once: Hydra would silently use the last value."""
     for key in INPUTS:
         given = [override for override in overrides if override.startswith(f"{key}=")]
         if len(given) > 1:
             return (
-                f"{key} is given {len(given)} times: {given[0]} … {given[-1]}. One is expected: a folder, a manifest "
-                f"that lists them, or, where the shell took braces for its own, shards in quotes:\n\n"
+                f"{key} is given {len(given)} times: {given[0]} … {given[-1]}. Expected one value: a folder, or a "
+                f"manifest that lists the recordings, or, if the shell expanded the braces, shards in quotes:\n\n"
                 f"  w2v-attn {command} '{key}=\"corpus-{{000..123}}.tar\"'\n"
             )
     return None
 
 
 def _explain(command: str, overrides: list[str], error: Exception) -> str:
-    """A wrong override, said so that the next try is right."""
+    """Return what is wrong with an override, and how to write it."""
     import difflib
     import re
 
     text = str(error).split("Config search path")[0].strip()
-    unread = getattr(error, "override", None)  # the one that Hydra's grammar stumbled over
+    unparsed = getattr(error, "override", None)  # the override that Hydra could not parse
     for override in overrides:
         key, equals, value = override.partition("=")
         if (
             key
             and equals
-            and (override == unread or override in text)
+            and (override == unparsed or override in text)
             and not (key in FORMER_KEYS and "Could not override" in text)
             and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII)
         ):
             quoted = value.replace("\\", "\\\\").replace('"', '\\"')
             return (
-                f"{override}: has characters that Hydra reads as its own ( = , ( [ {{ é ~ spaces …).\n"
-                f"Quote the value for Hydra, and all of it for the shell:\n\n"
+                f"{override}: contains characters with a meaning in Hydra's grammar ( = , ( [ {{ é ~ spaces …).\n"
+                f"Quote the value for Hydra, and the whole argument for the shell:\n\n"
                 f"  w2v-attn {command} '{key}=\"{quoted}\"'\n"
             )
     unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
@@ -234,12 +234,12 @@ def _explain(command: str, overrides: list[str], error: Exception) -> str:
 
 
 def _former_choice(overrides: list[str]) -> str:
-    """A line with the present name of a choice that is given by its former one; empty where none is."""
+    """Return a line with the present name of a choice that is given by its former name; empty where none is."""
     return "".join(f"Did you mean {FORMER_CHOICES[given]}?\n" for given in overrides if given in FORMER_CHOICES)
 
 
 def _keys(command: str) -> list[str]:
-    """All keys of a command, as they stand on the command line."""
+    """Return all keys of a command, as they are written on the command line."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from hydra.initialize import initialize_config_dir

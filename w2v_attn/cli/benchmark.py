@@ -1,4 +1,4 @@
-"""`w2v-attn benchmark`: ours against peers, see conf/benchmark.yaml."""
+"""`w2v-attn benchmark`: time our code against its peers; see conf/benchmark.yaml."""
 
 import sys
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Any
 
 from w2v_attn.benchmarks import attention_suite, cli_suite, encoder_suite, long_form_suite, workload
 from w2v_attn.benchmarks.results import check_output, draw_encoder_report, write_json
-from w2v_attn.checkpoints.loading import DTYPES
-from w2v_attn.cli import console, extras, values
-from w2v_attn.cli.exit_codes import DONE
+from w2v_attn.cli import console, values
+from w2v_attn.cli.process import DONE, need
+from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.waveforms import find_device
 
 Report = dict[str, Any]
 
 
 def run(config: Any) -> int:
-    """Measures, shows tables, and writes the figures that are asked for."""
+    """Run a benchmark, show its tables, write the report if requested, and return the exit code."""
     if config.suite not in MEASURED:
         raise ValueError(f"suite must be {' or '.join(MEASURED)}, got {config.suite}")
     if config.dtype not in DTYPES:
@@ -30,7 +30,7 @@ def run(config: Any) -> int:
         "log": lambda line: print(line, file=sys.stderr, flush=True),
     }
     measured, report = MEASURED[config.suite](config, common)
-    written = None if output is None else write_json(report, output)  # first: what is shown may find no reader
+    written = None if output is None else write_json(report, output)  # before printing, which may break a pipe
     for title, header, rows in measured.tables(report):
         console.show(title, rows, header=header)
     if written is not None:
@@ -58,7 +58,7 @@ def _attention(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
 
 
 def _training(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
-    extras.need("finetune", "accelerate", "jiwer", "matplotlib")
+    need("finetune", "accelerate", "jiwer", "matplotlib")
     from w2v_attn.benchmarks import training_suite
 
     lengths, layers, freeze = values.list_of(config, "seconds", float), int(config.layers), str(config.freeze)
@@ -93,7 +93,7 @@ def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
 
 
 def _block(config: Any) -> dict[str, Any]:
-    """The block of attention that is timed."""
+    """Return the sizes of the attention block that is timed."""
     return {
         "channels": int(config.channels),
         "heads": int(config.heads),
@@ -101,7 +101,7 @@ def _block(config: Any) -> dict[str, Any]:
     }
 
 
-# `suite` -> what measures it: (the module that can show the report, the report).
+# `suite` -> a function that returns (the module that turns the report into tables, the report).
 MEASURED: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, Report]]] = {
     "attention": _attention,
     "training": _training,

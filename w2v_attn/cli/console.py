@@ -1,4 +1,4 @@
-"""What people see at the end: tables, with sizes and times as they read them."""
+"""Tables on the terminal, and readable sizes and durations."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,23 +10,23 @@ from rich.text import Text
 PLAIN_WIDTH = 120
 
 
-class Screen(Console):
-    """rich's console, which leaves it to the process how it ends when nobody reads any more."""
+class RaisingConsole(Console):
+    """rich's console, but a broken pipe raises BrokenPipeError instead of ending the process."""
 
     def on_broken_pipe(self) -> None:
-        """Called while that is raised."""
+        """Re-raise the BrokenPipeError that is being handled."""
         raise
 
 
-def console(*, stderr: bool = False) -> Screen:
-    """A console; wide enough for whole rows where it is not a terminal."""
+def console(*, stderr: bool = False) -> RaisingConsole:
+    """Return a console, with a fixed width where it is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Screen(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=not stream.isatty())
+    return RaisingConsole(stderr=stderr, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=not stream.isatty())
 
 
 def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> Table:
-    """A table; without a header, names on the left and values on the right."""
-    # Text: in a plain string rich would read the brackets of a file name as its own markup.
+    """Return a table; without a header, with names on the left and values on the right."""
+    # Text, because rich would read brackets in a plain string, such as a file name, as markup.
     made = Table(title=Text(title), title_justify="left", show_header=bool(header))
     for number, name in enumerate(header or ("", "")):
         made.add_column(name, overflow="fold", style="bold" if number == 0 else "")
@@ -36,12 +36,12 @@ def table(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str]
 
 
 def show(title: str, rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> None:
-    """Prints a table."""
+    """Print a table."""
     console().print(table(title, rows, header=header))
 
 
 def span(seconds: float) -> str:
-    """A length of time in two units at most: 0.3 s, 45 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    """Return a duration in at most two units: 0.3 s, 45 s, 12 min, 3 h 05 min, 2 d 04 h."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:
@@ -57,7 +57,7 @@ def span(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that people buy disks in: 17 kB, 1.2 TB."""
+    """Return a number of bytes in decimal units: 17 kB, 1.2 TB."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:,.0f} {unit}" if unit in ("bytes", "kB") else f"{count:,.1f} {unit}"

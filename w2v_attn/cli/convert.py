@@ -1,4 +1,4 @@
-"""`w2v-attn convert`: features in another layout, see conf/convert.yaml."""
+"""`w2v-attn convert`: write features in another layout; see conf/convert.yaml."""
 
 import sys
 import time
@@ -6,19 +6,18 @@ from contextlib import closing
 from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
-from w2v_attn.cli.process import Interruption
+from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption
 from w2v_attn.cli.progress import ProgressLine
-from w2v_attn.features.converting import Conversion, ConversionError, Request
-from w2v_attn.features.destination import FAILURES
-from w2v_attn.features.making import describe_underflow
+from w2v_attn.features.conversion import Conversion, ConversionError, ConversionRequest
 from w2v_attn.features.open_features import open_features
+from w2v_attn.features.transform import describe_underflow
+from w2v_attn.runs.failure_log import FAILURE_LOG
 
 
 def run(config: Any) -> int:
-    """Converts, with progress and a summary; its exit code."""
+    """Convert features, show progress and a summary, and return the exit code."""
     output = values.folder(config, "output")
-    request = Request(
+    request = ConversionRequest(
         layout=values.text(config, "layout"),
         output_dtype=values.text_or_none(config, "output_dtype"),
         layers=tuple(values.list_of(config, "layers")),
@@ -50,21 +49,21 @@ def run(config: Any) -> int:
                     code = interruption.code
                     break
     except ConversionError as error:
-        print(f"stopped: {error}. The same command starts again when that is mended", file=sys.stderr)
+        print(f"stopped: {error}. Once that is fixed, start again with the same command", file=sys.stderr)
         code = SOME_FAILED
-    except KeyboardInterrupt:  # the second signal did not wait for the recording at hand
+    except KeyboardInterrupt:  # a second signal during a recording
         code = interruption.code or INTERRUPTED
 
     seconds = time.monotonic() - started
     rows = [
         ("recordings", f"{done - len(failed)} of {len(conversion.ids)}"),
-        ("failed", f"{len(failed)}, see {FAILURES}" if failed else "0"),
+        ("failed", f"{len(failed)}, see {FAILURE_LOG}" if failed else "0"),
         ("layout", f"{features.layout} → {request.layout}"),
         ("tensors", f"{size / 1e6:,.1f} MB, {size / 1e6 / max(seconds, 1e-9):,.0f} MB/s"),
         ("output", str(output)),
     ]
     if underflowed:
-        # Without a dtype that is asked for, only sums and means of features in half precision are rounded.
+        # Without an output_dtype, only sums and means of features in half precision are rounded.
         dtype = request.output_dtype or "half precision"
         rows.append(("underflow", describe_underflow(underflowed, with_underflow, dtype)))
     if done < len(conversion.ids):
@@ -74,5 +73,5 @@ def run(config: Any) -> int:
     console.show("Converted", rows)
     corpus_run.show_failed("Could not be converted", failed)
     if code in (INTERRUPTED, TERMINATED):
-        print("interrupted: what is written is whole; the same command starts again", file=sys.stderr)
+        print("interrupted: all written files are complete; start again with the same command", file=sys.stderr)
     return code or (SOME_FAILED if failed else DONE)

@@ -1,4 +1,4 @@
-"""A run over a corpus as people see it: progress while it goes, and tables at its end."""
+"""A run over a corpus on the terminal: progress during the run, and tables at its end."""
 
 import sys
 import time
@@ -8,25 +8,30 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from w2v_attn.cli import console
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
-from w2v_attn.cli.process import Interruption, command
+from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, command
 from w2v_attn.cli.progress import RunProgress
 from w2v_attn.corpus.rows import Corpus, Row
-from w2v_attn.runs.ledger import LEDGER
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.pace import Pace
-from w2v_attn.runs.sources import row_weight
-from w2v_attn.runs.tally import Tally
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.row_reader import row_weight
+from w2v_attn.runs.run_stats import RunStats, Throughput
 
 Result = TypeVar("Result")
 
-SHOWN = 20  # rows of a table; files have all of them
+MAX_TABLE_ROWS = 20  # the output files have all of them
 
 
-class Watched(NamedTuple):
-    """A run that ended or was interrupted. seconds: that it took. code: for the shell."""
+class FinishedRun(NamedTuple):
+    """A run that ended or was interrupted.
 
-    tally: Tally
+    Attributes:
+        stats: Its statistics.
+        seconds: Its duration.
+        code: Its exit code.
+    """
+
+    stats: RunStats
     seconds: float
     code: int
 
@@ -36,75 +41,79 @@ def watch(
     start: Callable[..., Iterator[Outcome[Result]]],
     take: Callable[[Row, Result], None],
     total: float | None = None,
-) -> Watched:
-    """Goes through a run with progress, until its end or an interruption.
+) -> FinishedRun:
+    """Execute a run and show its progress, until its end or an interruption.
 
-    start: begins it; is told `interrupted`. take: is given rows with their results, as they come.
-    total: the weight of what is not there yet, where that is known; see `runs.sources.row_weight`.
+    Args:
+        corpus: The recordings.
+        start: Starts the run; called with `interrupted`, a function that says whether to end.
+        take: Called with each row that has a result, and the result.
+        total: Weight of the rows to compute, where it is known; see `runs.row_reader.row_weight`.
     """
-    tally, pace = Tally(), Pace(sum(map(row_weight, corpus.rows)) if total is None else total)
+    stats, throughput = RunStats(), Throughput(sum(map(row_weight, corpus.rows)) if total is None else total)
     started = time.monotonic()
     code = DONE
     interruption = Interruption()
     run: Any = start(interrupted=lambda: interruption.code is not None)
     try:
-        with interruption, closing(run), RunProgress(len(corpus.rows), pace, tally) as progress:
+        with interruption, closing(run), RunProgress(len(corpus.rows), throughput, stats) as progress:
             for outcome in run:
-                tally.take(outcome)
-                pace.take(outcome, 0.0 if outcome.kept and total is not None else row_weight(outcome.row))
+                stats.add(outcome)
+                throughput.add(outcome, 0.0 if outcome.cached and total is not None else row_weight(outcome.row))
                 progress.update()
                 if outcome.result is not None:
                     take(outcome.row, outcome.result)
     except RunError as error:
-        print(f"stopped: {error}. When that is mended, this goes on:\n  {command()}", file=sys.stderr)
+        print(f"stopped: {error}. Once that is fixed, resume with:\n  {command()}", file=sys.stderr)
         code = SOME_FAILED
-    except KeyboardInterrupt:  # the second signal did not wait for the batch at hand
+    except KeyboardInterrupt:  # a second signal during a batch
         pass
-    return Watched(tally, time.monotonic() - started, interruption.code or code)
+    return FinishedRun(stats, time.monotonic() - started, interruption.code or code)
 
 
-def conclude(title: str, corpus: Corpus, watched: Watched, output: Path, rows: Sequence[tuple[str, str]]) -> int:
-    """The summary of a run, with these rows in it; its exit code."""
-    tally, wall = watched.tally, max(watched.seconds, 1e-9)
-    missing = len(corpus.rows) - tally.reached
+def conclude(title: str, corpus: Corpus, finished: FinishedRun, output: Path, rows: Sequence[tuple[str, str]]) -> int:
+    """Show the summary of a run, with additional rows, and return its exit code."""
+    stats, wall = finished.stats, max(finished.seconds, 1e-9)
+    missing = len(corpus.rows) - stats.reached
     summary = [
-        ("recordings", f"{tally.written + tally.kept:,} of {len(corpus.rows):,}"),
-        ("failed", f"{tally.failed:,}, see {LEDGER}" if tally.failed else "0"),
-        ("audio", f"{tally.seconds:,.1f} s, {tally.seconds / wall:.1f} × real time"),
-        ("time", f"{console.span(wall)}, {tally.written / wall:,.1f} recordings/s"),
+        ("recordings", f"{stats.written + stats.cached:,} of {len(corpus.rows):,}"),
+        ("failed", f"{stats.failed:,}, see {FAILURE_LOG}" if stats.failed else "0"),
+        ("audio", f"{stats.seconds:,.1f} s, {stats.seconds / wall:.1f} × real time"),
+        ("time", f"{console.span(wall)}, {stats.written / wall:,.1f} recordings/s"),
         *rows,
         ("output", str(output)),
     ]
-    if tally.kept:
-        summary.insert(1, ("already there", f"{tally.kept:,}"))
+    if stats.cached:
+        summary.insert(1, ("already there", f"{stats.cached:,}"))
     if missing:
         summary.append(("not reached", f"{missing:,}"))
     if corpus.skipped:
-        summary.append(("no audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
-    summary += [("flagged", f"{count:,} × {flag}") for flag, count in tally.flags.most_common(5)]
+        summary.append(("not audio", ", ".join(f"{count} × {kind}" for kind, count in corpus.skipped.most_common(5))))
+    summary += [("flagged", f"{count:,} × {flag}") for flag, count in stats.flags.most_common(5)]
     console.show(title, summary)
-    _show_kinds("Could not be used", tally)
-    if watched.code in (INTERRUPTED, TERMINATED):
-        print(f"interrupted: what is written is whole. To go on:\n  {command()}", file=sys.stderr)
-    return watched.code or (SOME_FAILED if tally.failed else DONE)
+    _show_kinds("Could not be used", stats)
+    if finished.code in (INTERRUPTED, TERMINATED):
+        print(f"interrupted: all written files are complete. Resume with:\n  {command()}", file=sys.stderr)
+    return finished.code or (SOME_FAILED if stats.failed else DONE)
 
 
 def show_failed(title: str, failed: Sequence[tuple[str, str]]) -> None:
-    """A table of recordings with the reasons; of many the first."""
+    """Show a table of recordings with the reasons why they failed; of many only the first."""
     if failed:
-        more = f" (the first {SHOWN} of {len(failed)})" if len(failed) > SHOWN else ""
-        console.show(f"{title}{more}", failed[:SHOWN], header=("recording", "reason"))
+        more = f" (the first {MAX_TABLE_ROWS} of {len(failed)})" if len(failed) > MAX_TABLE_ROWS else ""
+        console.show(f"{title}{more}", failed[:MAX_TABLE_ROWS], header=("recording", "reason"))
 
 
-def _show_kinds(title: str, tally: Tally) -> None:
-    """A table of what failed: every recording with its reason, or of many the kinds of reasons with one of each."""
-    if tally.failed <= len(tally.few):
-        show_failed(title, tally.few)
+def _show_kinds(title: str, stats: RunStats) -> None:
+    """Show a table of failures: each recording with its reason, or of many each kind of reason with an example."""
+    if stats.failed <= len(stats.first_failures):
+        show_failed(title, stats.first_failures)
         return
-    kinds = tally.kinds.most_common(SHOWN)
-    more = f" (the {SHOWN} most frequent of {len(tally.kinds):,} reasons)" if len(tally.kinds) > SHOWN else ""
+    kinds = stats.kinds.most_common(MAX_TABLE_ROWS)
+    of_all = f" (the {MAX_TABLE_ROWS} most frequent of {len(stats.kinds):,} reasons)"
+    more = of_all if len(stats.kinds) > MAX_TABLE_ROWS else ""
     rows = []
     for kind, count in kinds:
-        row_id, reason = tally.examples[kind]
+        row_id, reason = stats.examples[kind]
         rows.append((f"{count:,} ×", reason if count == 1 else kind, row_id))
-    console.show(f"{title}: {tally.failed:,}{more}", rows, header=("recordings", "reason", "one of them"))
+    console.show(f"{title}: {stats.failed:,}{more}", rows, header=("recordings", "reason", "example"))

@@ -1,4 +1,4 @@
-"""`w2v-attn evaluate`: how often a checkpoint is wrong, and where, see conf/evaluate.yaml."""
+"""`w2v-attn evaluate`: measure the errors of a checkpoint on labelled recordings; see conf/evaluate.yaml."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from w2v_attn.transcription.recognizer import load_recognizer
 
 
 def run(config: Any) -> int:
-    """Evaluates, with progress, what is wrong and a summary; its exit code."""
+    """Evaluate a checkpoint, show progress, the worst errors and a summary, and return the exit code."""
     output, limits = values.folder(config, "output"), values.limits(config)
     corpus = _labelled(config)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
@@ -30,25 +30,26 @@ def run(config: Any) -> int:
     )
     predictions: list[Prediction] = []
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
-    watched = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
+    finished = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
-        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.SHOWN]]
+        shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.MAX_TABLE_ROWS]]
         more = f" (the worst {len(shown)} of {len(wrong)})" if len(wrong) > len(shown) else ""
         if shown:
-            console.show(f"Wrong{more}", shown, header=("recording", "is", "heard"))
+            console.show(f"Errors{more}", shown, header=("recording", "reference", "hypothesis"))
         rows += [(name, f"{value:.4f}") for name, value in measure(task, predictions).items()]
-    return corpus_run.conclude("Evaluated", corpus, watched, output, rows)
+    return corpus_run.conclude("Evaluated", corpus, finished, output, rows)
 
 
 def _labelled(config: Any) -> Corpus:
-    """The recordings of the split that is asked for, with what is known of them."""
+    """Return the recordings of the requested split, with their texts and labels."""
     names = {str(key): str(value) for key, value in (config.names or {}).items()}
     corpus = list_recordings(values.text(config, "audio"), root=config.root, pattern=config.pattern, names=names)
     if config.split is None:
         return corpus
     chosen = tuple(row for row in corpus.rows if row.split == config.split)
     if not chosen:
-        raise ValueError(f"no recording is of the split {config.split}")
+        found = ", ".join(sorted({row.split for row in corpus.rows if row.split is not None})) or "none"
+        raise ValueError(f"no recording has the split {config.split}: the splits of {config.audio} are {found}")
     return replace(corpus, rows=chosen)

@@ -1,4 +1,4 @@
-"""`w2v-attn extract`: features from audio, see conf/extract.yaml."""
+"""`w2v-attn extract`: compute features of audio; see conf/extract.yaml."""
 
 import os
 import sys
@@ -10,99 +10,102 @@ from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.demo import warn_of_demo
-from w2v_attn.cli.exit_codes import DONE, SOME_FAILED
-from w2v_attn.cli.process import command
+from w2v_attn.cli.process import DONE, SOME_FAILED, command
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.engines.choice import open_extractor
+from w2v_attn.extraction.engines.open_extractor import open_extractor
 from w2v_attn.extraction.estimate import DRY_RUN, Estimate, is_worth_estimating
 from w2v_attn.extraction.extracting import extract_with
-from w2v_attn.extraction.extractor import Extractor, Job, Task, Worker
-from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.extractor import ExtractionJob, ExtractionTask, Extractor, InProcessExtractor
+from w2v_attn.extraction.feature_spec import FeatureLocation
 from w2v_attn.extraction.store import store_of
-from w2v_attn.features.making import Making, describe_underflow
 from w2v_attn.features.segments import read_segments
-from w2v_attn.runs.outcomes import RunError
-from w2v_attn.runs.rank import parts_of, read_rank, rows_of
+from w2v_attn.features.transform import FeatureTransform, describe_underflow
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.rank import blocks_of, read_rank, rows_of
 from w2v_attn.runs.record import read_record
 
 
 def run(config: Any) -> int:
-    """Extracts, with an estimate, progress and a summary; its exit code."""
+    """Extract features, show an estimate, progress and a summary, and return the exit code."""
     output, layers = values.folder(config, "output"), values.list_of(config, "layers")
     layout = values.text(config, "layout")
     rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
     store = store_of(layout)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
-    making, listed = _making(config, corpus.rows), len(corpus.rows)
-    if making.spans is not None:
-        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in making.spans))
-    mine = replace(corpus, rows=tuple(rows_of(rank.of(parts_of(corpus.rows, store.together)))))
-    task = Task(output=output, layers=tuple(layers), layout=layout, making=making, **values.limits(config))
+    transform, listed = _transform(config, corpus.rows), len(corpus.rows)
+    if transform.spans is not None:
+        corpus = replace(corpus, rows=tuple(row for row in corpus.rows if row.id in transform.spans))
+    mine = replace(corpus, rows=tuple(rows_of(rank.select(blocks_of(corpus.rows, store.rows_per_group)))))
+    task = ExtractionTask(
+        output=output, layers=tuple(layers), layout=layout, transform=transform, **values.limits(config)
+    )
     model = values.model_options(config) | {"long_form": values.long_form(config)}
-    job = Job(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
+    job = ExtractionJob(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
     workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
     frames = channels = 0
 
-    def take(_: Row, written: Written) -> None:
+    def take(_: Row, written: FeatureLocation) -> None:
         nonlocal frames, channels
         frames, channels = frames + written.frames, written.channels
 
     try:
         if config.dry_run:
-            _foretell(job, mine.rows)
+            _dry_run(job, mine.rows)
             return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, rank=rank) as extractor:
             about = {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
-            ahead = _estimated(extractor, mine.rows)
-            if ahead is not None:
-                _show_estimate(ahead, layers)
-                about["estimate"] = ahead.as_record()
+            estimate = _estimate(extractor, mine.rows)
+            if estimate is not None:
+                _show_estimate(estimate, layers)
+                about["estimate"] = estimate.as_record()
             start = partial(extract_with, extractor, task, corpus.rows, rank=rank, about=about)
-            watched = corpus_run.watch(mine, start, take, total=None if ahead is None else ahead.weight)
-    except RunError as error:  # before it began
+            finished = corpus_run.watch(mine, start, take, total=None if estimate is None else estimate.weight)
+    except RunError as error:  # before the run began
         print(f"stopped: {error}", file=sys.stderr)
         return SOME_FAILED
 
-    rows = _described(extractor, task, f"{frames:,} × {channels} channels")
-    dtype, tally = making.output_dtype or extractor.description.dtype, watched.tally
-    rows += _underflow(tally.underflowed, tally.with_underflow, dtype)
+    rows = _describe_extraction(extractor, task, f"{frames:,} × {channels} channels")
+    dtype, stats = transform.output_dtype or extractor.description.dtype, finished.stats
+    rows += _underflow(stats.underflowed, stats.underflowed_rows, dtype)
     if listed > len(corpus.rows):
         rows.append(("without segments", str(listed - len(corpus.rows))))
     if rank.is_alone:
-        return corpus_run.conclude("Extracted", corpus, watched, output, rows)
-    corpus_run.conclude(f"Extracted, rank {rank}", mine, watched, output, rows)
-    return _conclude_ranks(output, watched.code, dtype)
+        return corpus_run.conclude("Extracted", corpus, finished, output, rows)
+    corpus_run.conclude(f"Extracted, rank {rank}", mine, finished, output, rows)
+    return _conclude_ranks(output, finished.code, dtype)
 
 
-def _making(config: Any, rows: Sequence[Row]) -> Making:
-    """What is made of the layers of these rows."""
+def _transform(config: Any, rows: Sequence[Row]) -> FeatureTransform:
+    """Return how features are computed from the layers of these rows."""
     pooling, segments = values.text(config, "pooling"), None
     if config.segments is not None and pooling != "none":
         segments = read_segments(values.path(config, "segments"), [row.id for row in rows])
     elif config.segments is not None:
-        raise ValueError("segments are what is pooled over: give pooling=mean or pooling=statistics")
+        raise ValueError("segments need pooling, got pooling=none: give pooling=mean or pooling=statistics")
     dtype = values.text_or_none(config, "output_dtype")
-    return Making(output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments)
+    return FeatureTransform(
+        output_dtype=dtype, layer_weights=values.layer_weights(config), pooling=pooling, spans=segments
+    )
 
 
-def _foretell(job: Job, rows: Sequence[Row]) -> None:
-    """What the run would take; nothing is written."""
-    worker = Worker.of(job)
+def _dry_run(job: ExtractionJob, rows: Sequence[Row]) -> None:
+    """Show the size and the duration of the run; nothing is written."""
+    worker = InProcessExtractor.load(job)
     worker.check_output()
-    _show_estimate(worker.estimate(rows, rehearsal=DRY_RUN), job.task.layers)
+    _show_estimate(worker.estimate(rows, trial=DRY_RUN), job.task.layers)
 
 
-def _estimated(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
-    """What the run will take, where it is long; where others extract, nobody here has an encoder to ask."""
-    if not isinstance(extractor, Worker) or not is_worth_estimating(rows):
+def _estimate(extractor: Extractor, rows: Sequence[Row]) -> Estimate | None:
+    """Return an estimate of a long run; None for a short one, and where only other processes have an encoder."""
+    if not isinstance(extractor, InProcessExtractor) or not is_worth_estimating(rows):
         return None
     return extractor.estimate(rows)
 
 
 def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
-    """What a run will take, and a warning where the disk has no room for that."""
+    """Show an estimate, and a warning where the disk has too little space."""
     known = f"of {ahead.looked_at:,} headers" if ahead.looked_at < ahead.recordings else "of all headers"
     spread = f" ± {ahead.spread:.1%}" if ahead.spread >= 5e-4 else ""
     rows = [
@@ -123,46 +126,53 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
         print(
             f"warning: the features will take about {console.size(ahead.disk)}, and the disk of the output has "
             f"{console.size(ahead.free)} free. Fewer layers or half precision take less; a run that a full disk ends "
-            "goes on when there is room again",
+            "can be resumed when there is space again",
             file=sys.stderr,
         )
     if ahead.free_files is not None and ahead.files > ahead.free_files:
         print(
             f"warning: about {ahead.files:,} files will be written, and the disk of the output has room for "
-            f"{ahead.free_files:,}. layout=shards makes few large ones",
+            f"{ahead.free_files:,}. layout=shards writes few large files",
             file=sys.stderr,
         )
 
 
-def _described(extractor: Extractor, task: Task, found: str) -> list[tuple[str, str]]:
-    """What was extracted, and by what. found: how much."""
-    described, making, layers = extractor.description, task.making, ", ".join(task.layers)
-    assert making is not None
+def _describe_extraction(extractor: Extractor, task: ExtractionTask, amount: str) -> list[tuple[str, str]]:
+    """Return rows of the summary: what was extracted, how much, and with what."""
+    described, transform, layers = extractor.description, task.transform, ", ".join(task.layers)
+    assert transform is not None
     rows = [
-        ("layers", layers if making.weighted_sum is None else f"weighted sum of {layers}"),
-        ("frames" if making.pooling == "none" else "vectors", f"{found}, {making.output_dtype or described.dtype}"),
+        ("layers", layers if transform.weighted_sum is None else f"weighted sum of {layers}"),
+        (
+            "frames" if transform.pooling == "none" else "vectors",
+            f"{amount}, {transform.output_dtype or described.dtype}",
+        ),
         ("attention", f"{described.backend} on {described.device}"),
     ]
     if described.long_form.kind != "full":
         rows.append(
             ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
         )
-    if described.one_by_one is not None:
-        rows.append(("one by one", f"for {described.one_by_one}"))
+    if described.unpacked_reason is not None:
+        rows.append(("one by one", f"for {described.unpacked_reason}"))
     return rows
 
 
 def _underflow(values: int, recordings: int, dtype: str) -> list[tuple[str, str]]:
-    """A row of a summary, where values became 0."""
+    """Return a row of the summary where values became 0."""
     return [("underflow", describe_underflow(values, recordings, dtype))] if values else []
 
 
 def _conclude_ranks(output: Path, code: int, dtype: str) -> int:
-    """Shows the summary of all ranks, in the one that ends last; returns the exit code of this one.
+    """Show the summary of all ranks, in the rank that ends last, and return the exit code of this rank.
 
-    Recordings that failed are told by the last one alone. Under torchrun by none: it ends all the others where one does
-    not end with 0, and who has nothing to do ends before others have begun. code: of this rank, where it did not come
-    to its end. dtype: of what is stored.
+    Failed recordings set the exit code of the last rank only. Under torchrun they set none: it ends all processes when
+    one exits with another code than 0, and a rank without work exits before others have begun.
+
+    Args:
+        output: The folder of the features.
+        code: Exit code of this rank where it did not finish, else 0.
+        dtype: Of the stored features.
     """
     record = read_record(output)
     if record is None or record["status"] == "running":

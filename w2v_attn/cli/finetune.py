@@ -1,4 +1,4 @@
-"""`w2v-attn finetune`: an encoder trained on recordings, see conf/finetune.yaml."""
+"""`w2v-attn finetune`: train an encoder on recordings; see conf/finetune.yaml."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import Any
 
 from w2v_attn.cli import console, values
 from w2v_attn.cli.demo import warn_of_demo_on_paths
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED, TERMINATED
-from w2v_attn.cli.process import Interruption, is_first
+from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, is_first
 from w2v_attn.cli.progress import TrainingProgress
 from w2v_attn.training import options
 from w2v_attn.training.finetuning import destroy_process_group, finetune
@@ -16,7 +15,7 @@ from w2v_attn.training.training_errors import TrainingError
 
 
 def run(config: Any) -> int:
-    """Trains, with progress, measures and a summary; its exit code."""
+    """Train a model, show progress, metrics and a summary, and return the exit code."""
     output, recipe = values.folder(config, "output"), recipe_of(config)
     given = (recipe.data.train, recipe.data.valid, recipe.data.test)
     warn_of_demo_on_paths(recipe.checkpoint, [Path(str(path)) for path in given if path is not None])
@@ -31,7 +30,7 @@ def run(config: Any) -> int:
         finally:
             destroy_process_group()
     if done.interrupted:
-        print("interrupted: a checkpoint is saved; the same command goes on from it", file=sys.stderr)
+        print("interrupted: a checkpoint is saved; the same command resumes from it", file=sys.stderr)
         return interruption.code or TERMINATED
     if not is_first():
         return DONE
@@ -45,7 +44,7 @@ def run(config: Any) -> int:
 
 
 def recipe_of(config: Any) -> options.Recipe:
-    """The configuration as a typed recipe."""
+    """Return the configuration as a typed recipe."""
     task = config.task.kind
     if task not in TASKS:
         raise ValueError(f"task.kind must be one of {', '.join(TASKS)}, got {task}")

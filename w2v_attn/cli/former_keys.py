@@ -1,7 +1,6 @@
-"""Former names of keys and choices: someone who types one is told the present one. None of them works as an alias."""
+"""Former names of keys and choices, for error messages that suggest the present name. None of them is an alias."""
 
-# What was typed -> what is typed now. Keys that a command still has in another meaning are looked up only where it has
-# no such key.
+# Former -> present name. A key that a command still has with another meaning is looked up only where it has none.
 FORMER_KEYS = {
     "decoding": "audio_decoder=subprocess or audio_decoder=inline",
     "decoding.seconds": "audio_decoder.timeout",

@@ -1,4 +1,4 @@
-"""`w2v-attn load`: what a checkpoint is, and a copy of it, see conf/load.yaml."""
+"""`w2v-attn load`: report what a checkpoint is and convert it; see conf/load.yaml."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ from w2v_attn.checkpoints.description import describe_checkpoint
 from w2v_attn.checkpoints.export import check_export_folder, check_export_format, export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.cli import console, values
-from w2v_attn.cli.exit_codes import DONE
+from w2v_attn.cli.process import DONE
 from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.patching.replace import backend_in_use, replace_attention
 
 
 def run(config: Any) -> int:
-    """Loads, saves the copy that is asked for, and says what was loaded."""
+    """Load a checkpoint, save the requested copy, show what was loaded, and return the exit code."""
     output, format = values.path_or_none(config, "output"), str(config.format)
     check_export_format(format)
     if output is not None:
         check_export_folder(output)
     elif format != "huggingface":
-        raise ValueError(f"format={format} is that of a copy: say where it goes with output=FOLDER")
+        raise ValueError(f"format={format} is the format of a copy: name its folder with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
         values.text(config.model, "checkpoint"),

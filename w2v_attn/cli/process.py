@@ -1,27 +1,41 @@
-"""The process that a command is: how it was called, whether it speaks, and who asks for its end."""
+"""The process of a command: its exit code, the command line that started it, signals, and optional dependencies."""
 
 import os
 import shlex
 import signal
 import sys
+from importlib.util import find_spec
 
-from w2v_attn.cli.exit_codes import INTERRUPTED, TERMINATED
+# Exit codes. Another one is `start_and_end.BROKEN_PIPE`.
+DONE, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def command() -> str:
-    """The command as it was given, to be given again."""
+    """Return the command line that started this process, quoted for a shell."""
     return shlex.join([*sys.argv[0].split(" "), *sys.argv[1:]])
 
 
 def is_first() -> bool:
-    """Whether this is the process of torchrun that speaks."""
+    """Return whether this is rank 0 of torchrun's processes, the one that prints; True without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
-class Interruption:
-    """While open, Ctrl-C or SIGTERM asks the run to end after what it has at hand; a second one ends it at once.
+def need(extra: str, *modules: str) -> None:
+    """Check that the modules of an extra are installed.
 
-    code: the exit code of what arrived; None as long as nothing did.
+    Raises:
+        ValueError: some are missing; the text says how to install them.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this command needs {', '.join(missing)}: pip install 'w2v_attn[{extra}]'")
+
+
+class Interruption:
+    """A context in which Ctrl-C or SIGTERM asks the run to end after the current recording; a second one ends it now.
+
+    Attributes:
+        code: The exit code for the signal that arrived; None as long as none did.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with time left on a terminal, plain lines elsewhere."""
+"""Progress of runs and of training: a bar with the remaining time on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,45 +8,48 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from w2v_attn.cli import console
-from w2v_attn.runs.pace import Pace
-from w2v_attn.runs.tally import Tally
+from w2v_attn.runs.run_stats import RunStats, Throughput
 
-# Seconds between two lines where there is no terminal, and of the time so far: a run of two days writes some hundred.
-LEAST_PLAIN, MOST_PLAIN, PLAIN_SHARE = 10.0, 600.0, 0.1
-# Seconds between two states of a bar: thousands of recordings that are there already go by in one.
-DRAWN = 0.1
+# Bounds of the seconds between two lines where there is no terminal, and their share of the elapsed time: a run of two
+# days writes a few hundred lines.
+MIN_LINE_SECONDS, MAX_LINE_SECONDS, LINE_SHARE = 10.0, 600.0, 0.1
+# Seconds between two updates of a bar: a resumed run passes thousands of finished recordings in that time.
+BAR_SECONDS = 0.1
 
 
 class PlainLines:
-    """Lines for a log file, with their time: often at first, seldom later on."""
+    """Lines with their time for a log file: frequent at first, rarer later."""
 
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Seconds."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def due(self) -> bool:
-        """Whether it is time for one."""
+        """Return whether it is time for a line."""
         now = time.monotonic()
-        return now - self._last >= min(MOST_PLAIN, max(LEAST_PLAIN, PLAIN_SHARE * (now - self._started)))
+        return now - self._last >= min(MAX_LINE_SECONDS, max(MIN_LINE_SECONDS, LINE_SHARE * (now - self._started)))
 
     def write(self, line: str) -> None:
-        """One line."""
+        """Write a line."""
         self._last = time.monotonic()
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 class RunProgress:
-    """A run as it goes: recordings, failures, speeds and time left; a bar on a terminal, lines elsewhere.
+    """Progress of a run over a corpus: recordings, failures, throughput and remaining time.
 
-    rows: how many there are.
+    Args:
+        rows: Number of recordings.
+        throughput: Speed of the run, which the caller updates.
+        stats: Counts of the run, which the caller updates.
     """
 
-    def __init__(self, rows: int, pace: Pace, tally: Tally):
-        self._rows, self._pace, self._tally = rows, pace, tally
+    def __init__(self, rows: int, throughput: Throughput, stats: RunStats):
+        self._rows, self._throughput, self._stats = rows, throughput, stats
         self._lines, self._drawn = PlainLines(), 0.0
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -66,34 +69,40 @@ class RunProgress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._pace.done, description=self._said())
+            self._bar.update(self._task, completed=self._throughput.done, description=self._text())
             self._bar.stop()
 
     def update(self) -> None:
-        """There are news in the pace and in the tally."""
+        """Show the present throughput and counts, if it is time to."""
         if self._bar is not None:
-            if time.monotonic() - self._drawn >= DRAWN:
+            if time.monotonic() - self._drawn >= BAR_SECONDS:
                 self._drawn = time.monotonic()
-                self._bar.update(self._task, completed=self._pace.done, description=self._said())
+                self._bar.update(self._task, completed=self._throughput.done, description=self._text())
         elif self._lines.due():
-            self._lines.write(f"{self._pace.done:.0%} {self._said()}")
+            self._lines.write(f"{self._throughput.done:.0%} {self._text()}")
 
-    def _said(self) -> str:
-        tally, pace = self._tally, self._pace
-        parts = [f"{tally.reached:,} of {self._rows:,}"]
-        if tally.kept:
-            parts.append(f"{tally.kept:,} kept")
-        if tally.failed:
-            parts.append(f"{tally.failed:,} failed")
-        if (recordings := pace.recordings_per_second) is not None and (times := pace.times_real_time) is not None:
+    def _text(self) -> str:
+        stats, throughput = self._stats, self._throughput
+        parts = [f"{stats.reached:,} of {self._rows:,}"]
+        if stats.cached:
+            parts.append(f"{stats.cached:,} kept")
+        if stats.failed:
+            parts.append(f"{stats.failed:,} failed")
+        recordings, times = throughput.recordings_per_second, throughput.times_real_time
+        if recordings is not None and times is not None:
             parts += [f"{recordings:,.1f}/s", f"{times:,.1f} × real time"]
-        if (left := pace.left) is not None:
+        if (left := throughput.left) is not None:
             parts.append(f"{console.span(left)} left")
         return ", ".join(parts)
 
 
 class ProgressLine:
-    """How far work is, and how long it still takes: a bar on a terminal, lines elsewhere."""
+    """Progress of any work, with the remaining time.
+
+    Args:
+        total: Amount of the work, in any unit.
+        what: The plural of what is counted, such as "recordings".
+    """
 
     def __init__(self, total: float, what: str):
         self._total, self._done, self._count, self._failed = max(total, 1.0), 0.0, 0, 0
@@ -110,7 +119,7 @@ class ProgressLine:
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 console=console.console(stderr=True),
-                speed_estimate_period=120,  # many outcomes at once, and then none for a batch
+                speed_estimate_period=120,  # outcomes arrive in batches
             )
             self._task = self._bar.add_task(what, total=self._total)
 
@@ -124,7 +133,7 @@ class ProgressLine:
             self._bar.stop()
 
     def advance(self, amount: float, *, failed: bool) -> None:
-        """One recording more; amount: its share of the total."""
+        """Count one item that is done; amount: its part of the total."""
         self._done += amount
         self._count += 1
         self._failed += failed
@@ -139,9 +148,10 @@ class ProgressLine:
 
 
 class TrainingProgress:
-    """Shows a training run (a `TrainingListener`): the report, a line or a bar with time left, each validation.
+    """A `TrainingListener` that shows the report, a line or a bar with the remaining time, and each validation.
 
-    interrupted: whether somebody asked for the end.
+    Args:
+        interrupted: Returns whether training shall save a checkpoint and end.
     """
 
     def __init__(self, interrupted: Callable[[], bool]):
@@ -158,29 +168,29 @@ class TrainingProgress:
         self._stop()
 
     def on_data_report(self, rows: Iterable[tuple[str, str]]) -> None:
-        """The report before training."""
+        """Show the report before training."""
         self._stop()
         console.show("Before training", rows)
 
     def on_recordings_read(self, done: int, total: int) -> None:
-        """So many recordings were read."""
+        """Show how many recordings are read."""
         self._show(done, total, "recordings read")
 
     def on_train_begin(self, step: int, max_steps: int) -> None:
-        """Training begins after so many steps."""
+        """Show where training resumes; `step` is 0 where it starts."""
         self._stop()
         self._first, self._steps, self._started = step, max_steps, time.monotonic()
         if step:
             self._print(f"resumes after step {step} of {max_steps}")
 
     def on_step(self, step: int, loss: float) -> None:
-        """Steps are done."""
+        """Show the number of steps that are done."""
         self._show(step, self._steps, f"steps, loss {loss:.3f}", self._first)
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float], best: bool, warning: str | None) -> None:
-        """A validation is done."""
-        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._print(f"step {step}: {said}{' (the best so far)' if best else ''}")
+        """Show the metrics of a validation, and a warning about it."""
+        values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._print(f"step {step}: {values}{' (the best so far)' if best else ''}")
         if warning:
             self._print(f"step {step}: {warning}")
 

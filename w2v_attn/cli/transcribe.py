@@ -1,4 +1,4 @@
-"""`w2v-attn transcribe`: what recordings say, see conf/transcribe.yaml."""
+"""`w2v-attn transcribe`: turn recordings into text or labels; see conf/transcribe.yaml."""
 
 from functools import partial
 from typing import Any
@@ -8,13 +8,12 @@ from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
-from w2v_attn.transcription.files import TRANSCRIPTS
 from w2v_attn.transcription.recognizer import Label, Transcript, load_recognizer
-from w2v_attn.transcription.transcribing import transcribe_corpus
+from w2v_attn.transcription.transcription_run import TRANSCRIPTS, transcribe_corpus
 
 
 def run(config: Any) -> int:
-    """Transcribes, with progress, the first texts and a summary; its exit code."""
+    """Transcribe recordings, show progress, the first transcripts and a summary, and return the exit code."""
     output, formats = values.folder(config, "output"), values.list_of(config, "formats")
     limits = values.limits(config)
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
@@ -25,14 +24,14 @@ def run(config: Any) -> int:
     shown: list[tuple[str, str, str]] = []
 
     def take(row: Row, found: Transcript | Label) -> None:
-        if len(shown) < corpus_run.SHOWN:
-            said = found.text if isinstance(found, Transcript) else found.label
-            shown.append((row.id, said, f"{found.score:.2f}"))
+        if len(shown) < corpus_run.MAX_TABLE_ROWS:
+            text = found.text if isinstance(found, Transcript) else found.label
+            shown.append((row.id, text, f"{found.score:.2f}"))
 
     start = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
-    watched = corpus_run.watch(corpus, start, take)
-    written = watched.tally.written
+    finished = corpus_run.watch(corpus, start, take)
+    written = finished.stats.written
     more = f" (the first {len(shown)} of {written})" if written > len(shown) else ""
-    console.show(f"Heard{more}", shown, header=("recording", "text", "score"))
+    console.show(f"Transcripts{more}", shown, header=("recording", "text", "score"))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
-    return corpus_run.conclude("Transcribed", corpus, watched, output / TRANSCRIPTS, rows)
+    return corpus_run.conclude("Transcribed", corpus, finished, output / TRANSCRIPTS, rows)

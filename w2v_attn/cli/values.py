@@ -1,4 +1,4 @@
-"""Values of a composed configuration, as functions take them; one of the wrong kind is told with its key."""
+"""Typed values of a composed configuration; the error for a wrong value names its key."""
 
 import os
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from w2v_attn.audio.audio_decoder import AudioDecoderOptions
 from w2v_attn.encoder.long_form import LongForm
-from w2v_attn.runs.audio_decoder import AudioDecoderOptions
 from w2v_attn.transcription.beam_search import BeamSearchOptions
 
 Section = TypeVar("Section")
 
 
 def text(config: Any, key: str) -> str:
-    """One that may not be empty."""
+    """Return a string that must not be empty."""
     value = config[key]
     if value is None or not str(value):
         raise ValueError(f"{key} is empty: give {key}=VALUE")
@@ -24,22 +24,22 @@ def text(config: Any, key: str) -> str:
 
 
 def text_or_none(config: Any, key: str) -> str | None:
-    """One that may be null."""
+    """Return a string, or None where the key is null."""
     return None if config[key] is None else str(config[key])
 
 
 def path(config: Any, key: str) -> Path:
-    """A file or a folder, there or not; ~ is the home of who asks."""
+    """Return the path of a file or folder, which need not exist; ~ is the user's home."""
     return Path(os.path.expanduser(text(config, key)))
 
 
 def path_or_none(config: Any, key: str) -> Path | None:
-    """One that may be null."""
+    """Return a path, or None where the key is null."""
     return None if config[key] is None else path(config, key)
 
 
 def folder(config: Any, key: str) -> Path:
-    """A folder, or one that will be there."""
+    """Return the path of a folder that exists or can be created."""
     found = path(config, key)
     if found.exists() and not found.is_dir():
         raise ValueError(f"{key}={found} is a file: name a folder")
@@ -47,7 +47,7 @@ def folder(config: Any, key: str) -> Path:
 
 
 def number(config: Any, key: str, *, least: float | None = None) -> float:
-    """One from `least` on; without that, above 0."""
+    """Return a number of at least `least`; without that, above 0."""
     try:
         value = float(config[key])
     except (TypeError, ValueError):
@@ -69,7 +69,7 @@ def integer_or_none(config: Any, key: str) -> int | None:
 
 
 def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
-    """A list that may be given as its only element."""
+    """Return a list; a single value becomes a list of one element."""
     value = config[key]
     if isinstance(value, str | int | float):
         value = [value]
@@ -80,12 +80,16 @@ def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any
 
 
 def plain(config: Any) -> Any:
-    """A configuration as plain values."""
+    """Return a configuration as dicts, lists and scalars."""
     return OmegaConf.to_container(config, resolve=True)
 
 
 def section(config: Any, key: str, kind: type[Section]) -> Section:
-    """A section as a dataclass; a value of the wrong type is told with its key."""
+    """Return a section of the configuration as a dataclass.
+
+    Raises:
+        ValueError: a value has the wrong type; the text names its key.
+    """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain(config[key])))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -93,7 +97,7 @@ def section(config: Any, key: str, kind: type[Section]) -> Section:
 
 
 def model_options(config: Any) -> dict[str, Any]:
-    """What loading a model takes beside its checkpoint."""
+    """Return the arguments of `load_encoder` and `load_recognizer` beside the checkpoint."""
     return {
         "revision": config.model.revision,
         "language": language(config.model),
@@ -104,18 +108,18 @@ def model_options(config: Any) -> dict[str, Any]:
 
 
 def language(model: Any) -> str | None:
-    """`model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
+    """Return `model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
     return text_or_none(model, "language")
 
 
 def long_form(config: Any) -> LongForm:
-    """How long recordings are processed."""
+    """Return how long recordings are processed."""
     chosen = config.long_form
     return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
 
 
 def audio_decoder(config: Any) -> AudioDecoderOptions:
-    """Where and within which limits recordings are decoded."""
+    """Return where recordings are decoded, and within which limits."""
     chosen = config.audio_decoder
     subprocess = {name: number(chosen, name) for name in ("timeout", "memory_gb") if name in chosen}
     rates, channels = list_of(chosen, "sample_rates", int), int(number(chosen, "max_channels"))
@@ -123,12 +127,12 @@ def audio_decoder(config: Any) -> AudioDecoderOptions:
 
 
 def limits(config: Any) -> dict[str, Any]:
-    """What a run over a corpus takes of recordings: their longest duration, and how they are decoded."""
+    """Return the arguments of a run that concern recordings: the longest duration and the audio decoder."""
     return {"max_duration": number(config, "max_duration"), "audio_decoder": audio_decoder(config)}
 
 
 def decoder(config: Any) -> BeamSearchOptions | None:
-    """How logits become text: a beam search with a language model, or None for the greedy decoder."""
+    """Return how logits become text: a beam search with a language model, or None for the greedy decoder."""
     chosen = config.decoder
     if chosen.lm is None:
         return None
@@ -142,6 +146,6 @@ def decoder(config: Any) -> BeamSearchOptions | None:
 
 
 def layer_weights(config: Any) -> str | tuple[float, ...] | None:
-    """`layer_weights`: weights, or what says which they are."""
+    """Return `layer_weights`: numbers, "mean", or the folder of a fine-tuned checkpoint."""
     value = config.layer_weights
     return value if value is None or isinstance(value, str) else tuple(list_of(config, "layer_weights", float))

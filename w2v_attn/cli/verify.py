@@ -1,4 +1,4 @@
-"""`w2v-attn verify`: stock transformers against ours on the same weights, see conf/verify.yaml."""
+"""`w2v-attn verify`: compare our implementation with stock transformers on the same weights; see conf/verify.yaml."""
 
 import sys
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 from w2v_attn.benchmarks.results import check_output, run_environment, write_json
 from w2v_attn.cli import console, values
 from w2v_attn.cli.demo import warn_of_demo
-from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
+from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED
 from w2v_attn.cli.progress import ProgressLine
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.waveforms import find_device
@@ -16,7 +16,7 @@ from w2v_attn.verification.request import VerificationRequest
 
 
 def run(config: Any) -> int:
-    """Compares, with progress, and shows what was found; 0 where all bounds hold."""
+    """Compare both implementations, show progress and the result, and return 0 where all bounds hold."""
     if config.show not in ("stages", "summary"):
         raise ValueError(f"show must be stages or summary, got {config.show}")
     output = values.path_or_none(config, "output")
@@ -41,7 +41,7 @@ def run(config: Any) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     written = None
-    if output is not None:  # first: what is shown may find no reader
+    if output is not None:  # before printing, which may break a pipe
         written = write_json(report.as_record(found) | run_environment(request.device), output)
     for title, header, rows in report.tables(found, stages=config.show == "stages"):
         console.show(title, rows, header=header)

@@ -1,1 +1,1 @@
-"""What people have (a folder, a manifest, a corpus in its own layout, a data set) -> rows, one for each recording."""
+"""Rows, one for each recording, of a folder, a manifest, a published corpus, tar shards or a data set."""

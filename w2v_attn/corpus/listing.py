@@ -1,4 +1,4 @@
-"""`list_recordings`: whatever names recordings -> rows."""
+"""`list_recordings`: the rows of any source of recordings, with fields from a pattern and replaced names."""
 
 import os
 import re
@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from w2v_attn.corpus import fairseq, folder, hub_sets, keywords, librispeech, parquet, shards
+from w2v_attn.corpus import layouts
+from w2v_attn.corpus.audio_folder import list_folder
+from w2v_attn.corpus.hub_datasets import HUB_PREFIX, is_saved_dataset, read_dataset
 from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
+from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
+from w2v_attn.corpus.tar_shards import expand_braces, is_shard_name, read_tar_shards
 
-# What a pattern may find in the path of a recording.
+# The groups of a pattern that set fields of a row.
 FIELDS = ("text", "label", "speaker", "split")
 
 
@@ -21,24 +25,27 @@ def list_recordings(
     pattern: str | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Corpus:
-    """The recordings that `audio` names, with what is known about them.
+    """Return the recordings that `audio` names, with what is known about them.
 
-    audio: one recording; a manifest; a folder; tar shards; or a data set.
-        A manifest is .csv or .tsv with a column `path`, .jsonl with such a key, or .txt or .lst with a path a line;
-        other columns are `id`, `text`, `label`, `speaker`, `split`, `offset`, `duration`. NeMo's, Common Voice's and
-        fairseq's (.tsv beside .ltr or .wrd) are known.
-        A folder is searched with all that is in it; the label of a recording is the sub-folder that it is in.
-        LibriSpeech's tree (with its *.trans.txt) and Speech Commands' (with its testing_list.txt) are known.
-        Tar shards are a .tar, several as `corpus-{000..123}.tar`, or a folder of them; see `shards.read`.
-        A data set is Hugging Face's: a folder that `save_to_disk` wrote, one with the hub's .parquet files, or
-        `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
-    root: the folder from which a manifest's paths are taken, and which they may not leave. Default: the manifest's.
-    pattern: a regular expression that is searched in each row's id; its groups named text, label, speaker and split
-        give these fields: `(?P<label>\\d)_(?P<speaker>[a-z]+)_`.
-    names: what texts and labels are called instead: {"0": "zero"}.
+    Args:
+        audio: A recording, a manifest, a folder, tar shards, or a data set.
+            A manifest is a .csv or .tsv with a column `path`, a .jsonl with such a key, or a .txt or .lst with one path
+            per line. Other columns are `id`, `text`, `label`, `speaker`, `split`, `offset` and `duration`. The
+            manifests of NeMo, Common Voice and fairseq (.tsv beside .ltr or .wrd) are recognised.
+            A folder is searched recursively; the label of a recording is the name of its sub-folder. LibriSpeech (by
+            its *.trans.txt) and Speech Commands (by its testing_list.txt) are recognised.
+            Tar shards are one .tar, several written as `corpus-{000..123}.tar`, or a folder of them; see
+            `read_tar_shards`.
+            A data set is Hugging Face's: a folder that `save_to_disk` wrote, a folder of the hub's .parquet files, or
+            `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
+        root: The folder that a manifest's paths are relative to and must stay inside. Default: the manifest's own.
+        pattern: A regular expression that is searched in each row's id; its groups named text, label, speaker and split
+            set these fields: `(?P<label>\\d)_(?P<speaker>[a-z]+)_`.
+        names: Replacements for whole texts and labels: {"0": "zero"}.
 
     Raises:
-        CorpusError: there is no such file, nothing in it, or a row of a manifest is wrong; it names the line.
+        CorpusError: the file does not exist, it lists nothing, or a row of a manifest is malformed; the text names the
+            line.
     """
     corpus = _list(os.fspath(audio), root)
     if pattern is not None:
@@ -50,31 +57,31 @@ def list_recordings(
 
 
 def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
-    if audio.startswith(hub_sets.PREFIX):
-        return hub_sets.read(audio)
+    if audio.startswith(HUB_PREFIX):
+        return read_dataset(audio)
     path = Path(os.path.expanduser(audio))
     try:
         path.stat()
     except OSError as error:
-        if "{" in audio and shards.names_shards(audio):
-            named = shards.expand(os.fspath(path))
-            return shards.read(named, Path(os.path.commonpath([os.path.dirname(path) for path in named])))
+        if "{" in audio and is_shard_name(audio):
+            named = expand_braces(os.fspath(path))
+            return read_tar_shards(named, Path(os.path.commonpath([os.path.dirname(path) for path in named])))
         raise CorpusError(f"there is no file or folder {path} ({error.strerror})") from error
     if path.is_dir():
-        if hub_sets.is_one(path):
-            return hub_sets.read(os.fspath(path))
-        for layout in (keywords, librispeech):
-            if layout.is_one(path):
-                return layout.read(path)
-        return folder.walk(path)
+        if is_saved_dataset(path):
+            return read_dataset(os.fspath(path))
+        if layouts.is_speech_commands(path):
+            return layouts.read_speech_commands(path)
+        if layouts.is_librispeech(path):
+            return layouts.read_librispeech(path)
+        return list_folder(path)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        if fairseq.is_one(path):
-            return fairseq.read(path, Path(os.path.expanduser(root)) if root is not None else None)
-        return read_manifest(path, Path(os.path.expanduser(root)) if root is not None else None)
-    if shards.names_shards(path.name):
-        return shards.read([path], path.parent)
-    if path.suffix.lower() == parquet.EXTENSION:
-        return parquet.read([path], path.parent)
+        read = layouts.read_fairseq_manifest if layouts.is_fairseq_manifest(path) else read_manifest
+        return read(path, Path(os.path.expanduser(root)) if root is not None else None)
+    if is_shard_name(path.name):
+        return read_tar_shards([path], path.parent)
+    if path.suffix.lower() == PARQUET_EXTENSION:
+        return read_parquet_files([path], path.parent)
     return Corpus((Row(path.name, path),))
 
 

@@ -1,4 +1,4 @@
-"""Manifests -> rows: CSV, TSV, JSON lines, and plain lists of paths; NeMo's and Common Voice's among them."""
+"""The rows of manifests: CSV, TSV, JSON lines and plain lists of paths, among them NeMo's and Common Voice's."""
 
 import csv
 import json
@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from w2v_attn.corpus.rows import Corpus, CorpusError, Row
-from w2v_attn.corpus.texts import read_lines
+from w2v_attn.corpus.rows import Corpus, CorpusError, Row, read_lines
 
 MANIFEST_EXTENSIONS = frozenset(".csv .tsv .jsonl .json .txt .lst".split())
-# The names of each column: ours first, then NeMo's, Common Voice's, and those seen most in other people's tables.
+# Accepted names of each column: ours first, then NeMo's, Common Voice's and other common ones.
 PATH_COLUMNS = ("path", "audio_filepath", "audio", "file", "file_name", "wav")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription", "normalized_text")
 LABEL_COLUMNS = ("label", "command", "class", "keyword", "intent", "emotion", "language")
@@ -25,13 +24,19 @@ SPLITS = {
     "dev": "valid",
     "test": "test",
 }
+# Beginnings of the names of a data set's splits and files. Others (Common Voice's "invalidated") are in no split.
+SPLIT_PREFIXES = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
 
 
 def read_manifest(manifest: Path, root: Path | None) -> Corpus:
-    """The rows of a manifest. root: the folder of its paths; None: the manifest's own, or Common Voice's clips/.
+    """Return the rows of a manifest.
+
+    Args:
+        manifest: The file.
+        root: The folder of its paths; None: the manifest's own, or Common Voice's clips/.
 
     Raises:
-        CorpusError: a row is wrong, or there is none; it names the line.
+        CorpusError: a row is malformed, or there is none; the text names the line.
     """
     rows: list[Row] = []
     lines: dict[str, int] = {}
@@ -40,7 +45,7 @@ def read_manifest(manifest: Path, root: Path | None) -> Corpus:
             root = _folder_of_paths(manifest, record)
         row = row_of(record, root, f"{manifest}, line {line}")
         if row.id in lines:
-            raise CorpusError(f"{manifest}, line {line}: the id {row.id} is that of line {lines[row.id]} already")
+            raise CorpusError(f"{manifest}, line {line}: the id {row.id} is already used in line {lines[row.id]}")
         lines[row.id] = line
         rows.append(row)
     if not rows:
@@ -49,17 +54,17 @@ def read_manifest(manifest: Path, root: Path | None) -> Corpus:
 
 
 def _folder_of_paths(manifest: Path, first: dict[str, object]) -> Path:
-    """Common Voice names its recordings without the folder clips/ that they are in."""
+    """Return the folder of the paths: Common Voice names its recordings without their folder clips/."""
     if "client_id" in first and (manifest.parent / "clips").is_dir():
         return manifest.parent / "clips"
     return manifest.parent
 
 
 def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """(line, columns) of each row of a manifest."""
+    """Yield (line number, columns) of each row of a manifest."""
     kind = manifest.suffix.lower()
     if kind in (".csv", ".tsv"):
-        # Tab-separated values know no quoting: Common Voice's sentences hold quotation marks as they stand.
+        # Tab-separated values have no quoting: Common Voice's sentences contain unescaped quotation marks.
         form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
         reader = csv.DictReader(read_lines(manifest), **form)
         try:
@@ -90,18 +95,24 @@ def _records(manifest: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _columns(manifest: Path, header: Sequence[str]) -> list[str]:
-    """The names of the columns, without spaces around them."""
+    """Return the names of the columns, without spaces around them."""
     names = [name.strip() for name in header]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise CorpusError(f"{manifest}, line 1: the column {twice} is there twice")
+        raise CorpusError(f"{manifest}, line 1: the column {twice} occurs twice: rename one of them")
     return names
 
 
 def row_of(record: dict[str, object], root: Path, where: str) -> Row:
-    """The row that a record of a manifest describes. where: what an error begins with.
+    """Return the row that a record of a manifest describes.
+
+    Args:
+        record: Column names and values.
+        root: The folder that paths are relative to.
+        where: The beginning of error messages: the manifest and the line.
 
     Raises:
-        CorpusError: the path is none, leaves the root or is a URL; the id cannot name a file; a time is none.
+        CorpusError: the path is missing, leaves the root or is a URL; the id cannot name a file; a time is not a
+            number of seconds.
     """
     column = next((name for name in PATH_COLUMNS if name in record), None)
     if column is None:
@@ -112,7 +123,7 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
     if "://" in value:
         raise CorpusError(f"{where}: {value} is a URL, expected a path on this machine: fetch it first")
     path, folder = root / value, os.path.abspath(root)
-    # The path as written decides; a link inside the root may lead anywhere its owner put it.
+    # The path as written is checked; a symbolic link inside the root may point anywhere.
     inside = os.path.relpath(os.path.abspath(path), folder)
     if inside.split(os.sep)[0] == os.pardir:
         raise CorpusError(
@@ -122,7 +133,7 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
     name = Path(inside).as_posix() if given in (None, "") else _checked_id(given, where)
     offset = _seconds(record, "offset", where) or 0.0
     duration = _seconds(record, "duration", where)
-    # NeMo and others state the duration of the whole file: without an offset it says nothing about a part.
+    # NeMo and others state the duration of the whole file: without an offset it does not select a segment.
     return Row(
         name,
         path,
@@ -133,10 +144,14 @@ def row_of(record: dict[str, object], root: Path, where: str) -> Row:
 
 
 def fields_of(record: Mapping[str, object], where: str) -> dict[str, Any]:
-    """text, label, speaker and split of a row, strings or None, as a record says them. where: what errors begin with.
+    """Return text, label, speaker and split of a record: strings, or None where it has none.
+
+    Args:
+        record: Column names and values.
+        where: The beginning of error messages.
 
     Raises:
-        CorpusError: the split is none.
+        CorpusError: the split has an unknown name.
     """
     return {
         "text": _field(record, TEXT_COLUMNS),
@@ -161,7 +176,11 @@ def _field(record: Mapping[str, object], columns: tuple[str, ...]) -> str | None
 
 
 def split_of(record: Mapping[str, object], where: str) -> str | None:
-    """train, valid or test, whatever its name. Raises CorpusError where it is none of them."""
+    """Return the split of a record as train, valid or test; None where it has none.
+
+    Raises:
+        CorpusError: the split has an unknown name.
+    """
     value = record.get("split")
     if value in (None, ""):
         return None

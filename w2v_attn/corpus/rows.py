@@ -1,6 +1,7 @@
-"""The one form in which recordings and what is known about them go through the house."""
+"""`Row` and `Corpus`: the recordings of any source, and what is known about them."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,35 +13,57 @@ AUDIO_EXTENSIONS = frozenset(
 
 
 class CorpusError(ValueError):
-    """What was named as audio cannot be listed. The text says what was expected, found, and the way out."""
+    """The error of a corpus that cannot be listed. The text says what was expected, what was found, and what to do."""
 
 
 class Content(Protocol):
-    """Gives the bytes of a recording that is no file of its own, each time anew, in any thread.
+    """The encoded bytes of a recording that is not a file of its own: a member of a tar shard, a row of a data set.
 
-    Small, and picklable: it says where the bytes are, for other processes read them too. size: bytes, about; 0 where
-    that is not known. What is wrong is a ValueError whose text is the end of a sentence that begins with the recording.
+    Each call reads the bytes again, in any thread. It is small and picklable, because it holds only where
+    the bytes are: other processes read them too. It raises a ValueError whose text completes a sentence that begins
+    with the name of the recording.
     """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Approximate number of bytes; 0 where it is unknown."""
+        ...
 
     def __call__(self) -> bytes: ...
 
     def state(self) -> str | None:
-        """What tells this state of the recording from others, without reading it; None where it cannot be had."""
+        """Return what distinguishes this state of the recording from others, without reading it; None if unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One recording, or a part of one.
+class Unusable:
+    """The content of a recording that listing found to be unusable. A run reports it as failed, with this reason."""
 
-    id: a relative path with `/` between its parts, unique in its corpus. path: the file.
-    offset, duration: seconds, of the part that is meant; duration None: to the end.
-    text: what is said. label: what it is (a class). speaker: who speaks. split: "train", "valid" or "test".
-    content: of a recording that is no file of its own (a member of a tar shard, a row of a data set); `path` is then
-        a name for it, and nothing to open.
+    reason: str
+    size: int = 0
+
+    def __call__(self) -> bytes:
+        raise CorpusError(self.reason)
+
+    def state(self) -> str | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recording, or a segment of one.
+
+    Attributes:
+        id: A relative path with `/` between its parts, unique in its corpus.
+        path: The file; where there is `content`, a name for it, which cannot be opened.
+        offset: Start of the segment, in seconds.
+        duration: Length of the segment, in seconds; None: to the end.
+        text: The transcript.
+        label: The class.
+        speaker: Who speaks.
+        split: "train", "valid" or "test".
+        content: The bytes of a recording that is not a file of its own.
     """
 
     id: str
@@ -56,7 +79,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """rows: as in the manifest or the shards, or sorted by id. skipped: files that are no audio, by extension."""
+    """The rows of a folder, a manifest, shards or a data set.
+
+    Attributes:
+        rows: In the order of the manifest or the shards; those of a folder are sorted by id.
+        skipped: Number of files that are not audio, by extension.
+    """
 
     rows: tuple[Row, ...]
     skipped: Counter[str] = field(default_factory=Counter)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, with their line ends.
+
+    Raises:
+        CorpusError: the file cannot be read, or a line is not UTF-8; the text names the line.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise CorpusError(f"{path}, line {number}: is not UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error

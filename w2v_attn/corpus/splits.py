@@ -1,4 +1,4 @@
-"""Rows -> what is trained on, what chooses the best checkpoint, and what is only measured at the end."""
+"""`make_splits`: the rows to train on, to choose the best checkpoint with, and to test at the end."""
 
 import random
 from collections import defaultdict
@@ -10,7 +10,13 @@ from w2v_attn.corpus.rows import CorpusError, Row
 
 @dataclass(frozen=True)
 class Splits:
-    """train: what is trained on. valid: what chooses the best checkpoint. test: only measured, at the end."""
+    """The rows of a fine-tuning run.
+
+    Attributes:
+        train: To train on.
+        valid: To choose the best checkpoint with.
+        test: To measure once, at the end.
+    """
 
     train: tuple[Row, ...]
     valid: tuple[Row, ...]
@@ -28,16 +34,23 @@ def make_splits(
     by: str = "recording",
     seed: int = 0,
 ) -> Splits:
-    """What is given stays as it is; what is not comes from the rows of `train`.
+    """Return the given splits, with validation and test rows taken from `train` where they are None.
 
-    First go rows whose own `split` says so, and those of `test_speakers`; of what remains a share is drawn, recording
-    by recording or speaker by speaker, the same for the same seed whatever the order of rows.
+    First come the rows whose own `split` names them, and those of `test_speakers`. Of the rest a share is drawn by
+    recording or by speaker; it depends on the seed, not on the order of rows.
 
-    valid_share, test_share: of the recordings (or speakers), 0 to 1. test_speakers: held out whole, for the test.
-    by: "recording", or "speaker": then no speaker of one split is heard in another.
+    Args:
+        train: Rows to train on, and to draw the other splits from.
+        valid: Rows of validation; None: taken from `train`.
+        test: Rows of the test; None: taken from `train`.
+        valid_share: Share of the recordings (or speakers) to validate on, 0 to 1.
+        test_share: Share of the recordings (or speakers) to test on, 0 to 1.
+        test_speakers: Speakers all of whose recordings are in the test split.
+        by: "recording", or "speaker": then no speaker is in two splits.
+        seed: Of the draw.
 
     Raises:
-        CorpusError: a share or a speaker that cannot be; or nothing is left for training or for validation.
+        CorpusError: an impossible share, an unknown speaker, or nothing is left for training or validation.
     """
     if by not in ("recording", "speaker"):
         raise CorpusError(f"split_by must be recording or speaker, got {by}")
@@ -55,7 +68,7 @@ def make_splits(
         elif row.split == "test" and test is None:
             parts["test"].append(row)
         elif row.split not in (None, "train", "valid", "test"):
-            raise CorpusError(f"{row.id} is of the split {row.split!r}, expected train, valid or test")
+            raise CorpusError(f"{row.id} has the split {row.split!r}, expected train, valid or test")
         elif row.split in (None, "train"):
             undecided.append(row)
     wants_test = test_share if test is None and "test" not in has_split else 0.0
@@ -64,7 +77,7 @@ def make_splits(
     for row in undecided:
         parts[drawn.get(row.id, "train")].append(row)
     if not parts["train"]:
-        raise CorpusError("nothing is left to train on: every recording is held out")
+        raise CorpusError("nothing is left to train on: every recording is held out. Give smaller shares or more data")
     if not parts["valid"]:
         raise CorpusError("there is nothing to validate on: give data.valid=, or a data.valid_share above 0")
     return Splits(tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))
@@ -81,7 +94,7 @@ def _check_speakers(rows: Sequence[Row], test_speakers: Sequence[str], by: str) 
 
 
 def _draw(rows: Sequence[Row], shares: dict[str, float], by: str, seed: int) -> dict[str, str]:
-    """id -> split, of the rows that are drawn. Every share above 0 gets one recording or speaker at least."""
+    """Return id -> split of the drawn rows. Every share above 0 gets at least one recording or speaker."""
     unit: Callable[[Row], Hashable] = (lambda row: row.speaker) if by == "speaker" else (lambda row: row.id)
     members: dict[Hashable, list[str]] = defaultdict(list)
     for row in rows:

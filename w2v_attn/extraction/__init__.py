@@ -1,1 +1,1 @@
-"""The extraction run: rows -> waveforms -> features -> files; what a run before this one made of them stays."""
+"""Extraction of a corpus: rows -> waveforms -> features -> files, resumable, by one process or many."""

@@ -1,4 +1,4 @@
-"""`extract_corpus`: every row of a corpus into features on disk; and the same by whatever extracts."""
+"""Extraction runs: every row of a corpus to features on disk, by any extractor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -7,14 +7,14 @@ from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.extraction.extractor import Extractor, Task, Worker
-from w2v_attn.extraction.product import Written
+from w2v_attn.extraction.extractor import ExtractionTask, Extractor, InProcessExtractor
+from w2v_attn.extraction.feature_spec import FeatureLocation
 from w2v_attn.extraction.store import store_of
-from w2v_attn.runs.folder import Claim, claimed
-from w2v_attn.runs.ledger import Ledger
+from w2v_attn.runs.failure_log import FailureLog
 from w2v_attn.runs.outcomes import Outcome
-from w2v_attn.runs.rank import ALONE, Rank, parts_of, rows_of
-from w2v_attn.runs.shared_folder import joined
+from w2v_attn.runs.output_folder import RunSpec, acquire
+from w2v_attn.runs.rank import ALONE, Rank, blocks_of, rows_of
+from w2v_attn.runs.shared_folder import acquire_shared
 
 
 def extract_corpus(
@@ -25,68 +25,79 @@ def extract_corpus(
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
     **task: Any,
-) -> Iterator[Outcome[Written]]:
-    """Extracts every row into features below `output`; see `extract_with`.
+) -> Iterator[Outcome[FeatureLocation]]:
+    """Extract every row to features in `output`; see `extract_with`.
 
-    task: what `Task` takes beside the output: layers, max_duration …
+    Args:
+        encoder: The encoder.
+        rows: The rows.
+        output: The output folder.
+        interrupted: See `extract_with`.
+        about: See `extract_with`.
+        task: Further arguments of `ExtractionTask`: layers, max_duration, …
 
     Raises:
         ValueError: an unknown layer or layout, before anything is written; and what `extract_with` raises.
     """
-    asked = Task(output=output, **task)
-    return extract_with(Worker(encoder, asked), asked, rows, interrupted=interrupted, about=about)
+    asked = ExtractionTask(output=output, **task)
+    return extract_with(InProcessExtractor(encoder, asked), asked, rows, interrupted=interrupted, about=about)
 
 
 def extract_with(
     extractor: Extractor,
-    task: Task,
+    task: ExtractionTask,
     rows: Sequence[Row],
     *,
     rank: Rank = ALONE,
     interrupted: Callable[[], bool] = lambda: False,
     about: Mapping[str, object] | None = None,
-) -> Iterator[Outcome[Written]]:
-    """Extracts the rank's rows, yields what became of each, and keeps `failures.jsonl` and `run.json` in the output.
+) -> Iterator[Outcome[FeatureLocation]]:
+    """Extract the rank's rows, yield the outcome of each, and keep `failures.jsonl` and `run.json` in the output.
 
-    What a run before this one wrote stays and is not computed again, where the file is whole, of this configuration,
-    and of the source as it is now. Killed and started again any number of times, it ends with the same files to the
-    bit as if it had never been, whoever extracts which rows: with the same machine, versions, threads, rows and
-    sources, and memory enough for its batches.
+    Results of an earlier run are kept and not computed again if the file is undamaged, and of this configuration and
+    the current source. However often a run is killed and resumed, and whichever process extracts which rows, it ends
+    with bit-identical files: given the same machine, versions, threads, rows and sources, and enough memory for its
+    batches.
 
-    A row that cannot be used is written to `failures.jsonl`, with its reason, and the run goes on; at the end that file
-    is in the order of the rows. Rows that failed in a run before this one are tried again, and those that this one does
-    not reach stay in the file.
+    A row that cannot be used is recorded in `failures.jsonl` with its reason, and the run continues; at the end the
+    file is in the order of the rows. Rows that failed in an earlier run are retried, and those that this run does not
+    reach stay in the file.
 
-    interrupted: asked between batches; where it says so, what is computed is finished, and the run ends.
-    about: what `run.json` says beside what it says anyway.
+    Args:
+        extractor: The extractor.
+        task: What it extracts.
+        rows: All rows of the list.
+        rank: Which of them this process extracts.
+        interrupted: Asked between batches; when it returns True, computed results are written, and the run ends.
+        about: Further entries of `run.json`.
 
     Raises:
-        ValueError: when it is begun: the output is in use by another run, was begun with another configuration, or
-            cannot be written.
-        RunError: the output cannot be written any more (disk full, gone, read-only), or an engine cannot go on.
+        ValueError: at the start: the output is in use by another run, belongs to another configuration, or cannot be
+            written.
+        RunError: the output can no longer be written (disk full, gone, read-only), or an engine cannot continue.
     """
     described, output, store = extractor.description, task.output, store_of(task.layout)
-    parts = parts_of(rows, store.together)
-    mine = rank.of(parts)
-    claim = Claim(
-        parts=parts,
+    blocks = blocks_of(rows, store.rows_per_group)
+    mine = rank.select(blocks)
+    spec = RunSpec(
+        blocks=blocks,
         fingerprint=described.fingerprint,
         made_with=described.made_with,
         batch_frames=described.batch_frames,
         about=about or {},
         prepare=lambda: store.prepare(output, rows),
-        one_machine=store.one_machine,
+        single_machine_reason=store.single_machine_reason,
     )
-    with claimed(output, claim) if rank.is_alone else joined(output, rank, claim) as folder:
+    with acquire(output, spec) if rank.is_alone else acquire_shared(output, rank, spec) as folder:
         try:
             outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with Ledger(folder.ledger, rows_of(mine)) as ledger, closing(outcomes):
+            with FailureLog(folder.failures_dir, rows_of(mine)) as failures, closing(outcomes):
                 for outcome in outcomes:
-                    ledger.note(outcome)
+                    failures.note(outcome)
                     folder.count(outcome)
                     yield outcome
         except ValueError:
-            folder.withdraw()
+            folder.rollback()
             raise
         except BaseException as error:
             kind = "stopped" if isinstance(error, Exception) else "interrupted"

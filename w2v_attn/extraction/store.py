@@ -1,4 +1,4 @@
-"""Where the features of a run are kept: one implementation for each layout that extraction writes."""
+"""Stores: how a run keeps its features on disk; one implementation for each layout that extraction writes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -9,112 +9,124 @@ from torch import Tensor
 
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.extraction.product import Product, Written
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.formats.formats import layout_of
-from w2v_attn.features.making import Made
-from w2v_attn.runs.outcomes import Outcome, Settled
+from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.formats.registry import get_layout
+from w2v_attn.features.transform import Transformed
+from w2v_attn.runs.outcomes import CachedResult, Outcome
 
-# Name -> the class in w2v_attn.extraction. The other layouts have few files for all recordings, or many for each.
+# Layout -> module and class in w2v_attn.extraction. The other layouts have one file for all recordings, or many for
+# each, so they cannot be resumed: `convert` writes them.
 MIRRORED = "mirrored"
-STORES = {MIRRORED: ("store_mirrored", "MirroredStore"), "shards": ("store_shards", "ShardsStore")}
+STORES = {MIRRORED: ("mirrored_store", "MirroredStore"), "shards": ("shard_store", "ShardStore")}
 
 
-# Files do not wait for each other: most of the time a writer waits for the disk.
+# Threads that write: most of the time a writer waits for the disk.
 WRITERS = 4
 
 
-class Peek(Protocol):
-    """What is there in an output, looked at without changing anything."""
+class OutputIndex(Protocol):
+    """A read-only view of the features in an output."""
 
-    def has(self, row: Row) -> bool:
-        """Whether something of a row is there; quickly."""
+    def contains(self, row: Row) -> bool:
+        """Return whether features of a row exist; fast."""
         ...
 
-    def counts(self, row: Row) -> bool:
-        """Whether it is whole, and of the source as it is; of which configuration it is, the folder says."""
+    def is_valid(self, row: Row) -> bool:
+        """Return whether they are undamaged and of the current source; the folder's record names the configuration."""
         ...
 
 
 class Store(Protocol):
-    """The features of a run on disk: found where they are there and count, written where not.
+    """The features of a run on disk: finds valid ones, and writes missing ones.
 
-    Of one process; others have stores of their own on the same folder, each for rows of its own.
+    A store belongs to one process; other processes have their own stores on the same folder, for other rows.
 
-    product: what is made of each recording. rows: those that this store is asked about, in the order of the list.
-    check_there: raises RunError where the output is not the folder that it was.
+    Args:
+        spec: What is made of each recording.
+        output: The output folder.
+        rows: The rows of this store, in the order of the list.
+        check_there: Raises RunError if the output is no longer the same folder.
+        groups: The numbers, in the list, of the groups of `rows_per_group` rows that make up `rows`; None: the first
+            ones.
+
+    Attributes:
+        rows_per_group: Rows that must go to one store, starting at a multiple of this number in the list.
+        single_machine_reason: Why only one machine may write to a folder at a time, and what to do; None if several
+            may.
     """
 
-    # Rows that go to one store together, from a multiple of it in the list on; 1: as anybody likes.
-    together: int
-    # Why only one machine may write to a folder at a time, and the way out; None: several may.
-    one_machine: str | None
+    rows_per_group: int
+
+    single_machine_reason: str | None
 
     def __init__(
         self,
-        product: Product,
+        spec: FeatureSpec,
         output: Path,
         rows: Sequence[Row],
         check_there: Callable[[], None],
-        parts: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        """parts: which `together` rows of the list those of `rows` are, counted from 0; None: the first ones."""
+        """See the class."""
         ...
 
     @staticmethod
     def prepare(output: Path, rows: Sequence[Row]) -> None:
-        """Called once for all of the list, while nobody writes; what killed processes left half written goes.
+        """Prepare the folder, once for the whole list, while nobody writes; removes partial files of killed processes.
 
         Raises:
-            ValueError: the folder holds something else. RunError, OSError: it cannot be written.
+            ValueError: the folder holds something else.
+            RunError, OSError: it cannot be written.
         """
         ...
 
     @staticmethod
-    def peek(output: Path) -> Peek:
-        """What is there, for an estimate."""
+    def open_index(output: Path) -> OutputIndex:
+        """Return a view of the existing features, for an estimate."""
         ...
 
     @staticmethod
-    def beside(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-        """Bytes that a recording with these features takes beside those of its tensors."""
+    def overhead_bytes(features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+        """Return the bytes that a recording with these features takes besides its tensors."""
         ...
 
     @staticmethod
-    def files(recordings: int, size: float) -> int:
-        """How many files so many recordings of so many bytes together are."""
+    def count_files(recordings: int, size: float) -> int:
+        """Return how many files this many recordings with `size` bytes in total take."""
         ...
 
-    def find(self, row: Row) -> Settled[Written] | None:
-        """What a run before this one left of a row, if it counts; what is damaged or of another source is removed.
+    def find(self, row: Row) -> CachedResult[FeatureLocation] | None:
+        """Return the valid result of an earlier run; remove a result that is damaged or of another source.
 
         Raises:
-            ValueError: it is of another configuration, or of another file than this row's.
-            RunError: the folder cannot be used any more.
+            ValueError: it belongs to another configuration, or to another file with the same id.
+            RunError: the folder can no longer be used.
         """
         ...
 
-    def write(self, row: Row, recording: Recording, made: Made) -> Written:
-        """Takes what was made of a row, in any thread.
+    def write(self, row: Row, recording: Recording, made: Transformed) -> FeatureLocation:
+        """Store what was made of a row, in any thread.
 
         Raises:
-            ValueError: it concerns this row. RunError: the folder cannot be written any more.
+            ValueError: the error concerns this row.
+            RunError: the folder can no longer be written.
         """
         ...
 
-    def through(self, outcomes: Iterator[Outcome[Written]]) -> Iterator[Outcome[Written]]:
-        """The outcomes of the rows, each when what it speaks of is on the disk; it must be gone through."""
+    def durable(self, outcomes: Iterator[Outcome[FeatureLocation]]) -> Iterator[Outcome[FeatureLocation]]:
+        """Yield the outcomes of the rows, each when its result is on the disk; must be iterated to the end."""
         ...
 
-    def report(self) -> None:
-        """Says what was there and did not count."""
+    def log_recomputed(self) -> None:
+        """Log which existing results were not valid."""
         ...
 
 
 def store_of(layout: str) -> type[Store]:
-    """The store of a layout. Raises FeatureSetError where there is none."""
+    """Return the store of a layout. Raises FeatureSetError if extraction does not write it."""
     if layout not in STORES:
-        layout_of(layout)
+        get_layout(layout)
         raise FeatureSetError(
             f"extract writes layout={' or layout='.join(STORES)}: for {layout} give "
             f"`w2v-attn convert features=… layout={layout}` what it wrote"

@@ -1,1 +1,1 @@
-"""Feature files: opening, selecting, pooling and converting them."""
+"""Stored features: opening, selecting layers, pooling, converting to other layouts."""

@@ -1,4 +1,4 @@
-"""`open_features`: a folder of features -> recordings by their ids, each read when it is asked for."""
+"""`open_features`: a folder of features -> recordings by id, read on access; and a torch Dataset of them."""
 
 import difflib
 import logging
@@ -6,19 +6,47 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from w2v_attn.features.dataset import FeatureDataset
-from w2v_attn.features.destination import what_is_missing
-from w2v_attn.features.errors import UnknownNameError
-from w2v_attn.features.formats.format import Reader
-from w2v_attn.features.formats.formats import find_layout
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.conversion_folder import incomplete_reason
+from w2v_attn.features.feature_errors import UnknownNameError
+from w2v_attn.features.formats.interface import FeatureReader
+from w2v_attn.features.formats.registry import find_layout
+from w2v_attn.features.recording_features import RecordingFeatures
 
 logger = logging.getLogger(__name__)
 
-# Above so many ids a search for similar ones takes seconds.
+# Searching more ids than this for similar ones takes seconds.
 SEARCHED = 20_000
+
+
+class FeatureDataset(Dataset[tuple[str, Tensor]]):
+    """A torch Dataset of (id, features [frames, channels]) of one layer, read on access, in any worker.
+
+    Args:
+        features: Id -> layer -> tensor.
+        layer: The layer.
+        ids: The recordings, in order.
+    """
+
+    def __init__(self, features: Mapping[str, Mapping[str, Tensor]], layer: str, ids: Sequence[str]):
+        self._features, self._layer, self.ids = features, layer, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor]:
+        id = self.ids[number]
+        return id, self._features[id][self._layer]
+
+
+def pad_batch(items: Sequence[tuple[str, Tensor]]) -> tuple[list[str], Tensor, Tensor]:
+    """Return ids, features [B, T, C] padded with zeros, and int64 [B] frames. For `DataLoader(collate_fn=…)`."""
+    ids, tensors = zip(*items, strict=True)
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    return list(ids), torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True), lengths
 
 
 def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
@@ -43,25 +71,30 @@ def open_features(folder: str | os.PathLike[str]) -> "FeatureSet":
     path = Path(os.path.expanduser(folder))
     layout = find_layout(path)
     reader = layout.reader(path)
-    if (missing := what_is_missing(path, len(reader))) is not None:
+    if (missing := incomplete_reason(path, len(reader))) is not None:
         logger.warning("%s: %s", path, missing)
     return FeatureSet(path, layout.name, reader)
 
 
-class FeatureSet(Mapping[str, Recording]):
-    """Id -> recording. Ids are those of extraction: paths in the folder of the audio, with `/` between their parts.
+class FeatureSet(Mapping[str, RecordingFeatures]):
+    """A mapping from id to recording; ids are paths below the audio folder, with `/`.
 
-    layout: the name of the layout. It can be pickled, and used in the workers of a DataLoader.
+    It can be pickled, and used in the workers of a DataLoader.
+
+    Attributes:
+        folder: The folder.
+        layout: The name of its layout.
     """
 
-    def __init__(self, folder: Path, layout: str, reader: Reader):
+    def __init__(self, folder: Path, layout: str, reader: FeatureReader):
         self.folder, self.layout, self._reader = folder, layout, reader
 
-    def __getitem__(self, id: str) -> Recording:
-        """Opens a recording; its tensors are read when they are asked for.
+    def __getitem__(self, id: str) -> RecordingFeatures:
+        """Open a recording; its tensors are read on access.
 
         Raises:
-            UnknownNameError: a KeyError: there is none of this id. DamagedError: its file is damaged.
+            UnknownNameError: a KeyError: there is no recording with this id.
+            DamagedError: its file is damaged.
         """
         if id not in self._reader:
             raise UnknownNameError(f"there is no recording {id} in {self.folder}{self._hint(str(id))}")
@@ -77,15 +110,15 @@ class FeatureSet(Mapping[str, Recording]):
         return id in self._reader
 
     def metadata(self, id: str) -> dict[str, str]:
-        """What was written about a recording: frame_rate, samples, checkpoint, dtype, …"""
+        """Return the metadata of a recording: frame_rate, samples, checkpoint, dtype, …"""
         return self[id].metadata
 
     def times(self, id: str, layer: str) -> Tensor:
-        """float64 [frames]: the centre of each frame, in seconds; see `recording.frame_times`."""
+        """Return float64 [frames]: the centre of each frame in seconds; see `recording_features.frame_times`."""
         return self[id].times(layer)
 
     def as_dataset(self, layer: str, ids: Sequence[str] | None = None) -> FeatureDataset:
-        """A torch Dataset of (id, features of a layer), of all recordings or of some."""
+        """Return a torch Dataset of (id, features of a layer), of all recordings or of some."""
         return FeatureDataset(self, layer, tuple(self) if ids is None else tuple(ids))
 
     def _hint(self, wanted: str) -> str:

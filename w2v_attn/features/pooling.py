@@ -1,4 +1,4 @@
-"""Frames -> vectors: of a whole recording, or of each of its spans."""
+"""Pooling over time: a vector for a whole recording, or for each of its spans."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.recording import frame_times
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.recording_features import frame_times
 
 POOLINGS = ("none", "mean", "statistics")
 
 
 class Span(NamedTuple):
-    """A part of a recording. start, end: seconds. label: what it is, such as a phone; empty where it is not said."""
+    """A part of a recording. start, end: seconds. label: such as a phone; empty if there is none."""
 
     start: float
     end: float
@@ -21,9 +21,9 @@ class Span(NamedTuple):
 
 
 def pool(frames: Tensor, kind: str) -> Tensor:
-    """[frames, channels] -> mean [channels], or mean and standard deviation side by side [2 channels].
+    """Pool frames [frames, channels] to the mean [channels], or mean and standard deviation concatenated [2 channels].
 
-    Computed in float32 at least, and given so. The variance is divided by the number of frames.
+    Computed and returned in float32 at least. The variance is divided by the number of frames.
     """
     x = frames.to(torch.promote_types(frames.dtype, torch.float32))
     mean = x.mean(0)
@@ -31,10 +31,10 @@ def pool(frames: Tensor, kind: str) -> Tensor:
 
 
 def frames_of(span: Span, frames: int, rate: float) -> slice:
-    """The frames whose centres are in [start, end); where none is, for the span is short, the one nearest its middle.
+    """Return the frames with centres in [start, end); for a shorter span, the frame nearest to its middle.
 
     Raises:
-        FeatureSetError: the span begins after the last frame has ended.
+        FeatureSetError: the span begins after the end of the last frame.
     """
     if span.start >= frames / rate + 1 / rate:
         raise FeatureSetError(
@@ -49,5 +49,5 @@ def frames_of(span: Span, frames: int, rate: float) -> slice:
 
 
 def pool_spans(frames: Tensor, spans: Sequence[Span], kind: str, rate: float) -> Tensor:
-    """[frames, channels] -> [spans, channels], or [spans, 2 channels]; see `pool` and `frames_of`."""
+    """Pool frames [frames, channels] to [spans, channels] or [spans, 2 channels]; see `pool` and `frames_of`."""
     return torch.stack([pool(frames[frames_of(span, len(frames), rate)], kind) for span in spans])

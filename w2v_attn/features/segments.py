@@ -1,4 +1,4 @@
-"""A file of segments: which spans of which recordings to pool, and what they are."""
+"""Files of segments: the spans of each recording to pool over, with labels."""
 
 import csv
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from w2v_attn.features import textgrids
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.pooling import Span
 
 COLUMNS = ("id", "start", "end")
@@ -17,16 +17,17 @@ RTTM_NAME, RTTM_ONSET, RTTM_DURATION, RTTM_LABEL, RTTM_COLUMNS = 1, 3, 4, 7, 8
 
 
 def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
-    """Id -> its spans, in the order of the file.
+    """Return id -> its spans, in the order of the file.
 
-    path: .csv or .tsv with the columns id, start, end (seconds) and, if there is one, label; or .rttm; or a .TextGrid,
-        or a folder of them in a tree like that of the recordings, each named as its recording. Where they have several
-        tiers of intervals, one is named behind the path: `aligned:phones`. Intervals without a text are left out.
-    ids: of the recordings. A name in the file is an id; or one without its extension, without its folders, or without
-        both, where it can mean one recording only.
+    Args:
+        path: .csv or .tsv with the columns id, start, end (seconds) and optionally label; or .rttm; or a .TextGrid, or
+            a folder of them in a tree like that of the recordings, each named after its recording. If they have several
+            interval tiers, append the name of one: `aligned:phones`. Intervals without a text are left out.
+        ids: Ids of the recordings. A name in the file is an id, or an id without its extension, its folders, or both,
+            if only one recording matches.
 
     Raises:
-        FeatureSetError: there is no such file, or a line is wrong or of no recording; it names the line.
+        FeatureSetError: there is no such file, or a line is invalid or matches no recording; the error names the line.
     """
     by_name = _names(ids)
     first = next(iter(by_name.values()), ("",))[0]
@@ -35,12 +36,12 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
         for where, name, start, end, label in _lines(path):
             candidates = by_name.get(name, ())
             if len(candidates) != 1:
-                said = (
+                problem = (
                     f"which could be {' or '.join(candidates[:3])}"
                     if candidates
                     else "of which there are no features; an id is " + first
                 )
-                raise FeatureSetError(f"{where}: {name}, {said}")
+                raise FeatureSetError(f"{where}: {name}, {problem}")
             found[candidates[0]].append(Span(*_seconds(start, end, where), label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FeatureSetError(f"segments={path} cannot be read: {error}") from error
@@ -50,7 +51,7 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
-    """(where, name, start, end, label) of each segment."""
+    """Yield (where, name, start, end, label) of each segment."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".rttm"):
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -87,7 +88,7 @@ def _textgrid(file: Path, name: str, tier: str) -> Iterator[tuple[str, str, str,
 
 
 def _names(ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What a file may call a recording -> the ids that it can mean; what says more comes before what says less."""
+    """Return name -> ids that it may mean; a more specific name takes precedence."""
     whole: dict[str, tuple[str, ...]] = {}
     stems: dict[str, tuple[str, ...]] = {}
     names: dict[str, tuple[str, ...]] = {}
@@ -114,7 +115,7 @@ def _table(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[tuple[i
 def _rttm(lines: Iterable[str]) -> Iterator[tuple[int, str, str, str, str]]:
     for line, text in enumerate(lines, 1):
         fields = text.split()
-        if not fields or fields[0] != "SPEAKER":  # other types say nothing about time
+        if not fields or fields[0] != "SPEAKER":  # other types have no times
             continue
         if len(fields) < RTTM_COLUMNS:
             raise FeatureSetError(f"line {line} of the RTTM has {len(fields)} columns, expected {RTTM_COLUMNS} or more")

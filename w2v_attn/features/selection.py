@@ -1,4 +1,4 @@
-"""Which layers: names, ranges of them, and weighted sums over them."""
+"""Selection of layers: names, ranges, and weighted sums."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from w2v_attn.features.errors import FeatureSetError
-from w2v_attn.features.recording import place_of
+from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.recording_features import layer_order
 
 ALL = "all"
 SUM = "sum"
 
 
-def select(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The layers asked for, of those that a recording has, each once, in the order of computation.
+def select_layers(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the requested layers of a recording, each once, in the order of computation.
 
-    wanted: names; ranges with both ends, `layer_03-layer_09`; or `all`.
+    Args:
+        layers: The layers that exist.
+        wanted: Names; ranges with both ends, `layer_03-layer_09`; or `all`.
 
     Raises:
-        FeatureSetError: one that the recording does not have.
+        FeatureSetError: a requested layer does not exist.
     """
     found: list[str] = []
     for name in wanted:
@@ -31,13 +33,13 @@ def select(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
             found += layers
         elif dash:
             _check(layers, (first, last), name)
-            found += [layer for layer in layers if place_of(first) <= place_of(layer) <= place_of(last)]
+            found += [layer for layer in layers if layer_order(first) <= layer_order(layer) <= layer_order(last)]
         else:
             _check(layers, (name,), name)
             found.append(name)
     if not found:
         raise FeatureSetError(f"layers={','.join(wanted)} is empty: it has {', '.join(layers)}")
-    return tuple(sorted(set(found), key=place_of))
+    return tuple(sorted(set(found), key=layer_order))
 
 
 def _check(layers: Sequence[str], needed: Sequence[str], name: str) -> None:
@@ -47,17 +49,17 @@ def _check(layers: Sequence[str], needed: Sequence[str], name: str) -> None:
 
 
 @dataclass(frozen=True)
-class WeightedSum:
-    """A sum over layers. weights: one for each layer, by its name, or by place; None: all alike, a mean."""
+class LayerSum:
+    """A weighted sum of layers. weights: one for each layer, by name or by position; None for the mean."""
 
     weights: tuple[float, ...] | None
     layers: tuple[str, ...] | None = None
 
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Layers [frames, channels] -> their sum in their dtype, computed in float32 at least.
+        """Return the sum of layers [frames, channels], in float32 at least.
 
         Raises:
-            FeatureSetError: the layers are not those of the weights, or not of one shape.
+            FeatureSetError: the layers are not those of the weights, or differ in shape.
         """
         names = tuple(features)
         if self.layers is not None and self.layers != names:
@@ -75,59 +77,60 @@ class WeightedSum:
         if len(shapes := {tuple(tensor.shape) for tensor in features.values()}) > 1:
             raise FeatureSetError(f"layers of the shapes {sorted(shapes)} cannot be summed: choose some with layers=")
         total: Tensor | None = None
-        for weight, tensor in zip(self.described(names).values(), features.values(), strict=True):
+        for weight, tensor in zip(self.by_layer(names).values(), features.values(), strict=True):
             part = weight * tensor.to(torch.promote_types(tensor.dtype, torch.float32))
             total = part if total is None else total + part
         assert total is not None
         return total
 
-    def described(self, layers: Sequence[str]) -> dict[str, float]:
-        """Layer -> its weight."""
+    def by_layer(self, layers: Sequence[str]) -> dict[str, float]:
+        """Return layer -> weight."""
         return dict(zip(layers, self.weights or (1 / len(layers),) * len(layers), strict=True))
 
-    def chosen(self, layers: Sequence[str]) -> tuple[str, ...]:
-        """The layers to sum, of those selected: of a checkpoint's weights its own, where they are among them."""
+    def input_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
+        """Return the layers to sum, of the selected ones: for weights of a checkpoint, the layers that it names."""
         own = self.layers
         return tuple(layers) if own is None else tuple(layer for layer in layers if layer in own)
 
 
-def parse_layer_weights(value: str | Sequence[float] | None) -> WeightedSum | None:
-    """Return the weighted sum that `layer_weights=` asks for; None: no sum.
+def parse_layer_weights(value: str | Sequence[float] | None) -> LayerSum | None:
+    """Return the weighted sum for `layer_weights=`; None for no sum.
 
-    value: weights, `mean`, or a fine-tuned checkpoint whose learned weights are taken.
+    Args:
+        value: Weights, `mean`, or a fine-tuned checkpoint with learned weights.
 
     Raises:
-        FeatureSetError: it is none of these, or the checkpoint has no weights of layers.
+        FeatureSetError: it is none of these, or the checkpoint has no layer weights.
     """
     if value is None:
         return None
     if isinstance(value, str):
-        return WeightedSum(None) if value == "mean" else learned_sum(Path(os.path.expanduser(value)))
+        return LayerSum(None) if value == "mean" else learned_sum(Path(os.path.expanduser(value)))
     try:
-        return WeightedSum(tuple(float(weight) for weight in value))
+        return LayerSum(tuple(float(weight) for weight in value))
     except (TypeError, ValueError):
         raise FeatureSetError(
             f"layer_weights must be weights such as layer_weights=[0.2,0.8], mean, or a checkpoint, got {value}"
         ) from None
 
 
-def learned_sum(checkpoint: Path) -> WeightedSum:
-    """The softmax of a fine-tuned checkpoint's `layer_weights`: one for what enters block 1, and one for each block.
+def learned_sum(checkpoint: Path) -> LayerSum:
+    """Return the sum by the softmax of a checkpoint's learned `layer_weights`: the input of block 1, then each block.
 
-    As in transformers the last is of what leaves the last block, before any final LayerNorm.
+    As in transformers, the last layer is the output of the last block, before any final LayerNorm.
 
     Raises:
-        FeatureSetError: there is no such file, or no such weights in it.
+        FeatureSetError: there is no such file, or it has no such weights.
     """
     path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     try:
         with safe_open(path, "pt") as file:
-            if "layer_weights" not in file.keys():  # noqa: SIM118 - it is no dictionary
+            if "layer_weights" not in file.keys():  # noqa: SIM118 - it is not a dictionary
                 raise FeatureSetError(f"{path} has no layer_weights: fine-tune with task.layers=weighted")
             weights = file.get_tensor("layer_weights").double().softmax(-1)
     except (SafetensorError, OSError) as error:
         raise FeatureSetError(
-            f"layer_weights={checkpoint} is no checkpoint, nor weights such as layer_weights=[0.2,0.8]: {error}"
+            f"layer_weights={checkpoint} is neither a checkpoint nor weights such as layer_weights=[0.2,0.8]: {error}"
         ) from error
     names = ("embed", *(f"layer_{number:02d}" for number in range(1, len(weights))))
-    return WeightedSum(tuple(weights.tolist()), names)
+    return LayerSum(tuple(weights.tolist()), names)

@@ -1,7 +1,7 @@
-"""Praat's TextGrids -> their tiers of intervals, from both forms of text, the long and the short.
+"""Praat's TextGrid files -> their interval tiers, from the long and the short text format.
 
-To Praat a text file is its free-standing numbers, its texts in quotes and its flags; all other words are for people. So
-one reader takes both forms.
+Praat reads only the free-standing numbers, the quoted texts and the flags of a text file; all other words are comments.
+So one reader handles both formats.
 
 Source: P. Boersma and D. Weenink, Praat's manual, "TextGrid file formats".
 """
@@ -11,33 +11,33 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from w2v_attn.features.errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError
 
 EXTENSION = ".textgrid"
 INTERVALS = "IntervalTier"
 HEADERS = ("ooTextFile", "ooTextFile short")
-# A text, in which a quote is doubled; a comment; a flag; or a word. Of words only numbers count, and not those that
-# stand against other signs: the number of an item, [1], is none.
+# A text, in which a quote is doubled; a comment; a flag; or a word. Of the words only numbers count, and only if they
+# are free-standing: the index of an item, [1], does not.
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|!.*|(<exists>)|([^\s"]+)')
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?%?")
 
-# Start and end in seconds, and what is written there.
+# Start and end in seconds, and the text.
 Interval = tuple[float, float, str]
 
 
 def read_textgrid(path: Path) -> dict[str, list[Interval]]:
-    """Tiers of intervals by their names, each in the order of the file; tiers of points are left out.
+    """Return interval tiers by name, each in the order of the file; point tiers are left out.
 
     Raises:
-        FeatureSetError: it is no TextGrid, ends too early, or has two tiers of one name.
+        FeatureSetError: the file is not a TextGrid, is truncated, or has two tiers of one name.
         OSError: it cannot be read.
     """
     tokens = _tokens(_text(path))
     tiers: dict[str, list[Interval]] = {}
     try:
         if next(tokens) not in HEADERS or next(tokens) != "TextGrid":
-            raise FeatureSetError(f"{path} is no TextGrid in Praat's form of text: save it as a text file")
-        _skip(tokens, 3)  # from when to when, and that there are tiers
+            raise FeatureSetError(f"{path} is not a TextGrid in Praat's text format: save it as a text file")
+        _skip(tokens, 3)  # start, end, and the flag that there are tiers
         for _ in range(int(_number(tokens))):
             kind, name = next(tokens), str(next(tokens))
             _skip(tokens, 2)
@@ -49,7 +49,7 @@ def read_textgrid(path: Path) -> dict[str, list[Interval]]:
                 raise FeatureSetError(f"{path} has two tiers named {name!r}")
             tiers[name] = [(_number(tokens), _number(tokens), str(next(tokens))) for _ in range(count)]
     except (StopIteration, _NumberError) as error:
-        raise FeatureSetError(f"{path} is no whole TextGrid: {str(error) or 'it ends too early'}") from error
+        raise FeatureSetError(f"{path} is not a complete TextGrid: {str(error) or 'it ends too early'}") from error
     return tiers
 
 
@@ -80,7 +80,7 @@ def _tokens(text: str) -> Iterator[str | float]:
 
 
 def _text(path: Path) -> str:
-    """Praat writes UTF-16 where a text has more than ASCII, other tools UTF-8."""
+    """Return the text of a file: Praat writes UTF-16 if a text has more than ASCII, other tools UTF-8."""
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE))
     try:

@@ -1,1 +1,1 @@
-"""A run: rows -> recordings read ahead -> a model -> results written behind it, and what became of them."""
+"""Resumable runs over a corpus: read rows ahead, batch them, run a model, write results, record failures."""

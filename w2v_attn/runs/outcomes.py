@@ -1,4 +1,4 @@
-"""What becomes of a row, and what ends a run."""
+"""Outcomes of rows, and errors: which end a run, and which concern one row."""
 
 import errno
 import re
@@ -6,30 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
+
 from w2v_attn.corpus.rows import Row
+from w2v_attn.run_error import RunError
 
 Result = TypeVar("Result")
 
-# What ends a run, for the next file would meet it too; other errors of the file system concern one file.
+# These end a run, because every later file would fail too; other errors of the file system concern one file.
 FATAL_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTDIR}  # the disk is full, fails, is another one
     | {errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # a mount is gone
 )
 
 
-# Numbers in a reason are those of one recording.
+# Numbers in a reason belong to one recording.
 _NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
-
-
-class RunError(Exception):
-    """The run cannot go on. What was written stays, and the same command takes it up."""
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What became of a row. result: None where there is a reason why there is none. seconds: of audio.
+    """The outcome of a row.
 
-    kept: whether the result is that of a run before this one.
+    Attributes:
+        row: The row.
+        result: The result; None if there is a reason why there is none.
+        reason: Why there is no result.
+        seconds: Seconds of audio.
+        flags: What is odd about the recording, in words.
+        cached: Whether the result is from an earlier run.
     """
 
     row: Row
@@ -37,17 +42,17 @@ class Outcome(Generic[Result]):
     reason: str | None
     seconds: float = 0.0
     flags: tuple[str, ...] = ()
-    kept: bool = False
+    cached: bool = False
 
     @property
     def underflowed(self) -> int:
-        """Values of the result that became 0 when it was stored; results that say nothing of them have none."""
+        """Values of the result that became 0 when it was stored; 0 for results without such a count."""
         return getattr(self.result, "underflowed", 0)
 
 
 @dataclass(frozen=True)
-class Settled(Generic[Result]):
-    """What a run before this one made of a row, and what it knew of the recording. samples: of its waveform."""
+class CachedResult(Generic[Result]):
+    """The result of a row from an earlier run, with what was known of the recording. samples: of its waveform."""
 
     result: Result
     samples: int
@@ -55,13 +60,39 @@ class Settled(Generic[Result]):
     flags: tuple[str, ...]
 
 
-def write_failed(path: Path, error: OSError) -> Exception:
-    """What to raise where a result could not be written: the end of the run, or of this row only."""
+def write_error(path: Path, error: OSError) -> Exception:
+    """Return what to raise if a result cannot be written: a RunError, or a ValueError that concerns this row only."""
     if error.errno in FATAL_ERRORS:
         return RunError(f"cannot write {path}: {error.strerror}")
     return ValueError(f"its result cannot be written: {error.strerror or error}")
 
 
 def kind_of(reason: str) -> str:
-    """A reason without the numbers in it: what recordings have in common that fail in the same way."""
+    """Return a reason with its numbers masked: the same for all recordings that fail in the same way."""
     return _NUMBER.sub(lambda number: "…" + number[0][len(number[0].rstrip(".,")) :], reason)
+
+
+def row_failure(error: Exception) -> ValueError:
+    """Return an error as the failure of one row, without references to tensors; re-raise an error of another kind."""
+    if isinstance(error, ValueError):
+        return ValueError(str(error))
+    if is_out_of_memory(error):
+        return ValueError("does not fit into memory: cut it into pieces")
+    raise error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out. On a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def cannot_write(output: Path, error: OSError) -> Exception:
+    """Return the exception to raise if an output cannot be written.
+
+    A ValueError if the request names an unwritable folder; a RunError if the user can mend it, such as a full disk.
+    """
+    text = f"cannot write to {output}: {error.strerror or error}"
+    wrong = error.errno in (errno.EROFS, errno.ENOTDIR) or error.errno not in FATAL_ERRORS
+    return ValueError(f"{text}. Name another output") if wrong else RunError(text)

@@ -1,44 +1,59 @@
-"""Which rows of a list each of several processes has: rank and world size."""
+"""Rank and world size: which rows of a list each of several processes has, and where it keeps its records."""
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.feeding import BLOCK
+from w2v_attn.runs.failure_log import read_failures, write_failures
+from w2v_attn.runs.prefetch import ROWS_PER_BLOCK
 
-# Rank, world size and local rank: torchrun's variables; and those of a step of SLURM's (srun), not of a batch script.
+# Variables for rank, world size and local rank: of torchrun, and of a SLURM step (srun), not of a batch script.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows that one process does: whole blocks of the list, so that its batches are those of any other.
+class Block:
+    """Consecutive rows that one process does. Batches never cross blocks, so they do not depend on the ranks.
 
-    number: of the part in the list, from 0.
+    Attributes:
+        number: Position of the block in the list, from 0.
+        rows: Its rows.
     """
 
     number: int
     rows: Sequence[Row]
 
 
-def parts_of(rows: Sequence[Row], together: int = 1) -> list[Part]:
-    """A list in its parts. together: rows that one process must do; the parts are a multiple of them."""
-    size = -(-BLOCK // together) * together
-    return [Part(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
+def blocks_of(rows: Sequence[Row], rows_per_group: int = 1) -> list[Block]:
+    """Return a list in blocks.
+
+    Args:
+        rows: The list.
+        rows_per_group: Rows that one process must do; the size of a block is a multiple of it.
+    """
+    size = -(-ROWS_PER_BLOCK // rows_per_group) * rows_per_group
+    return [Block(first // size, rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
-def rows_of(parts: Iterable[Part]) -> list[Row]:
-    """The rows of these parts, in their order."""
-    return [row for part in parts for row in part.rows]
+def rows_of(blocks: Iterable[Block]) -> list[Row]:
+    """Return the rows of these blocks, in order."""
+    return [row for block in blocks for row in block.rows]
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of several: the number `rank`, from 0, of `world_size`. local_rank: its number on this machine.
+    """One process of several.
 
-    It has every `world_size`-th part of the list: that depends on the list alone, so processes need no communication.
+    It has every `world_size`-th block of the list. That depends on the list only, so processes need no communication.
+
+    Attributes:
+        rank: Number of the process, from 0.
+        world_size: How many processes there are.
+        local_rank: Number of the process on its machine, from 0.
 
     Raises:
         ValueError: rank is not from 0 to world_size - 1.
@@ -64,16 +79,16 @@ class Rank:
         """Whether there are no other ranks."""
         return self.world_size == 1
 
-    def of(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """Return the parts of this rank, in the order of the list."""
-        return parts[self.rank :: self.world_size]
+    def select(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """Return the blocks of this rank, in the order of the list."""
+        return blocks[self.rank :: self.world_size]
 
 
 ALONE = Rank()
 
 
 def read_rank(rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Rank:
-    """Return the rank that is given; where none is, that of torchrun or of a step of SLURM's, else 0 of 1.
+    """Return the given rank, or else that of torchrun or of a SLURM step, or else 0 of 1.
 
     Raises:
         ValueError: only one of the two is given, or rank is not from 0 to world_size - 1.
@@ -87,3 +102,34 @@ def read_rank(rank: int | None, world_size: int | None, environment: Mapping[str
         if names[0] in environment and names[1] in environment:
             return Rank(*(int(environment.get(name, "0")) for name in names))
     return ALONE
+
+
+RANKS = ".ranks"
+
+
+def rank_dir(output: Path, rank: Rank) -> Path:
+    """Return the folder of a rank."""
+    return output / RANKS / f"{rank.rank}-of-{rank.world_size}"
+
+
+def other_rank_dirs(output: Path, world_size: int) -> list[Path]:
+    """Return the folders of ranks of another world size."""
+    return [
+        folder for folder in sorted((output / RANKS).glob("*-of-*")) if not folder.name.endswith(f"-of-{world_size}")
+    ]
+
+
+def clear_rank_dirs(folders: Sequence[Path], output: Path, rows: Sequence[Row]) -> None:
+    """Remove the folders of ranks that do not run, and keep their failures in the output's log. Raises OSError."""
+    if folders:
+        lines = read_failures(output)
+        for folder in folders:
+            lines |= read_failures(folder)
+        write_failures(output, in_order(lines, rows))
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def in_order(lines: dict[str, str], rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a failure log in the order of the rows."""
+    return [lines[row.id] for row in rows if row.id in lines]

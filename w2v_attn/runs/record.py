@@ -1,4 +1,4 @@
-"""`run.json`: how far a run is, and what its folder holds: of one configuration for good."""
+"""`run.json`: the progress of a run, and the configuration of the results in its folder."""
 
 import json
 import logging
@@ -11,32 +11,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from w2v_attn.runs.place import cannot_write
-from w2v_attn.runs.tally import Tally
+from w2v_attn.runs.outcomes import cannot_write
+from w2v_attn.runs.run_stats import RunStats
 from w2v_attn.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 FORMAT = "w2v_attn.run/1"
-COUNTS = ("written", "kept", "failed")
+# Key of run.json -> attribute of RunStats.
+_STATS = {"written": "written", "kept": "cached", "failed": "failed"}
+COUNTS = tuple(_STATS)
 
 
-def tell(record: dict[str, Any], tally: Tally, seconds: float) -> None:
-    """Takes how far a run is into its record. seconds: since it began."""
+def update_record(record: dict[str, Any], stats: RunStats, seconds: float) -> None:
+    """Update a record with the statistics of the run. seconds: since its start."""
     recordings = record["counts"]["recordings"]
     record["counts"] = {
         "recordings": recordings,
-        **{name: getattr(tally, name) for name in COUNTS},
-        "not_reached": recordings - tally.reached,
+        **{name: getattr(stats, attribute) for name, attribute in _STATS.items()},
+        "not_reached": recordings - stats.reached,
     }
-    record["failures"] = dict(tally.kinds.most_common())
-    record["underflow"] = {"values": tally.underflowed, "recordings": tally.with_underflow}
-    record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(tally.seconds, 3)}
+    record["failures"] = dict(stats.kinds.most_common())
+    record["underflow"] = {"values": stats.underflowed, "recordings": stats.underflowed_rows}
+    record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(stats.seconds, 3)}
 
 
-class Begun(Protocol):
-    """What a record says of a run that begins; see `folder.Claim`."""
+class RunDescription(Protocol):
+    """What a record states about a run that starts; see `output_folder.RunSpec`."""
 
     @property
     def fingerprint(self) -> Mapping[str, str]: ...
@@ -51,8 +53,14 @@ class Begun(Protocol):
     def about(self) -> Mapping[str, object]: ...
 
 
-def begun_record(before: Mapping[str, Any] | None, run: Begun, *, recordings: int) -> dict[str, Any]:
-    """The record of a run that begins. before: that of the run before it in this folder."""
+def new_record(before: Mapping[str, Any] | None, run: RunDescription, *, recordings: int) -> dict[str, Any]:
+    """Return the record of a run that starts.
+
+    Args:
+        before: The record of the previous run in this folder.
+        run: The run.
+        recordings: How many rows it has.
+    """
     return {
         "format": FORMAT,
         "status": "running",
@@ -71,18 +79,18 @@ def begun_record(before: Mapping[str, Any] | None, run: Begun, *, recordings: in
 def check_same(
     output: Path, before: Mapping[str, Any], fingerprint: Mapping[str, str], made_with: Mapping[str, object]
 ) -> None:
-    """Raises ValueError where the folder is of another fingerprint; other versions or another machine are told."""
+    """Raise ValueError if the folder has another fingerprint; log a change of versions or machine."""
     changed = _differences(before["fingerprint"], fingerprint)
     if changed:
         listed = "\n  ".join(changed)
         raise ValueError(
             f"{output} holds features of another configuration:\n  {listed}\n"
-            "Give the same again to go on, or name another output"
+            "Give the same configuration to resume it, or name another output"
         )
     changed = _differences(before["made_with"], made_with)
     if changed:
         logger.warning(
-            "%s goes on with other versions or another machine (%s): features agree to rounding, not to the bit",
+            "%s is resumed with other versions or another machine (%s): features agree up to rounding, not to the bit",
             output, "; ".join(changed),
         )  # fmt: skip
 
@@ -97,12 +105,17 @@ def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> lis
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """The record of the run before this one; None: there was none."""
+    """Return the record of the previous run, or None if there was none.
+
+    Raises:
+        ValueError: the record is damaged, has another format, or cannot be read.
+        RunError: the disk fails.
+    """
     path = output / RUN
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise ValueError(f"{path} is of the form {record['format']}, expected {FORMAT}: name another output")
+            raise ValueError(f"{path} has the format {record['format']}, expected {FORMAT}: name another output")
         needed = {"status", "begun", "sessions", "fingerprint", "batch_frames", "made_with"}
         if missing := needed - record.keys():
             raise KeyError(*sorted(missing))
@@ -112,19 +125,19 @@ def read_record(output: Path) -> dict[str, Any] | None:
         raise cannot_write(output, error) from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): name another output; or remove it, if the features there are those of this "
-            "command: each is checked"
+            f"{path} is damaged ({error}): name another output; or remove it if the features there are from this "
+            "command: each one is checked"
         ) from error
     return record
 
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Whole, or not at all. Raises OSError."""
+    """Write a record atomically. Raises OSError."""
     write_whole(folder / RUN, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def restore_record(folder: Path, before: Mapping[str, object] | None) -> None:
-    """What was there before, where that can still be written; None: nothing was."""
+    """Write the previous record again, or remove the record if there was none; do nothing if the disk fails."""
     with suppress(OSError):
         if before is None:
             (folder / RUN).unlink(missing_ok=True)
@@ -133,7 +146,7 @@ def restore_record(folder: Path, before: Mapping[str, object] | None) -> None:
 
 
 def made_with() -> dict[str, object]:
-    """Versions and machine of this process."""
+    """Return the versions and the machine of this process."""
     import torch
     import transformers
 
@@ -150,5 +163,5 @@ def made_with() -> dict[str, object]:
 
 
 def now() -> str:
-    """The time, as it is written down."""
+    """Return the current time as it is written in records."""
     return datetime.now(UTC).isoformat(timespec="seconds")

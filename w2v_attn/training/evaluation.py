@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.runs.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.runs.outcomes import Outcome, RunError
-from w2v_attn.runs.pipeline import ONE_BY_ONE
-from w2v_attn.runs.processing import Batch
-from w2v_attn.runs.running import run
-from w2v_attn.runs.sources import read_row
+from w2v_attn.run_error import RunError
+from w2v_attn.runs.outcomes import Outcome
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
+from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.model_folder import save_predictions
 from w2v_attn.training.options import ClassificationOptions, CtcOptions
@@ -136,7 +135,7 @@ def evaluate_corpus(
 ) -> Iterator[Outcome[Prediction]]:
     """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
-    See `runs.running.run` for outcomes, failures and interruption; a row without a text (a label) is a failure.
+    See `runs.pipeline.run_corpus` for outcomes, failures and interruption; a row without a text (a label) is a failure.
 
     Raises:
         RunError: The output cannot be written (disk full, missing, read-only).
@@ -161,7 +160,7 @@ def evaluate_corpus(
     }
     predictions: list[Prediction] = []
     reached = 0
-    for outcome in run(rows, output, recognizer, process, finish, **options):
+    for outcome in run_corpus(rows, output, recognizer, process, finish, **options):
         reached += 1
         if outcome.result is not None:
             predictions.append(outcome.result)

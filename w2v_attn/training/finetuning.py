@@ -18,7 +18,7 @@ from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint, quiet_tran
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training import model_folder
 from w2v_attn.training.assembly import build_trainer
 from w2v_attn.training.build_model import build_model

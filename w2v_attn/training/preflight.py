@@ -12,7 +12,7 @@ import numpy as np
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
-from w2v_attn.runs.sources import read_row, source_state
+from w2v_attn.runs.row_reader import read_row, source_state
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.inputs import standardize
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.options import AugmentationOptions
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import TrainingError

@@ -1,1 +1,1 @@
-"""Waveforms in, text with word times or a label out, by the head of a fine-tuned checkpoint."""
+"""Text with word times, or a label, for each waveform, from the head of a fine-tuned checkpoint."""

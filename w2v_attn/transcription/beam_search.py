@@ -1,7 +1,8 @@
-"""The likeliest words under the model and a language model together, by flashlight's beam search (the extra `lm`).
+"""Beam search with a language model, by flashlight's decoder (the extra `lm`).
 
-Source: R. Collobert et al., "Wav2Letter", section 2.3; fairseq's W2lKenLMDecoder, whose score this is:
-log p(symbols | speech) + lm_weight · log p(words) + word_score · words.
+It returns the words with the highest score log p(symbols | speech) + lm_weight · log p(words) + word_score · words.
+
+Source: R. Collobert et al., "Wav2Letter", section 2.3; the score is that of fairseq's W2lKenLMDecoder.
 """
 
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearchOptions:
-    """lm: a KenLM file, .arpa or binary.
+    """The language model and the parameters of the search.
 
-    lexicon: a text file with a word a line; None: the .arpa's words.
-    beam_size: hypotheses that are kept.
-    lm_weight, word_score: see above; the authors' values for LibriSpeech are 2 and -1.
+    Attributes:
+        lm: A KenLM file, .arpa or binary.
+        lexicon: A text file with one word per line; None: the words of the .arpa.
+        beam_size: Number of hypotheses that are kept.
+        lm_weight: Weight of the language model's log-probability; 2 for LibriSpeech in the wav2vec 2.0 paper.
+        word_score: Added for each word; -1 for LibriSpeech in the wav2vec 2.0 paper.
     """
 
     lm: Path
@@ -32,15 +36,23 @@ class BeamSearchOptions:
 
 
 class BeamSearch:
-    """Symbols of each frame, of words that the lexicon knows.
+    """A decoder that returns the symbol of each frame, restricted to the words of a lexicon.
 
-    symbols: symbol -> number, of the model. blank, delimiter: CTC's blank, and the space between words.
+    Args:
+        options: The language model and the parameters of the search.
+        symbols: The checkpoint's vocabulary: symbol -> index.
+        blank: CTC's blank symbol.
+        delimiter: The symbol between words.
+
+    Raises:
+        ValueError: the extra is not installed, the language model or the lexicon cannot be read, or the vocabulary
+            cannot spell its words.
     """
 
     def __init__(self, options: BeamSearchOptions, symbols: dict[str, int], *, blank: str, delimiter: str):
         decoder, create_word_dict, language_models = _flashlight()
         if not options.lm.is_file():
-            raise ValueError(f"there is no language model {options.lm}: expected a KenLM file")
+            raise ValueError(f"there is no language model {options.lm}: expected a KenLM file (decoder.lm=4-gram.arpa)")
         if options.beam_size < 1:
             raise ValueError(f"decoder.beam_size must be 1 or above, got {options.beam_size}")
         if delimiter not in symbols:
@@ -48,7 +60,7 @@ class BeamSearch:
         spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, symbols)) is not None}
         if not spellings:
             raise ValueError("no word of the language model can be spelled with the checkpoint's vocabulary")
-        # flashlight wants an entry for words that are unknown; its score keeps it out.
+        # flashlight requires an entry for unknown words; its score of -inf excludes it.
         words = create_word_dict({**{word: [[delimiter]] for word in spellings}, UNKNOWN: [[delimiter]]})
         try:
             model = language_models.KenLM(str(options.lm), words)
@@ -74,13 +86,13 @@ class BeamSearch:
         )
         unknown = words.get_index(UNKNOWN)
         self._decoder = decoder.LexiconDecoder(limits, trie, model, end, symbols[blank], unknown, [], False)
-        self._kept = (trie, model, words)  # the decoder points to them
+        self._referenced = (trie, model, words)  # the decoder holds pointers to them
 
     def __call__(self, log_probabilities: Tensor) -> Tensor:
-        """float32 [frames, symbols] -> int64 [frames]."""
+        """Return the symbol of each frame: float32 [frames, symbols] -> int64 [frames]."""
         frames = log_probabilities.float().contiguous()
         best = self._decoder.decode(frames.data_ptr(), *frames.shape)[0]
-        return torch.tensor(best.tokens[1:-1])  # without the silence that is put around
+        return torch.tensor(best.tokens[1:-1])  # flashlight adds silence at both ends
 
 
 def _flashlight() -> tuple[Any, Any, Any]:
@@ -94,7 +106,7 @@ def _flashlight() -> tuple[Any, Any, Any]:
 
 
 def _spell(word: str, symbols: dict[str, int]) -> list[int] | None:
-    """The symbols of a word, in the case that the vocabulary has; None where it cannot be spelled."""
+    """Return the symbols of a word, in the vocabulary's case; None where it cannot be spelled."""
     for cased in (word, word.lower(), word.upper()):
         if cased in symbols:  # a vocabulary of words
             return [symbols[cased]]
@@ -106,9 +118,11 @@ def _spell(word: str, symbols: dict[str, int]) -> list[int] | None:
 def _words(options: BeamSearchOptions) -> Iterator[str]:
     path = options.lexicon or options.lm
     if not path.is_file():
-        raise ValueError(f"there is no lexicon {path}: expected a text file with a word a line")
+        raise ValueError(f"there is no lexicon {path}: expected a text file with one word per line")
     if options.lexicon is None and path.suffix.lower() != ".arpa":
-        raise ValueError(f"{path} does not list its words: name them in a text file, a word a line (lexicon=words.txt)")
+        raise ValueError(
+            f"{path} does not list its words: name them in a text file, one word per line (decoder.lexicon=words.txt)"
+        )
     with path.open(encoding="utf-8", errors="replace") as lines:
         if options.lexicon is not None:
             yield from (line.split()[0] for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""`load_recognizer` and the recognisers it returns: a CTC head gives words, a classifier a label."""
+"""`load_recognizer` and the recognisers it returns: for CTC heads, which give words, and for classifiers."""
 
 import os
 from abc import ABC, abstractmethod
@@ -18,7 +18,14 @@ from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 
 @dataclass(frozen=True)
 class Word:
-    """start, end: seconds. score: mean probability of its frames, 0 to 1."""
+    """A word with its time in the recording.
+
+    Attributes:
+        word: The word.
+        start: Seconds.
+        end: Seconds.
+        score: Probability of its symbols on average over its frames, 0 to 1.
+    """
 
     word: str
     start: float
@@ -28,52 +35,71 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a recording says. score: geometric mean over frames of the found symbol's probability, 0 to 1."""
+    """The text of a recording.
+
+    Attributes:
+        text: The words.
+        score: Geometric mean over frames of the chosen symbol's probability, 0 to 1.
+        words: The words with their times.
+    """
 
     text: str
     score: float
     words: tuple[Word, ...]
 
     def as_record(self) -> dict[str, Any]:
-        """For JSON: text, score, words with times in seconds."""
+        """Return a JSON object with text, score, and words with times in seconds."""
         words = [{"word": w.word, "start": w.start, "end": w.end, "score": w.score} for w in self.words]
         return {"text": self.text, "score": self.score, "words": words}
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a recording is. score: its probability. scores: label -> probability of the likeliest five."""
+    """The class of a recording.
+
+    Attributes:
+        label: The most probable class.
+        score: Its probability.
+        scores: The five most probable classes: label -> probability.
+    """
 
     label: str
     score: float
     scores: dict[str, float]
 
     def as_record(self) -> dict[str, Any]:
-        """For JSON: label, score, and the likeliest labels with theirs."""
+        """Return a JSON object with label, score, and the scores of the most probable labels."""
         return {"label": self.label, "score": self.score, "scores": self.scores}
 
 
 class Recognizer(WaveformModel, ABC):
-    """A fine-tuned model with its head."""
+    """A fine-tuned model with its head: waveforms in, transcripts or labels out."""
 
     def recognize(self, waveform: Tensor) -> Transcript | Label:
-        """waveform: float32 [samples] at `sample_rate`, as recorded. Raises ValueError where it is too short."""
+        """Return the transcript or the label of a recording.
+
+        Args:
+            waveform: float32 [samples] at `sample_rate`, not normalised.
+
+        Raises:
+            ValueError: the waveform is too short.
+        """
         return self.decode(self.log_probabilities(waveform))
 
     @abstractmethod
     def decode(self, log_probabilities: Tensor) -> Transcript | Label:
-        """What the model's answer to one recording means."""
+        """Return the transcript or the label for the model's output, float32 [frames, symbols] or [labels]."""
 
     @torch.no_grad()
     def log_probabilities(self, waveform: Tensor) -> Tensor:
-        """float32 [frames, symbols] or [labels]; one recording at a time, so that neighbours do not matter."""
+        """Return float32 [frames, symbols] or [labels] of one recording, computed without any other in the batch."""
         self.check_waveform(waveform)
         with evaluation_mode(self.model):
             return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
 
 
 def greedy(log_probabilities: Tensor) -> Tensor:
-    """int64 [frames]: the likeliest symbol of each frame.
+    """Return the most probable symbol of each frame, int64 [frames].
 
     Source: A. Graves et al., "Connectionist Temporal Classification", section 3.2, best path decoding.
     """
@@ -81,9 +107,13 @@ def greedy(log_probabilities: Tensor) -> Tensor:
 
 
 class CtcRecognizer(Recognizer):
-    """A path of symbols through the frames, with repetitions and blanks taken out.
+    """A recogniser with a CTC head: the symbols of a path through the frames, without repetitions and blanks.
 
-    search: float32 [frames, symbols] of log-probabilities -> int64 [frames].
+    Args:
+        checkpoint: The loaded model.
+        tokenizer: Turns symbols into text.
+        search: The decoder: float32 [frames, symbols] of log-probabilities -> int64 [frames].
+        options: See `WaveformModel`.
     """
 
     def __init__(
@@ -93,7 +123,7 @@ class CtcRecognizer(Recognizer):
         self.tokenizer, self._search = tokenizer, search
 
     def decode(self, log_probabilities: Tensor) -> Transcript:
-        """The words with their times."""
+        """Return the text, and the words with their times."""
         symbols = self._search(log_probabilities)
         best = log_probabilities.gather(-1, symbols[:, None])[:, 0]
         decoded = self.tokenizer.decode(symbols.tolist(), output_word_offsets=True)
@@ -107,10 +137,10 @@ class CtcRecognizer(Recognizer):
 
 
 class Classifier(Recognizer):
-    """One label for a recording."""
+    """A recogniser that gives each recording one label."""
 
     def decode(self, log_probabilities: Tensor) -> Label:
-        """The likeliest label, and the next ones."""
+        """Return the most probable label and the scores of the five most probable ones."""
         probabilities = log_probabilities.exp()
         names = self.config.id2label
         likeliest = probabilities.topk(min(5, len(probabilities)))
@@ -131,13 +161,22 @@ def load_recognizer(
     backend: str = "auto",
     decoder: BeamSearchOptions | None = None,
 ) -> Recognizer:
-    """The model of a fine-tuned checkpoint with its head and our attention; arguments as for `load_encoder`.
+    """Return the model of a fine-tuned checkpoint with its head and our attention.
 
-    decoder: a beam search with a language model, for CTC heads; None is greedy: the likeliest symbol of each frame.
+    Args:
+        checkpoint: See `load_encoder`, also for the arguments up to `backend`.
+        revision: See `load_encoder`.
+        language: See `load_encoder`.
+        dtype: See `load_encoder`.
+        device: See `load_encoder`.
+        backend: See `load_encoder`.
+        decoder: A beam search with a language model, for CTC heads; None: greedy, the most probable symbol of each
+            frame.
 
     Raises:
         CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or a label, or no
-            vocabulary. ValueError: an unknown backend, or a device that is not there.
+            vocabulary.
+        ValueError: the backend is unknown or the device is not available.
     """
     place = find_device(device)
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype, with_head=True)
@@ -147,11 +186,11 @@ def load_recognizer(
         return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, decoder), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         if decoder is not None:
-            raise ValueError(f"{loaded.source} gives labels: a language model is of no use to it")
+            raise ValueError(f"{loaded.source} gives labels, not text: use decoder=greedy, without a language model")
         return Classifier(loaded, device=place, backend=backend)
     raise CheckpointError(
-        f"{loaded.source} is a {architecture}, which gives neither text nor a label. Expected a checkpoint that was "
-        "fine-tuned: …ForCTC or …ForSequenceClassification, such as facebook/wav2vec2-base-960h"
+        f"{loaded.source} is a {architecture}, which gives neither text nor a label. Use a fine-tuned checkpoint, "
+        "…ForCTC or …ForSequenceClassification, such as facebook/wav2vec2-base-960h"
     )
 
 

@@ -11,7 +11,7 @@ from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.processor_files import has_preprocessor
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.waveforms import WaveformModel
-from w2v_attn.runs.sources import read_row
+from w2v_attn.runs.row_reader import read_row
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Whether an audio file is whole: what its header announces and what its frames bear out."""
+"""Integrity checks of audio files: truncation, checksums, and headers that contradict the content."""

@@ -1,16 +1,16 @@
-"""What in an MP3 is no frame of sound, and whether it has as many frames as it says.
+"""Bytes of an MP3 that belong to no frame, and whether it has as many frames as it states.
 
-It has no checksum: a decoder that loses its way looks for the next frame, and says nothing. Where that was so, the
-chain of frames is broken: each says how long it is, and the next one begins at its end.
+An MP3 has no checksum: after damage, a decoder silently searches for the next frame. Damage shows in the chain of
+frames: each states its length, and the next one begins where it ends.
 
-Source: ISO 11172-3, section 2.4.2; ISO 13818-3; the frame of numbers that Xing and LAME put first.
+Source: ISO 11172-3, section 2.4.2; ISO 13818-3; the header frame that Xing and LAME write.
 """
 
 import os
 from functools import lru_cache
 from typing import BinaryIO
 
-# kbit/s by their code, of layers 1 to 3; in MPEG 2 and 2.5 of layer 1, and of layers 2 and 3.
+# kbit/s by code: in MPEG 1 of layers 1 to 3, in MPEG 2 and 2.5 of layer 1 and of layers 2 and 3.
 _V1 = (
     (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -19,23 +19,24 @@ _V1 = (
 _V2_1 = (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
 _V2_23 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _V2 = (_V2_1, _V2_23, _V2_23)
-RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}
-# Bytes from the start of a frame to Xing's numbers, by (MPEG 1, mono).
-NUMBERS_AT = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}
-# What stands behind the last frame in good files: tags, and zeros.
-TAGS_AT_THE_END = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+# MPEG version -> sample rates by code, in Hz.
+MPEG_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}
+# Offset of Xing's header in its frame, in bytes, by (MPEG 1, mono).
+XING_OFFSETS = {(True, False): 36, (True, True): 21, (False, False): 21, (False, True): 13}
+# Good files may have these tags, and zeros, after the last frame.
+TRAILING_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 CHUNK = 1 << 16
-# Frames whose samples a good decoder leaves out: that of the numbers, the delay of both coders, what fills the last.
-MOST_TRIMMED = 5
+# Frames whose samples a good decoder may omit: the header frame, the delays of encoder and decoder, the final padding.
+MAX_TRIMMED_FRAMES = 5
 
 
-def oddities(file: BinaryIO, samples: int) -> list[str]:
-    """What is odd about the frames of an open file, in words. samples: of each channel, that were decoded."""
+def mp3_warnings(file: BinaryIO, samples: int) -> list[str]:
+    """Return warnings about the frames of an open MP3. samples: number of decoded samples of each channel."""
     content = _Content(file)
-    size, start = content.size, _behind_tags(content, 0)
+    size, start = content.size, _skip_tags(content, 0)
     at = first = _next_frame(content, start, None)
     if at is None or first is None:
-        return []  # of free length, or something that only its decoder knows
+        return []  # frames of free length, or a format that only the decoder recognises
     frames, lost = 0, 0 if _only_zeros(content, start, first) else first - start
     form, stated = _form(content[first : first + 4]), _stated_frames(content, first)
     cut = 0
@@ -46,27 +47,27 @@ def oddities(file: BinaryIO, samples: int) -> list[str]:
             cut = max(0, at + length - size)
             at += length
             continue
-        behind = _behind_tags(content, at)
-        if behind == at:
-            if content[at : at + 16].startswith(TAGS_AT_THE_END):
+        end = _skip_tags(content, at)
+        if end == at:
+            if content[at : at + 16].startswith(TRAILING_TAGS):
                 break
             following = _next_frame(content, at + 1, form)
-            behind = size if following is None else following
-            lost += 0 if _only_zeros(content, at, behind) else behind - at
-        at = behind
-    odd = [f"bytes between its frames that are no sound ({lost})"] if lost else []
+            end = size if following is None else following
+            lost += 0 if _only_zeros(content, at, end) else end - at
+        at = end
+    warnings = [f"bytes between its frames that are no sound ({lost})"] if lost else []
     if cut:
-        odd.append(f"cut short in its last frame ({cut} bytes are missing)")
-    if stated is not None and frames - 1 > stated:  # its own frame is none of sound
-        odd.append(f"more frames than its header counts ({frames - 1}, not {stated})")
-    lacking = frames * _samples(form) - samples
-    if lacking > MOST_TRIMMED * _samples(form):
-        odd.append(f"fewer samples than its frames have ({lacking} of {frames * _samples(form)} are missing)")
-    return odd
+        warnings.append(f"cut short in its last frame ({cut} bytes are missing)")
+    if stated is not None and frames - 1 > stated:  # the header frame has no sound
+        warnings.append(f"more frames than its header counts ({frames - 1}, not {stated})")
+    missing = frames * _samples(form) - samples
+    if missing > MAX_TRIMMED_FRAMES * _samples(form):
+        warnings.append(f"fewer samples than its frames have ({missing} of {frames * _samples(form)} are missing)")
+    return warnings
 
 
 class _Content:
-    """Bytes of a file. Not mapped into memory: what is cut meanwhile would be a crash."""
+    """Bytes of a file. They are not mapped into memory: truncation while they are read would crash the process."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -77,7 +78,7 @@ class _Content:
         return self._file.read(part.stop - part.start)
 
     def find(self, byte: bytes, at: int) -> int:
-        """Where a byte is from there on, or -1."""
+        """Return the first position of a byte from `at` on, or -1."""
         while content := self[at : at + CHUNK]:
             if (found := content.find(byte)) >= 0:
                 return at + found
@@ -85,7 +86,7 @@ class _Content:
         return -1
 
 
-def _behind_tags(content: _Content, at: int) -> int:
+def _skip_tags(content: _Content, at: int) -> int:
     while content[at : at + 3] == b"ID3":
         size = 0
         for byte in content[at + 6 : at + 10]:
@@ -95,12 +96,12 @@ def _behind_tags(content: _Content, at: int) -> int:
 
 
 def _next_frame(content: _Content, at: int, form: tuple[int, int, int] | None) -> int | None:
-    """Where the next frame begins: of this form, and with another one behind it or the end."""
+    """Return where the next frame of this form begins that is followed by another one or by the end of the file."""
     while (at := content.find(b"\xff", at)) >= 0:
         found = _form(content[at : at + 4])
         if found is not None and form in (None, found):
-            behind = at + _length(content[at + 1 : at + 3])
-            if behind > at and (behind >= content.size or _form(content[behind : behind + 4]) == found):
+            end = at + _length(content[at + 1 : at + 3])
+            if end > at and (end >= content.size or _form(content[end : end + 4]) == found):
                 return at
         at += 1
     return None
@@ -108,17 +109,17 @@ def _next_frame(content: _Content, at: int, form: tuple[int, int, int] | None) -
 
 @lru_cache(maxsize=4096)
 def _form(head: bytes) -> tuple[int, int, int] | None:
-    """(MPEG version, layer, rate), which do not change within a file; None: no frame begins with this."""
+    """Return (MPEG version, layer, rate), which do not change within a file; None where this is no frame's head."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 2 & 3
     if version == 1 or layer == 4 or rate == 3 or head[2] >> 4 == 15:
         return None
-    return version, layer, RATES[version][rate]
+    return version, layer, MPEG_RATES[version][rate]
 
 
 def _samples(form: tuple[int, int, int] | None) -> int:
-    """Samples of a frame."""
+    """Return the number of samples of a frame."""
     assert form is not None
     version, layer, _ = form
     return 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
@@ -126,11 +127,11 @@ def _samples(form: tuple[int, int, int] | None) -> int:
 
 @lru_cache(maxsize=4096)
 def _length(head: bytes) -> int:
-    """Bytes of a frame, by the second and the third of its own; 0: it does not say."""
+    """Return the number of bytes of a frame from its second and third byte; 0 where it does not state it."""
     version, layer, code = head[0] >> 3 & 3, 4 - (head[0] >> 1 & 3), head[1] >> 4
     if code == 0:
         return 0
-    bits, rate = (_V1 if version == 3 else _V2)[layer - 1][code - 1] * 1000, RATES[version][head[1] >> 2 & 3]
+    bits, rate = (_V1 if version == 3 else _V2)[layer - 1][code - 1] * 1000, MPEG_RATES[version][head[1] >> 2 & 3]
     padding = head[1] >> 1 & 1
     if layer == 1:
         return (12 * bits // rate + padding) * 4
@@ -138,10 +139,10 @@ def _length(head: bytes) -> int:
 
 
 def _stated_frames(content: _Content, at: int) -> int | None:
-    """How many frames of sound there are, if the first frame says so."""
+    """Return the number of frames that Xing's header in the first frame states; None where there is none."""
     head = content[at : at + 4]
-    numbers = at + NUMBERS_AT[head[1] >> 3 & 3 == 3, head[3] >> 6 == 3]
-    found = content[numbers : numbers + 12]  # a name, what follows it, the frames
+    xing = at + XING_OFFSETS[head[1] >> 3 & 3 == 3, head[3] >> 6 == 3]
+    found = content[xing : xing + 12]  # a name, flags, the number of frames
     if found[:4] not in (b"Xing", b"Info") or len(found) < 12 or not found[7] & 1:
         return None
     return int.from_bytes(found[8:], "big")

@@ -1,7 +1,7 @@
-"""Whether all pages of an Ogg file are there and whole.
+"""Missing and damaged pages of an Ogg file.
 
-Decoders pass over a page whose checksum is wrong, or that is not there, and go on after it: what is heard then lacks up
-to some seconds, without a word. So pages are counted and their checksums computed here as well.
+Decoders silently skip a page that is missing or whose checksum is wrong, and up to several seconds of sound with it. So
+this module checks the page numbers and the checksums.
 
 Source: RFC 3533, section 6.
 """
@@ -11,38 +11,41 @@ import zlib
 from typing import BinaryIO
 
 CAPTURE = b"OggS"
-HEAD, MOST_SEGMENTS, BEGINS = 27, 255, 0x02
-SEARCHED = 1 << 16
-# The checksum takes bits of a byte from the highest on, zlib's from the lowest, with the same polynomial.
-REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+# Bytes of a page's head without its segment table; the largest number of segments; the flag of a stream's first page.
+HEAD_BYTES, MAX_SEGMENTS, BEGIN_FLAG = 27, 255, 0x02
+SEARCH_BYTES = 1 << 16
+# Ogg's CRC processes the bits of a byte from the highest, zlib's from the lowest, with the same polynomial.
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def fault(file: BinaryIO) -> str | None:
-    """What is wrong with the pages of an open file, as the end of a sentence; None: nothing, or it is no Ogg.
+def find_ogg_damage(file: BinaryIO) -> str | None:
+    """Return what is wrong with the pages of an open file; None where nothing is, or where it is not an Ogg.
 
-    What stands between pages is passed over, as long as no page is missing.
+    The text completes a sentence that begins with the path. Bytes between pages are ignored as long as no page is
+    missing.
     """
     file.seek(0)
     if file.read(4) != CAPTURE:
         return None
     size = os.fstat(file.fileno()).st_size
     following: dict[bytes, int] = {}  # stream -> number of its next page
-    begun: set[bytes] = set()  # those with samples in a page before
+    begun: set[bytes] = set()  # streams with samples in an earlier page
     at, junk = 0, False
     while (page := _page(file, at)) is not None:
         if not page:
             at, junk = _next_capture(file, at + 1, size), True
             continue
         if _checksum(page) != page[22:26]:
-            return f"is damaged: the page at byte {at} does not have its checksum"
+            return f"is damaged: the page at byte {at} does not match its checksum"
         stream, number = page[14:18], int.from_bytes(page[18:22], "little")
-        if page[5] & BEGINS:
+        if page[5] & BEGIN_FLAG:
             if begun:
                 return (
-                    "holds several recordings one behind the other, and decoders read the first: make one file of each"
+                    "holds several recordings one after the other, of which decoders read only the first: split them "
+                    "into separate files"
                 )
             following[stream] = number
-        # What was recorded from a running broadcast has the pages of its header, and then those from there on.
+        # A recording of a running broadcast has the header's pages, then the pages from the moment it was joined.
         joined = stream in following and stream not in begun and not junk
         if number != following.get(stream, 0) and not joined:
             return f"is damaged: page {following.get(stream, 0)} is missing, page {number} is at byte {at}"
@@ -54,29 +57,29 @@ def fault(file: BinaryIO) -> str | None:
 
 
 def _page(file: BinaryIO, at: int) -> bytes | None:
-    """The page that begins there; nothing where none does; None: the file has ended."""
+    """Return the page that begins at this offset; empty where none does; None at the end of the file."""
     file.seek(at)
-    head = file.read(HEAD + MOST_SEGMENTS)
+    head = file.read(HEAD_BYTES + MAX_SEGMENTS)
     if not head:
         return None
-    if head[:4] != CAPTURE or len(head) < HEAD:
+    if head[:4] != CAPTURE or len(head) < HEAD_BYTES:
         return b""
-    body = HEAD + head[26]
-    page = head + file.read(max(0, body + sum(head[HEAD:body]) - len(head)))
-    return page[: body + sum(head[HEAD:body])]
+    body = HEAD_BYTES + head[26]
+    page = head + file.read(max(0, body + sum(head[HEAD_BYTES:body]) - len(head)))
+    return page[: body + sum(head[HEAD_BYTES:body])]
 
 
 def _next_capture(file: BinaryIO, at: int, size: int) -> int:
     while at < size:
         file.seek(at)
-        found = file.read(SEARCHED).find(CAPTURE)
+        found = file.read(SEARCH_BYTES).find(CAPTURE)
         if found >= 0:
             return at + found
-        at += SEARCHED - len(CAPTURE) + 1
+        at += SEARCH_BYTES - len(CAPTURE) + 1
     return size
 
 
 def _checksum(page: bytes) -> bytes:
     without = page[:22] + bytes(4) + page[26:]
-    found = zlib.crc32(without.translate(REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    found = zlib.crc32(without.translate(REVERSED_BITS), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{found:032b}"[::-1], 2).to_bytes(4, "little")

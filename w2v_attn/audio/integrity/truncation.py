@@ -1,7 +1,7 @@
-"""What a container's header promises, against what the file holds.
+"""Truncation: the length that a container's header states, compared with the size of the file.
 
-libsndfile reads a file that was cut short as a shorter file, without a word, in most formats: it takes the length from
-what is there. So the header is read here as well. Each function returns a sentence where bytes are missing, else None.
+In most formats libsndfile silently reads a truncated file as a shorter recording, because it takes the length from the
+size of the file. So this module reads the header itself.
 
 Source: the RIFF, AIFF and CAF specifications, RFC 3533 (Ogg), RFC 9639 (FLAC), Sun's AU header, NIST's SPHERE header.
 """
@@ -10,44 +10,46 @@ import os
 from typing import BinaryIO
 
 # Writers that cannot seek back leave a length that means "unknown": 2³² − 1, or about 2³¹ (espeak-ng).
-UNKNOWN_FROM = 0x7FFF_0000
+UNKNOWN_LENGTH_THRESHOLD = 0x7FFF_0000
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 OGG_END = 0x04
-# A page of Ogg is at most 65,307 bytes, so the last one begins within these.
+# A page of Ogg has at most 65,307 bytes, so the last page begins within the last 2¹⁷.
 OGG_TAIL = 1 << 17
 
 
-def broken_promise(file: BinaryIO) -> str | None:
-    """What is missing at the end of an open file, for the containers that say how long they are; else None."""
+def find_truncation(file: BinaryIO) -> str | None:
+    """Return which bytes are missing at the end of an open file; None where none are, or where it states no length."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(64)
     if start[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        promised = _riff_end(file, "big" if start[:4] == b"RIFX" else "little")
+        stated = _riff_end(file, "big" if start[:4] == b"RIFX" else "little")
     elif start[:4] == b"FORM":
-        promised = _chunk_end(file, 12, b"SSND", "big")
+        stated = _chunk_end(file, 12, b"SSND", "big")
     elif start[:4] == b"riff":
-        promised = _w64_end(file)
+        stated = _w64_end(file)
     elif start[:4] == b"caff":
-        promised = _caf_end(file)
+        stated = _caf_end(file)
     elif start[:4] == b".snd":
         offset, length = int.from_bytes(start[4:8], "big"), int.from_bytes(start[8:12], "big")
-        promised = None if length >= UNKNOWN_FROM else offset + length
+        stated = None if length >= UNKNOWN_LENGTH_THRESHOLD else offset + length
     elif start[:7] == b"NIST_1A":
-        promised = _sphere_end(file)
+        stated = _sphere_end(file)
     elif start[:4] == b"OggS":
         return _ogg_without_end(file, size)
     else:
         return None
-    if promised is not None and promised > size:
-        return f"its header promises {promised} bytes, the file has {size}"
+    if stated is not None and stated > size:
+        return f"its header states {stated} bytes, the file has {size}"
     return None
 
 
-def sphere_oddities(file: BinaryIO, frames: int) -> list[str]:
-    """What is odd about an open file, in words, if it is a SPHERE: its decoder takes all that follows for samples.
+def sphere_warnings(file: BinaryIO, frames: int) -> list[str]:
+    """Return warnings about an open file if it is a SPHERE: its decoder reads all bytes after the header as samples.
 
-    frames: that were decoded.
+    Args:
+        file: The file.
+        frames: Number of frames that were decoded.
     """
     stated = _sphere_fields(file).get("sample_count", "")
     if stated.isdecimal() and int(stated) != frames:
@@ -60,13 +62,13 @@ def _riff_end(file: BinaryIO, order: str) -> int | None:
     long_length = None
     while len(header := file.read(8)) == 8:
         name, length = header[:4], int.from_bytes(header[4:], order)  # type: ignore[arg-type]
-        if name == b"ds64":  # RF64 keeps the true length of its data here: 8 bytes of file size, then this
+        if name == b"ds64":  # RF64 has the length of its data here, after 8 bytes of the file's size
             long_length = int.from_bytes(file.read(length)[8:16], "little")
             continue
         if name == b"data":
             if length == 0xFFFF_FFFF and long_length is not None:
                 return file.tell() + long_length
-            return None if length >= UNKNOWN_FROM else file.tell() + length
+            return None if length >= UNKNOWN_LENGTH_THRESHOLD else file.tell() + length
         file.seek(length + length % 2, os.SEEK_CUR)
     return None
 
@@ -84,7 +86,7 @@ def _chunk_end(file: BinaryIO, at: int, wanted: bytes, order: str) -> int | None
 def _w64_end(file: BinaryIO) -> int | None:
     file.seek(40)
     while len(header := file.read(24)) == 24:
-        length = int.from_bytes(header[16:], "little")  # counts these 24 bytes too
+        length = int.from_bytes(header[16:], "little")  # includes these 24 bytes
         if header[:16] == W64_DATA:
             return file.tell() - 24 + length
         if length < 24:
@@ -104,7 +106,7 @@ def _caf_end(file: BinaryIO) -> int | None:
 
 
 def _sphere_fields(file: BinaryIO) -> dict[str, str]:
-    """What a SPHERE's header states; its own length has no name."""
+    """Return the fields of a SPHERE's header; the length of the header itself under an empty name."""
     file.seek(0)
     lines = file.read(1024).decode("latin-1").splitlines()
     fields = {}

@@ -1,4 +1,4 @@
-"""What in a WAV contradicts itself: it has no checksum, but it says some things twice.
+"""Contradictions in a WAV: it has no checksum, but it states some values twice.
 
 Source: the RIFF specification; Microsoft's WAVEFORMATEX.
 """
@@ -7,39 +7,45 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
-from w2v_attn.audio.integrity.truncation import UNKNOWN_FROM
+from w2v_attn.audio.integrity.truncation import UNKNOWN_LENGTH_THRESHOLD
 
-# PCM, float, A-law, µ-law, and the form in which the code of one of them stands further behind.
+# Format codes of samples of a fixed size: PCM, float, A-law, µ-law, and the extensible format.
 FIXED_SIZES = {0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE}
-# Bytes a second are a mean where samples are compressed. A share, and seconds.
-TOLERANCE, LEAST_TOLERANCE = 0.05, 0.2
+# Of compressed samples the header states the average bytes per second. A share of the frames, and seconds.
+TOLERANCE, MIN_TOLERANCE = 0.05, 0.2
 
 
-def oddities(file: BinaryIO, frames: int, rate: int) -> list[str]:
-    """What is odd about an open file, in words; nothing where it is no WAV. frames, rate: that were decoded, in Hz."""
+def wav_warnings(file: BinaryIO, frames: int, rate: int) -> list[str]:
+    """Return warnings about an open file; none where it is not a WAV.
+
+    Args:
+        file: The file.
+        frames: Number of frames that were decoded.
+        rate: Their sample rate in Hz.
+    """
     found, code, speed = [], 0, 0
     for name, length, order in _chunks(file):
         if name == b"fmt ":
             form = file.read(16)
             code, speed = int.from_bytes(form[:2], order), int.from_bytes(form[8:12], order)
-            found += _form_oddities(form, order)
-        if name == b"data" and length < UNKNOWN_FROM:
-            found += _oddities_behind(file, length, order)
+            found += _format_warnings(form, order)
+        if name == b"data" and length < UNKNOWN_LENGTH_THRESHOLD:
+            found += _trailing_warnings(file, length, order)
             expected = length * rate // max(1, speed)
-            slack = 1 if code in FIXED_SIZES else TOLERANCE * frames + LEAST_TOLERANCE * rate
+            slack = 1 if code in FIXED_SIZES else TOLERANCE * frames + MIN_TOLERANCE * rate
             if not found and abs(frames - expected) > slack:
                 found.append(f"header contradicts itself ({length} bytes at {speed} a second are not {frames} samples)")
     return found
 
 
-def is_uncompressed(file: BinaryIO) -> bool:
-    """Whether an open file is a WAV whose header speaks of samples of a fixed size."""
+def is_uncompressed_wav(file: BinaryIO) -> bool:
+    """Return whether an open file is a WAV whose header states samples of a fixed size."""
     codes = [int.from_bytes(file.read(2), order) for name, _, order in _chunks(file) if name == b"fmt "]
     return any(code in FIXED_SIZES for code in codes)
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, Literal["little", "big"]]]:
-    """(name, bytes in it, order of bytes) of the chunks up to the samples; the file stands at what is in it."""
+    """Yield (name, length in bytes, byte order) of each chunk up to the samples, with the file at its content."""
     file.seek(0)
     magic = file.read(12)
     if magic[:4] not in (b"RIFF", b"RIFX", b"RF64") or magic[8:] != b"WAVE":
@@ -56,7 +62,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, Literal["little", "big
         at += 8 + length + length % 2
 
 
-def _form_oddities(form: bytes, order: Literal["little", "big"]) -> list[str]:
+def _format_warnings(form: bytes, order: Literal["little", "big"]) -> list[str]:
     code, channels, rate, speed, block, bits = (
         int.from_bytes(form[start:end], order) for start, end in ((0, 2), (2, 4), (4, 8), (8, 12), (12, 14), (14, 16))
     )
@@ -70,8 +76,8 @@ def _form_oddities(form: bytes, order: Literal["little", "big"]) -> list[str]:
     return []
 
 
-def _oddities_behind(file: BinaryIO, length: int, order: Literal["little", "big"]) -> list[str]:
-    """Behind the samples come chunks, if anything; more samples where whoever wrote the header did not come back."""
+def _trailing_warnings(file: BinaryIO, length: int, order: Literal["little", "big"]) -> list[str]:
+    """Return a warning where the bytes after the samples are not chunks: the writer did not update its header."""
     size, end = os.fstat(file.fileno()).st_size, file.tell() + length
     if end >= size or any(_are_chunks(file, start, size, order) for start in (end, end + length % 2)):
         return []

@@ -1,7 +1,8 @@
-"""Kaldi's archives: `LAYER.ark` and `LAYER.scp` for each layer, and metadata.jsonl with ids and metadata.
+"""The layout `kaldi`: `LAYER.ark` and `LAYER.scp` for each layer, and metadata.jsonl with ids and metadata.
 
-Keys are ids with white space and % as %20, %25 …, for a key ends at the first space. Matrices are [frames, channels] in
-float32 (FM) or float64 (DM), pooled features vectors (FV, DV).
+Keys are ids with white space and % encoded as %20, %25 …, because a key ends at the first space. Matrices are [frames,
+channels] in float32 (FM) or float64 (DM), pooled features are vectors (FV, DV).
+
 Source: kaldi-matrix.cc, Matrix::Write: a space after the key, "\\0B" for binary, the type, each size as its number of
 bytes (4) and an int32, then the rows.
 """
@@ -18,10 +19,11 @@ from urllib.parse import quote
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import as_tensor, dtype_name
-from w2v_attn.features.errors import DamagedError, FeatureSetError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.recording import Recording
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import as_tensor
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.formats.interface import IndexedReader, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import written_whole
 
 METADATA = "metadata.jsonl"
@@ -30,23 +32,25 @@ DTYPES = {kind: np.dtype("<f4" if kind[:1] == b"F" else "<f8") for kind in TYPES
 BINARY = b"\0B"
 
 
-class KaldiReader(ListingReader):
-    """Reads by the scp files, each archive beside its own, wherever the folder was moved to."""
+class KaldiReader(IndexedReader):
+    """The reader. It finds each archive next to its scp file, so the folder may be moved."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         try:
             lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
-            said = [json.loads(line) for line in lines]
-            super().__init__({entry["id"]: entry for entry in said})
-            layers = dict.fromkeys(layer for entry in said for layer in entry["layers"])
+            entries = [json.loads(line) for line in lines]
+            super().__init__({entry["id"]: entry for entry in entries})
+            layers = dict.fromkeys(layer for entry in entries for layer in entry["layers"])
             self._offsets = {layer: dict(_offsets(folder / f"{layer}.scp")) for layer in layers}
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder} is not what w2v-attn convert writes: {error}") from error
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         entry = self._found[id]
-        return Recording(id, entry["layers"], dict(entry["metadata"]), lambda layer: self._read(layer, entry["key"]))
+        return RecordingFeatures(
+            id, entry["layers"], dict(entry["metadata"]), lambda layer: self._read(layer, entry["key"])
+        )
 
     def _read(self, layer: str, key: str) -> Tensor:
         path = self._folder / f"{layer}.ark"
@@ -59,9 +63,9 @@ class KaldiReader(ListingReader):
 
 
 class KaldiWriter:
-    """The files come under their names when all is in them. The scp files name the archives by their full paths."""
+    """The writer. Files get their names when they are complete. The scp files name the archives by absolute paths."""
 
-    holds = ("float32", "float64")
+    dtypes = ("float32", "float64")
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -76,7 +80,7 @@ class KaldiWriter:
         self._open.__exit__(*error)  # type: ignore[arg-type]
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "kaldi", self.holds)
+        check_arrays(id, features, "kaldi", self.dtypes)
         for layer, tensor in features.items():
             if tensor.dim() > 2:
                 raise FeatureSetError(f"{layer} has {tensor.dim()} dimensions; Kaldi has matrices and vectors")
@@ -88,11 +92,11 @@ class KaldiWriter:
             archive, script = self._archives[layer]
             archive.write(key.encode() + b" ")
             script.write(f"{key} {(self._folder / f'{layer}.ark').resolve()}:{archive.tell()}\n")
-            archive.write(BINARY + TYPES[dtype_name(tensor), tensor.dim()])
+            archive.write(BINARY + TYPES[dtype_name(tensor.dtype), tensor.dim()])
             archive.writelines(b"\4" + struct.pack("<i", size) for size in tensor.shape)
             archive.write(tensor.numpy().tobytes())
-        said = {"id": id, "key": key, "layers": list(features), "metadata": dict(metadata)}
-        self._metadata.write(json.dumps(said, ensure_ascii=False) + "\n")
+        entry = {"id": id, "key": key, "layers": list(features), "metadata": dict(metadata)}
+        self._metadata.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _text(self, name: str) -> TextIO:
         temporary = self._open.enter_context(written_whole(self._folder / name))

@@ -1,6 +1,6 @@
-"""WebDataset's tar files: `NUMBER.LAYER.npy` for each layer of a recording, and `NUMBER.json` with id and metadata.
+"""The layout `webdataset`: tar files with `NUMBER.LAYER.npy` per layer, and `NUMBER.json` with id and metadata.
 
-Numbers, for WebDataset ends a key at the first dot of a name: a.wav and a.flac would be one sample.
+Samples are numbered, because WebDataset ends a key at the first dot of a name: a.wav and a.flac would be one sample.
 """
 
 import io
@@ -12,19 +12,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.formats.numbered import NumberedFiles
-from w2v_attn.features.recording import Recording
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import IndexedReader, NumberedFiles, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 
 FILES = "features-*.tar"
 SIZE = 512 << 20
 END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class WebdatasetReader(ListingReader):
-    """Goes through the headers once; then it knows where each recording is."""
+class WebdatasetReader(IndexedReader):
+    """The reader. It scans the headers once to locate the recordings."""
 
     def __init__(self, folder: Path):
         found: dict[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]] = {}
@@ -35,15 +34,15 @@ class WebdatasetReader(ListingReader):
                 raise DamagedError(f"{path} cannot be read: {error}") from error
         super().__init__(found)
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         path, places, metadata = self._found[id]
-        return Recording(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
+        return RecordingFeatures(id, places, dict(metadata), lambda layer: _read(path, *places[layer]))
 
 
 class WebdatasetWriter:
-    """Tar files of about `size` bytes."""
+    """The writer: tar files of about `size` bytes."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path, size: int = SIZE):
         self._files, self._size = NumberedFiles(folder, "tar", digits=6), size
@@ -61,15 +60,15 @@ class WebdatasetWriter:
             self._files.drop(*error)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "webdataset", self.holds)
+        check_arrays(id, features, "webdataset", self.dtypes)
         if self._tar is None:
             self._tar = self._files.enter(tarfile.TarFile(self._files.begin(), "w", format=tarfile.PAX_FORMAT))
         for layer, tensor in features.items():
             content = io.BytesIO()
             np.save(content, tensor.numpy())
             self._add(f"{layer}.npy", content.getvalue())
-        said = {"id": id, "layers": list(features), "metadata": dict(metadata)}
-        self._add("json", json.dumps(said, ensure_ascii=False).encode())
+        record = {"id": id, "layers": list(features), "metadata": dict(metadata)}
+        self._add("json", json.dumps(record, ensure_ascii=False).encode())
         self._samples += 1
         if self._bytes >= self._size:
             self._end_file()
@@ -87,7 +86,7 @@ class WebdatasetWriter:
 
 
 def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, int]], dict[str, str]]]]:
-    """Id -> the file, layer -> (first byte, bytes), and the metadata. The json of a sample comes after its layers."""
+    """Yield id, and its file, layer -> (first byte, bytes), and metadata. The json of a sample follows its layers."""
     places: dict[str, tuple[int, int]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -97,10 +96,10 @@ def _index(path: Path) -> Iterator[tuple[str, tuple[Path, dict[str, tuple[int, i
                 continue
             content = tar.extractfile(member)
             assert content is not None
-            said = json.loads(content.read())
-            yield said["id"], (path, {layer: places[layer] for layer in said["layers"]}, said["metadata"])
+            record = json.loads(content.read())
+            yield record["id"], (path, {layer: places[layer] for layer in record["layers"]}, record["metadata"])
             places = {}
-    # To tarfile one that is cut short is one of fewer members: what shows it is that the zeros at its end are missing.
+    # tarfile reads a truncated file as one with fewer members; only the missing zeros at the end show it.
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - len(END)))

@@ -1,4 +1,4 @@
-"""A Zarr folder, of the format's version 3: a group `recordings/ID` for each recording, its layers as arrays."""
+"""The layout `zarr`: a Zarr 3 folder with a group `recordings/ID` per recording, and its layers as arrays."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ from typing import Any
 import zarr  # type: ignore[import-not-found]
 from torch import Tensor
 
-from w2v_attn.features.arrays import ARRAYS, as_tensor, dtype_name
-from w2v_attn.features.errors import DamagedError
-from w2v_attn.features.formats.format import ListingReader, check_arrays
-from w2v_attn.features.processes import PerProcess
-from w2v_attn.features.recording import Recording
+from w2v_attn.dtypes import dtype_name
+from w2v_attn.features.arrays import NUMPY_DTYPES, as_tensor
+from w2v_attn.features.feature_errors import DamagedError
+from w2v_attn.features.formats.interface import IndexedReader, PerProcess, check_arrays
+from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.whole_files import temporary_name
 
 FOLDER, IDS, RECORDINGS = "features.zarr", "ids", "recordings"
 
 
-class ZarrReader(ListingReader):
-    """Ids are an attribute of the root, in the order in which they were written."""
+class ZarrReader(IndexedReader):
+    """The reader. Ids are an attribute of the root, in the order of writing."""
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
@@ -31,10 +31,12 @@ class ZarrReader(ListingReader):
         except (KeyError, OSError, ValueError, TypeError) as error:
             raise DamagedError(f"{self._path} is not what w2v-attn convert writes: {error}") from error
 
-    def open(self, id: str) -> Recording:
+    def open(self, id: str) -> RecordingFeatures:
         try:
             group = self._root.get()[f"{RECORDINGS}/{id}"]
-            return Recording(id, group.attrs["layers"], dict(group.attrs["metadata"]), partial(self._read, group))
+            return RecordingFeatures(
+                id, group.attrs["layers"], dict(group.attrs["metadata"]), partial(self._read, group)
+            )
         except (KeyError, OSError, ValueError) as error:
             raise DamagedError(f"{self._path}/{RECORDINGS}/{id} cannot be read: {error}") from error
 
@@ -46,9 +48,9 @@ class ZarrReader(ListingReader):
 
 
 class ZarrWriter:
-    """The folder comes under its name when all is in it."""
+    """The writer. The folder gets its name when it is complete."""
 
-    holds = ARRAYS
+    dtypes = NUMPY_DTYPES
 
     def __init__(self, folder: Path):
         self._path = folder / FOLDER
@@ -65,19 +67,19 @@ class ZarrWriter:
         try:
             if error[0] is None:
                 self._root.attrs[IDS] = self._ids
-                if self._path.exists():  # of the same request, which was made again
+                if self._path.exists():  # of the same conversion, which is repeated
                     shutil.rmtree(self._path)
                 os.replace(self._temporary, self._path)
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        check_arrays(id, features, "zarr", self.holds)
+        check_arrays(id, features, "zarr", self.dtypes)
         group = self._root.require_group(f"{RECORDINGS}/{id}")
         for layer, tensor in features.items():
-            # One chunk, for a tensor is read whole.
+            # One chunk, because a tensor is read as a whole.
             chunks = tuple(max(1, size) for size in tensor.shape)
-            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor), chunks=chunks)
+            array = group.create_array(layer, shape=tensor.shape, dtype=dtype_name(tensor.dtype), chunks=chunks)
             array[...] = tensor.numpy()
         group.attrs.update({"layers": list(features), "metadata": dict(metadata)})
         self._ids.append(id)

@@ -1,0 +1,164 @@
+"""The rows of Hugging Face data sets. Recordings stay encoded until a run decodes them like those of other corpora."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from w2v_attn.corpus.manifests import LABEL_COLUMNS, PATH_COLUMNS, SPEAKER_COLUMNS, SPLIT_PREFIXES, TEXT_COLUMNS
+from w2v_attn.corpus.rows import Corpus, CorpusError, Row
+
+HUB_PREFIX = "hub:"
+_opening = threading.Lock()
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCell:
+    """The recording in a row of a data set, which each process opens once.
+
+    Attributes:
+        source: What the data set was loaded from.
+        part: The name of the split; None for a data set without splits.
+        column: The column of audio.
+        row: Index in the split.
+        size: Bytes of the encoded recording.
+        fingerprint: The data set's own; another one means that the data set changed since it was listed.
+    """
+
+    source: str
+    part: str | None
+    column: str
+    row: int
+    size: int
+    fingerprint: str
+
+    def __call__(self) -> bytes:
+        with _opening:  # the second thread finds it in the cache
+            cells = _opened(self.source, self.part, self.column, self.fingerprint)
+        return cells[self.row]["bytes"].as_py()
+
+    def state(self) -> str | None:
+        return f"row {self.row} of the data set {self.fingerprint}"
+
+
+@lru_cache(64)
+def _opened(source: str, part: str | None, column: str, fingerprint: str) -> Any:
+    """Return the column of a data set in this process; its files are mapped into memory, not read."""
+    found = _load(source)
+    found = found if part is None else found[part]
+    if found._fingerprint != fingerprint:
+        raise CorpusError(f"cannot be read: the data set {source} changed since it was listed")
+    return _column(found, column)
+
+
+def read_dataset(source: str) -> Corpus:
+    """Return the rows of a data set.
+
+    Args:
+        source: A folder that `save_to_disk` wrote, or `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
+
+    Raises:
+        CorpusError: the data set does not exist, there is no network, or it has no recordings.
+    """
+    return _corpus(_load(source), source)
+
+
+def _load(source: str) -> Any:
+    datasets = _library()
+    if not source.startswith(HUB_PREFIX):
+        try:
+            return datasets.load_from_disk(source)
+        except Exception as error:  # Arrow, JSON and file errors of many kinds
+            raise CorpusError(f"{source} cannot be read as a data set: {error}") from error
+    parts = source.removeprefix(HUB_PREFIX).split("/")
+    config, split = [*parts[2:4], None, None][:2]
+    try:
+        return datasets.load_dataset("/".join(parts[:2]), config, split=split)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorpusError(
+            f"{source} cannot be loaded: {reason}. Expected hub:OWNER/NAME[/CONFIG][/SPLIT]; without network, name "
+            "the folder of a data set that was saved with save_to_disk"
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise CorpusError("Hugging Face data sets need their library: pip install 'w2v_attn[datasets]'") from error
+    return datasets
+
+
+def _corpus(found: Any, source: str) -> Corpus:
+    parts = found.items() if hasattr(found, "items") else [(None, found)]
+    rows: list[Row] = []
+    skipped: Counter[str] = Counter()
+    for name, part in parts:
+        split = next((split for start, split in SPLIT_PREFIXES.items() if name and name.startswith(start)), None)
+        if name is not None and split is None:
+            skipped[f"rows of {name}"] += len(part)
+        else:
+            rows += _rows(part, name, split, source)
+    if not rows:
+        raise CorpusError(f"{source} lists no recordings of a split that begins with {', '.join(SPLIT_PREFIXES)}")
+    return Corpus(tuple(rows), skipped)
+
+
+def _rows(part: Any, name: str | None, split: str | None, source: str) -> Iterator[Row]:
+    import datasets
+
+    audio = next((name for name, kind in part.features.items() if isinstance(kind, datasets.Audio)), None)
+    audio = audio or next((name for name in PATH_COLUMNS if name in part.features), None)
+    if audio is None:
+        raise CorpusError(f"{source} has no column of audio; it has {', '.join(part.features)}")
+    columns = {
+        field: next((name for name in names if name in part.features), None)
+        for field, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS), ("speaker", SPEAKER_COLUMNS))
+    }
+    known = {name: _values(part, name) for name in columns.values() if name is not None}
+    before = f"{name}/" if name else ""
+    for number, (path, size) in enumerate(_recordings(part, audio)):
+        fields: dict[str, Any] = {field: known[name][number] for field, name in columns.items() if name is not None}
+        content = None
+        if size is not None:
+            content = DatasetCell(source, name, audio, number, size, part._fingerprint)
+            path = f"{source}/{before}{number:07d}{Path(path or '').suffix}"
+        elif not path:
+            raise CorpusError(f"{source}/{before}{number:07d} has no recording in its column {audio}")
+        yield Row(f"{before}{number:07d}", Path(path), **fields, split=split, content=content)
+
+
+def _values(part: Any, column: str) -> list[str | None]:
+    kind = part.features[column]
+    named = kind.int2str if hasattr(kind, "int2str") else str
+    return [None if value is None else named(value) for value in _column(part, column).to_pylist()]
+
+
+def _recordings(part: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
+    """Yield (path, number of bytes) of each recording without reading it; the number is None for a file of its own."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    cells = _column(part, column)
+    if not pyarrow.types.is_struct(cells.type):
+        yield from ((path, None) for path in cells.to_pylist())
+        return
+    compute: Any = pyarrow.compute  # its functions are created at import: type checkers do not see them
+    sizes = compute.binary_length(compute.struct_field(cells, "bytes"))
+    yield from zip(compute.struct_field(cells, "path").to_pylist(), sizes.to_pylist(), strict=True)
+
+
+def _column(part: Any, column: str) -> Any:
+    """Return a column as it is stored in the files, which are mapped into memory."""
+    return part.select_columns([column]).with_format("arrow")[:].column(column)

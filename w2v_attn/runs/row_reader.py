@@ -1,0 +1,187 @@
+"""From a row to its recording, or to the result that an earlier run left; and fingerprints of sources."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.read_audio import Recording, read_recording
+from w2v_attn.corpus.rows import Row
+from w2v_attn.runs.outcomes import CachedResult, Outcome, row_failure
+
+
+def read_row(
+    row: Row,
+    *,
+    sample_rate: int,
+    max_duration: float = float("inf"),
+    decode: Callable[..., Recording] = read_recording,
+) -> Recording:
+    """Return the recording of a row, or the part of it that the row names.
+
+    Args:
+        row: The row.
+        sample_rate: Rate of the waveform, in Hz.
+        max_duration: Seconds; a longer recording is an error.
+        decode: `read_recording`, or the method of an `AudioDecoder`.
+
+    Raises:
+        AudioError: see `read_recording`; or the file was changed while it was read.
+    """
+    part = {"sample_rate": sample_rate, "max_duration": max_duration, "offset": row.offset, "duration": row.duration}
+    before = source_state(row)
+    recording = replace(_read_part(row, part, decode), source=before or "")
+    if before is not None and source_state(row) != before:
+        raise AudioError("was changed while it was read: wait until the program that writes it has finished")
+    return recording
+
+
+def source_state(row: Row) -> str | None:
+    """Return a fingerprint of the source of a row; None if it cannot be read.
+
+    For a file: its size and time of last change in nanoseconds, and the part that the row names. A hash of the content
+    would read the whole corpus, which takes as long as decoding it; so a copy with another date counts as another
+    recording. Content that is not a file of its own has its own fingerprint.
+    """
+    part = f", from {row.offset!r} for {row.duration!r}" if row.offset or row.duration is not None else ""
+    if row.content is not None:
+        state = row.content.state()
+        return None if state is None else f"{state}{part}"
+    try:
+        found = row.path.stat()
+    except OSError:
+        return None
+    return f"{found.st_size} bytes, changed {found.st_mtime_ns}{part}"
+
+
+def source_size(row: Row) -> int:
+    """Return the stored size of a row's recording in bytes; 0 if it is not known."""
+    if row.content is not None:
+        return row.content.size
+    try:
+        return row.path.stat().st_size
+    except OSError:
+        return 0  # removed since it was listed; its outcome will state that
+
+
+def row_duration(row: Row, read: Callable[[Path], float | None]) -> float | None:
+    """Return the duration of a row in seconds, from the row or from a header; None if neither states it.
+
+    Args:
+        row: The row.
+        read: `samples.read_duration`, or the method of an `AudioDecoder`.
+
+    Raises:
+        AudioError: see `read_duration`.
+    """
+    if row.duration is not None:
+        return row.duration
+    with _file_of(row) as path:
+        whole = read(path)
+    return None if whole is None else max(0.0, whole - row.offset)
+
+
+def row_weight(row: Row) -> float:
+    """Return an estimate of a row's size without opening it: the bytes of its recording, or 0 if they are not known.
+
+    A part with a duration counts as 16-bit samples at 16 kHz.
+    """
+    if row.duration is not None:
+        return 32_000 * row.duration
+    return source_size(row)
+
+
+def _read_part(row: Row, part: dict[str, Any], decode: Callable[..., Recording]) -> Recording:
+    with _file_of(row) as path:
+        return decode(path, **part)
+
+
+@contextmanager
+def _file_of(row: Row) -> Iterator[Path]:
+    """Yield a file of the row's recording, because decoders read from descriptors; in memory where possible."""
+    if row.content is None:
+        yield row.path
+        return
+    on_disk = not hasattr(os, "memfd_create")
+    with tempfile.NamedTemporaryFile() if on_disk else open(os.memfd_create("recording"), "wb") as file:
+        file.write(row.content())
+        file.flush()
+        # A path that also works in other processes: the decoder may be one.
+        yield Path(file.name if on_disk else f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+
+class Model(Protocol):
+    """What a run needs of a model; see `encoder.waveforms.WaveformModel`."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def check_waveform(self, waveform: Tensor) -> None: ...
+
+    def count_frames(self, samples: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row with its recording, or with the reason why there is none.
+
+    Attributes:
+        row: The row.
+        recording: The recording, an error, or None if a cached result makes it unnecessary.
+        frames: Frames that the model computes for it.
+        cached: The result of an earlier run.
+    """
+
+    row: Row
+    recording: Recording | ValueError | None
+    frames: int
+    cached: CachedResult[Any] | None = None
+
+    def cached_outcome(self) -> Outcome[Any] | None:
+        """Return the outcome of a row with a cached result, else None."""
+        if (found := self.cached) is None:
+            return None
+        return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, cached=True)
+
+
+class RowReader:
+    """A reader of rows for a model, in any thread. See `pipeline.process_rows` for its arguments."""
+
+    def __init__(
+        self,
+        model: Model,
+        max_duration: float,
+        find_cached: Callable[[Row], CachedResult[Any] | None],
+        decode: Callable[..., Recording],
+    ):
+        self._model, self._find_cached = model, find_cached
+        self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
+
+    def read(self, row: Row) -> ReadRow:
+        """Return a row with its cached result, or else with its recording."""
+        if (found := self._find_cached(row)) is not None:
+            return ReadRow(row, None, self._model.count_frames(found.samples), found)
+        return self._decode(row)
+
+    def complete(self, read: ReadRow) -> ReadRow:
+        """Return a row with its recording even if its result is cached: other rows of its batch are computed."""
+        return replace(self._decode(read.row), cached=read.cached) if read.cached else read
+
+    def _decode(self, row: Row) -> ReadRow:
+        try:
+            recording = self._read_row(row)
+            self._model.check_waveform(recording.waveform)
+        except Exception as error:
+            return ReadRow(row, row_failure(error), frames=0)
+        return ReadRow(row, recording, self._model.count_frames(len(recording.waveform)))
