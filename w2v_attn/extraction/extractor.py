@@ -157,5 +157,5 @@ def _describe(encoder: Encoder, product: Product, layout: str) -> Description:
         dtype=str(encoder.dtype).removeprefix("torch."),
         backend=backend,
         long_form=encoder.long_form,
-        one_by_one=encoder.why_not_ragged,
+        one_by_one=encoder.unpacked_reason,
     )

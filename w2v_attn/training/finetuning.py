@@ -193,7 +193,7 @@ def _scan(
     listener: TrainingListener,
 ) -> DataScan:
     """Read every recording once, in rank 0; the other ranks use the lengths that it wrote."""
-    from w2v_attn.encoder.inputs import least_samples
+    from w2v_attn.encoder.inputs import min_samples
 
     limits = {"train": recipe.data.max_duration, "valid": MAX_SECONDS, "test": MAX_SECONDS}
     rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named_splits(splits) for row in members]
@@ -221,7 +221,7 @@ def _scan(
         samples,
         sample_rate=audio.sample_rate,
         frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
-        min_samples=least_samples(audio.model.config),
+        min_samples=min_samples(audio.model.config),
         shortest_factor=min(1.0, augmentation.shortest_factor),
     )
 

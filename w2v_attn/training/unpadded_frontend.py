@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_batched
-from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
-from w2v_attn.encoder.frontend_train import LearningConvolutions
+from w2v_attn.encoder.frontend import Convolutions, unsupported_reason, write_blocks
+from w2v_attn.encoder.frontend_train import TrainableConvolutions
 
 
 def patch_frontend(model: nn.Module) -> None:
@@ -74,11 +74,11 @@ class _UnpaddedForward:
         return Convolutions(self._extractor)
 
     @cached_property
-    def _learning(self) -> LearningConvolutions:
-        return LearningConvolutions(self._extractor)
+    def _learning(self) -> TrainableConvolutions:
+        return TrainableConvolutions(self._extractor)
 
     @cached_property
-    def _batched(self) -> dict[torch.dtype | None, frontend_batched.ConvolutionsTogether]:
+    def _batched(self) -> dict[torch.dtype | None, frontend_batched.BatchedConvolutions]:
         return {}
 
     def __call__(self, input_values: Tensor) -> Tensor:
@@ -115,14 +115,14 @@ class _UnpaddedForward:
         casts = torch.is_autocast_enabled(device) and like.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if casts else None
         with torch.autocast(device, enabled=False):
-            if frontend_batched.pays(like.device):
+            if frontend_batched.is_batching_faster(like.device):
                 if dtype not in self._batched:
-                    self._batched[dtype] = frontend_batched.ConvolutionsTogether(self._extractor, dtype)
-                self._batched[dtype].follow()
+                    self._batched[dtype] = frontend_batched.BatchedConvolutions(self._extractor, dtype)
+                self._batched[dtype].refresh()
                 packed = torch.cat(list(self._batched[dtype](waveforms)))
                 blocks = ([own] for own in packed.split(counts))
             else:
-                self._convolutions.follow()
+                self._convolutions.refresh()
                 blocks = map(self._convolutions, waveforms)
             for frames, own in zip(found, blocks, strict=True):
                 write_blocks(own, frames)
@@ -132,7 +132,7 @@ class _UnpaddedForward:
 def _extractors(model: nn.Module) -> Iterator[Any]:
     """Yield the feature encoders that `encoder.frontend` supports."""
     for module in model.modules():
-        if hasattr(module, "feature_extractor") and why_not(module) is None:
+        if hasattr(module, "feature_extractor") and unsupported_reason(module) is None:
             yield module.feature_extractor
 
 
