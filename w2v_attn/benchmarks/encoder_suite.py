@@ -27,7 +27,7 @@ from w2v_attn.benchmarks.peers.pytorch_peers import OneByOne, Ours
 from w2v_attn.benchmarks.peers.registry import select_peers
 from w2v_attn.benchmarks.results import agrees, check_ours, feature_errors, run_environment
 from w2v_attn.benchmarks.workload import random_model, random_waveforms
-from w2v_attn.checkpoints.errors import first_line
+from w2v_attn.checkpoints.checkpoint_error import first_line
 from w2v_attn.checkpoints.loading import DTYPES
 from w2v_attn.encoder.cost import SAMPLE_RATE, operations
 from w2v_attn.encoder.layers import check_layers

@@ -110,7 +110,7 @@ def estimate(
     def samples(looked: Looked) -> int:
         usable = looked.duration is not None and looked.duration <= max_duration
         found = round((looked.duration or 0) * encoder.sample_rate) if usable else 0
-        return found if found >= encoder.input.least_samples else 0
+        return found if found >= encoder.input.min_samples else 0
 
     def predicted(looked: Looked) -> float:
         return encoder.expected_seconds(found, wanted) if (found := samples(looked)) else 0.0
@@ -180,7 +180,7 @@ def _rehearsed(
     rows: with the samples of their recordings. amount: seconds to be expected.
     """
     longest = max(samples for _, samples in rows)
-    while encoder.expected_seconds(longest, product.layers) > amount and longest // 2 >= encoder.input.least_samples:
+    while encoder.expected_seconds(longest, product.layers) > amount and longest // 2 >= encoder.input.min_samples:
         longest //= 2
     chosen: dict[str, float] = {}
     parts: list[Row] = []

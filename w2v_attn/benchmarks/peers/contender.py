@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.errors import first_line
+from w2v_attn.checkpoints.checkpoint_error import first_line
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error
