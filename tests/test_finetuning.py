@@ -165,7 +165,7 @@ def test_a_model_learns_what_it_is_taught(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stop_after", "balanced"), [(3, False), (4, False), (4, True)])
-def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stop_after, balanced, labelled, tmp_path):
+def test_a_stopped_run_resumes_with_the_same_losses(stop_after, balanced, labelled, tmp_path):
     changes = {
         "regularization": DROPOUT,
         "augmentation": AugmentationOptions(speed=[0.9, 1.1], noise=0.5),
@@ -192,7 +192,7 @@ def command(output):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(call, tmp_path):
+def test_a_killed_run_resumes_and_ends_as_one_that_was_not(call, tmp_path):
     assert call(*command(tmp_path / "whole"))[0] == 0
     out = tmp_path / "killed"
     for wanted in (1, 3):  # once at an early checkpoint, once at a later one
@@ -234,7 +234,7 @@ def test_a_finished_run_and_a_foreign_folder_are_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
+def test_a_second_run_on_a_folder_is_refused(tmp_path):
     finetuning.finetune(recipe(), tmp_path / "out", Diary(stop_after=1))
     with (tmp_path / "out" / resume.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -319,7 +319,7 @@ def test_a_recording_that_vanishes_ends_the_run_and_its_checkpoints_stay(tmp_pat
     assert diary.started_at >= 1
 
 
-def test_a_model_that_says_blank_everywhere_is_told(tmp_path):
+def test_a_model_that_says_blank_everywhere_is_reported(tmp_path):
     diary = Diary()
     done = finetuning.finetune(
         recipe(optimizer=OptimizerOptions(lr=1e-9), training={"max_steps": 1}), tmp_path / "out", diary
@@ -404,7 +404,7 @@ def test_a_recording_in_two_splits_is_refused(tmp_path):
         ({"optimizer": OptimizerOptions(lr=0.0)}, "optimizer.lr must be above 0"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_told(changes, says, tmp_path):
+def test_an_invalid_recipe_is_reported(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         finetuning.finetune(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -641,7 +641,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
         ({"training": {"lora": LoraOptions(rank=2)}, "task": ClassificationOptions(layers="weighted")}, "do not go"),
     ],
 )
-def test_options_that_contradict_each_other_are_told(changes, says, tmp_path):
+def test_options_that_contradict_each_other_are_reported(changes, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         finetuning.finetune(recipe(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -665,7 +665,7 @@ def test_a_classifier_whose_encoder_squeezes_frames_gives_a_batch_what_it_gives_
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_an_output_below_a_file_is_told(tmp_path):
+def test_an_output_below_a_file_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         finetuning.finetune(recipe(), tmp_path / "file" / "out")

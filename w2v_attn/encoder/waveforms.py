@@ -103,9 +103,8 @@ class WaveformModel:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         model = copy.deepcopy(self.model, memo)
-        vars(copied).update(
-            vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, temporary_folder=None)
-        )
+        checkpoint = replace(self.checkpoint, model=model, temporary_folder=None)
+        vars(copied).update(vars(self), _model=model, checkpoint=checkpoint)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
