@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, checks that results agree, and writes what it found."""
+"""The benchmark measures what it reports, checks that results agree, and writes a report."""
 
 import json
 import sys
@@ -8,24 +8,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from w2v_attn.benchmarks import attention, cli, encoder, measuring, models, recordings, transformers_loop
-from w2v_attn.benchmarks.peers import choice, ours, peer
-from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
+from w2v_attn.benchmarks import (
+    attention_suite,
+    cli_suite,
+    encoder_suite,
+    measurement,
+    transformers_loop,
+    workload,
+)
+from w2v_attn.benchmarks.measurement import peak_bytes_of, seconds_of
+from w2v_attn.benchmarks.peers import contender, pytorch_peers, registry
 from w2v_attn.cli import app
 from w2v_attn.encoder.cost import operations
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_more_rounds_than_asked_for():
-    """Short calls get seconds of rounds against noise; how many there are changes nothing that is held here."""
+    """Limit the rounds of short calls: the tests do not depend on their number."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "LEAST_SECONDS", 0.0)
+        patch.setattr(attention_suite, "MIN_SECONDS", 0.0)
         yield
 
 
 @pytest.fixture(scope="module")
 def report():
-    return attention.run(
+    return attention_suite.run(
         frames=[23, 40],
         channels=24,
         heads=4,
@@ -34,7 +41,7 @@ def report():
         rounds=2,
         device=torch.device("cpu"),
         dtype="float32",
-        tell=lambda _: None,
+        log=lambda _: None,
     )
 
 
@@ -54,25 +61,25 @@ def test_all_contenders_agree_in_the_same_run(report):
     assert all(error is not None and error < 1e-5 for error in errors)
 
 
-def test_a_contender_that_computes_something_else_would_show():
-    contenders = list(attention._contenders(24, 4, 0.0, torch.device("cpu"), torch.float32))
+def test_a_contender_that_computes_something_else_is_detected():
+    contenders = list(attention_suite._contenders(24, 4, 0.0, torch.device("cpu"), torch.float32))
     with torch.no_grad():
         contenders[0].layer.out_proj.bias.add_(0.1)
-    figures = list(attention._measure(contenders, torch.randn(1, 9, 24), 0.0, "forward", 1, torch.device("cpu")))
+    figures = list(attention_suite._measure(contenders, torch.randn(1, 9, 24), 0.0, "forward", 1, torch.device("cpu")))
     assert figures[0].max_abs_error > 0.05
     assert all(figure.max_abs_error < 1e-5 for figure in figures[1:])
 
 
-@pytest.mark.skipif(not measuring._linux(), reason="peak memory is read from /proc")
+@pytest.mark.skipif(not measurement._linux(), reason="peak memory is read from /proc")
 def test_peak_memory_is_what_a_call_takes():
     megabytes = 64
-    peak = measuring.peak_bytes(lambda: torch.ones(megabytes << 18), torch.device("cpu"))
+    peak = measurement.peak_bytes(lambda: torch.ones(megabytes << 18), torch.device("cpu"))
     assert peak is not None
     assert 0.9 * megabytes < peak / 2**20 < 1.3 * megabytes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not measuring._linux(), reason="peak memory is read from /proc")
+@pytest.mark.skipif(not measurement._linux(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("backend", "dropout"), [("tiled", 0.0), ("tiled", 0.1), ("sdpa", 0.0)])
 def test_memory_of_the_layer_grows_linearly(backend, dropout):
     from w2v_attn import MultiHeadSelfAttention
@@ -84,7 +91,7 @@ def test_memory_of_the_layer_grows_linearly(backend, dropout):
         layer(x).sum().backward()
 
     step(200)
-    short, long = (measuring.peak_bytes(lambda n=n: step(n), torch.device("cpu")) for n in (1000, 8000))
+    short, long = (measurement.peak_bytes(lambda n=n: step(n), torch.device("cpu")) for n in (1000, 8000))
     assert short is not None
     assert long is not None
     assert long < 12 * max(short, 4 << 20)  # 8 × the frames; 64 × would be quadratic
@@ -104,7 +111,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, capsys):
     assert {"date", "torch", "transformers", "device", "threads", "settings", "figures"} <= set(figures)
 
 
-def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(tmp_path, capsys, monkeypatch):
+def test_an_unwritable_output_is_an_error_before_the_run_and_an_old_report_remains(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     old = tmp_path / "old.json"
     old.write_text('{"kept": true}')
@@ -112,7 +119,7 @@ def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(
     def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attention, "run", interrupted)
+    monkeypatch.setattr(attention_suite, "run", interrupted)
     for output in (tmp_path / "file" / "x.json", tmp_path):
         with pytest.raises(SystemExit) as done:
             app.main(["benchmark", f"output={output}"])
@@ -124,7 +131,7 @@ def test_an_output_that_cannot_be_written_is_told_first_and_an_old_report_stays(
     assert json.loads(old.read_text()) == {"kept": True}
 
 
-def test_an_unknown_benchmark_is_told(capsys):
+def test_an_unknown_suite_is_an_error(capsys):
     with pytest.raises(SystemExit) as done:
         app.main(["benchmark", "suite=everything"])
     assert done.value.code == 2
@@ -166,9 +173,9 @@ def time_encoders(peers, size="tiny", **changes):
         "rounds": 2,
         "device": torch.device("cpu"),
         "dtype": "float32",
-        "tell": lambda _: None,
+        "log": lambda _: None,
     }
-    return encoder.run(**{**settings, **changes})
+    return encoder_suite.run(**{**settings, **changes})
 
 
 def by_name(report):
@@ -176,8 +183,8 @@ def by_name(report):
 
 
 @pytest.mark.parametrize(("size", "rest", "core"), [("base", 13.91, 0.0922), ("large", 36.00, 0.2458)])
-def test_operations_are_those_of_the_arithmetic(size, rest, core):
-    config = models.config(size)
+def test_operations_equal_a_count_by_hand(size, rest, core):
+    config = workload.model_config(size)
     seconds = 200
     heads_and_tails = operations(config, seconds) / seconds
     assert heads_and_tails == pytest.approx(rest + core * seconds, rel=2e-3)
@@ -186,18 +193,18 @@ def test_operations_are_those_of_the_arithmetic(size, rest, core):
     assert operations(config, seconds, blocks=0) < 0.45 * rest * seconds
 
 
-def test_the_recordings_are_those_that_are_described():
-    assert len(recordings.RAGGED) == 24
-    assert (min(recordings.RAGGED), max(recordings.RAGGED)) == (1.3, 14.6)
-    assert sum(recordings.RAGGED) / 24 == pytest.approx(6.4, abs=0.05)
-    wave = recordings.waveforms([2.0])[0]
+def test_the_recordings_have_the_documented_lengths():
+    assert len(workload.RAGGED) == 24
+    assert (min(workload.RAGGED), max(workload.RAGGED)) == (1.3, 14.6)
+    assert sum(workload.RAGGED) / 24 == pytest.approx(6.4, abs=0.05)
+    wave = workload.random_waveforms([2.0])[0]
     assert wave.shape == (32_000,)
     assert (wave == 0).sum() == 0
     assert wave.mean().item() == pytest.approx(0, abs=1e-5)
-    torch.testing.assert_close(wave, recordings.waveforms([2.0])[0])
+    torch.testing.assert_close(wave, workload.random_waveforms([2.0])[0])
 
 
-def test_encoders_are_timed_on_equal_features_and_padding_shows():
+def test_encoders_are_timed_on_equal_features_and_padding_is_detected():
     report = time_encoders(["sorted_batches"], up_to="layer_02")
     figures = by_name(report)
     assert list(figures) == ["w2v_attn", "w2v_attn, layer_02", "Hugging Face", "Hugging Face, sorted × 8"]
@@ -211,7 +218,7 @@ def test_encoders_are_timed_on_equal_features_and_padding_shows():
     peers = ("Hugging Face", "Hugging Face, sorted × 8")
     assert max(figures[name]["ratio"] for name in peers) == 1.0
     assert all(0 < f["floor_fraction"] < 1.5 and f["least_s"] <= f["median_s"] <= f["most_s"] for f in figures.values())
-    titles = [title for title, _, _ in encoder.tables(report)]
+    titles = [title for title, _, _ in encoder_suite.tables(report)]
     assert len(titles) == 1
     assert "3 recordings" in titles[0]
 
@@ -235,33 +242,33 @@ def test_bfloat16_is_bounded_by_the_error_of_stock():
     assert figures["Hugging Face, float32"]["relative_error"] == 0
 
 
-def test_features_of_ours_that_are_not_the_references_are_refused(monkeypatch):
-    stock = ours.Ours.run
-    monkeypatch.setattr(ours.Ours, "run", lambda self, waves: [rows * 1.001 for rows in stock(self, waves)])
+def test_features_of_ours_that_differ_from_the_reference_are_an_error(monkeypatch):
+    stock = pytorch_peers.Ours.run
+    monkeypatch.setattr(pytorch_peers.Ours, "run", lambda self, waves: [rows * 1.001 for rows in stock(self, waves)])
     with pytest.raises(ValueError, match="cannot be compared"):
         time_encoders(["one_by_one"])
 
 
-def test_a_peer_that_cannot_take_part_is_named_with_its_reason(monkeypatch):
+def test_an_unavailable_peer_is_reported_with_its_reason(monkeypatch):
     def missing(name):
-        raise peer.Unavailable(f"{name} is not installed")
+        raise contender.Unavailable(f"{name} is not installed")
 
-    monkeypatch.setattr("w2v_attn.benchmarks.peers.openvino.library", missing)
+    monkeypatch.setattr("w2v_attn.benchmarks.peers.converted_peers.library", missing)
     report = time_encoders(["openvino", "ctranslate2"], rounds=1)
     reasons = {entry["contender"]: entry["reason"] for entry in report["left_out"]}
     assert reasons["OpenVINO"] == "openvino is not installed"
     assert "layer-norm checkpoints only" in reasons["CTranslate2"]
     assert "Hugging Face" in by_name(report)
-    assert [title for title, _, _ in encoder.tables(report)][-1] == "Left out"
+    assert [title for title, _, _ in encoder_suite.tables(report)][-1] == "Left out"
 
 
-def test_a_library_that_is_not_there_is_no_error_but_a_reason():
-    with pytest.raises(peer.Unavailable, match="no_such_library is not installed: pip install"):
-        peer.library("no_such_library.models")
+def test_a_missing_library_makes_a_peer_unavailable():
+    with pytest.raises(contender.Unavailable, match="no_such_library is not installed: pip install"):
+        contender.library("no_such_library.models")
 
 
 def test_a_peer_that_would_not_fit_is_left_out(monkeypatch):
-    monkeypatch.setattr(encoder, "available_bytes", lambda _: 1000)
+    monkeypatch.setattr(encoder_suite, "available_bytes", lambda _: 1000)
     report = time_encoders(["one_by_one"], rounds=1)
     assert "would need about" in report["left_out"][0]["reason"]
     assert by_name(report)["w2v_attn"]["note"] == "not compared: the reference does not fit"
@@ -287,7 +294,7 @@ def test_a_peer_that_is_installed_computes_the_same_features(peer, modules, size
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ("peers=[everyone]", "peers must be all"),
         ("sets=[week]", "sets must be some of"),
@@ -297,15 +304,15 @@ def test_a_peer_that_is_installed_computes_the_same_features(peer, modules, size
         ("up_to=layer_99", "layer_99"),
     ],
 )
-def test_a_wrong_wish_is_told_before_anything_is_timed(call, wrong, told):
+def test_a_wrong_request_is_an_error_before_anything_is_timed(call, wrong, message):
     code, _, err = call("benchmark", "suite=encoder", "size=tiny", wrong)
     assert code == 2
-    assert told in err
+    assert message in err
 
 
-def test_encoders_on_the_command_line_leave_figures_and_a_picture(call, tmp_path, monkeypatch):
+def test_the_encoder_suite_writes_figures_and_a_picture(call, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(recordings, "RAGGED", (0.5, 0.9))
+    monkeypatch.setattr(workload, "RAGGED", (0.5, 0.9))
     code, out, _ = call(
         "benchmark", "suite=encoder", "size=tiny", "rounds=1", "peers=one_by_one", f"output={tmp_path / 'e.json'}"
     )
@@ -315,11 +322,11 @@ def test_encoders_on_the_command_line_leave_figures_and_a_picture(call, tmp_path
     assert (tmp_path / "e.png").stat().st_size > 5000
 
 
-def test_every_peer_says_its_name_once():
-    names = [made.name for made in choice.choose(["all"], torch.device("cuda"))]
-    assert len(set(names)) == len(choice.PEERS) == len(names)
-    large = {choice.PEERS[name]().name for name in choice.FOR_ACCELERATORS}
-    assert {made.name for made in choice.choose(["all"], torch.device("cpu"))} == set(names) - large
+def test_names_of_peers_are_unique():
+    names = [made.name for made in registry.select_peers(["all"], torch.device("cuda"))]
+    assert len(set(names)) == len(registry.PEERS) == len(names)
+    large = {registry.PEERS[name]().name for name in registry.FOR_ACCELERATORS}
+    assert {made.name for made in registry.select_peers(["all"], torch.device("cpu"))} == set(names) - large
 
 
 # ----------------------------------------------------------------------------------------------------- suite=cli
@@ -327,7 +334,7 @@ def test_every_peer_says_its_name_once():
 
 @pytest.fixture
 def few_starts(monkeypatch):
-    """Features are extracted by processes the first time, and once it is known that these start, in this process."""
+    """Run each command in a subprocess the first time, to know that it starts, and then in this process."""
     started = set()
 
     def quick(timed):
@@ -339,7 +346,7 @@ def few_starts(monkeypatch):
                 started.add(module)
                 return timed(line)
             begun = time.perf_counter()
-            if module == cli.LOOP:
+            if module == cli_suite.LOOP:
                 transformers_loop.main(*arguments)
             else:
                 with pytest.raises(SystemExit) as done:
@@ -349,20 +356,20 @@ def few_starts(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(cli, "seconds_of", quick(cli.seconds_of))
-    monkeypatch.setattr(cli, "peak_bytes_of", quick(cli.peak_bytes_of))
+    monkeypatch.setattr(cli_suite, "seconds_of", quick(cli_suite.seconds_of))
+    monkeypatch.setattr(cli_suite, "peak_bytes_of", quick(cli_suite.peak_bytes_of))
     return started
 
 
 @pytest.mark.slow
 def test_commands_are_timed_from_start_to_equal_files(few_starts):
-    report = cli.run(
+    report = cli_suite.run(
         size="tiny",
         durations=(0.5, 1.1, 0.8),
         rounds=1,
         device=torch.device("cpu"),
         dtype="float32",
-        tell=lambda _: None,
+        log=lambda _: None,
     )
     figures = {(f["task"], f["command"]): f for f in report["figures"]}
     for task in ("3 recordings", "1 recording"):
@@ -372,11 +379,11 @@ def test_commands_are_timed_from_start_to_equal_files(few_starts):
     assert not figures["3 recordings", "transformers loop, sorted × 8"]["agrees"]
     help_s = figures["start", "w2v-attn --help"]["median_s"]
     assert 0 < help_s < figures["start", 'python -c "import torch, transformers"']["median_s"]
-    assert len(list(cli.tables(report))) == 3
-    assert few_starts == {"w2v_attn", cli.LOOP}
+    assert len(list(cli_suite.tables(report))) == 3
+    assert few_starts == {"w2v_attn", cli_suite.LOOP}
 
 
-def test_a_command_is_measured_as_the_process_that_it_is():
+def test_time_and_memory_of_a_command_are_those_of_its_process():
     megabytes, slept = 200, 0.3
     line = [sys.executable, "-c", f"import time; held = b'1' * ({megabytes} << 20); time.sleep({slept})"]
     assert slept < seconds_of(line) < slept + 10
@@ -384,13 +391,13 @@ def test_a_command_is_measured_as_the_process_that_it_is():
     assert peak is None or megabytes < peak / 2**20 < megabytes + 50
 
 
-def test_a_command_that_fails_is_told_with_what_it_said():
+def test_the_error_of_a_failed_command_has_its_output():
     for timed in (seconds_of, peak_bytes_of):
         with pytest.raises(ValueError, match=r"ended with code 3: no such thing"):
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
 
 
-def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(call):
+def test_wider_windows_and_chunks_are_closer_to_full_attention(call):
     code, out, _ = call("benchmark", "suite=long_form", "long_seconds=8", "widths=[12,1,4]", "output=long_form.json")
     assert code == 0
     assert "relative L2" in out
@@ -401,7 +408,7 @@ def test_sliding_windows_and_chunks_come_nearer_to_full_attention_as_they_grow(c
         assert whole < 1e-5 < near < far
 
 
-def test_too_little_audio_for_a_long_recording_is_told(call):
+def test_too_little_audio_for_a_long_recording_is_an_error(call):
     code, _, err = call("benchmark", "suite=long_form", "long_seconds=100000")
     assert code == 2
     assert "are needed" in err

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v_attn.audio.read_audio import Recording
-from w2v_attn.benchmarks.measuring import peak_bytes
+from w2v_attn.benchmarks.measurement import peak_bytes
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.computing import compute_features
 from w2v_attn.features.transform import cast

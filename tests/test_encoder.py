@@ -1,17 +1,17 @@
-"""Features: equal to stock's on that recording alone, whatever else is in the list."""
+"""Features of a recording equal stock's on that recording alone, whatever else is in the list."""
 
 import pytest
 import torch
 from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import memory
-from w2v_attn.encoder.layers import recorded
+from w2v_attn.encoder import cost
+from w2v_attn.encoder.layers import record_layers
 from w2v_attn.encoder.waveforms import MAX_FRAMES
 
 
 def stock_features(folder, wave):
-    """(hidden states from embed to the last block, last_hidden_state) by stock transformers, on one recording."""
+    """Return stock's hidden states, from embed to the last block, and last_hidden_state, for one recording."""
     from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
@@ -42,18 +42,18 @@ def test_every_layer_is_stocks_on_that_recording_alone(family, speech, tmp_path)
             torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
 
 
-def test_features_do_not_depend_on_the_neighbours_nor_on_the_place(group_checkpoint, speech):
+def test_features_do_not_depend_on_the_other_recordings_nor_on_the_order(group_checkpoint, speech):
     encoder = load_encoder(group_checkpoint)
     alone = [encoder.extract([wave])[0]["final"] for wave in speech]
-    together = encoder.extract(speech)
+    batched = encoder.extract(speech)
     backwards = encoder.extract(speech[::-1])[::-1]
-    for one, two, three in zip(alone, together, backwards, strict=True):
+    for one, two, three in zip(alone, batched, backwards, strict=True):
         torch.testing.assert_close(two["final"], one, rtol=0, atol=1e-5)
         torch.testing.assert_close(three["final"], one, rtol=0, atol=1e-5)
 
 
 def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech):
-    """Why the law above is worth one: what stock does to the shorter recordings of a batch."""
+    """The reason for the law above: stock changes the shorter recordings of a batch."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(group_checkpoint).eval()
@@ -69,7 +69,7 @@ def test_stock_padding_would_change_group_norm_features(group_checkpoint, speech
 
 def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_checkpoint):
     encoder = load_encoder(group_checkpoint)
-    assert encoder.input.least_samples == 400
+    assert encoder.input.min_samples == 400
     assert encoder.extract([torch.randn(400)])[0]["final"].shape == (1, 24)
     for samples in (0, 1, 399):
         with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
@@ -94,7 +94,7 @@ def test_silence_gives_finite_features(group_checkpoint):
 @pytest.mark.parametrize(
     ("layers", "says"), [(("layer_04",), "layer_03"), (("fnal",), "did you mean final"), ((), "at least one")]
 )
-def test_a_layer_that_is_not_there_is_told(group_checkpoint, layers, says):
+def test_an_unknown_layer_is_an_error(group_checkpoint, layers, says):
     with pytest.raises(ValueError, match=says):
         load_encoder(group_checkpoint).extract([torch.randn(800)], layers=layers)
 
@@ -116,7 +116,7 @@ def test_the_checkpoints_own_normalisation_is_applied(tmp_path, do_normalize):
     torch.testing.assert_close(load_encoder(folder).extract([wave])[0]["final"], theirs, rtol=0, atol=1e-4)
 
 
-def test_without_a_preprocessor_config_the_default_is_said(tmp_path):
+def test_without_a_preprocessor_config_the_default_is_reported(tmp_path):
     folder = tmp_path / "bare"
     tiny_model("wav2vec2-group").save_pretrained(folder)
     checkpoint = load_encoder(folder).checkpoint
@@ -128,14 +128,14 @@ def test_frame_rates_are_those_of_the_frames(tmp_path):
     assert load_encoder(save(tiny_model("wav2vec2-group"), tmp_path / "a")).frame_rate() == 50.0
     sew = load_encoder(save(tiny_model("sew"), tmp_path / "b"))
     assert (sew.frame_rate("layer_01"), sew.frame_rate("final")) == (25.0, 50.0)
-    assert sew.input.least_samples == 720
+    assert sew.input.min_samples == 720
     found = sew.extract([torch.randn(32_000)], layers=("layer_01", "final"))[0]
     assert len(found["final"]) == 99 // 2 * 2 or len(found["final"]) == 99
     assert abs(len(found["layer_01"]) / 2.0 - 25) < 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_other_dtypes_are_as_near_as_stock(group_checkpoint, speech, dtype):
+def test_other_dtypes_are_as_accurate_as_stock(group_checkpoint, speech, dtype):
     from transformers import AutoModel
 
     exact = load_encoder(group_checkpoint).extract(speech[:1])[0]["final"]
@@ -149,7 +149,7 @@ def test_other_dtypes_are_as_near_as_stock(group_checkpoint, speech, dtype):
 
 
 def test_float64_features_of_a_loud_hum_are_stocks(tmp_path):
-    """Of filters that take the hum out: what they leave is less than the rounding of its power."""
+    """With filters that remove the hum: the rest is smaller than the rounding error of its power."""
     model = tiny_model("wav2vec2-group")
     curvature = torch.tensor([1.0, -2.0, 1.0])
     with torch.no_grad():
@@ -170,13 +170,13 @@ def test_the_features_of_a_batch_take_an_eighth_of_the_memory_at_most(group_chec
     # Five layers of 24 channels in float32, twice.
     for said, budget in (("8000000", 8_000_000 // 8 // (2 * 4 * 24 * 5)), ("1", 1), ("max", whole), ("", whole)):
         limit.write_text(said)
-        monkeypatch.setattr(memory, "LIMITS", (tmp_path / "absent", limit))
+        monkeypatch.setattr(cost, "MEMORY_LIMIT_FILES", (tmp_path / "absent", limit))
         assert encoder.frame_budget() == budget
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 << 20)
     assert encoder.frame_budget() <= MAX_FRAMES
 
 
-def test_a_device_that_is_not_there_is_told(group_checkpoint):
+def test_an_unavailable_device_is_an_error(group_checkpoint):
     with pytest.raises(ValueError, match="device=auto"):
         load_encoder(group_checkpoint, device="cuda:77")
     with pytest.raises(ValueError, match="device=auto"):
@@ -192,7 +192,7 @@ def test_the_adapter_of_a_family_changes_only_the_last_frame_rate(tmp_path):
 
 
 @pytest.mark.parametrize("positions", ["relative_key", "relative", "rotary", None])
-def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_path):
+def test_features_of_filter_banks_equal_stocks(positions, speech, tmp_path):
     from transformers import SeamlessM4TFeatureExtractor
 
     theirs = tiny_bert(positions)
@@ -201,7 +201,7 @@ def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_pat
     parity = set()
     for wave, features in zip(speech, encoder.extract(speech, ("layer_02", "final")), strict=True):
         inputs = SeamlessM4TFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
-        with torch.no_grad(), recorded(theirs, ("layer_02",)) as found:
+        with torch.no_grad(), record_layers(theirs, ("layer_02",)) as found:
             final = theirs(**inputs).last_hidden_state
         real = inputs["attention_mask"].bool()[0]  # a window without a neighbour makes half a frame, which is masked
         parity.add(bool(real.all()))
@@ -214,7 +214,7 @@ def test_filter_banks_become_what_stock_makes_of_them(positions, speech, tmp_pat
 def test_the_shortest_recording_for_filter_banks_gives_a_frame(tmp_path):
     tiny_bert().save_pretrained(tmp_path / "bert")
     encoder = load_encoder(tmp_path / "bert")
-    assert encoder.input.least_samples == 560
+    assert encoder.input.min_samples == 560
     features = encoder.extract([torch.randn(560)])[0]["final"]
     assert features.shape == (1, 24)
     assert features.isfinite().all()

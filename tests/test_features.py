@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from w2v_attn import feature_files, load_encoder, read_audio, whole_files
-from w2v_attn.benchmarks.measuring import peak_bytes
+from w2v_attn.benchmarks.measurement import peak_bytes
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction import extracting, extractor

@@ -232,7 +232,7 @@ def test_one_block_in_two_places_gives_two_layers(encoder):
     names = [f"layer_{number:02d}" for number in range(1, len(layers) + 1)]
     (packed,) = encoder.extract([wave], ["embed", *names])
     layers[0].attention.q_proj.register_forward_hook(lambda *_: None)  # so that the model itself is called
-    assert encoder.why_not_ragged is not None
+    assert encoder.unpacked_reason is not None
     (called,) = encoder.extract([wave], ["embed", *names])
     for name in packed:
         torch.testing.assert_close(called[name], packed[name], rtol=1e-4, atol=1e-4)

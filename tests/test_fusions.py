@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from w2v_attn import load_encoder
-from w2v_attn.benchmarks.measuring import float32_is_float32
+from w2v_attn.benchmarks.measurement import float32_is_float32
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.ops import fusions
 from w2v_attn.ops.fourier import FourierConvolution, gapped_positions, overlap_add
@@ -187,7 +187,7 @@ def test_an_encoder_of_such_steps_is_the_encoder(family, dtype, speech, tmp_path
         monkeypatch.setattr(fusions, name, lambda *a, step=step, name=name, **o: calls.append(name) or step(*a, **o))
     monkeypatch.setattr(fusions, "is_supported", lambda device: True)
     monkeypatch.setattr(fusions, "is_window_product_supported", lambda weight, kernel: weight.dtype in fusions.HALF)
-    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_batching_faster", lambda device: True)
     fused = load_encoder(folder, dtype=dtype).extract(waves, ("all",))
     wanted = {"first_convolution", "add_norm"} | ({"window_product"} if dtype == "bfloat16" else set())
     # In float32 only the first convolution's norm comes with its GELU; the others' follow torch's products.

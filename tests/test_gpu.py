@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_unpadding import a_batch, loss_and_gradients
 
 from w2v_attn import load_encoder, replace_attention, restore_attention
-from w2v_attn.benchmarks.measuring import float32_is_float32
+from w2v_attn.benchmarks.measurement import float32_is_float32
 from w2v_attn.encoder.long_form import LongForm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

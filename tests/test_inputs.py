@@ -1,4 +1,4 @@
-"""Whatever names recordings, on the real command: each form is extracted; names and folders are as people have them."""
+"""Every form of `audio=` on the real command, with unusual names and folders."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def frames(samples):
 
 
 def forms(folder):
-    """Each way to name one recording or two -> (what to call audio, the ids that come of it)."""
+    """Return each form of one or two recordings -> (value of audio=, ids of its recordings)."""
     x = copy(folder, "x/a.flac", "b.flac")
     yield x, ["b.flac", "x/a.flac"]
     yield x / "b.flac", ["b.flac"]
@@ -75,7 +75,7 @@ def forms(folder):
 
 @pytest.mark.slow
 def test_every_form_is_extracted(call, tmp_path):
-    """Each from a file with the same speech, so all give the same frames; data sets are not done twice."""
+    """All forms contain the same speech, so all give the same frames; data sets are not extracted twice."""
     whole = frames(soundfile.info(CLIP).frames)
     for number, (audio, ids) in enumerate(forms(tmp_path / "in")):
         again = [f"already there │ {len(ids)}"] if audio.name in ("set", "hub") else []
@@ -93,7 +93,7 @@ def test_every_form_is_extracted(call, tmp_path):
                 assert file.get_slice("embed").get_shape() == [frames(16_000) if "noise" in name else whole, 128], name
 
 
-def test_odd_names_and_what_is_no_file_cost_nobody_else_anything(call, tmp_path):
+def test_odd_names_and_special_files_do_not_affect_other_recordings(call, tmp_path):
     names = [
         "new\nline.flac",
         "tab\t.flac",
@@ -106,7 +106,7 @@ def test_odd_names_and_what_is_no_file_cost_nobody_else_anything(call, tmp_path)
     ]
     audio = copy(tmp_path / "in", *names, "n" * 243 + ".flac", "A.flac", "a.flac", "dir.wav/a=(b),[c].flac")
     shutil.copy(CLIP, os.fsencode(audio) + b"/\xff\xfe.flac")
-    os.mkfifo(audio / "pipe.wav")  # nobody writes to it
+    os.mkfifo(audio / "pipe.wav")  # a pipe without a writer
     (audio / "zero.wav").symlink_to("/dev/zero")
     (audio / "gone.wav").symlink_to("nowhere")
     (audio / "linked").symlink_to("dir.wav")
@@ -128,7 +128,7 @@ def test_odd_names_and_what_is_no_file_cost_nobody_else_anything(call, tmp_path)
     assert f"already there │ {len(names) + 4}" in out
 
 
-def test_names_that_are_one_on_the_disk_of_the_output_are_refused(call, tmp_path, monkeypatch):
+def test_names_that_collide_on_the_output_file_system_are_refused(call, tmp_path, monkeypatch):
     from pathlib import Path
 
     copy(tmp_path / "in", "x/a.flac", "X/A.flac", "b.flac")
@@ -148,7 +148,7 @@ def test_names_that_are_one_on_the_disk_of_the_output_are_refused(call, tmp_path
 
 
 @pytest.mark.parametrize("inside", ["in", "in/features"])
-def test_an_output_inside_the_audio_is_not_taken_for_audio(call, tmp_path, inside):
+def test_an_output_folder_inside_the_audio_folder_is_not_read_as_audio(call, tmp_path, inside):
     copy(tmp_path / "in", "a.flac", "b/c.flac")
     assert call("transcribe", "audio=in", f"output={inside}", "formats=[srt,txt]")[0] == 0
     for _ in range(2):
@@ -174,7 +174,7 @@ def test_an_output_inside_the_audio_is_not_taken_for_audio(call, tmp_path, insid
         (b"", "lists no recordings"),
     ],
 )
-def test_a_manifest_that_cannot_be_is_a_wrong_request(call, tmp_path, content, says):
+def test_an_invalid_manifest_is_a_wrong_request(call, tmp_path, content, says):
     copy(tmp_path, "a.flac")
     (tmp_path / "l.csv").write_bytes(content)
     code, _, err = call("extract", "audio=l.csv", "output=out")
@@ -224,7 +224,7 @@ def bad_checkpoint(kind, folder):
         ("not on this machine", "model=local model.checkpoint="),
     ],
 )
-def test_a_checkpoint_that_cannot_be_is_a_wrong_request(call, tmp_path, monkeypatch, kind, says):
+def test_an_invalid_checkpoint_is_a_wrong_request(call, tmp_path, monkeypatch, kind, says):
     from w2v_attn.checkpoints import hub
 
     monkeypatch.setattr(hub, "_hub_answers", lambda: False)
@@ -238,7 +238,7 @@ def test_a_checkpoint_that_cannot_be_is_a_wrong_request(call, tmp_path, monkeypa
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_memory_that_is_short_changes_no_feature(tmp_path, monkeypatch):
+def test_little_memory_does_not_change_features(tmp_path, monkeypatch):
     encoder, rows = load_encoder(TINY), list_recordings(SPEECH).rows[:5]
     right, sizes = encoder.extract, []
 
@@ -260,8 +260,8 @@ def test_memory_that_is_short_changes_no_feature(tmp_path, monkeypatch):
         torch.testing.assert_close(short, whole, rtol=0, atol=1e-5)
 
 
-def test_nothing_is_written_beside_recordings(call, tmp_path):
-    """So they may lie on a disk that is read-only."""
+def test_nothing_is_written_next_to_recordings(call, tmp_path):
+    """So they can be on a read-only disk."""
     audio = copy(tmp_path / "in", "x/a.flac")
     before = [path.stat().st_mtime_ns for path in (audio, audio / "x")]
     for command in ("extract", "transcribe"):

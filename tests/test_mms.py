@@ -124,7 +124,7 @@ def test_a_long_symbol_of_another_language_is_not_taken_for_a_letter(changeable,
 @pytest.mark.parametrize("language", ["eng", "deu"])
 def test_every_layer_is_stocks_on_that_recording_alone(mms, language, speech):
     encoder = load_encoder(mms, language=language)
-    assert encoder.why_not_ragged is None
+    assert encoder.unpacked_reason is None
     model, processor = stock(mms, language)
     for wave, ours in zip(speech, encoder.extract(speech, "all"), strict=True):
         values = processor(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_values

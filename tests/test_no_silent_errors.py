@@ -526,7 +526,7 @@ def test_an_encoder_counts_the_frames_of_the_model_that_it_has_now(folders):
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_sew_of_any_squeeze_factor_is_stocks(factor, tmp_path):
     encoder = load_encoder(save(tiny_model("sew", squeeze_factor=factor), tmp_path / "sew"))
-    assert encoder.why_not_ragged is None
+    assert encoder.unpacked_reason is None
     for wave, ours in zip(noise(0.31, 0.5, 0.47), encoder.extract(noise(0.31, 0.5, 0.47), LAYERS), strict=True):
         for layer, expected in theirs(encoder, wave).items():
             torch.testing.assert_close(ours[layer], expected, rtol=0, atol=1e-4)
@@ -1059,7 +1059,7 @@ def test_torchs_counter_of_operations_counts_ours():
 def test_torchs_counter_counts_an_extraction(folders, monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr(cpu_parallel, "streams_here", lambda: 2)
+    monkeypatch.setattr(cpu_parallel, "num_workers", lambda: 2)
     encoder, waves = load_encoder(folders("bundled")), noise(2.0, 2.0, 2.0)
     encoder.extract(waves)
     counts = []

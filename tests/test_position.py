@@ -1,4 +1,4 @@
-"""Relative positions in the scores: every core gives what the equation says, and its derivatives."""
+"""Relative positions in the attention scores: every backend computes the equation and its derivatives."""
 
 import copy
 
@@ -20,7 +20,7 @@ from w2v_attn.attention.relative import RelativePositions
 from w2v_attn.attention.rotary import Rotate
 
 B, H, T, D, SCALE = 2, 3, 11, 5, 0.3
-# Distances before and after a query that are told apart: fewer than there are, more on one side, and all.
+# Distances before and after a query that are distinguished: fewer than there are, more on one side, and all.
 REACHES = [(2, 2), (0, 3), (4, 1), (T - 1, T - 1), (T + 2, T + 1)]
 KINDS = ("table", "gated", "vectors", "shared vectors")
 
@@ -35,7 +35,7 @@ def positions_of(kind, reach, *, batch=B, frames=T, dtype=torch.float64):
     if kind == "table":
         return RelativePositions(left=left, table=numbers(H, R, seed=4, dtype=dtype))
     if kind == "gated":
-        gate = numbers(batch, frames, H, seed=5, dtype=dtype).transpose(1, 2)  # as it lies in memory in WavLM
+        gate = numbers(batch, frames, H, seed=5, dtype=dtype).transpose(1, 2)  # the memory layout in WavLM
         return RelativePositions(left=left, table=numbers(H, R, seed=4, dtype=dtype), gate=gate)
     vectors = numbers(1 if kind.startswith("shared") else H, R, D, seed=6, dtype=dtype)
     queries = numbers(batch, H, frames, D, seed=7, dtype=dtype)
@@ -43,7 +43,7 @@ def positions_of(kind, reach, *, batch=B, frames=T, dtype=torch.float64):
 
 
 def as_bias(positions, batch=B, frames=T):
-    """The equation as it is written, one pair of frames at a time."""
+    """Compute the equation literally, one pair of frames at a time."""
     found = []
     for b in range(batch):
         for h in range(H):
@@ -77,7 +77,7 @@ def with_tensors(positions, tensors):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reach", REACHES)
 @pytest.mark.parametrize("backend", ["tiled", "sdpa"])
-def test_cores_add_what_the_equation_says(kind, reach, backend):
+def test_backends_compute_the_equation(kind, reach, backend):
     q, k, v = (numbers(B, H, T, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach)
     ours = attention_core(q, k, v, options(AttentionMask(positions=positions), backend=backend))
@@ -88,7 +88,7 @@ def test_cores_add_what_the_equation_says(kind, reach, backend):
 @pytest.mark.parametrize("masked", ["padding", "causal", "bias"])
 @pytest.mark.parametrize("kind", ["gated", "vectors"])
 @pytest.mark.parametrize("backend", ["tiled", "sdpa"])
-def test_positions_and_masks_go_together(kind, masked, backend):
+def test_positions_and_masks_can_be_combined(kind, masked, backend):
     q, k, v = (numbers(B, H, T, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, (2, 4))
     padding = torch.arange(T) < torch.tensor([T, 7])[:, None]
@@ -105,13 +105,13 @@ def test_positions_and_masks_go_together(kind, masked, backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reach", REACHES[:4])
-@pytest.mark.parametrize("how", ["alone", "side by side", "padded", "scores"])
-def test_gradients_are_those_of_finite_differences(kind, reach, how):
+@pytest.mark.parametrize("how", ["alone", "packed", "padded", "scores"])
+def test_gradients_equal_finite_differences(kind, reach, how):
     frames = T
-    q, k, v = (numbers(1 if how == "side by side" else B, H, frames, D, seed=seed) for seed in (1, 2, 3))
+    q, k, v = (numbers(1 if how == "packed" else B, H, frames, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach, batch=len(q))
     mask = {
-        "side by side": AttentionMask(lengths=(4, 7)),
+        "packed": AttentionMask(lengths=(4, 7)),
         "padded": AttentionMask(padding=torch.arange(T) < torch.tensor([T, 7])[:, None]),
     }.get(how, AttentionMask())
 
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_finite_differences(kind, reach, how):
     assert gradcheck(attend, inputs, fast_mode=True, rtol=1e-5, atol=1e-7)
 
 
-def test_a_gradient_that_is_a_little_wrong_is_noticed(monkeypatch):
+def test_a_slightly_wrong_gradient_is_detected(monkeypatch):
     stock = RelativePositions.tile_backward
 
     def too_large(self, ds, *arguments, **gradients):
@@ -133,7 +133,7 @@ def test_a_gradient_that_is_a_little_wrong_is_noticed(monkeypatch):
 
     monkeypatch.setattr(RelativePositions, "tile_backward", too_large)
     with pytest.raises(GradcheckError):
-        test_gradients_are_those_of_finite_differences("gated", (2, 2), "alone")
+        test_gradients_equal_finite_differences("gated", (2, 2), "alone")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,11 +155,11 @@ def test_dropout_drops_the_same_entries_forward_and_backward(kind):
     reach=st.tuples(st.integers(0, 12), st.integers(0, 12)),
     kind=st.sampled_from(KINDS),
 )
-def test_recordings_side_by_side_are_each_what_they_are_alone(lengths, reach, kind):
+def test_packed_recordings_equal_each_recording_alone(lengths, reach, kind):
     N = sum(lengths)
     q, k, v = (numbers(1, H, N, D, seed=seed) for seed in (1, 2, 3))
     positions = positions_of(kind, reach, batch=1, frames=N)
-    together = attention_core(q, k, v, options(AttentionMask(lengths=tuple(lengths), positions=positions)))
+    packed = attention_core(q, k, v, options(AttentionMask(lengths=tuple(lengths), positions=positions)))
     end = 0
     for length in lengths:
         part = slice(end, end + length)
@@ -167,14 +167,14 @@ def test_recordings_side_by_side_are_each_what_they_are_alone(lengths, reach, ki
         alone = attention_core(
             *(x[:, :, part] for x in (q, k, v)), options(AttentionMask(positions=positions.slice_frames(part)))
         )
-        torch.testing.assert_close(together[:, :, part], alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(packed[:, :, part], alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frames", [40, 200, 600])
 def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, dtype, frames):
-    """All heads at once, the explicit core in tiles, and tiles of rows and keys."""
+    """All heads at once, the tiled backend, and tiles of rows and keys."""
     channels = 16
     q, k, v = (numbers(frames, H * channels, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     positions = positions_of(kind, (30, 40), batch=1, frames=frames, dtype=torch.float32)
@@ -216,7 +216,7 @@ def test_short_and_long_recordings_of_the_encoder_have_the_same_positions(kind, 
     ("kind", "reach"),
     [("table", (5, 5)), ("gated", (5, 5)), ("vectors", (3, 6)), ("shared vectors", (23, 23)), ("vectors", (0, 0))],
 )
-def test_the_triton_core_has_positions_and_their_gradients(kind, reach):
+def test_the_triton_backend_has_positions_and_their_gradients(kind, reach):
     pytest.importorskip("triton")
     q, k, v = (numbers(1, H, 24, D, seed=seed, dtype=torch.float32) for seed in (1, 2, 3))
     positions = positions_of(kind, reach, batch=1, frames=24, dtype=torch.float32)
@@ -232,7 +232,7 @@ def test_the_triton_core_has_positions_and_their_gradients(kind, reach):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_cores_say_what_of_positions_they_cannot_do():
+def test_backends_report_which_positions_are_unsupported():
     q = numbers(1, H, 24, D, dtype=torch.float32)
     vectors = AttentionMask(positions=positions_of("vectors", (2, 3), batch=1, frames=24, dtype=torch.float32))
     lopsided = AttentionMask(positions=positions_of("table", (2, 3), batch=1, frames=24, dtype=torch.float32))
@@ -254,7 +254,7 @@ def test_cores_say_what_of_positions_they_cannot_do():
 # ------------------------------------------------------------------------------------------------ gate and rotation
 
 
-def test_the_gate_is_wavlms_and_so_are_its_gradients():
+def test_the_gate_and_its_gradients_equal_wavlms():
     x, weight, bias, c = numbers(B, T, H * D), numbers(8, D, seed=1), numbers(8, seed=2), numbers(H, seed=3)
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, c)]
     projected = torch.nn.functional.linear(x.view(B, T, H, D), weight, bias).view(B, T, H, 2, 4).sum(-1)
@@ -263,7 +263,7 @@ def test_the_gate_is_wavlms_and_so_are_its_gradients():
     assert gradcheck(PositionGate.apply, inputs, fast_mode=True)
 
 
-def test_rotation_turns_pairs_and_its_backward_turns_them_back():
+def test_rotary_embedding_rotates_pairs_and_its_backward_rotates_them_back():
     x, D_even = numbers(B, T, H * 6).requires_grad_(), 6
     angles = torch.outer(torch.arange(T).double(), 0.5 ** torch.arange(3).double()).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
@@ -282,7 +282,7 @@ def test_rotation_turns_pairs_and_its_backward_turns_them_back():
 
 @pytest.mark.parametrize("family", ["wavlm-group", "wavlm-layer", "conformer-relative", "conformer-rotary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_gradient_is_stocks(family, dtype):
+def test_every_gradient_equals_stocks(family, dtype):
     theirs = tiny_model(family, attention="eager").to(dtype)
     ours = replace_attention(copy.deepcopy(theirs))
     waves = numbers(2, 9000, dtype=dtype)
@@ -301,7 +301,7 @@ def test_every_gradient_is_stocks(family, dtype):
 
 @pytest.mark.parametrize("kind", ["relative_key", "relative", "rotary", None])
 @pytest.mark.parametrize("padded", [False, True])
-def test_wav2vec2_bert_is_stocks_with_its_gradients(kind, padded):
+def test_wav2vec2_bert_and_its_gradients_equal_stocks(kind, padded):
     theirs = tiny_bert(kind).double()
     ours = replace_attention(copy.deepcopy(theirs))
     inputs = {"input_features": numbers(2, 31, 160)}
@@ -321,7 +321,7 @@ def test_wav2vec2_bert_is_stocks_with_its_gradients(kind, padded):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-8, atol=1e-9)
 
 
-def test_scores_of_wavlm_are_each_heads_own():
+def test_attention_weights_of_wavlm_are_returned_per_head():
     theirs = tiny_model("wavlm-group", attention="eager")
     ours = replace_attention(copy.deepcopy(theirs))
     waves = numbers(1, 9000, dtype=torch.float32)
@@ -334,7 +334,7 @@ def test_scores_of_wavlm_are_each_heads_own():
         assert (found[:, 0] - found[:, 1]).abs().max() > 1e-4
 
 
-def test_wavlms_table_reaches_as_far_as_its_buckets():
+def test_wavlms_table_covers_all_of_its_buckets():
     block = replace_attention(tiny_model("wavlm-group")).encoder.layers[0].attention
     beyond = torch.arange(-40, 41)
     buckets = block._relative_positions_bucket(beyond)
@@ -344,7 +344,7 @@ def test_wavlms_table_reaches_as_far_as_its_buckets():
     torch.testing.assert_close(table[:, beyond.clamp(-reach, reach) + reach], block.rel_attn_embed(buckets).T)
 
 
-def test_layers_of_our_own_take_positions_too():
+def test_our_layer_accepts_positions():
     layer = MultiHeadSelfAttention(H * D, H, dtype=torch.float64)
     x = numbers(B, T, H * D)
     positions = positions_of("gated", (2, 2))

@@ -1,4 +1,4 @@
-"""Recordings side by side: what each is does not depend on the others, on its length, or on how it was computed."""
+"""Features of packed recordings do not depend on the other recordings, the length, or the way of computing."""
 
 import itertools
 from unittest.mock import Mock
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from w2v_attn import load_encoder
 from w2v_attn.encoder import blocks, cpu_parallel, encoder, frontend, ragged
 from w2v_attn.encoder.inputs import Samples
-from w2v_attn.encoder.long_form import LongForm, batches_of
+from w2v_attn.encoder.long_form import LongForm, batch_by_frames
 from w2v_attn.ops import gemm, winograd
 
 
@@ -37,25 +37,25 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONFORMERS])
-def test_every_family_lies_side_by_side(name, tmp_path):
-    assert load_encoder(save(tiny_model(name), tmp_path / name)).why_not_ragged is None
+def test_recordings_of_every_family_are_packed(name, tmp_path):
+    assert load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason is None
 
 
 @pytest.mark.parametrize("name", CONFORMERS)
-def test_conformers_go_one_by_one(name, tmp_path):
+def test_recordings_of_conformers_are_processed_one_by_one(name, tmp_path):
     assert (
-        "not attention and feed-forward alone" in load_encoder(save(tiny_model(name), tmp_path / name)).why_not_ragged
+        "not attention and feed-forward alone" in load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason
     )
 
 
 @settings(max_examples=15, deadline=None)
 @given(samples=st.lists(st.integers(400, 9000), min_size=1, max_size=6), budget=st.sampled_from([1, 20, 800]))
-def test_any_recordings_in_any_packs_are_what_they_are_alone(samples, budget, shared_encoder):
+def test_features_of_any_recordings_in_any_packs_are_those_of_each_alone(samples, budget, shared_encoder):
     waves = [0.1 * torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in samples]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "CPU_FRAMES", budget)
-        together = shared_encoder.extract(waves, ("layer_01", "final"))
-    for wave, ours in zip(waves, together, strict=True):
+        packed = shared_encoder.extract(waves, ("layer_01", "final"))
+    for wave, ours in zip(waves, packed, strict=True):
         for name, alone in shared_encoder.extract([wave], ("layer_01", "final"))[0].items():
             torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
 
@@ -66,7 +66,7 @@ def shared_encoder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("block", "wide_block"), [(7, 800), (200, 6), (7, 6), (1, 2)])
-def test_blocks_of_the_waveform_do_not_show(folder, block, wide_block, maker, monkeypatch):
+def test_the_block_size_does_not_change_features(folder, block, wide_block, maker, monkeypatch):
     (wave,) = noise(2.1)
     whole = load_encoder(folder).extract([wave])[0]["final"]
     monkeypatch.setattr(frontend, "CPU_BLOCK", block)
@@ -93,22 +93,26 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
     [LongForm(), LongForm(kind="sliding_window", seconds=0.4), LongForm(kind="chunked", seconds=1.0, overlap=0.2)],
 )
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
-def test_layers_of_a_long_recording_are_the_same_whoever_else_is_asked_for(family, long_form, tmp_path, monkeypatch):
-    """Blocks write over what nobody wants any more."""
+def test_layers_of_a_long_recording_do_not_depend_on_other_requested_layers(family, long_form, tmp_path, monkeypatch):
+    """Blocks overwrite frames that are not needed any more."""
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
     monkeypatch.setattr(blocks, "LONG_ROWS", 13)
     encoder = load_encoder(save(tiny_model(family), tmp_path / "model"), long_form=long_form)
     (wave,) = noise(2.1)
     layers = ("embed", "layer_01", "layer_02", "layer_03", "final")
-    (together,) = encoder.extract([wave], layers)
+    (found,) = encoder.extract([wave], layers)
     for layer in layers:
-        torch.testing.assert_close(encoder.extract([wave], (layer,))[0][layer], together[layer], rtol=0, atol=0)
+        torch.testing.assert_close(encoder.extract([wave], (layer,))[0][layer], found[layer], rtol=0, atol=0)
 
 
-def test_a_long_recording_takes_the_place_of_what_nobody_asked_for(folder, monkeypatch):
+def test_a_long_recording_overwrites_layers_that_are_not_requested(folder, monkeypatch):
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)
-    in_place, original = [], blocks.Block._long
-    monkeypatch.setattr(blocks.Block, "_long", lambda self, x, y: in_place.append(x is y) or original(self, x, y))
+    in_place, original = [], blocks.TransformerBlock._run_chunked
+    monkeypatch.setattr(
+        blocks.TransformerBlock,
+        "_run_chunked",
+        lambda self, x, y: in_place.append(x is y) or original(self, x, y),
+    )
     (wave,) = noise(2.1)
     load_encoder(folder).extract([wave], ("layer_01", "final"))
     assert in_place == [True, False, True]
@@ -127,7 +131,7 @@ def test_rows_of_a_long_recording_are_attention_by_the_faster_kernel(maker, monk
     assert in_tiles.called == (maker != "MKL's")
 
 
-def test_a_short_recording_beside_a_windowed_one_is_exact(folder):
+def test_a_short_recording_in_a_batch_with_a_windowed_one_is_exact(folder):
     short, long = noise(0.35, 2.0)
     windowed = load_encoder(folder, long_form=LongForm(kind="sliding_window", seconds=0.4)).extract([short, long])
     torch.testing.assert_close(windowed[0]["final"], stock(folder, short), rtol=0, atol=1e-4)
@@ -144,7 +148,7 @@ def test_a_window_wider_than_the_recording_is_exact(folder):
 @pytest.mark.parametrize("rows", [5, 13, 2000])
 @pytest.mark.parametrize("tile", [4, 256])
 def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
-    """The same features come from our layer with a mask that forbids what is further away."""
+    """Our layer returns the same features with a mask that excludes frames outside the window."""
     from w2v_attn.attention import packed as core
 
     monkeypatch.setattr(blocks, "LONG_ROWS", rows)
@@ -164,7 +168,7 @@ def test_a_window_is_attention_under_a_band(folder, monkeypatch, rows, tile):
     torch.testing.assert_close(windowed["layer_01"], theirs[0], rtol=0, atol=1e-5)
 
 
-def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
+def test_chunks_keep_every_frame_once_and_a_single_chunk_is_exact(folder):
     waves = noise(0.3, 2.3, 0.9)
     exact = load_encoder(folder).extract(waves, ("embed", "final"))
     ours = load_encoder(folder, long_form=LongForm(kind="chunked", seconds=1.0, overlap=0.2)).extract(
@@ -184,14 +188,14 @@ def test_chunks_keep_every_frame_once_and_are_exact_where_there_is_one(folder):
     share=st.floats(0.0, 0.49),
     frames=st.integers(1, 400),
 )
-def test_pieces_follow_each_other_without_gap_inside_their_recording(lengths, seconds, share, frames):
-    pieces = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).pieces(lengths, 50.0))
-    assert [p.first for p in pieces] == [0, *(p.last for p in pieces[:-1])]
-    assert pieces[-1].last == sum(lengths)
-    assert all(p.begin <= p.first < p.last <= p.end for p in pieces)
+def test_chunks_cover_each_recording_without_gaps(lengths, seconds, share, frames):
+    chunks = list(LongForm(kind="chunked", seconds=seconds, overlap=share * seconds).chunks(lengths, 50.0))
+    assert [p.first for p in chunks] == [0, *(p.last for p in chunks[:-1])]
+    assert chunks[-1].last == sum(lengths)
+    assert all(p.begin <= p.first < p.last <= p.end for p in chunks)
     edges = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
-    assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in pieces)
-    assert [piece for batch in batches_of(pieces, lambda p: p.end - p.begin, frames) for piece in batch] == pieces
+    assert all(any(a <= p.begin and p.end <= b for a, b in itertools.pairwise(edges)) for p in chunks)
+    assert [chunk for batch in batch_by_frames(chunks, lambda p: p.end - p.begin, frames) for chunk in batch] == chunks
 
 
 @pytest.mark.parametrize(
@@ -209,8 +213,10 @@ def test_options_that_leave_nothing_are_refused(options, says):
 
 def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
     ran = []
-    right = blocks.Block.__call__
-    monkeypatch.setattr(blocks.Block, "__call__", lambda self, *a, **k: ran.append(self) or right(self, *a, **k))
+    right = blocks.TransformerBlock.__call__
+    monkeypatch.setattr(
+        blocks.TransformerBlock, "__call__", lambda self, *a, **k: ran.append(self) or right(self, *a, **k)
+    )
     ours = load_encoder(folder)
     ours.extract(noise(0.2), ("embed",))
     assert not ran
@@ -218,7 +224,7 @@ def test_nothing_above_the_highest_layer_is_computed(folder, monkeypatch):
     assert len(ran) == 2
 
 
-def test_weights_that_change_are_followed(folder, tmp_path):
+def test_changed_weights_are_used(folder, tmp_path):
     (wave,) = noise(0.5)
     ours = load_encoder(folder)
     before = ours.extract([wave])[0]["final"]
@@ -240,27 +246,27 @@ def test_without_onednn_the_features_are_the_same(folder, monkeypatch):
         torch.testing.assert_close(ours["final"], theirs["final"], rtol=0, atol=1e-5)
 
 
-def test_a_model_that_was_changed_goes_one_by_one(folder):
+def test_recordings_of_a_changed_model_are_processed_one_by_one(folder):
     (wave,) = noise(0.5)
     plain = load_encoder(folder)
     theirs = plain.extract([wave])[0]["final"]
     seen = []
     hook = plain.model.encoder.layers[1].register_forward_hook(lambda *_: seen.append(1))
-    assert "hooks" in plain.why_not_ragged
+    assert "hooks" in plain.unpacked_reason
     torch.testing.assert_close(plain.extract([wave])[0]["final"], theirs, rtol=0, atol=1e-5)
     assert seen
     with pytest.raises(ValueError, match="hooks"):
         encoder.Encoder(plain.checkpoint, device=plain.device, long_form=LongForm(kind="sliding_window"))
     hook.remove()
-    assert plain.why_not_ragged is None
+    assert plain.unpacked_reason is None
     dense = plain.model.encoder.layers[0].feed_forward.output_dense
     dense.forward = lambda x: 2 * torch.nn.functional.linear(x, dense.weight, dense.bias)
-    assert "another forward" in ragged.why_not(plain.model)
+    assert "another forward" in ragged.unsupported_reason(plain.model)
     assert (plain.extract([wave])[0]["final"] - theirs).abs().max() > 1e-3
 
 
-def test_an_offset_of_the_waveform_costs_no_precision(folder):
-    """Group norm takes the mean off; folded into weights, it must not drown small samples in a large offset."""
+def test_an_offset_of_the_waveform_does_not_reduce_precision(folder):
+    """Group norm subtracts the mean; folded into weights, it must not lose small samples next to a large offset."""
     from transformers import AutoModel
 
     if "group" not in str(AutoModel.from_pretrained(folder).config.feat_extract_norm):
@@ -286,7 +292,7 @@ def test_the_expected_time_grows_with_the_work(folder):
     assert exact.expected_seconds(minute, ("layer_02",)) < exact.expected_seconds(minute)
 
 
-def test_a_long_recording_is_announced_with_its_time(folder, monkeypatch, caplog, tmp_path):
+def test_a_long_recording_is_logged_with_its_expected_time(folder, monkeypatch, caplog, tmp_path):
     from w2v_attn.corpus.listing import list_recordings
     from w2v_attn.extraction import computing, extracting
 
@@ -321,23 +327,23 @@ def test_one_call_for_all_heads_is_attention(frames, dtype, bound, monkeypatch):
     torch.testing.assert_close(alone, ours, rtol=0, atol=0)
 
 
-@given(lengths=st.lists(st.integers(1, 6000), max_size=40), streams_=st.integers(1, 5), budget=st.integers(1, 900))
-def test_packs_hold_every_recording_once_and_streams_end_together(lengths, streams_, budget):
-    alone, shared = cpu_parallel.plan(lengths, streams=streams_, budget=budget, longest=5000)
+@given(lengths=st.lists(st.integers(1, 6000), max_size=40), workers=st.integers(1, 5), budget=st.integers(1, 900))
+def test_packs_hold_every_recording_once_and_workers_end_at_about_the_same_time(lengths, workers, budget):
+    alone, shared = cpu_parallel.plan(lengths, workers=workers, budget=budget, longest=5000)
     assert sorted(number for pack in [*alone, *shared] for number in pack) == list(range(len(lengths)))
     assert all([*alone, *shared])
     sizes = sorted((sum(lengths[number] for number in pack) for pack in shared), reverse=True)
     assert all(lengths[number] <= 5000 for pack in shared for number in pack)
-    ends = [0] * streams_
+    ends = [0] * workers
     for size in sizes:
         ends[ends.index(min(ends))] += size
-    assert max(ends) <= 1.06 * sum(sizes) / streams_
+    assert max(ends) <= 1.06 * sum(sizes) / workers
 
 
 @given(seed=st.integers(0, 9999), count=st.integers(130, 300), speed=st.floats(0.6, 1.0))
 def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, speed):
     lengths = torch.randint(1, 100, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    _, shared = cpu_parallel.plan(lengths, streams=2, budget=800, longest=5000)
+    _, shared = cpu_parallel.plan(lengths, workers=2, budget=800, longest=5000)
     speeds, ends = (1.0, speed), [0.0, 0.0]
     for size in (sum(lengths[number] for number in pack) for pack in shared):
         free = ends.index(min(ends))
@@ -346,16 +352,16 @@ def test_a_slow_core_keeps_the_other_waiting_for_a_small_pack_only(seed, count, 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_recording_is_the_same_in_any_number_of_streams(threads, shared_encoder):
+def test_a_recording_is_the_same_in_any_number_of_workers(threads, shared_encoder):
     waves = noise(*(0.4 + 0.3 * number for number in range(12)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = shared_encoder.extract(waves, ("embed", "final"))
+        packed = shared_encoder.extract(waves, ("embed", "final"))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    for wave, ours in zip(waves, together, strict=True):
+    for wave, ours in zip(waves, packed, strict=True):
         for name, alone in shared_encoder.extract([wave], ("embed", "final"))[0].items():
             torch.testing.assert_close(ours[name], alone, rtol=0, atol=1e-5)
 
@@ -367,7 +373,7 @@ def test_a_recording_is_the_same_in_any_number_of_streams(threads, shared_encode
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker):
+def test_winograds_algorithm_equals_the_convolution(frames, channels, dtype, seed, maker):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, channels, generator=generator, dtype=torch.float64)
     weight = torch.randn(19, channels, 3, generator=generator, dtype=torch.float64) / channels**0.5
@@ -379,14 +385,14 @@ def test_seven_products_are_the_convolution(frames, channels, dtype, seed, maker
 
 
 @given(count=st.integers(1, 99))
-def test_as_many_frames_come_out_of_seven_products_as_are_asked_for(count):
+def test_winograds_algorithm_returns_the_requested_number_of_frames(count):
     products_ = winograd.Winograd(torch.ones(1, 1, 3), None)
     frames = torch.ones(products_.frames_needed(count), 1)
     assert count <= len(products_(frames)) < count + 3
     assert len(frames) == 7 or len(products_(frames[:-1])) < count
 
 
-def test_seven_products_add_up_in_pieces(maker):
+def test_winograds_algorithm_sums_over_blocks_of_channels(maker):
     """oneDNN's over 512 channels have 3.1 times the error of torch's convolution: `embed` then breaks its bound."""
     torch.manual_seed(0)
     x, weight = torch.nn.functional.gelu(torch.randn(1, 512, 205)), torch.randn(64, 512, 3)
@@ -396,7 +402,7 @@ def test_seven_products_add_up_in_pieces(maker):
     assert (ours - exact).norm() <= 2.5 * (theirs - exact).norm()
 
 
-def test_what_fails_in_a_stream_fails_the_call(shared_encoder, monkeypatch):
+def test_an_error_in_a_worker_is_raised_by_the_call(shared_encoder, monkeypatch):
     def out_of_memory(self, *_, **__):
         raise MemoryError("no room")
 

@@ -214,7 +214,7 @@ def test_features_of_other_blocks_are_those_of_the_model(norm_style, tmp_path):
     wave = read_audio(next(SPEECH.rglob("*.flac")))
     before = encoder.extract([wave])[0]["final"]
     scaled(encoder.model.encoder.layers[1])
-    assert "layer_scale" in encoder.why_not_ragged
+    assert "layer_scale" in encoder.unpacked_reason
     with torch.no_grad():
         theirs = encoder.model(encoder.prepare(wave)[None]).last_hidden_state[0]
     ours = encoder.extract([wave])[0]["final"]

@@ -1,6 +1,7 @@
-"""`w2v-attn verify` holds for every family, bites on a fault and says where, and its exit codes are those promised."""
+"""`w2v-attn verify` passes for every family, finds a fault and its stage, and returns the documented exit codes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from w2v_attn import load_encoder, replace_attention
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.encoder import Encoder
-from w2v_attn.verification import bounds, comparing, figures, runners, stages, verifying
+from w2v_attn.verification import bounds, comparisons, runners, stages, verifier
 from w2v_attn.verification.report import broken, sentences
 
 
 def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
-    request = verifying.Request(
+    request = verifier.VerificationRequest(
         checkpoint=str(folder),
         revision=None,
         language=None,
@@ -28,7 +29,7 @@ def proof(folder, *, dtypes=("float32",), count=3, seconds=1.0, backend="auto"):
         backend=backend,
     )
     costs = []
-    report = verifying.verify(request, costs.append)
+    report = verifier.verify(request, costs.append)
     assert sum(costs) == pytest.approx(request.cost)
     return report
 
@@ -39,9 +40,9 @@ def kinds(report, side):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_bound_holds_for_every_family(family, tmp_path):
-    report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifying.DTYPES)
+    report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
-    assert {comparison.dtype for comparison in report.comparisons} == set(verifying.DTYPES)
+    assert {comparison.dtype for comparison in report.comparisons} == set(verifier.DTYPES)
     for side in ("alone", "padded"):
         assert kinds(report, side) == {"stage", "gradient", "symbols"}
         seen = {comparison.stage for comparison in report.comparisons if comparison.side == side}
@@ -56,20 +57,20 @@ def test_every_bound_holds_for_filter_banks(positions, tmp_path):
 
     tiny_bert(positions, "ForCTC").save_pretrained(tmp_path / "model")
     SeamlessM4TFeatureExtractor().save_pretrained(tmp_path / "model")
-    report = proof(tmp_path / "model", dtypes=verifying.DTYPES)
+    report = proof(tmp_path / "model", dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
     assert kinds(report, "input") == {"stage"}
     assert {"embed", "layer_03", "final", "logits"} <= {comparison.stage for comparison in report.comparisons}
 
 
 @pytest.mark.parametrize("backend", ["tiled", "sdpa"])
-def test_every_bound_holds_for_every_core(norm_style, backend, tmp_path):
+def test_every_bound_holds_for_every_backend(norm_style, backend, tmp_path):
     folder = save(tiny_model(norm_style, "ForCTC"), tmp_path / "model")
     assert list(broken(proof(folder, dtypes=("float64", "float32"), backend=backend))) == []
 
 
 @pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForPreTraining"])
-def test_checkpoints_without_a_head_for_text_are_compared_as_far_as_they_go(head, tmp_path):
+def test_checkpoints_without_a_ctc_head_are_compared_without_symbols(head, tmp_path):
     report = proof(save(tiny_model("wav2vec2-group", head), tmp_path / "model"))
     assert report.holds
     stages = [c.stage for c in report.comparisons if c.side == "alone" and c.kind == "stage"]
@@ -77,7 +78,7 @@ def test_checkpoints_without_a_head_for_text_are_compared_as_far_as_they_go(head
     assert "symbols" not in kinds(report, "alone")
 
 
-def test_every_parameter_that_learns_has_its_line(norm_style, tmp_path):
+def test_every_trainable_parameter_has_a_comparison(norm_style, tmp_path):
     model = tiny_model(norm_style, "ForCTC")
     report = proof(save(model, tmp_path / "model"))
     lines = [(c.stage, c.part) for c in report.comparisons if c.side == "alone" and c.kind == "gradient"]
@@ -118,7 +119,7 @@ FAULTS = {
 
 
 def breaks(monkeypatch, break_it, *, unpad):
-    """From here on our attention comes with a fault: where encoders are unpadded, or where they are not."""
+    """Add a fault to our attention from here on, with or without unpadding."""
 
     def replace_and_break(model, **options):
         replace_attention(model, **options)
@@ -145,7 +146,7 @@ def test_a_fault_of_the_encoder_is_found(tmp_path, monkeypatch):
         fault_of_a_parameter(encoder.model)
         return encoder
 
-    monkeypatch.setattr(verifying, "load_encoder", load_and_break)
+    monkeypatch.setattr(verifier, "Encoder", SimpleNamespace(load=load_and_break))
     found = list(broken(proof(save(tiny_model("wav2vec2-layer"), tmp_path / "model"))))
     assert found
     assert found[0].startswith("float32, extract, stages: broken first at layer_02")
@@ -157,9 +158,13 @@ def test_features_that_depend_on_their_neighbours_are_found(group_checkpoint, mo
         return [{name: x + 3e-5 * number for name, x in one.items()} for number, one in enumerate(found)]
 
     monkeypatch.setattr(
-        verifying,
-        "load_encoder",
-        lambda *a, **o: type("_", (Encoder,), {"extract": extract})(load_checkpoint(a[0]), device=torch.device("cpu")),
+        verifier,
+        "Encoder",
+        SimpleNamespace(
+            load=lambda checkpoint, **_: type("_", (Encoder,), {"extract": extract})(
+                load_checkpoint(checkpoint), device=torch.device("cpu")
+            )
+        ),
     )
     assert any(
         line.startswith("float32, extract, batch = single: broken first at embed")
@@ -167,37 +172,37 @@ def test_features_that_depend_on_their_neighbours_are_found(group_checkpoint, mo
     )
 
 
-def test_a_flipped_symbol_is_found_and_a_tie_is_none():
+def test_a_flipped_symbol_is_found_and_a_tie_is_not_an_error():
     exact = torch.tensor([[0.0, 1.0, -1.0], [1.0, 1.0 + 1e-9, 0.0]], dtype=torch.float64)
     stages = {"logits": [exact.float()]}
     flipped = {"logits": [exact.float()[:, [1, 0, 2]]]}
     tied = {"logits": [torch.tensor([[0.0, 1.0, -1.0], [1.0, 0.9, 0.0]])]}
     for ours, different in ((stages, 0), (flipped, 1), (tied, 0)):
-        found = comparing.compare_symbols("alone", ours, stages, {"logits": [exact]})
+        found = comparisons.compare_symbols("alone", ours, stages, {"logits": [exact]})
         assert found.worst.value == different
 
 
-def test_features_of_another_shape_or_that_are_no_numbers_break_every_bound():
+def test_features_of_another_shape_or_with_nan_break_every_bound():
     exact = [torch.ones(3, 2, dtype=torch.float64)]
     for ours in (torch.ones(2, 2), torch.full((3, 2), float("nan"))):
-        found = figures.compare([ours], exact, exact)
-        for dtype in verifying.DTYPES:
+        found = bounds.measure_errors([ours], exact, exact)
+        for dtype in verifier.DTYPES:
             assert not all(check.holds for check in bounds.check_stage(dtype, found))
 
 
-def test_stock_is_stock_and_ours_is_ours(norm_style, monkeypatch):
+def test_stock_is_never_compared_with_itself(norm_style, monkeypatch):
     model = replace_attention(tiny_model(norm_style), unpad=True)
-    runners.become_stock(model)
+    runners.restore(model)
     assert all(type(module).__module__.startswith(("transformers.", "torch.")) for module in model.modules())
     monkeypatch.setattr(runners, "replace_attention", lambda model, **_: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.become_ours(model, "auto")
+        runners.patch(model, "auto")
     monkeypatch.setattr(runners, "restore_attention", lambda model: model)
     with pytest.raises(AssertionError, match="itself"):
-        runners.become_stock(replace_attention(model))
+        runners.restore(replace_attention(model))
 
 
-def test_what_padding_does_to_group_norm_features_is_said_with_its_number(group_checkpoint, layer_checkpoint):
+def test_the_effect_of_padding_on_group_norm_features_is_reported(group_checkpoint, layer_checkpoint):
     report = proof(group_checkpoint)
     assert "normalised over all the time" in next(sentences(report))
     assert report.padding.max_abs > 1e-3
@@ -206,7 +211,7 @@ def test_what_padding_does_to_group_norm_features_is_said_with_its_number(group_
     assert not padding.group_norm
 
 
-def test_the_command_ends_with_0_where_all_holds_and_writes_every_figure(call, tmp_path, group_checkpoint):
+def test_the_exit_code_is_0_if_every_bound_holds_and_every_figure_is_written(call, tmp_path, group_checkpoint):
     code, out, _ = call("verify", f"model.checkpoint={group_checkpoint}", "dtypes=[float32]", "output=proof.json", *FEW)
     assert code == 0
     assert all(word in out for word in ("embed", "layer_03", "∂ conv_1", "logits", "holds", "padding included"))
@@ -217,7 +222,7 @@ def test_the_command_ends_with_0_where_all_holds_and_writes_every_figure(call, t
     assert len(record["recordings"]) == 2
 
 
-def test_the_command_ends_with_1_where_a_bound_is_broken(call, group_checkpoint, monkeypatch):
+def test_the_exit_code_is_1_if_a_bound_is_broken(call, group_checkpoint, monkeypatch):
     breaks(monkeypatch, fault_of_a_parameter, unpad=True)
     options = ("dtypes=[float32]", "show=summary", *FEW)
     code, out, err = call("verify", f"model.checkpoint={group_checkpoint}", *options)
@@ -241,7 +246,7 @@ FEW = ("recordings=2", "seconds=1")
         ("model.checkpoint=/absent", "there is no folder"),
     ],
 )
-def test_a_wrong_request_ends_with_2(call, override, says):
+def test_the_exit_code_of_a_wrong_request_is_2(call, override, says):
     code, _, err = call("verify", override)
     assert code == 2
     assert says in err

@@ -1,1 +1,1 @@
-"""What `w2v-attn benchmark` measures: ours and peers side by side, with equality checked in the same run."""
+"""Benchmarks of this package against peers, which check in the same run that results agree: `w2v-attn benchmark`."""

@@ -1,4 +1,4 @@
-"""What people write without this package: a loop over files with plain transformers. A process of `suite=cli`.
+"""The baseline of `suite=cli`: a loop over files with plain transformers, without this package.
 
 python -m w2v_attn.benchmarks.transformers_loop CHECKPOINT AUDIO OUTPUT DTYPE DEVICE BATCH
 """
@@ -15,7 +15,7 @@ SAMPLE_RATE = 16_000
 
 
 def main(checkpoint: str, audio: str, output: str, dtype: str, device: str, batch: str) -> None:
-    """Final features of every wav below `audio`, in batches padded to their longest, sorted by length."""
+    """Write the final features of every wav file in `audio`, in batches sorted by length and padded to the longest."""
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(checkpoint)
     model = Wav2Vec2Model.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     model = model.to(device).eval()  # type: ignore[arg-type]

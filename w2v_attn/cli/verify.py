@@ -4,14 +4,15 @@ import sys
 from functools import partial
 from typing import Any
 
-from w2v_attn.benchmarks.results import check_destination, circumstances, write_json
+from w2v_attn.benchmarks.results import check_output, run_environment, write_json
 from w2v_attn.cli import console, values
 from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from w2v_attn.cli.progress import ProgressLine
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.encoder.waveforms import find_device
-from w2v_attn.verification import report, verifying
+from w2v_attn.verification import report, verifier
+from w2v_attn.verification.request import VerificationRequest
 
 
 def run(config: Any) -> int:
@@ -20,8 +21,8 @@ def run(config: Any) -> int:
         raise ValueError(f"show must be stages or summary, got {config.show}")
     output = values.path_or_none(config, "output")
     if output is not None:
-        check_destination(output)
-    request = verifying.Request(
+        check_output(output)
+    request = VerificationRequest(
         checkpoint=values.text(config.model, "checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
@@ -35,13 +36,13 @@ def run(config: Any) -> int:
     warn_of_demo(request.checkpoint, request.rows)
     try:
         with ProgressLine(request.cost, "steps") as progress:
-            found = verifying.verify(request, partial(progress.advance, failed=False))
+            found = verifier.verify(request, partial(progress.advance, failed=False))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     written = None
     if output is not None:  # first: what is shown may find no reader
-        written = write_json(report.as_record(found) | circumstances(request.device), output)
+        written = write_json(report.as_record(found) | run_environment(request.device), output)
     for title, header, rows in report.tables(found, stages=config.show == "stages"):
         console.show(title, rows, header=header)
     for line in report.sentences(found):

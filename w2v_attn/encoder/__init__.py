@@ -1,1 +1,1 @@
-"""Waveforms in, frames of chosen layers out. Knows attention and pretrained."""
+"""The encoder: waveforms in, features of chosen layers out."""

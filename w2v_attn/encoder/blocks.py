@@ -1,7 +1,8 @@
-"""The transformer blocks over frames of all recordings at once, [ΣT, C]; only the attention core knows recordings.
+"""The transformer blocks over packed frames, [ΣT, C]; only the attention itself depends on the recordings.
 
-Residual stream and norms are float32 at least; products take the dtype of the weights. On a GPU a sum, the norm after
-it and what products take of that are one launch (`fusions`); a block then gives out what enters the next one, too.
+Residual stream and norms are in at least float32; matrix products are in the dtype of the weights. On a GPU a sum, the
+norm after it and the cast to the dtype of the weights are one launch (`fusions`); a block then also returns the
+normalised input of the next block.
 """
 
 from collections import deque
@@ -18,18 +19,20 @@ from w2v_attn.ops import fusions, gemm
 from w2v_attn.patching.activations import is_gelu
 
 Linear = gemm.PrepackedLinear | gemm.PlainLinear
-# Rows of the feed-forward at once: what is between its two products, four times as wide, then stays in a cache.
+# Rows of a chunk in the feed-forward: its intermediate frames, four times as wide, then stay in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
-# Frames from which a recording is a long one, and its rows that go through a block together: 100 and 40 seconds.
+# A recording with more frames is chunked, and the rows of a chunk: 100 and 40 seconds.
 LONG_THRESHOLD, LONG_ROWS = 5000, 2000
 
 
-class Block:
-    """One block of a Hugging Face encoder, its weights laid out for many calls.
+class TransformerBlock:
+    """A block of a Hugging Face encoder, with its weights prepared for many calls.
 
-    norm_first: whether the norms stand before attention and feed-forward (stable) or after them.
-    next_norm: with norms first, the one that the next block begins with; None where there is no next block.
-    table: biases by distance that all blocks share, [H, R]; None where the family has none.
+    Args:
+        layer: The Hugging Face block, with the attention of this package.
+        norm_first: Whether the norms come before attention and feed-forward (`do_stable_layer_norm`) or after them.
+        next_norm: The first norm of the next block if `norm_first`; None if there is no next block.
+        table: Relative position biases that all blocks share, [H, R]; None if the family has none.
     """
 
     def __init__(
@@ -57,58 +60,62 @@ class Block:
         lengths: list[int],
         *,
         reach: int | None = None,
-        entering: Tensor | None = None,
-        spend: bool = False,
+        block_input: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """[ΣT, C] -> [ΣT, C], and what enters the next block where that is known.
+        """Return the output, [ΣT, C], and the normalised input of the next block or None.
 
-        reach: frames that a frame attends on either side of itself; None: all of them.
-        entering: what the block before knew. spend: x is nobody's any more, and a long recording may be written over.
+        Args:
+            x: [ΣT, C] in at least float32.
+            lengths: Frames of each recording.
+            reach: Number of frames that a frame attends to on either side of itself; None: all of them.
+            block_input: The second result of the previous block.
+            overwrite: Whether the output of a long recording may be written into x.
         """
-        if len(lengths) > 1 and any(self._is_apart(length, x, reach) for length in lengths):
+        if len(lengths) > 1 and any(self._is_chunked(length, x, reach) for length in lengths):
             return torch.cat([self(part, [len(part)], reach=reach)[0] for part in x.split(lengths)]), None
-        if self._is_apart(lengths[0], x, reach):
-            y = x if spend else torch.empty_like(x)
+        if self._is_chunked(lengths[0], x, reach):
+            y = x if overwrite else torch.empty_like(x)
             if reach is None or len(x) <= 2 * reach:
-                self._long(x, y)
+                self._run_chunked(x, y)
             else:
-                self._windowed(x, reach, y)
+                self._run_windowed(x, reach, y)
             return y, None
-        h = self._input(x) if entering is None else entering
+        h = self._input(x) if block_input is None else block_input
         q, k, v = self._heads(h)
-        o = packed.attend_packed(q, k, v, lengths, backend=self._backend, **self._of_core(h))
+        o = packed.attend_packed(q, k, v, lengths, backend=self._backend, **self._attention_options(h))
         return self._finish(x, o)
 
     def _heads(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all heads, [N, H·D] or [N, H·E]."""
+        """Return queries, keys and values of all heads, [N, H·D] or [N, H·E]."""
         if self._qkv is not None:
             q, k, v = self._qkv(h).split((self._q_width, *self._widths), -1)
             return q, k, v
         k, v = self._kv(h).split(self._widths, -1)
         return self._q(h), k, v
 
-    def _is_apart(self, length: int, x: Tensor, reach: int | None) -> bool:
-        """Whether a recording of this length goes through a block some rows at a time."""
+    def _is_chunked(self, length: int, x: Tensor, reach: int | None) -> bool:
+        """Return whether a recording of this length goes through a block in chunks of rows."""
         return (reach is not None and length > 2 * reach) or (x.device.type == "cpu" and length > LONG_THRESHOLD)
 
-    def _long(self, x: Tensor, y: Tensor) -> None:
-        """One recording, [T, C] -> [T, C], with little memory beside keys and values: some rows at a time.
+    def _run_chunked(self, x: Tensor, y: Tensor) -> None:
+        """Write the output of one recording, [T, C], into y, in chunks of rows that save memory.
 
-        y: what is written, which may be x: of that, rows that were written are not read again.
+        y may be x: rows that were written are not read again.
         """
         H = self._num_heads
         k, v = (x.new_empty(H, len(x), width // H, dtype=self._dtype) for width in self._widths)
-        for rows in _rows_of(len(x)):
+        for rows in _row_chunks(len(x)):
             k[:, rows], v[:, rows] = (split_heads(part[None], H)[0] for part in self._keys_values(x[rows]))
-        for rows in _rows_of(len(x)):
+        for rows in _row_chunks(len(x)):
             h = self._input(x[rows])
-            o = packed.attend_all(self._q(h), k, v, first_row=rows.start, **self._of_core(h))
+            o = packed.attend_all(self._q(h), k, v, first_row=rows.start, **self._attention_options(h))
             y[rows], _ = self._finish(x[rows], o)
 
-    def _windowed(self, x: Tensor, reach: int, y: Tensor) -> None:
-        """One recording, [T, C] -> [T, C], each frame attending those near it; only keys in reach are held.
+    def _run_windowed(self, x: Tensor, reach: int, y: Tensor) -> None:
+        """Write the output of one recording, [T, C], into y, with sliding-window attention.
 
-        y: as in `_long`.
+        Only keys and values within reach are in memory. y may be x.
         """
         T = len(x)
         held: deque[tuple[Tensor, Tensor]] = deque()
@@ -123,12 +130,12 @@ class Block:
             k, v = (torch.cat(parts) for parts in zip(*held, strict=True))
             h = self._input(x[first:last])
             o = packed.attend_window(
-                self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._of_core(h)
+                self._q(h), k, v, first_row=first, first_key=first_key, reach=reach, **self._attention_options(h)
             )
             y[first:last], _ = self._finish(x[first:last], o)
 
-    def _of_core(self, h: Tensor) -> dict[str, Any]:
-        """What the core is told of these rows, which enter the attention as [N, C]."""
+    def _attention_options(self, h: Tensor) -> dict[str, Any]:
+        """Return the keyword arguments of the attention for these rows, [N, C]."""
         positions = None if self._table is None else self._attention.positions(h[None], self._table)
         return {"num_heads": self._num_heads, "scale": self._scale, "positions": positions}
 
@@ -140,9 +147,11 @@ class Block:
         return (layer_norm(x, self._norm) if self._norm_first else x).to(self._dtype)
 
     def _finish(self, x: Tensor, o: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What follows the core: the block's output, from its input x and what the heads return, both [N, C].
+        """Return the output of the block and the normalised input of the next block or None.
 
-        And what enters the next block where that is known.
+        Args:
+            x: Input of the block, [N, C].
+            o: Output of the heads, [N, C].
         """
         if self._fuses:
             y, h = self._finish_fused(x, o)
@@ -166,19 +175,19 @@ class Block:
         return layer_norm(self._add_feed_forward(y, y), self._final_norm)
 
     def _adapt(self, y: Tensor, adapter: Any) -> Tensor:
-        """What the adapter of a language adds to a block's output, [N, C]."""
+        """Return the output of a language adapter (MMS), [N, C], which is added to the output of the block."""
         h = layer_norm(y, adapter.norm).to(self._dtype)
         return adapter.linear_2(adapter.act_fn(adapter.linear_1(h)))
 
     def _add_feed_forward(self, y: Tensor, h: Tensor) -> Tensor:
-        """y and the feed-forward of h, in the memory of y, which may be h."""
-        rows = _rows_together(h)
+        """Add the feed-forward of h to y in place; y may be h."""
+        rows = _rows_per_chunk(h)
         for y_part, h_part in zip(y.split(rows), h.split(rows), strict=True):
             y_part.add_(self._feed_forward_of(h_part))
         return y
 
     def _feed_forward(self, h: Tensor) -> Tensor:
-        parts = [self._feed_forward_of(part) for part in h.split(_rows_together(h))]
+        parts = [self._feed_forward_of(part) for part in h.split(_rows_per_chunk(h))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _feed_forward_of(self, h: Tensor) -> Tensor:
@@ -189,20 +198,20 @@ class Block:
         return y if self._fused else self._activation(y)
 
 
-def _rows_together(x: Tensor) -> int:
-    """How many rows go through the feed-forward at once."""
+def _rows_per_chunk(x: Tensor) -> int:
+    """Return the number of rows of a chunk in the feed-forward."""
     return CPU_ROWS if x.device.type == "cpu" else ACCELERATOR_ROWS
 
 
-def _rows_of(num_rows: int) -> Iterator[slice]:
+def _row_chunks(num_rows: int) -> Iterator[slice]:
     for first in range(0, num_rows, LONG_ROWS):
         yield slice(first, min(first + LONG_ROWS, num_rows))
 
 
 def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
-    """Those of queries, and of keys and values together; and on a GPU one of all three, with the same weights in it.
+    """Return the projection of queries, that of keys and values, and on a GPU that of all three in one product.
 
-    On a CPU two products read less at once.
+    The three share memory. On a CPU the third is None: two products have smaller working sets.
     """
     q_proj, k_proj, v_proj = attention.q_proj, attention.k_proj, attention.v_proj
     if q_proj.weight.device.type == "cpu":
@@ -212,12 +221,12 @@ def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
 
 
 def _linear(*linears: nn.Linear) -> Linear:
-    """Linear maps of one input as one, their outputs side by side."""
+    """Return linear maps of one input as one map with concatenated outputs."""
     return gemm.prepare_linear(*_stacked(*linears))
 
 
 def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of linear maps as those of one."""
+    """Return the concatenated weight and bias of linear maps."""
     if len(linears) == 1:
         return linears[0].weight, linears[0].bias
     weight = torch.cat([linear.weight.detach() for linear in linears])
@@ -228,5 +237,5 @@ def _stacked(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:
-    """x + y in the dtype of x, in the memory of y where that is possible; x stays as it is."""
+    """Return x + y in the dtype of x, in the memory of y if the dtypes agree; x is not changed."""
     return y.add_(x) if y.dtype == x.dtype else x + y

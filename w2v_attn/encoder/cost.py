@@ -1,28 +1,36 @@
-"""What a recording costs before it is computed: operations, and from them seconds on this machine.
+"""The cost of a recording before it is computed: operations, seconds on this machine, and the memory there is.
 
 Source: the sizes in the config; a multiplication and an addition count as two operations.
 """
 
+import os
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from w2v_attn.ops import gemm
 
-SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; frames of filter banks, two by two, a second
-# The product that rates are taken at: ten seconds of frames times the first weight of base's feed-forward; five minutes
-# of them on a GPU, which a smaller product does not fill.
+SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; filter-bank frames per second, stacked in pairs
+# The matrix product that rates are measured with: ten seconds of frames times the first weight of base's feed-forward;
+# five minutes of them on a GPU, which a smaller product does not fill.
 ROWS, ACCELERATOR_ROWS, INNER, OUTER = 512, 16_384, 768, 3072
-# Of the rate of products, what an encoder with all around them has reached on CPUs.
-SHARE = 0.7
+# The rate that a whole encoder reaches on CPUs over the rate of its matrix products.
+ENCODER_EFFICIENCY = 0.7
+# Where Linux gives the memory limit of a container, in both versions of control groups.
+MEMORY_LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def operations(config: Any, duration: float, *, blocks: int | None = None, attended: int | None = None) -> float:
-    """GFLOP, 2 × multiply-adds, of one recording computed alone.
+    """Return the operations of one recording in GFLOP, 2 × multiply-adds.
 
-    duration: seconds. blocks: how many, None for all. attended: frames that a frame attends, None for all.
+    Args:
+        config: The config of a Hugging Face model.
+        duration: Length of the recording in seconds.
+        blocks: How many transformer blocks run; None: all of them.
+        attended: How many frames each frame attends to; None: all of them.
     """
     blocks = config.num_hidden_layers if blocks is None else blocks
     frames, channels, total = int(duration * SAMPLE_RATE), 1, 0
@@ -31,27 +39,27 @@ def operations(config: Any, duration: float, *, blocks: int | None = None, atten
             frames = (frames - kernel) // stride + 1
             total += 2 * kernel * channels * out * frames
             channels = out
-    else:  # filter banks: next to nothing
+    else:  # the cost of filter banks is negligible
         frames, channels = int(duration * FILTER_BANK_RATE), config.feature_projection_input_dim
     C = config.hidden_size
     total += 2 * channels * C * frames  # feature projection
     projections, feed_forward = 2 * 4 * C * C * frames, 2 * 2 * C * config.intermediate_size * frames
-    core = 4 * frames * min(frames, attended or frames) * C  # Q Kᵀ and P V
+    attention = 4 * frames * min(frames, attended or frames) * C  # Q Kᵀ and P V
     if hasattr(config, "conv_depthwise_kernel_size"):  # a Conformer: two feed-forwards, and convolutions between them
         feed_forward = 2 * feed_forward + 2 * (3 * C + config.conv_depthwise_kernel_size) * C * frames
     else:
         total += 2 * config.num_conv_pos_embeddings * (C // config.num_conv_pos_embedding_groups) * C * frames
-    return (total + blocks * (projections + feed_forward + core)) / 1e9
+    return (total + blocks * (projections + feed_forward + attention)) / 1e9
 
 
 @cache
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of matrix products on this machine, from a few of them: some milliseconds, once in a process."""
+    """Return the rate of matrix products on this machine in GFLOP/s, measured in some milliseconds, once a process."""
     rows = ROWS if device.type == "cpu" else ACCELERATOR_ROWS
     x, weight = torch.randn(rows, INNER, device=device).to(dtype), torch.randn(OUTER, INNER, device=device).to(dtype)
     linear = gemm.prepare_linear(weight, None)
 
-    def taken() -> float:
+    def time_once() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -60,4 +68,22 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    return 2e-9 * rows * INNER * OUTER / min(taken() for _ in range(5))
+    return 2e-9 * rows * INNER * OUTER / min(time_once() for _ in range(5))
+
+
+def memory_limit() -> int | None:
+    """Return the bytes of memory that this process can use: of the machine, or of its container.
+
+    Memory in use counts too, so that the limit is the same in each run. None where the system does not report it.
+    """
+    known = [limit for path in MEMORY_LIMIT_FILES if (limit := _read_limit(path)) is not None]
+    if hasattr(os, "sysconf"):  # not on Windows
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(known, default=None)
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or the word "max"
+        return None

@@ -1,8 +1,9 @@
-"""Recordings in packs, and packs in streams: on a CPU each stream is a thread with cores of its own.
+"""Batching and threading on a CPU: recordings are grouped into packs, and packs run in parallel threads.
 
-The products of a pack reach a core's full rate on one core; on several, all wait for the slowest after every step, a
-few hundred times a second. So several packs go through the model at once, and the cores meet only at the end. Where the
-packs cannot be of like size, a recording is much longer than the others, it takes all cores.
+A worker is a thread with cores of its own. The matrix products of a pack reach the full rate of a core on one core; on
+several cores, all of them wait for the slowest after every step, a few hundred times a second. So several packs go
+through the model in parallel, and the cores synchronise only at the end. Where the packs cannot be of similar size,
+because one recording is much longer than the others, that recording takes all cores.
 """
 
 import os
@@ -16,103 +17,111 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+# Indices of the recordings that run as one packed tensor.
 Pack = list[int]
 
-# Beyond these, streams wait for Python's lock; each has several cores then.
-MAX_STREAMS = 16
-# What waiting for each other costs the cores: streams that wait longer for the last of them do not pay.
-WAITING = 1.06
-# How much smaller the last packs are: still thick enough for the products of a core.
+# More workers than this wait for Python's lock; each has several cores then.
+MAX_WORKERS = 16
+# The slowdown of several cores on one pack, because they wait for each other. Workers that would be idle for longer
+# than that at the end are not worth it.
+MAX_IMBALANCE = 1.06
+# How many times smaller the last packs are: still large enough for the matrix products of a core.
 TAPER = 3
 
 
-def streams_here() -> int:
-    """How many packs go through a model at once on this CPU, in torch's threads."""
-    return min(torch.get_num_threads(), MAX_STREAMS)
+def num_workers() -> int:
+    """Return how many packs run in parallel on this CPU, within torch's number of threads."""
+    return min(torch.get_num_threads(), MAX_WORKERS)
 
 
-def plan(lengths: Sequence[int], *, streams: int, budget: int, longest: int) -> tuple[list[Pack], list[Pack]]:
-    """Packs of recordings, by their numbers: those that take all cores, and those that streams share.
+def plan(lengths: Sequence[int], *, workers: int, budget: int, longest: int) -> tuple[list[Pack], list[Pack]]:
+    """Group recordings into packs: those that take all cores, and those that the workers run in parallel.
 
-    lengths: frames of each recording. budget: about how many a pack has, or one recording that has more.
-    longest: recordings with more frames take all cores, for the memory that two of them would need.
+    Args:
+        lengths: Frames of each recording.
+        workers: How many packs run in parallel.
+        budget: About how many frames a pack has; a recording that has more is a pack of its own.
+        longest: Recordings with more frames take all cores, because two of them would need too much memory.
     """
     numbers = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    for first in range(len(numbers)) if streams > 1 else ():
-        apart, rest = numbers[:first], numbers[first:]
+    for first in range(len(numbers)) if workers > 1 else ():
+        alone, rest = numbers[:first], numbers[first:]
         if lengths[rest[0]] > longest:
             continue
-        packs, sizes = _tapering_packs(rest, lengths, budget, streams)
-        # Each stream takes the next pack when it is free: packs are spread over streams as recordings over packs.
-        _, ends = _spread(range(len(packs)), sizes, streams)
-        if ends[0] <= WAITING * sum(sizes) / streams:
-            return _even_packs(apart, lengths, budget)[0], packs
+        packs, sizes = _tapering_packs(rest, lengths, budget, workers)
+        # A worker takes the next pack when it is free: packs are spread over workers as recordings over packs.
+        _, ends = _spread(range(len(packs)), sizes, workers)
+        if ends[0] <= MAX_IMBALANCE * sum(sizes) / workers:
+            return _even_packs(alone, lengths, budget)[0], packs
     return _even_packs(numbers, lengths, budget)[0], []
 
 
-def run(function: Callable[[Pack], Result], packs: Sequence[Pack]) -> list[Result]:
-    """What the function gives for each pack, in order; in as many threads as there are streams here."""
-    return list(_pool(streams_here(), torch.get_num_threads()).map(function, packs)) if packs else []
+def run_packs(function: Callable[[Pack], Result], packs: Sequence[Pack]) -> list[Result]:
+    """Return the result of the function for each pack, in order, computed by the workers in parallel."""
+    return list(_pool(num_workers(), torch.get_num_threads()).map(function, packs)) if packs else []
 
 
 def _tapering_packs(
-    numbers: Sequence[int], lengths: Sequence[int], budget: int, streams: int
+    numbers: Sequence[int], lengths: Sequence[int], budget: int, workers: int
 ) -> tuple[list[Pack], list[int]]:
-    """Packs of like size, then small ones of the shortest recordings; and their sizes.
+    """Return packs of similar size, then small ones with the shortest recordings; and the sizes of all.
 
-    A core that others disturb takes fewer of the last packs: at the end all wait for a small one.
+    A core that other processes disturb takes fewer of the last packs: at the end all wait for a small one only.
     """
     total, first, short = sum(lengths[number] for number in numbers), len(numbers), 0
-    while first > 0 and short + lengths[numbers[first - 1]] <= min(streams * budget, total // 2):
+    while first > 0 and short + lengths[numbers[first - 1]] <= min(workers * budget, total // 2):
         first -= 1
         short += lengths[numbers[first]]
-    packs, sizes = _even_packs(numbers[:first], lengths, budget, streams)
-    last_packs, last_sizes = _even_packs(numbers[first:], lengths, max(1, budget // TAPER), streams)
+    packs, sizes = _even_packs(numbers[:first], lengths, budget, workers)
+    last_packs, last_sizes = _even_packs(numbers[first:], lengths, max(1, budget // TAPER), workers)
     return _largest_first(packs + last_packs, sizes + last_sizes)
 
 
 def _even_packs(
-    numbers: Sequence[int], lengths: Sequence[int], budget: int, streams: int = 1
+    numbers: Sequence[int], lengths: Sequence[int], budget: int, workers: int = 1
 ) -> tuple[list[Pack], list[int]]:
-    """Packs of like size, about as large as the budget, as many for each stream; and their sizes."""
+    """Return packs of similar size, each about as large as the budget, as many for each worker; and their sizes."""
     total = sum(lengths[number] for number in numbers)
-    return _spread(numbers, lengths, streams * ceil(total / (streams * budget)))
+    return _spread(numbers, lengths, workers * ceil(total / (workers * budget)))
 
 
 def _spread(numbers: Sequence[int], lengths: Sequence[int], count: int) -> tuple[list[Pack], list[int]]:
-    """At most `count` packs and their sizes, the largest first: each number, the longest first, into the emptiest."""
+    """Return at most `count` packs and their sizes, the largest first.
+
+    The recordings are taken by descending length, each into the pack that is smallest at that moment.
+    """
     packs: list[Pack] = [[] for _ in range(count)]
     sizes = [0] * count
     for number in numbers:
-        emptiest = sizes.index(min(sizes))
-        packs[emptiest].append(number)
-        sizes[emptiest] += lengths[number]
+        smallest = sizes.index(min(sizes))
+        packs[smallest].append(number)
+        sizes[smallest] += lengths[number]
     return _largest_first(packs, sizes)
 
 
 def _largest_first(packs: list[Pack], sizes: list[int]) -> tuple[list[Pack], list[int]]:
-    """Those packs in which there is anything, and their sizes."""
+    """Return the packs that are not empty, by descending size, and their sizes."""
     order = sorted((place for place in range(len(packs)) if packs[place]), key=lambda place: -sizes[place])
     return [packs[place] for place in order], [sizes[place] for place in order]
 
 
 @cache
-def _pool(streams: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that share the cores: torch counts its threads for each thread of Python apart."""
-    started = threading.Barrier(streams + 1)
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Return a pool of threads that share the cores; torch keeps a number of threads for each Python thread."""
+    started = threading.Barrier(workers + 1)
 
     def start() -> None:
-        torch.set_num_threads(max(1, threads // streams))
+        torch.set_num_threads(max(1, threads // workers))
         started.wait()
 
-    pool = ThreadPoolExecutor(streams, thread_name_prefix="stream", initializer=start)
-    for _ in range(streams):
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="worker", initializer=start)
+    for _ in range(workers):
         pool.submit(lambda: None)
     started.wait()
-    torch.set_num_threads(threads)  # the number that threads have which are not started yet
+    torch.set_num_threads(threads)  # the default of threads that are started later
     return pool
 
 
-# The threads of a process are not those of its child.
+# A forked child does not have its parent's threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,4 +1,4 @@
-"""`load_encoder` and the encoder it returns: waveforms as recorded in, features of chosen layers out."""
+"""`load_encoder` and the `Encoder` that it returns: recorded waveforms in, features of chosen layers out."""
 
 import logging
 import os
@@ -15,15 +15,15 @@ from w2v_attn.checkpoints.demo import DEMO_WARNING, is_demo_config
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
-from w2v_attn.encoder.cost import SAMPLE_RATE, SHARE, operations, product_rate
-from w2v_attn.encoder.layers import check_layers, highest_block, recorded
-from w2v_attn.encoder.long_form import LongForm, batches_of
-from w2v_attn.encoder.model_state import Structure, checksum, tensors_of
-from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
+from w2v_attn.encoder.cost import ENCODER_EFFICIENCY, SAMPLE_RATE, operations, product_rate
+from w2v_attn.encoder.layers import check_layers, highest_block, record_layers
+from w2v_attn.encoder.long_form import LongForm, batch_by_frames
+from w2v_attn.encoder.model_state import ModelStructure, checksum, tensors_of
+from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode, find_device
 
 logger = logging.getLogger(__name__)
 
-# Frames that go through the blocks together on a CPU: what a block keeps of them stays near the caches.
+# Frames of a pack on a CPU: what a block computes from them then stays in the caches.
 CPU_FRAMES = 800
 
 
@@ -42,9 +42,9 @@ def load_encoder(
     Args:
         checkpoint: A hub id, a local folder, a file of fairseq or torchaudio, or a torchaudio module.
         revision: Branch, tag or commit, for hub ids.
-        language: Language of the adapters, for checkpoints that have them (MMS). Default: what the weights hold.
+        language: Language of the adapters, for checkpoints that have them (MMS). Default: the one in the weights.
         dtype: `float32`, `float64`, `bfloat16` or `float16`: dtype of the weights and of the features.
-        device: `auto` (a GPU if there is one), or a name that torch knows.
+        device: `auto` (a GPU if there is one), or a device name of torch.
         backend: Implementation of the attention: `auto`, `tiled`, `sdpa` or `triton`.
         long_form: How long recordings are processed. Default: with full attention.
 
@@ -53,7 +53,7 @@ def load_encoder(
 
     Raises:
         CheckpointError: the checkpoint cannot be found or read, or is of a family that is not supported.
-        ValueError: an unknown backend, or a device that is not there.
+        ValueError: an unknown backend, or a device that this machine does not have.
 
     Examples:
         >>> encoder = load_encoder("facebook/wav2vec2-base")
@@ -75,28 +75,31 @@ def load_encoder(
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What `extract` computes with, of a model as it was at one moment.
+class PreparedModel:
+    """What `extract` prepared from the model, and the state of the model at that moment.
 
-    reason: why recordings go through the model itself; None: they go through `encoder`.
-    checksum: of the weights in `encoder`; None where they can change without it.
+    Attributes:
+        structure: Structure of the model.
+        reason: Why recordings go through the Hugging Face model itself; None: they go through `encoder`.
+        encoder: The packed encoder.
+        checksum: Checksum of the weights in `encoder`; None where they can change without changing it.
     """
 
-    structure: Structure
+    structure: ModelStructure
     reason: str | None = None
     encoder: ragged.RaggedEncoder | None = None
     checksum: Any = None
 
 
 class Encoder(WaveformModel):
-    """A pretrained encoder: waveforms in, features of named layers out. Made by `load_encoder`.
+    """A pretrained encoder: waveforms in, features of named layers out. `load_encoder` returns one.
 
-    Features are always those of `model` as it is when `extract` is called, in evaluation mode, however it was changed:
-    by an optimizer, LoRA, a hook, a replaced module, or another model. What `extract` prepares for its own computation
-    is compared with the model at every call, and prepared again where the model has changed.
+    `extract` always uses the current state of `model`, in evaluation mode, however the model was changed: by an
+    optimizer, LoRA, a hook, a replaced module, or an assignment of another model. What `extract` prepares is compared
+    with the model at every call, and prepared again if the model has changed.
 
     Args:
-        checkpoint: What `load_checkpoint` returns.
+        checkpoint: The result of `load_checkpoint`.
         device: Device of the model.
         backend: As for `load_encoder`.
         long_form: As for `load_encoder`.
@@ -110,9 +113,10 @@ class Encoder(WaveformModel):
     ):
         super().__init__(checkpoint, device=device, backend=backend)
         self.long_form = LongForm() if long_form is None else long_form
-        if self.why_not_ragged is not None and self.long_form.kind != "full":
+        if self.unpacked_reason is not None and self.long_form.kind != "full":
             raise ValueError(
-                f"long_form={self.long_form.kind} cannot be had from this checkpoint: {self.why_not_ragged}"
+                f"long_form={self.long_form.kind} is not supported for this checkpoint: {self.unpacked_reason}. "
+                "Use long_form=full"
             )
 
     @classmethod
@@ -143,12 +147,12 @@ class Encoder(WaveformModel):
                 f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
             )
         WaveformModel.model.fset(self, model)  # type: ignore[attr-defined]
-        self._layout: Layout | None = None
+        self._prepared: PreparedModel | None = None
 
     @property
-    def why_not_ragged(self) -> str | None:
-        """Why recordings go through the Hugging Face model one by one, as it is now; None: they lie side by side."""
-        return ragged.why_not(self.model)
+    def unpacked_reason(self) -> str | None:
+        """Why recordings go through the Hugging Face model one by one, in its current state; None: they are packed."""
+        return ragged.unsupported_reason(self.model)
 
     @property
     def num_layers(self) -> int:
@@ -159,76 +163,79 @@ class Encoder(WaveformModel):
     def extract(self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)) -> list[dict[str, Tensor]]:
         """Return the features of each recording.
 
-        They do not depend on the other recordings in the list, nor on the place among them.
+        They do not depend on the other recordings in the list, nor on their order.
 
         Args:
-            waveforms: float32 [samples] each, at `sample_rate`, as recorded; the checkpoint's own normalisation is
-                applied here.
-            layers: Names of layers: `embed` (what enters block 1), `layer_01` … `layer_NN` (what leaves each block,
-                before any final LayerNorm), `final` (what the model returns as `last_hidden_state`); ranges such as
-                `layer_03-layer_09`; or `all`. Blocks above the highest of them do not run.
+            waveforms: float32 [samples] each, at `sample_rate`, as recorded; this method applies the normalisation
+                of the checkpoint.
+            layers: Names of layers: `embed` (the input of block 1), `layer_01` … `layer_NN` (the outputs of the
+                blocks, before any final LayerNorm), `final` (what the model returns as `last_hidden_state`); ranges
+                such as `layer_03-layer_09`; or `all`. Blocks above the highest requested layer do not run.
 
         Returns:
             For each waveform a dictionary from layer name to features [frames, channels], in the encoder's dtype.
 
         Raises:
-            ValueError: an unknown layer, or a waveform that is not [samples], is too short, or has NaN in it.
+            ValueError: an unknown layer, or a waveform that is not [samples], is too short, or contains NaN.
         """
         wanted = check_layers(layers, self.num_layers)
         waveforms = [one if isinstance(one, Tensor) else torch.as_tensor(one) for one in waveforms]
         for waveform in waveforms:
             self.check_waveform(waveform)
-        with evaluating(self.model):
-            layout = self._follow()
-            if layout.encoder is not None:
-                return self._extract_packs(layout.encoder, waveforms, wanted)
+        with evaluation_mode(self.model):
+            prepared = self._prepare_model()
+            if prepared.encoder is not None:
+                return self._extract_packs(prepared.encoder, waveforms, wanted)
             if self.long_form.kind != "full":
-                raise ValueError(f"long_form={self.long_form.kind} cannot be had from this model: {layout.reason}")
+                raise ValueError(
+                    f"long_form={self.long_form.kind} is not supported for this model: {prepared.reason}. "
+                    "Use long_form=full"
+                )
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
 
     def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
-        """About how long a recording of so many samples will take here: its operations over a rate measured once."""
+        """Return a rough estimate of the time for a recording on this machine: its operations over a measured rate."""
         wanted = check_layers(layers, self.num_layers)
         blocks = highest_block(wanted, self.num_layers)
         attended = None if self.long_form.kind == "full" else round(self.long_form.seconds * self.frame_rate("embed"))
         work = operations(self.config, samples / SAMPLE_RATE, blocks=blocks, attended=attended)
-        return work / (SHARE * product_rate(self.dtype, self.device))
+        return work / (ENCODER_EFFICIENCY * product_rate(self.dtype, self.device))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
-        made = super().__deepcopy__(memo)
-        assert isinstance(made, Encoder)
-        made._layout = None
-        return made
+        copied = super().__deepcopy__(memo)
+        assert isinstance(copied, Encoder)
+        copied._prepared = None
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickles: weights that are laid out cannot be pickled, and are laid out anew."""
-        return {**super().__getstate__(), "_layout": None}
+        """Return the state for pickling, without prepared weights: these cannot be pickled."""
+        return {**super().__getstate__(), "_prepared": None}
 
-    def _follow(self) -> Layout:
-        """Return the layout of the model as it is now; a new one takes a moment, and as much memory again."""
-        model, layout = self.model, self._layout
-        if layout is None or not layout.structure.is_that_of(model):
-            layout = Layout(Structure(model), reason=self.why_not_ragged)
-        if layout.reason is None:
-            # Inside of `parametrize.cached()` weights are those of its first call, whatever becomes of their originals.
+    def _prepare_model(self) -> PreparedModel:
+        """Return what is prepared from the current model; a new one takes as much memory as the weights."""
+        model, prepared = self.model, self._prepared
+        if prepared is None or not prepared.structure.matches(model):
+            prepared = PreparedModel(ModelStructure(model), reason=self.unpacked_reason)
+        if prepared.reason is None:
+            # Inside `parametrize.cached()` weights keep the values of the first call, even if their originals change.
             found = None if parametrize._cache_enabled else checksum(tensors_of(model))
-            if layout.encoder is None or found is None or found != layout.checksum:
-                structure = layout.structure
-                layout = self._layout = None  # before there is another one, for the memory
-                layout = Layout(structure, encoder=ragged.RaggedEncoder(model), checksum=found)
-        self._layout = layout
-        return layout
+            if prepared.encoder is None or found is None or found != prepared.checksum:
+                structure = prepared.structure
+                prepared = self._prepared = None  # frees the old weights before the new ones are made
+                prepared = PreparedModel(structure, encoder=ragged.RaggedEncoder(model), checksum=found)
+        self._prepared = prepared
+        return prepared
 
     def _extract_packs(
         self, encoder: ragged.RaggedEncoder, waveforms: Sequence[Tensor], layers: tuple[str, ...]
     ) -> list[dict[str, Tensor]]:
-        @torch.no_grad()  # it holds for the thread that asks for it alone
+        @torch.no_grad()  # gradient mode is set for each thread
         def run(pack: cpu_parallel.Pack) -> list[dict[str, Tensor]]:
-            prepared = self.prepare_all(waveforms[number] for number in pack)
-            return encoder.run(prepared, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
+            inputs = self.prepare_all(waveforms[number] for number in pack)
+            return encoder.run(inputs, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
 
         alone, shared = self._packs(waveforms)
-        results = [*map(run, alone), *cpu_parallel.run(run, shared)]
+        results = [*map(run, alone), *cpu_parallel.run_packs(run, shared)]
         found = {
             number: features
             for pack, result in zip([*alone, *shared], results, strict=True)
@@ -237,19 +244,19 @@ class Encoder(WaveformModel):
         return [found[number] for number in range(len(waveforms))]
 
     def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[cpu_parallel.Pack], list[cpu_parallel.Pack]]:
-        """Numbers of waveforms that go together: in packs that take the whole machine, and packs for streams."""
+        """Return packs, as indices of waveforms: those that take all cores, and those that run in parallel."""
         frames = [self.count_frames(len(waveform)) for waveform in waveforms]
         if self.device.type == "cpu":
-            # Modes that watch every operation, such as a counter of them, are on in this thread alone.
+            # A dispatch mode, such as a counter of operations, is active in this thread only.
             watched = _python_dispatch._get_current_dispatch_mode() is not None
-            count = 1 if watched else cpu_parallel.streams_here()
-            return cpu_parallel.plan(frames, streams=count, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
-        return list(batches_of(range(len(frames)), frames.__getitem__, self.frame_budget())), []
+            workers = 1 if watched else cpu_parallel.num_workers()
+            return cpu_parallel.plan(frames, workers=workers, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
+        return list(batch_by_frames(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        with recorded(self.model, layers) as found:
+        with record_layers(self.model, layers) as found:
             final = self.model(self.prepare(waveform)[None].to(self.dtype), return_dict=True).last_hidden_state
-        # Whoever writes into one of two layers must not find that in the other.
+        # A caller who writes into one layer must not change another one.
         same = any(final.data_ptr() == other.data_ptr() for other in found.values())
         found["final"] = final.clone() if same else final
         return {name: found[name][0] for name in layers}

@@ -1,8 +1,8 @@
-"""The convolutions of a batch while they learn, each recording for itself, on a CPU.
+"""The differentiable convolutions of a batch, without padding, on a CPU.
 
-As in `frontend_together` the recordings are one long waveform, their `pack`, and where the first convolution has a
-GroupNorm over time, each recording has weights of its own: convolution and norm in one, by the moments of its windows.
-These are constants of the waveform, so the gradients of the convolution and of the norm come through the folding: the
+As in `frontend_batched` the recordings are one long waveform (`packed_waveforms`), and if the first convolution has a
+GroupNorm over time, each recording has weights of its own, with the norm folded in by the moments of its windows. The
+moments are constants of the waveform, so the gradients of the convolution and of the norm flow through the folding: the
 norm needs no pass of its own in the backward either.
 """
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.encoder.frontend import fold_group_norm, grid_of, layer_norm, norm_of
-from w2v_attn.encoder.pack import Pack, Piece, own_products, window_moments
+from w2v_attn.encoder.packed_waveforms import PackedWaveforms, WaveformTile, apply_recording_weights, window_moments
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.ops.strided import StridedConvolution
 
 
-class LearningConvolutions:
+class TrainableConvolutions:
     """The feature extractor of a Hugging Face model, differentiable by its weights but not by the waveforms."""
 
     def __init__(self, feature_extractor: Any):
@@ -26,21 +26,21 @@ class LearningConvolutions:
         self._grid = grid_of(self._layers)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """float [samples] each -> their frames side by side, [ΣT, C]."""
-        pack = Pack.of(waveforms, self._grid)
+        """Return the packed frames, [ΣT, C], of waveforms, float [samples] each."""
+        pack = PackedWaveforms.of(waveforms, self._grid)
         first, *rest = self._layers
         weights = _folded(first, pack)
         parts = []
-        for piece in pack.pieces:
-            frames = _first_frames(first, pack, piece, weights)
+        for tile in pack.tiles:
+            frames = _first_frames(first, pack, tile, weights)
             for layer in rest:
                 frames = _convolved(layer, frames)
-            parts.append(frames[piece.kept])
+            parts.append(frames[tile.kept])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _folded(layer: Any, pack: Pack) -> Tensor | None:
-    """Convolution and group norm as weights of each recording, the bias as the last, [R, kernel + 1, C]; or None."""
+def _folded(layer: Any, pack: PackedWaveforms) -> Tensor | None:
+    """Return the convolution with its group norm folded in, [R, kernel + 1, C], the bias last; None without a norm."""
     conv, norm = layer.conv, norm_of(layer)
     if not isinstance(norm, nn.GroupNorm):
         return None
@@ -48,19 +48,19 @@ def _folded(layer: Any, pack: Pack) -> Tensor | None:
         moments = window_moments(pack)
     weight, bias = fold_group_norm(*moments, conv, norm)
     if conv.bias is not None:
-        bias = bias + 0.0 * conv.bias  # the norm takes it off; DistributedDataParallel waits for its gradient
+        bias = bias + 0.0 * conv.bias  # it cancels in the norm; DistributedDataParallel waits for its gradient
     return torch.cat((weight, bias.unsqueeze(-1)), -1).mT.to(softmax_dtype(conv.weight))
 
 
-def _first_frames(layer: Any, pack: Pack, piece: Piece, weights: Tensor | None) -> Tensor:
-    """What the first convolution makes of the samples that a piece sees, [T, C]."""
+def _first_frames(layer: Any, pack: PackedWaveforms, tile: WaveformTile, weights: Tensor | None) -> Tensor:
+    """Return the output of the first convolution for a tile, [T, C]."""
     if weights is None:
-        return _convolved(layer, pack.seen(piece)[:, None])
-    return layer.activation(own_products(pack, piece, weights))
+        return _convolved(layer, pack.samples_of(tile)[:, None])
+    return layer.activation(apply_recording_weights(pack, tile, weights))
 
 
 def _convolved(layer: Any, frames: Tensor) -> Tensor:
-    """[T, in] -> [(T − kernel) // stride + 1, out]."""
+    """Return the output of a layer, [(T − kernel) // stride + 1, out], for frames [T, in]."""
     conv, norm = layer.conv, norm_of(layer)
     frames = StridedConvolution.apply(frames, conv.weight, conv.bias, conv.stride[0])
     return layer.activation(frames if norm is None else layer_norm(frames, norm))

@@ -1,4 +1,4 @@
-"""What a model reads: a waveform as it is, through convolutions of its own, or filter banks that are made of it."""
+"""Model inputs: the waveform itself, for models with convolutions, or the filter banks computed from it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,43 +7,54 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.encoder.pack import Grid, Pack, window_moments
+from w2v_attn.encoder.packed_waveforms import Grid, PackedWaveforms, window_moments
 
-# Samples that are brought to float64 at once.
-BLOCK = 1 << 20
-# Samples in a pack, each a window of its own; its blocks are 8192 of them.
-SAMPLES = Grid(kernel=1, stride=1, hop=1024, field=1)
-# Kaldi's windows of 25 ms every 10 ms, at 16 kHz, as the feature extractor of these models has them.
+# Samples that are converted to float64 at once.
+SAMPLES_PER_CHUNK = 1 << 20
+# The grid of packed waveforms when every sample is a frame and a window of its own; a block has 8192 of them.
+SAMPLE_GRID = Grid(kernel=1, stride=1, hop=1024, field=1)
+# Kaldi's windows of 25 ms every 10 ms at 16 kHz, which the feature extractor of these models uses.
 WINDOW, WINDOW_HOP = 400, 160
 
 
 class Input(Protocol):
-    """How a waveform becomes what a model reads. hop: samples from one of its frames to the next."""
+    """The conversion of a waveform to what a model takes as input.
+
+    Attributes:
+        hop: Samples from one frame to the next.
+        min_samples: Samples of the shortest waveform that gives a frame.
+    """
 
     hop: int
-    least_samples: int
+    min_samples: int
 
     def count_frames(self, samples: int) -> int:
-        """Frames that the model makes of so many samples."""
+        """Return how many frames the model computes from this many samples."""
         ...
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """[samples], float32 at least -> what the model reads of this recording."""
+        """Return the model's input for one waveform, [samples] in at least float32."""
         ...
 
-    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """The same for each of several, of one device and dtype, in launches that do not grow with their number."""
+    def prepare_batch(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Return the model's input for each waveform.
+
+        The number of kernel launches does not grow with the number of waveforms.
+
+        Args:
+            waveforms: [samples] each, all of one device and dtype.
+        """
         ...
 
 
 class Samples:
-    """The waveform itself, [samples], normalised over its whole length where the checkpoint wants it."""
+    """The waveform itself, [samples], normalised over its whole length if the checkpoint requires it."""
 
     def __init__(self, config: Any, *, do_normalize: bool):
         self._grid = Grid.of_config(config)
         self._do_normalize = do_normalize
         self.hop = self._grid.hop
-        self.least_samples = least_samples(config)
+        self.min_samples = min_samples(config)
 
     def count_frames(self, samples: int) -> int:
         """See `Input`."""
@@ -53,29 +64,31 @@ class Samples:
         """See `Input`."""
         return standardize(waveform) if self._do_normalize else waveform
 
-    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+    def prepare_batch(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """See `Input`."""
-        return standardize_together(waveforms) if self._do_normalize else list(waveforms)
+        return standardize_batch(waveforms) if self._do_normalize else list(waveforms)
 
 
 class FilterBanks:
-    """Logarithms of mel filter banks, two windows side by side, [T, 160]: what Wav2Vec2-BERT reads.
+    """Log mel filter banks, two windows concatenated to a frame, [T, 160]: the input of Wav2Vec2-BERT.
 
-    extractor: the checkpoint's, of transformers.
+    Args:
+        extractor: The feature extractor of the checkpoint, from transformers.
+        do_normalize: Whether each mel bin is normalised over time.
     """
 
     def __init__(self, extractor: Any, *, do_normalize: bool):
         self._extractor = extractor
         self._do_normalize = do_normalize
         self.hop = WINDOW_HOP * extractor.stride
-        self.least_samples = WINDOW + WINDOW_HOP * (extractor.stride - 1)
+        self.min_samples = WINDOW + WINDOW_HOP * (extractor.stride - 1)
 
     def count_frames(self, samples: int) -> int:
         """See `Input`."""
         return max((samples - WINDOW) // WINDOW_HOP + 1, 0) // self._extractor.stride
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """See `Input`. A last window without a neighbour is left out; stock pads it and masks it."""
+        """See `Input`. A last window without a neighbour is left out; transformers pads it and masks it."""
         features = self._extractor(
             waveform.float().cpu().numpy(),
             sampling_rate=self._extractor.sampling_rate,
@@ -85,50 +98,54 @@ class FilterBanks:
         )["input_features"][0]
         return torch.as_tensor(features, dtype=waveform.dtype, device=waveform.device)
 
-    def prepare_together(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """See `Input`; but for the launches, for these are made on the CPU."""
+    def prepare_batch(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """See `Input`; filter banks are computed on the CPU, one recording at a time."""
         return [self.prepare(waveform) for waveform in waveforms]
 
 
-def input_of(checkpoint: Checkpoint, config: Any) -> Input:
-    """What a model with this config reads, prepared as a checkpoint says."""
+def build_input(checkpoint: Checkpoint, config: Any) -> Input:
+    """Return the input conversion of a model with this config, with the preprocessing of the checkpoint."""
     if checkpoint.filter_banks is not None:
         return FilterBanks(checkpoint.filter_banks, do_normalize=checkpoint.do_normalize)
     return Samples(config, do_normalize=checkpoint.do_normalize)
 
 
-def least_samples(config: Any) -> int:
-    """Samples of the shortest waveform that gives a frame: what one frame of the convolutions sees."""
+def min_samples(config: Any) -> int:
+    """Return the samples of the shortest waveform that gives a frame: the receptive field of the convolutions."""
     grid = Grid.of_config(config)
     # SEW pools pairs of frames before its blocks: it needs two.
     return grid.field + (getattr(config, "squeeze_factor", 1) - 1) * grid.hop
 
 
 def standardize(waveform: Tensor) -> Tensor:
-    """[samples] with mean 0 and variance 1, as Hugging Face's feature extractor brings them there; computed in float64.
+    """Return the waveform, [samples], with mean 0 and variance 1, computed in float64.
 
-    Some samples at a time: an hour in float64 would be half a gigabyte, several times.
+    It is chunked, because an hour in float64 would take half a gigabyte several times.
+
+    Source: `zero_mean_unit_var_norm` of transformers' Wav2Vec2FeatureExtractor.
     """
     mean = waveform.mean(dtype=torch.float64)
-    parts = waveform.split(BLOCK)
+    parts = waveform.split(SAMPLES_PER_CHUNK)
     variance = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / len(waveform)
     deviation = torch.sqrt(variance + 1e-7)
     return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
 
 
-def standardize_together(waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """What `standardize` makes of each [samples], for accelerators: no launch is for one of them alone.
+def standardize_batch(waveforms: Sequence[Tensor]) -> list[Tensor]:
+    """Return each waveform as `standardize` does, with kernel launches that serve all waveforms at once.
 
-    waveforms: of one device and dtype.
+    Args:
+        waveforms: [samples] each, all of one device and dtype.
     """
-    pack = Pack.of(waveforms, SAMPLES)
+    pack = PackedWaveforms.of(waveforms, SAMPLE_GRID)
     mean, variance = (moment.view(-1, 1) for moment in window_moments(pack))
     deviation = torch.sqrt(variance + 1e-7)
     parts = []
-    for piece in pack.pieces:
-        owners = pack.owners[piece.begin : piece.end]
-        samples = pack.windows(piece.begin, piece.end).squeeze(-1).double()
+    for tile in pack.tiles:
+        owners = pack.owners[tile.begin : tile.end]
+        samples = pack.windows(tile.begin, tile.end).squeeze(-1).double()
         parts.append(((samples - mean[owners]) / deviation[owners]).to(pack.samples.dtype))
     lengths = [len(waveform) for waveform in waveforms]
-    slots = torch.cat(parts).flatten().split([-(-length // SAMPLES.block) * SAMPLES.block for length in lengths])
+    block = SAMPLE_GRID.block
+    slots = torch.cat(parts).flatten().split([-(-length // block) * block for length in lengths])
     return [slot[:length] for slot, length in zip(slots, lengths, strict=True)]

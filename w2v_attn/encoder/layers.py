@@ -1,7 +1,7 @@
-"""The names of what an encoder computes: the same for every family and every version of transformers.
+"""The names of an encoder's layers, the same for every family and every version of transformers.
 
-`embed` is what enters block 1, `layer_01` … `layer_NN` what leaves each block, before any final LayerNorm, and `final`
-what the model returns as `last_hidden_state`.
+`embed` is the input of block 1, `layer_01` … `layer_NN` are the outputs of the blocks, before any final LayerNorm, and
+`final` is what the model returns as `last_hidden_state`.
 """
 
 import difflib
@@ -13,14 +13,16 @@ from torch import Tensor
 
 
 def layer_names(num_layers: int) -> tuple[str, ...]:
-    """All names of an encoder with this many blocks, in the order in which they are computed."""
+    """Return all layer names of an encoder with this many blocks, in the order of computation."""
     return ("embed", *(f"layer_{n:02d}" for n in range(1, num_layers + 1)), "final")
 
 
 def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
-    """The layers asked for, each once, in the order of computation.
+    """Return the requested layers, each once, in the order of computation.
 
-    layers: names; ranges with both ends, `layer_03-layer_09`; or `all`, which stands for all of them.
+    Args:
+        layers: Names; ranges with both ends, such as `layer_03-layer_09`; or `all`.
+        num_layers: Number of blocks of the encoder.
 
     Raises:
         ValueError: a name that this encoder does not have.
@@ -48,16 +50,16 @@ def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
 
 
 def highest_block(layers: Sequence[str], num_layers: int) -> int:
-    """How many blocks must run for these layers: none above it matters."""
+    """Return how many blocks must run for these layers: the blocks above are not needed."""
     return max(num_layers if name == "final" else 0 if name == "embed" else int(name[-2:]) for name in layers)
 
 
 @contextmanager
-def recorded(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, a forward of the base model leaves what was asked for, [B, T, C], in the dictionary given out.
+def record_layers(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the requested layers, [B, T, C], in the yielded dictionary while the base model runs a forward.
 
     `final` is not recorded: it is what the model returns. Hooks on the blocks do not depend on `output_hidden_states`,
-    whose last entry changed its meaning between versions of transformers. A block may stand in several places.
+    whose last entry changed its meaning between versions of transformers. One block may be used at several positions.
 
     Raises:
         ValueError: `embed` of an encoder without blocks.
@@ -81,7 +83,7 @@ def recorded(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     if "embed" in layers:
         if not names:
-            raise ValueError("embed is what enters block 1, and this encoder has no blocks: ask for final")
+            raise ValueError("embed is the input of block 1, and this encoder has no blocks: use layers=final")
         hooks.append(next(iter(names)).register_forward_pre_hook(keep_input))
     for block, places in names.items():
         hooks.append(block.register_forward_hook(keep_output(iter(places))))

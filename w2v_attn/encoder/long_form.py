@@ -1,8 +1,8 @@
-"""How long recordings are processed: with full attention, or in one of two ways that cost less and are not exact.
+"""How long recordings are processed: with full attention, or in one of two cheaper ways that are approximate.
 
-Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `sliding_window` lets every
-frame attend only those near it; `chunked` runs the blocks over overlapping chunks and keeps the middle of each. In
-both, the convolutions, their norm over time and the positional convolution are those of the whole recording, and
+Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `sliding_window` lets every frame
+attend only to the frames near it; `chunked` runs the blocks over overlapping chunks and keeps the middle of each. In
+both, the convolutions, their norm over time and the positional convolution are computed over the whole recording, and
 recordings of at most `seconds` are exact.
 """
 
@@ -19,13 +19,13 @@ KINDS = ("full", "sliding_window", "chunked")
 class LongForm:
     """How long recordings are processed.
 
-    kind: "full", "sliding_window" or "chunked".
-
-    seconds: the width of the window, half of it before a frame and half after it; or the length of a chunk.
-    overlap: seconds that a chunk hears before and after what is kept of it.
+    Args:
+        kind: "full", "sliding_window" or "chunked".
+        seconds: Width of the window, half of it before a frame and half after it; or the length of a chunk.
+        overlap: Seconds of context that a chunk has before and after the part of it that is kept.
 
     Raises:
-        ValueError: another kind, or seconds that leave nothing to keep.
+        ValueError: an unknown kind, or seconds that leave nothing to keep.
     """
 
     kind: str = "full"
@@ -43,8 +43,13 @@ class LongForm:
                 f"long_form.seconds={self.seconds:g}, got {self.overlap:g}"
             )
 
-    def pieces(self, lengths: Sequence[int], frame_rate: float) -> Iterator["Piece"]:
-        """The chunks of recordings of `lengths` frames that lie side by side; one that is not long is one chunk."""
+    def chunks(self, lengths: Sequence[int], frame_rate: float) -> Iterator["Chunk"]:
+        """Yield the chunks of packed recordings; a recording that is not long is one chunk.
+
+        Args:
+            lengths: Frames of each recording.
+            frame_rate: Frames per second.
+        """
         size, overlap = max(1, round(self.seconds * frame_rate)), round(self.overlap * frame_rate)
         size = max(size, 2 * overlap + 1)
         origin = 0
@@ -54,13 +59,13 @@ class LongForm:
                 begin = max(first - overlap, 0) if length > size else 0
                 end = min(begin + size, length)
                 last = length if end == length else end - overlap
-                yield Piece(origin + begin, origin + end, origin + first, origin + last)
+                yield Chunk(origin + begin, origin + end, origin + first, origin + last)
                 first = last
             origin += length
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Frames `begin` to `end` go through the blocks; those from `first` to `last` are kept."""
 
     begin: int
@@ -69,8 +74,8 @@ class Piece:
     last: int
 
 
-def batches_of(items: Iterable[Item], frames_of: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
-    """Items in order, as many together as have `budget` frames; one that has more alone."""
+def batch_by_frames(items: Iterable[Item], frames_of: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+    """Yield batches of consecutive items with at most `budget` frames; a larger item is a batch of its own."""
     batch: list[Item] = []
     total = 0
     for item in items:

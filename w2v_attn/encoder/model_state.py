@@ -1,7 +1,7 @@
-"""What a model computes with at one moment, so that a later change of it is noticed: its structure and its weights.
+"""Detection of changes to a model: its structure and the checksum of its weights.
 
-Version counters of torch do not do: fused optimizers, `p.data`, numpy, dlpack and flat views of all parameters change
-weights and leave no trace in them. So the contents are hashed, all of them, at every call: 8 ms for a base model on two
+The version counters of torch are not enough: fused optimizers, `p.data`, numpy, dlpack and flat views of all parameters
+change weights without incrementing them. So all contents are hashed at every call, in 8 ms for a base model on two
 cores.
 """
 
@@ -20,7 +20,7 @@ from w2v_attn.attention import plain
 
 # Reading memory needs few cores.
 MAX_THREADS = 4
-# Words of 8 bytes that are summed up at once on other devices than CPUs: 32 MB.
+# Words of 8 bytes that are summed at once on devices other than CPUs: 32 MB.
 WORDS = 1 << 22
 
 # Attributes of modules that are compared as values; all others by their identity.
@@ -29,20 +29,20 @@ VALUES = (int, float, str, bool)
 IGNORED = frozenset({"training"})
 
 
-class Structure:
-    """The modules of a model, their classes, attributes, hooks and tensors, as they are now; not what is in tensors.
+class ModelStructure:
+    """The modules of a model with their classes, attributes, hooks and tensors, but not the contents of tensors.
 
-    It holds what it compares with, so that nothing new can take the identity of something that is gone.
+    It keeps references to what it compares with, so that no new object can reuse the `id` of a deleted one.
     """
 
     def __init__(self, model: nn.Module):
-        self._modules = [_SeenModule(module) for module in model.modules()]
+        self._modules = [_ModuleState(module) for module in model.modules()]
         self._forwards = {cls: _forwards(cls) for cls in {type(module) for module in model.modules()}}
         self._global_hooks = _global_hooks()
         self._attention = _attention_implementation(model)
 
-    def is_that_of(self, model: nn.Module) -> bool:
-        """Whether a model has this structure: the same modules with the same attributes, in the same order."""
+    def matches(self, model: nn.Module) -> bool:
+        """Return whether a model has this structure: the same modules with the same attributes, in the same order."""
         seen = iter(self._modules)
         for module in model.modules():
             before = next(seen, None)
@@ -55,15 +55,16 @@ class Structure:
         return self._attention == _attention_implementation(model)
 
 
-class _SeenModule:
-    """One module: what a change of it would change."""
+class _ModuleState:
+    """The state of one module, for the detection of changes."""
 
     def __init__(self, module: nn.Module):
         self._module, self._class = module, type(module)
         attributes = {name: value for name, value in vars(module).items() if name not in IGNORED}
         self._count = len(attributes)
         self._attributes = list(attributes.items())
-        # Parameters, buffers, children and hooks are in dictionaries, which stay the same when what they hold changes.
+        # Parameters, buffers, children and hooks are in dictionaries that remain the same objects when their contents
+        # change.
         self._items = [(value, list(value.items())) for value in attributes.values() if isinstance(value, dict)]
 
     def is_unchanged(self, module: nn.Module) -> bool:
@@ -83,13 +84,13 @@ class _SeenModule:
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Return all tensors of a model: its parameters, its buffers, and those that are plain attributes of a module."""
+    """Return all tensors of a model: parameters, buffers, and plain attributes of modules."""
     found = [*model.parameters(), *model.buffers()]
     return found + [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
 def checksum(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-    """A value that changes when one of the tensors is written, however that is done, moved, or replaced."""
+    """Return a value that changes whenever one of the tensors is written by any means, moved, or replaced."""
     tensors = [tensor.detach() for tensor in tensors]
     places = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
     on_cpu = [tensor for tensor in tensors if tensor.device.type == "cpu"]
@@ -98,7 +99,7 @@ def checksum(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
 
 
 def _hashes(tensors: Sequence[Tensor]) -> list[bytes]:
-    """Hashes of tensors of the CPU, in as many groups of like size as there are threads to read them."""
+    """Return the hashes of CPU tensors, in groups of similar size that are read in parallel."""
     threads = max(1, min(torch.get_num_threads(), MAX_THREADS, len(tensors)))
     groups: list[list[Tensor]] = [[] for _ in range(threads)]
     sizes = [0] * threads
@@ -118,9 +119,9 @@ def _hash(tensors: Iterable[Tensor]) -> bytes:
 
 
 def _sums(tensors: Sequence[Tensor]) -> list[int]:
-    """Of all words of 8 bytes, in pieces, the sum of each times an odd number drawn for its place, modulo 2⁶⁴.
+    """Return sums of all 8-byte words, each times a random odd number of its position, modulo 2⁶⁴; chunked.
 
-    Two contents have the same sum by chance only, once in about 2⁶⁰ times. One launch each for some dozens of tensors.
+    Different contents have the same sum with a probability of about 2⁻⁶⁰. One launch sums dozens of tensors.
     """
     found, batch, size = [], list[Tensor](), 0
     for tensor in tensors:
@@ -142,14 +143,14 @@ def _sum(words: Sequence[Tensor]) -> Tensor:
 
 @cache
 def _multipliers(device: torch.device) -> Tensor:
-    """int64 [WORDS]: odd numbers."""
+    """Return random odd numbers, int64 [WORDS]."""
     generator = torch.Generator("cpu").manual_seed(0)
     drawn = torch.empty(WORDS, dtype=torch.int64, device="cpu").random_(-(1 << 63), None, generator=generator)
     return (drawn | 1).to(device)
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The memory of a tensor as int64, zeros behind it where it is no whole number of words."""
+    """Return the memory of a tensor as int64, padded with zeros to a whole number of words."""
     found = _bytes(tensor)
     missing = -len(found) % 8
     if missing:
@@ -160,17 +161,17 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The memory of a tensor as uint8."""
+    """Return the memory of a tensor as uint8."""
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _forwards(cls: type[nn.Module]) -> list[Any]:
-    """The forwards of a class and of the classes that it is made of."""
+    """Return the `forward` of a class and of its base classes."""
     return [vars(base).get("forward") for base in cls.__mro__]
 
 
 def _attention_implementation(model: Any) -> tuple[str | None, Any]:
-    """The implementation of attention that a config names, and the function that transformers has under that name."""
+    """Return the attention implementation that a config names, and the function that transformers registered for it."""
     name = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return name, ALL_ATTENTION_FUNCTIONS.get(name)
 
@@ -184,6 +185,6 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="checksum")
 
 
-# The threads of a process are not those of its child.
+# A forked child does not have its parent's threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.cache_clear)

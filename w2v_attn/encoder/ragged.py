@@ -1,13 +1,13 @@
-"""The encoder over recordings side by side: waveforms in, frames of chosen layers out, and no padding between.
+"""The encoder over packed recordings: waveforms in, frames of chosen layers out, without padding.
 
-It computes what the Hugging Face model computes, from the same parameters; beside them it keeps only their copies in
-the layout of oneDNN. A `RaggedEncoder` is that of a model as it was when it was made: whoever keeps one has to notice
-that the model has changed, see `model_state.py`.
+It computes what the Hugging Face model computes, from the same parameters; the only additional memory is copies of
+weights in the memory layout of oneDNN. A `RaggedEncoder` is valid for the state of the model at its construction: its
+owner has to detect changes of the model, see `model_state.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,29 +16,29 @@ from torch.nn.utils import parametrizations, parametrize
 
 from w2v_attn.attention import plain
 from w2v_attn.encoder import frontend, frontend_batched
-from w2v_attn.encoder.blocks import Block
+from w2v_attn.encoder.blocks import TransformerBlock
 from w2v_attn.encoder.frontend import Frontend, layer_norm
 from w2v_attn.encoder.layers import highest_block
-from w2v_attn.encoder.long_form import LongForm, batches_of
-from w2v_attn.encoder.positions import positions_of
+from w2v_attn.encoder.long_form import LongForm, batch_by_frames
+from w2v_attn.ops.fourier import FourierConvolution
 from w2v_attn.ops.numerics import softmax_dtype
 from w2v_attn.patching.activations import is_elementwise
 from w2v_attn.patching.attention_blocks import GatedAttention, HuggingFaceAttention
 from w2v_attn.patching.compat import encoder_contracts, frontend_contracts
 
-# Frames of chunks that go through the blocks together.
+# Frames of a batch of chunks.
 CHUNK_FRAMES = 2000
 
 
-def why_not(model: Any) -> str | None:
-    """What of a model this file does not know; None when it can take its place."""
+def unsupported_reason(model: Any) -> str | None:
+    """Return why this module cannot compute a model; None if it can."""
     if not isinstance(getattr(getattr(model, "encoder", None), "layers", None), nn.ModuleList):
         return f"{type(model).__name__} is not a Hugging Face encoder itself"
-    reason = frontend.why_not(model)
+    reason = frontend.unsupported_reason(model)
     if reason is not None:
         return reason
     if any(plain.GLOBAL_FORWARD_HOOKS):
-        return "hooks for all modules want to be called"
+        return "global hooks of torch are registered for all modules"
     if not len(model.encoder.layers):
         return "it has no blocks"
     for block in model.encoder.layers:
@@ -50,16 +50,16 @@ def why_not(model: Any) -> str | None:
             return reason
     for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
         if differences := contract.differences(module):
-            return f"its {type(module).__name__} is not the one that is known: {'; '.join(differences)}"
+            return f"its {type(module).__name__} differs from the supported one: {'; '.join(differences)}"
     if not all(is_elementwise(block.feed_forward.intermediate_act_fn) for block in model.encoder.layers):
-        return "the activation of its feed-forward is not a known function of single numbers"
+        return "the activation of its feed-forward is not a known elementwise function"
     for name, module in model.named_modules():
-        if reason := _why_not_module(name.rpartition(".")[2], module):
+        if reason := _module_reason(name.rpartition(".")[2], module):
             return f"{reason}: {name or type(module).__name__}"
     return None
 
 
-# What modules of these names must be, where their class is torch's, for their parameters to be used without a call.
+# The classes of torch that modules with these names must have, so that their parameters can be used without a call.
 _ROLES = (
     ("dropout", (nn.Dropout, nn.Identity)),  # nothing in evaluation
     ("norm", (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d)),
@@ -69,19 +69,23 @@ _ROLES = (
 )
 
 
-def _why_not_module(name: str, module: Any) -> str | None:
-    """What of one module keeps its parameters from being used without calling it. name: its own, without its parents'.
+def _module_reason(name: str, module: Any) -> str | None:
+    """Return why the parameters of a module cannot be used without calling it; None if they can.
 
-    transformers' own hooks stay where hidden states were once asked for, and do nothing here.
+    transformers leaves hooks of its own after hidden states were requested; these have no effect here.
+
+    Args:
+        name: Name of the module without its parents.
+        module: The module.
     """
     cls = type(module)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
-        return "somebody's hooks on a module want to be called"
+        return "hooks are registered on a module"
     if "forward" in vars(module):
-        return "somebody put another forward in the place of a module's class's"
+        return "another forward was assigned to a module"
     if not plain.has_plain_parameters(module):
-        return "the weights of a module are of a class of their own, as quantised ones are"
+        return "the weights of a module are of a special class, as quantised weights are"
     if parametrize.is_parametrized(module):
         known = all(
             type(one) is parametrizations._WeightNorm
@@ -90,19 +94,52 @@ def _why_not_module(name: str, module: Any) -> str | None:
         )
         return None if known and isinstance(module, nn.Conv1d) else "a parametrization has to be computed"
     if not cls.__module__.startswith(("torch.nn.", "transformers.", "w2v_attn.")):
-        return f"a module is of the class {cls.__module__}.{cls.__qualname__}, which is not known"
-    if (home := plain.replaced_forward(cls)) is not None:
-        return f"the forward of {cls.__qualname__} was replaced by one of {home}"
+        return f"a module has the unknown class {cls.__module__}.{cls.__qualname__}"
+    if (origin := plain.replaced_forward(cls)) is not None:
+        return f"the forward of {cls.__qualname__} was replaced by one of {origin}"
     is_torchs = cls.__module__.startswith("torch.nn.")
     if is_torchs and any(name.endswith(role) and cls not in classes for role, classes in _ROLES):
-        return f"a module of this name is no {cls.__qualname__} in the models that are known"
+        return f"a module of this name is not a {cls.__qualname__} in supported models"
     return None
 
 
-class RaggedEncoder:
-    """A Hugging Face encoder with our attention, over recordings that lie side by side.
+class Positions(Protocol):
+    """The positional embedding that is added to the frames before the blocks."""
 
-    model: of a supported family, in evaluation mode; `why_not` must have nothing against it.
+    def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the embedding of packed frames, [ΣT, C], in their dtype."""
+        ...
+
+
+class ModulePositions:
+    """A positional embedding computed by its Hugging Face module, one recording at a time."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        self._module, self._dtype = module, dtype
+
+    def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
+        """See `Positions`."""
+        parts = [self._module(part.to(self._dtype)[None])[0] for part in frames.split(list(lengths))]
+        return torch.cat(parts).to(frames.dtype)
+
+
+def build_positions(module: Any, *, wide: torch.dtype, dtype: torch.dtype) -> Positions:
+    """Return the positional embedding of a Hugging Face encoder.
+
+    Args:
+        module: The positional convolution of the encoder.
+        wide: Dtype of the frames.
+        dtype: Dtype of the module.
+    """
+    fourier = FourierConvolution.of(module, wide)
+    return ModulePositions(module, dtype) if fourier is None else fourier
+
+
+class RaggedEncoder:
+    """A Hugging Face encoder with the attention of this package, over packed recordings.
+
+    Args:
+        model: A model of a supported family, in evaluation mode; `unsupported_reason` must return None for it.
     """
 
     def __init__(self, model: Any):
@@ -110,102 +147,104 @@ class RaggedEncoder:
         self._model = model
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
         self._norm_first = type(encoder).__name__.endswith("StableLayerNorm")
-        # SEW's blocks see pairs of frames, or of another number.
+        # SEW's blocks run over averages of 2 frames, or of another number.
         self._squeezes = hasattr(encoder, "upsample")
         self._squeeze: int = encoder.upsample.squeeze_factor if self._squeezes else 1
         self._frontend = Frontend(model)
-        self._together: frontend_batched.ConvolutionsTogether | None = None
-        if frontend_batched.pays(model.device):
-            self._together = frontend_batched.ConvolutionsTogether(model.feature_extractor)
-        self._positions = positions_of(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
+        self._batched_convolutions: frontend_batched.BatchedConvolutions | None = None
+        if frontend_batched.is_batching_faster(model.device):
+            self._batched_convolutions = frontend_batched.BatchedConvolutions(model.feature_extractor)
+        self._positions = build_positions(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
         first = encoder.layers[0].attention
         table = first.table() if isinstance(first, GatedAttention) else None
         following = [*(layer.layer_norm for layer in encoder.layers[1:]), None] if self._norm_first else repeat(None)
         self._blocks = [
-            Block(layer, norm_first=self._norm_first, next_norm=norm, table=table)
+            TransformerBlock(layer, norm_first=self._norm_first, next_norm=norm, table=table)
             for layer, norm in zip(encoder.layers, following, strict=False)
         ]
 
     def run(
         self, waveforms: Iterable[Tensor], layers: Sequence[str], *, long_form: LongForm, frame_rate: float
     ) -> list[dict[str, Tensor]]:
-        """For each waveform a dictionary: name of the layer -> [frames, channels] in the model's dtype.
+        """Return for each waveform a dictionary from layer name to [frames, channels] in the model's dtype.
 
-        waveforms: [samples] each, on the model's device, prepared as the checkpoint wants them; each is taken once.
-        layers: valid names in the order of computation; nothing above the highest of them is computed.
-        frame_rate: frames a second in the blocks, which the seconds of `long_form` are counted in.
+        Several threads may call it at the same time.
 
-        Several threads may run at once.
+        Args:
+            waveforms: Model inputs, [samples] each, on the model's device; iterated once.
+            layers: Valid names in the order of computation; nothing above the highest of them is computed.
+            long_form: How long recordings are processed.
+            frame_rate: Frames per second in the blocks, to convert the seconds of `long_form`.
         """
         embedded, lengths = self._embed(waveforms)
         found = [dict[str, Tensor]() for _ in lengths]
         counts = [length // self._squeeze for length in lengths]
-        # Nothing here keeps a name for frames that are done with: an hour of them is half a gigabyte.
-        for name, layer in self._layers(self._enter(embedded, lengths), counts, layers, long_form, frame_rate):
+        # No variable keeps frames alive that are not needed any more: an hour of them is half a gigabyte.
+        for name, layer in self._layers(self._block_input(embedded, lengths), counts, layers, long_form, frame_rate):
             for features, part in zip(found, layer.to(self._model.dtype).split(counts), strict=True):
                 features[name] = part
         if "final" in layers:
             for features, length in zip(found, lengths, strict=True):
-                features["final"] = self._leave(features["final"], length)
+                features["final"] = self._model_output(features["final"], length)
         return found
 
     def _layers(
         self, x: Tensor, lengths: list[int], layers: Sequence[str], long_form: LongForm, frame_rate: float
     ) -> Iterable[tuple[str, Tensor]]:
-        """(name, [ΣT, C]) of every layer that was asked for, from what enters the blocks."""
+        """Yield (name, [ΣT, C]) for each requested layer, from the input of the blocks."""
         embed = [("embed", x)] if "embed" in layers else []
         if long_form.kind == "chunked":
-            return chain(embed, self._chunks_of(x, lengths, layers, long_form, frame_rate))
+            return chain(embed, self._run_chunked(x, lengths, layers, long_form, frame_rate))
         reach = round(long_form.seconds * frame_rate / 2) if long_form.kind == "sliding_window" else None
-        return chain(embed, self._blocks_of(x, lengths, layers, reach))
+        return chain(embed, self._run_blocks(x, lengths, layers, reach))
 
-    def _chunks_of(
+    def _run_chunked(
         self, x: Tensor, lengths: list[int], layers: Sequence[str], long_form: LongForm, frame_rate: float
     ) -> Iterator[tuple[str, Tensor]]:
-        """As `_blocks_of`, over overlapping pieces of long recordings."""
-        pieces = list(long_form.pieces(lengths, frame_rate))
+        """Yield the same as `_run_blocks`, computed over overlapping chunks of long recordings."""
+        chunks = list(long_form.chunks(lengths, frame_rate))
         results: dict[str, Tensor] = {}
-        for batch in batches_of(pieces, lambda piece: piece.end - piece.begin, CHUNK_FRAMES):
-            heard = torch.cat([x[piece.begin : piece.end] for piece in batch])
-            sizes = [piece.end - piece.begin for piece in batch]
-            for name, layer in self._blocks_of(heard, sizes, layers, None):
+        for batch in batch_by_frames(chunks, lambda chunk: chunk.end - chunk.begin, CHUNK_FRAMES):
+            packed = torch.cat([x[chunk.begin : chunk.end] for chunk in batch])
+            sizes = [chunk.end - chunk.begin for chunk in batch]
+            for name, layer in self._run_blocks(packed, sizes, layers, None):
                 if name not in results:
                     results[name] = layer.new_empty(len(x), layer.shape[1])
-                for piece, part in zip(batch, layer.split(sizes), strict=True):
-                    results[name][piece.first : piece.last] = part[piece.first - piece.begin : piece.last - piece.begin]
+                for chunk, part in zip(batch, layer.split(sizes), strict=True):
+                    results[name][chunk.first : chunk.last] = part[chunk.first - chunk.begin : chunk.last - chunk.begin]
         yield from results.items()
 
-    def _blocks_of(
+    def _run_blocks(
         self, x: Tensor, lengths: list[int], layers: Sequence[str], reach: int | None
     ) -> Iterator[tuple[str, Tensor]]:
-        """(name, [ΣT, C]) of the blocks that were asked for and of what ends them; none above the highest runs."""
+        """Yield (name, [ΣT, C]) for each requested block and `final`; blocks above the highest do not run."""
         h: Tensor | None = None
         name = "embed"
         for number, block in enumerate(self._blocks[: highest_block(layers, len(self._blocks))], 1):
-            x, h = block(x, lengths, reach=reach, entering=h, spend=name not in layers)
+            x, h = block(x, lengths, reach=reach, block_input=h, overwrite=name not in layers)
             name = f"layer_{number:02d}"
             if name in layers:
                 yield name, x
         if "final" in layers:
-            # Whoever writes into one of two layers must not find that in the other.
+            # A caller who writes into one layer must not change another one.
             same = x.clone() if name in layers and not self._squeezes else x
             yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else same
 
     def _embed(self, waveforms: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """The frames of all recordings in order, [T, C] each or [ΣT, C] in one tensor, and how many each has."""
-        if self._together is not None:
+        """Return the frames of all recordings, as tensors [T, C] or one tensor [ΣT, C], and the length of each."""
+        if self._batched_convolutions is not None:
             waveforms = list(waveforms)
             lengths = [self._frontend.count_frames(len(waveform)) for waveform in waveforms]
-            return [self._frontend.project(self._together(waveforms), sum(lengths))], lengths
+            return [self._frontend.project(self._batched_convolutions(waveforms), sum(lengths))], lengths
         embedded = [self._frontend(waveform) for waveform in waveforms]
         return embedded, [len(frames) for frames in embedded]
 
-    def _enter(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
-        """What enters the blocks, [ΣT, C], from the frames of all recordings; empties the list."""
-        x = self._with_positions(embedded, lengths)
+    def _block_input(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
+        """Return the input of the blocks, [ΣT, C], from the frames of all recordings; clears the list."""
+        x = self._add_positions(embedded, lengths)
         return x if self._norm_first else layer_norm(x, self._model.encoder.layer_norm)
 
-    def _with_positions(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
+    def _add_positions(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
         frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         embedded.clear()
         if not self._squeezes:
@@ -213,14 +252,14 @@ class RaggedEncoder:
         parts = []
         for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]
-            places = self._model.encoder.pos_conv_embed(channels_first)
+            positions = self._model.encoder.pos_conv_embed(channels_first)
             pooled = self._model.encoder.pool(channels_first)
-            count = min(places.shape[-1], pooled.shape[-1])
-            parts.append((pooled[..., :count].to(self._wide) + places[..., :count])[0].T)
+            count = min(positions.shape[-1], pooled.shape[-1])
+            parts.append((pooled[..., :count].to(self._wide) + positions[..., :count])[0].T)
         return torch.cat(parts)
 
-    def _leave(self, frames: Tensor, length: int) -> Tensor:
-        """What the model does after its blocks with a recording that had `length` frames before them."""
+    def _model_output(self, frames: Tensor, length: int) -> Tensor:
+        """Return the output of the model after its blocks; `length`: frames of the recording before them."""
         if self._squeezes:
             frames = self._model.encoder.upsample(frames[None])[0]
             frames = F.pad(frames, (0, 0, 0, max(length - len(frames), 0)))

@@ -1,4 +1,4 @@
-"""What every model that reads waveforms has in common: where it is, and how a waveform becomes its input."""
+"""`WaveformModel`, the base of encoders and recognizers: the device, the frame counts and the input of a model."""
 
 import copy
 import threading
@@ -14,23 +14,23 @@ from torch import Tensor
 from w2v_attn.checkpoints import weight_norms
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder import frontend_batched
-from w2v_attn.encoder.inputs import Input, input_of
-from w2v_attn.encoder.memory import most_bytes
+from w2v_attn.encoder.cost import memory_limit
+from w2v_attn.encoder.inputs import Input, build_input
 from w2v_attn.patching.replace import replace_attention
 
-# Frames of a batch. On a CPU, for each core: at the end of a batch all cores wait for the last one, and of recordings
-# of ten seconds and more it takes several for each to be even (1600 are up to a fifth slower than 4000). Beyond the
-# other there is nothing to gain, on a GPU as well.
-CORE_BUDGET, MAX_FRAMES = 4000, 65_536
-# The part of a machine's memory that features of a batch may take on a CPU.
-SHARE_OF_MEMORY = 1 / 8
+# Frames of a batch. On a CPU the budget is for each core: at the end of a batch all cores wait for the last one, and
+# with recordings of ten seconds and more each core needs several of them to balance the load (1600 frames are up to a
+# fifth slower than 4000). More than MAX_FRAMES is not faster, neither on a CPU nor on a GPU.
+FRAMES_PER_CORE, MAX_FRAMES = 4000, 65_536
+# The fraction of a machine's memory that the features of a batch may take on a CPU.
+MEMORY_FRACTION = 1 / 8
 
 
 def find_device(device: str) -> torch.device:
-    """ "auto" as a device that is there; any other name as torch knows it.
+    """Return the device of this name; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: no such device on this machine.
+        ValueError: this machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,22 +39,24 @@ def find_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'device="{device}" cannot be used here: {reason}. device=auto takes what is there') from error
+        raise ValueError(
+            f'device="{device}" is not available: {reason}. device=auto takes a GPU if there is one'
+        ) from error
     return found
 
 
-# Modules in training mode that are in evaluation mode for now, and how many calls need them there.
+# Modules in training mode that are temporarily in evaluation mode, and how many calls hold them there.
 _EVALUATING: MutableMapping[torch.nn.Module, int] = WeakKeyDictionary()
 _EVALUATING_LOCK = threading.Lock()
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """While open, a model is in evaluation mode and no autocast is on, as features are defined; then all is as before.
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and disable autocast; the previous state is restored at the end.
 
-    In training mode there would be dropout and SpecAugment in features, and batch norms would learn from them. Several
-    threads may be in here at once. A thread that trains the same model meanwhile would train in evaluation mode: take a
-    copy of the model for that.
+    In training mode features would have dropout and SpecAugment, and batch norms would update their statistics. Several
+    threads may enter at the same time. A thread that trains the same model meanwhile would train in evaluation mode:
+    use a copy of the model for that.
     """
     with _EVALUATING_LOCK:
         held = [module for module in model.modules() if module.training or module in _EVALUATING]
@@ -74,7 +76,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Return the device that a model computes on, also where accelerate keeps its weights elsewhere between calls."""
+    """Return the device that a model computes on, even if accelerate offloads its weights between calls."""
     for module in model.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
@@ -83,10 +85,12 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 class WaveformModel:
-    """A pretrained model with our attention, and its waveforms.
+    """A pretrained model with the attention of this package, and the preparation of its waveforms.
 
-    model: the transformers model; it may be changed, and another one may take its place. checkpoint: what it was loaded
-    from. input: how a waveform becomes what the model reads.
+    Attributes:
+        model: The transformers model; it may be changed, and another one may be assigned.
+        checkpoint: The checkpoint that it was loaded from.
+        input: The conversion of a waveform to the input of the model.
     """
 
     input: Input
@@ -96,16 +100,17 @@ class WaveformModel:
         self.model = replace_attention(checkpoint.model, backend=backend).to(device).eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WaveformModel":
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
         model = copy.deepcopy(self.model, memo)
-        vars(made).update(vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, kept=None))
-        return made
+        vars(copied).update(vars(self), _model=model, checkpoint=replace(self.checkpoint, model=model, kept=None))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickles. A folder that was made for the checkpoint stays with this one: it has been read.
+        """Return the state for pickling, without a temporary folder of the checkpoint, which is not needed any more.
 
-        torch pickles no parametrized modules, so weight norms are taken off a copy of the model and put back later.
+        torch does not pickle parametrized modules, so weight norms are removed from a copy of the model and put back
+        by `__setstate__`.
         """
         state = {**vars(self), "_model": copy.deepcopy(self.model)}
         state["_weight_norms"] = weight_norms.take_off(state["_model"])
@@ -127,47 +132,47 @@ class WaveformModel:
     def model(self, model: Any) -> None:
         self._model = model
         self.checkpoint = replace(self.checkpoint, model=model)
-        self.input = input_of(self.checkpoint, model.config)
+        self.input = build_input(self.checkpoint, model.config)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return device_of(self.model)
 
     @property
     def config(self) -> Any:
-        """The model's config."""
+        """The config of the transformers model."""
         return self.model.config
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the waveforms that go in."""
+        """Sample rate of the input waveforms in Hz."""
         return self.checkpoint.sample_rate
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of what comes out."""
+        """The dtype of the weights and of the features."""
         return self.model.dtype
 
     def count_frames(self, samples: int) -> int:
-        """Frames that the model makes of so many samples."""
+        """Return how many frames the model computes from this many samples."""
         return self.input.count_frames(samples)
 
     def frame_budget(self) -> int:
-        """Frames of a batch, over all its recordings, that fit into the memory there is."""
+        """Return how many frames a batch may have, over all its recordings, to fit into memory."""
         if self.device.type != "cuda":
-            budget = min(CORE_BUDGET * torch.get_num_threads(), MAX_FRAMES)
-            # As where every layer is asked for, in float32, and once more as what is written.
+            budget = min(FRAMES_PER_CORE * torch.get_num_threads(), MAX_FRAMES)
+            # All layers in float32, and a second copy of them for the writer.
             bytes_of_frame = 2 * 4 * self.config.hidden_size * (self.config.num_hidden_layers + 2)
-            memory = most_bytes()
-            return budget if memory is None else max(1, min(budget, int(SHARE_OF_MEMORY * memory) // bytes_of_frame))
+            memory = memory_limit()
+            return budget if memory is None else max(1, min(budget, int(MEMORY_FRACTION * memory) // bytes_of_frame))
         free, _ = torch.cuda.mem_get_info(self.device)
-        # Widest is a feed-forward; some dozen tensors of a block's own width stand beside it, at most in float32.
+        # The feed-forward is widest; a dozen tensors of the hidden size exist at the same time, at most in float32.
         bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)
         return max(1, min(MAX_FRAMES, free // 2 // bytes_of_frame))
 
     def frame_rate(self, layer: str = "final") -> float:
-        """Frames a second in this layer."""
+        """Return the frames per second of this layer."""
         samples = self.input.hop
         if layer != "final":
             samples *= getattr(self.config, "squeeze_factor", 1)
@@ -176,33 +181,37 @@ class WaveformModel:
         return self.sample_rate / samples
 
     def check_waveform(self, waveform: Tensor) -> None:
-        """Raises ValueError where this model cannot read a waveform; the text is the reason."""
+        """Check that this model can process a waveform.
+
+        Raises:
+            ValueError: it cannot; the text is the reason.
+        """
         if waveform.dim() != 1:
             raise ValueError(f"a waveform must be [samples], got {list(waveform.shape)}: average the channels first")
-        if len(waveform) < self.input.least_samples:
+        if len(waveform) < self.input.min_samples:
             raise ValueError(
                 f"is too short: {len(waveform)} samples at {self.sample_rate} Hz, "
-                f"at least {self.input.least_samples} are needed"
+                f"at least {self.input.min_samples} are needed"
             )
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError("has samples that are NaN or infinite")
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
-        """Each as `prepare` makes it: one when it is asked for on a CPU, all together on accelerators."""
-        if not frontend_batched.pays(self.device):
+        """Return the model inputs of waveforms: lazily one by one on a CPU, as a batch on accelerators."""
+        if not frontend_batched.is_batching_faster(self.device):
             return map(self.prepare, waveforms)
-        return self.input.prepare_together(self._sent(list(waveforms)))
+        return self.input.prepare_batch(self._to_device(list(waveforms)))
 
-    def _sent(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Waveforms on the device, float32 at least; those of the CPU in one copy."""
+    def _to_device(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return waveforms on the device in at least float32; CPU waveforms are sent with one copy."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         if self.device.type != "cuda" or any(waveform.device.type != "cpu" for waveform in waveforms):
             return [waveform.to(self.device, dtype) for waveform in waveforms]
         lengths = [len(waveform) for waveform in waveforms]
-        together = torch.empty(sum(lengths), dtype=dtype, pin_memory=True)
-        torch.cat([waveform.to(dtype) for waveform in waveforms], out=together)
-        return together.to(self.device, non_blocking=True).split(lengths)
+        packed = torch.empty(sum(lengths), dtype=dtype, pin_memory=True)
+        torch.cat([waveform.to(dtype) for waveform in waveforms], out=packed)
+        return packed.to(self.device, non_blocking=True).split(lengths)
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """[samples] as what the model reads, float32 at least: normalised as the checkpoint wants it."""
+        """Return the model input of a waveform, [samples], in at least float32, normalised if the checkpoint asks."""
         return self.input.prepare(waveform.to(self.device, torch.promote_types(self.dtype, torch.float32)))

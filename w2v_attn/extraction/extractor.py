@@ -169,7 +169,7 @@ def _describe(encoder: Encoder, spec: FeatureSpec, layout: str) -> ExtractorDesc
         dtype=dtype_name(encoder.dtype),
         backend=backend,
         long_form=encoder.long_form,
-        unpacked_reason=encoder.why_not_ragged,
+        unpacked_reason=encoder.unpacked_reason,
     )
 
 

@@ -1,7 +1,7 @@
 """The convolutions of a batch, each recording for itself, as they will be when the model is used.
 
 Where they do not learn they are those of extraction, see `encoder.frontend`; where they do, on a CPU, those of
-`encoder.frontend_learning`. Neither computes padding.
+`encoder.frontend_train`. Neither computes padding.
 
 Elsewhere stock's convolutions learn over the padded batch, and group-norm frontends normalise each recording alone.
 In checkpoints such as wav2vec2-base the first convolution normalises each channel over all the time it is given. In a
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2v_attn.encoder import frontend_batched
-from w2v_attn.encoder.frontend import Convolutions, why_not, write_blocks
-from w2v_attn.encoder.frontend_train import LearningConvolutions
+from w2v_attn.encoder.frontend import Convolutions, unsupported_reason, write_blocks
+from w2v_attn.encoder.frontend_train import TrainableConvolutions
 
 
 def install(model: nn.Module) -> None:
@@ -74,11 +74,11 @@ class _Alone:
         return Convolutions(self._extractor)
 
     @cached_property
-    def _learning(self) -> LearningConvolutions:
-        return LearningConvolutions(self._extractor)
+    def _learning(self) -> TrainableConvolutions:
+        return TrainableConvolutions(self._extractor)
 
     @cached_property
-    def _together(self) -> dict[torch.dtype | None, frontend_batched.ConvolutionsTogether]:
+    def _together(self) -> dict[torch.dtype | None, frontend_batched.BatchedConvolutions]:
         return {}
 
     def __call__(self, input_values: Tensor) -> Tensor:
@@ -115,14 +115,14 @@ class _Alone:
         casts = torch.is_autocast_enabled(device) and like.dtype != torch.float64
         dtype = torch.get_autocast_dtype(device) if casts else None
         with torch.autocast(device, enabled=False):
-            if frontend_batched.pays(like.device):
+            if frontend_batched.is_batching_faster(like.device):
                 if dtype not in self._together:
-                    self._together[dtype] = frontend_batched.ConvolutionsTogether(self._extractor, dtype)
-                self._together[dtype].follow()
+                    self._together[dtype] = frontend_batched.BatchedConvolutions(self._extractor, dtype)
+                self._together[dtype].refresh()
                 together = torch.cat(list(self._together[dtype](waveforms)))
                 blocks = ([own] for own in together.split(counts))
             else:
-                self._convolutions.follow()
+                self._convolutions.refresh()
                 blocks = map(self._convolutions, waveforms)
             for frames, own in zip(found, blocks, strict=True):
                 write_blocks(own, frames)
@@ -132,7 +132,7 @@ class _Alone:
 def _extractors(model: nn.Module) -> Iterator[Any]:
     """Feature extractors that `encoder.frontend` can take the place of."""
     for module in model.modules():
-        if hasattr(module, "feature_extractor") and why_not(module) is None:
+        if hasattr(module, "feature_extractor") and unsupported_reason(module) is None:
             yield module.feature_extractor
 
 

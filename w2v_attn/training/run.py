@@ -169,7 +169,7 @@ def _survey(
     watcher: Watcher,
 ) -> Survey:
     """Reads every recording once, in the first process; the others take what it wrote down."""
-    from w2v_attn.encoder.inputs import least_samples
+    from w2v_attn.encoder.inputs import min_samples
 
     limits = {"train": recipe.data.max_duration, "valid": MEASURED, "test": MEASURED}
     rows = [(f"{split} {row.id}", row, limits[split]) for split, members in named(splits) for row in members]
@@ -197,7 +197,7 @@ def _survey(
         samples,
         sample_rate=audio.sample_rate,
         frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
-        least_samples=least_samples(audio.model.config),
+        min_samples=min_samples(audio.model.config),
         shortest_factor=min(1.0, augmentation.shortest_factor),
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.checkpoints.tokenizers import read_tokenizer
-from w2v_attn.encoder.waveforms import WaveformModel, evaluating, find_device
+from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode, find_device
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 
 
@@ -68,7 +68,7 @@ class Recognizer(WaveformModel, ABC):
     def log_probabilities(self, waveform: Tensor) -> Tensor:
         """float32 [frames, symbols] or [labels]; one recording at a time, so that neighbours do not matter."""
         self.check_waveform(waveform)
-        with evaluating(self.model):
+        with evaluation_mode(self.model):
             return self.model(self.prepare(waveform)[None].to(self.dtype)).logits[0].float().log_softmax(-1).cpu()
 
 

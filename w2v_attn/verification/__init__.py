@@ -1,1 +1,1 @@
-"""Stock and our attention compared on the same weights, stage by stage: `w2v-attn verify`."""
+"""Comparison with stock transformers on the same weights, stage by stage: `w2v-attn verify`."""

@@ -1,20 +1,20 @@
-"""What was found: every comparison with its bounds, as JSON and as tables."""
+"""The report of `verify`: every comparison with its bounds, as JSON and as tables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
 
 from w2v_attn.verification.bounds import Check
-from w2v_attn.verification.figures import Figures
+from w2v_attn.verification.comparisons import UNBOUNDED, Comparison
 
-# Side -> what is compared with stock on each recording alone.
+# Side: what is compared with stock on each recording alone.
 SIDES = {
-    "input": "the waveforms as the model takes them",
+    "input": "the input of the model",
     "alone": "replace_attention, each recording alone",
     "padded": "replace_attention(unpad=True), all recordings in one padded batch",
     "weights": "attention weights of the two shortest recordings, each alone and both in a batch",
-    "extract": "load_encoder(…).extract, all recordings side by side",
+    "extract": "load_encoder(…).extract, all recordings packed",
 }
 KINDS = {
     "stage": "stages",
@@ -22,49 +22,19 @@ KINDS = {
     "batch": "batch = single",
     "symbols": "symbols",
 }
-# Of what is told only.
-UNBOUNDED = Check("no bound", 0.0, inf)
 HEADER = ("stage", "largest", "diff max", "diff L2", "our error", "stock's", "of bound", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One line: ours against stock's.
-
-    side, kind: see SIDES and KINDS. stage: of the ladder. part: of it: a parameter, or an order of recordings.
-    figures: None where only the checks say something.
-    """
-
-    dtype: str
-    side: str
-    kind: str
-    stage: str
-    checks: tuple[Check, ...]
-    figures: Figures | None = None
-    part: str | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether all its bounds do."""
-        return all(check.holds for check in self.checks)
-
-    @property
-    def worst(self) -> Check:
-        """The bound that is nearest to breaking, or broken furthest."""
-        return max(self.checks, key=lambda check: check.share, default=UNBOUNDED)
-
-    @property
-    def name(self) -> str:
-        """Where it is, in words."""
-        return self.stage if self.part is None else f"{self.stage} {self.part}"
 
 
 @dataclass(frozen=True)
 class Padding:
-    """What stock's padded batch does to the features of a recording, in float64, against those alone.
+    """The effect of stock's padded batch on the features of a recording, in float64.
 
-    recording, longest: which one, and the longest of the batch. max_abs, relative_l2: of `final`.
-    group_norm: whether a norm over time in the convolutions is why.
+    Attributes:
+        recording: The padded recording with the largest effect.
+        longest: The longest recording of the batch.
+        max_abs: Largest absolute difference of `final` between the batch and the recording alone.
+        relative_l2: Relative L2 difference of `final`.
+        group_norm: Whether the convolutions have a norm over time, which is the reason.
     """
 
     recording: str
@@ -76,7 +46,13 @@ class Padding:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All of it. recordings: id -> seconds. notes: what could not be compared as it stands, and why."""
+    """All comparisons of a run.
+
+    Attributes:
+        recordings: Id -> length in seconds.
+        padding: Effect of stock's padding; None if no recording is padded.
+        notes: What could not be compared directly, and why.
+    """
 
     checkpoint: str
     language: str | None
@@ -89,19 +65,19 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether every bound does."""
+        """Whether every bound holds."""
         return all(comparison.holds for comparison in self.comparisons)
 
 
 def as_record(report: Report) -> dict[str, Any]:
-    """For JSON; a number that is not finite is null."""
+    """Return the report as a dictionary for JSON; a number that is not finite becomes null."""
     lines = [asdict(comparison) | {"holds": comparison.holds} for comparison in report.comparisons]
     whole = {"holds": report.holds, "broken": list(broken(report))}
     return _finite(asdict(report) | whole | {"comparisons": lines})
 
 
 def tables(report: Report, *, stages: bool) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
-    """(title, header, rows); with `stages` first every stage of every side, and always the summary of all."""
+    """Yield tables as (title, header, rows): with `stages` every stage of every side, then the summary."""
     if stages:
         for (dtype, side), lines in _grouped(report, "dtype", "side"):
             title = f"{dtype}, {side}: {SIDES[side]}; errors are {_error_name(dtype)} against float64"
@@ -112,7 +88,7 @@ def tables(report: Report, *, stages: bool) -> Iterator[tuple[str, Sequence[str]
 
 
 def broken(report: Report) -> Iterator[str]:
-    """A sentence for each dtype, side and kind that breaks a bound: where first, and by how much."""
+    """Yield a sentence for each dtype, side and kind that breaks a bound: where first, and by how much."""
     for (dtype, side, kind), lines in _grouped(report, *_GROUP):
         wrong = [comparison for comparison in lines if not comparison.holds]
         if wrong:
@@ -124,7 +100,7 @@ def broken(report: Report) -> Iterator[str]:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """What a reader should know beside the figures."""
+    """Yield remarks for the reader: the effect of padding, and the notes."""
     if report.padding is not None:
         yield _about_padding(report, report.padding)
     yield from report.notes
@@ -132,7 +108,7 @@ def sentences(report: Report) -> Iterator[str]:
 
 def _about_padding(report: Report, padding: Padding) -> str:
     figure = f"by up to {_short(padding.max_abs)} (relative L2 {_short(padding.relative_l2)})"
-    what = f"{padding.recording} beside {padding.longest}"
+    what = f"{padding.recording} in a batch with {padding.longest}"
     if padding.group_norm:
         said = (
             "Stock's padded batch changes the features of this checkpoint: its first convolution is normalised over "
@@ -145,7 +121,7 @@ def _about_padding(report: Report, padding: Padding) -> str:
         for c in report.comparisons
         if c.side == "extract" and c.kind == "batch" and c.stage == "final"
     ]
-    return f"{said}. Ours, extracted together and alone: {_short(max(ours))} at most" if ours else said
+    return f"{said}. Ours, extracted in a batch and alone: {_short(max(ours))} at most" if ours else said
 
 
 def _recordings(report: Report) -> str:
@@ -164,7 +140,7 @@ def _grouped(report: Report, *by: str) -> Iterator[tuple[tuple[str, ...], list[C
 
 
 def _worst_parameters(lines: Sequence[Comparison]) -> Iterator[Comparison]:
-    """All lines, but of the gradients of a stage only the one nearest to its bound."""
+    """Yield all lines, but for the gradients of a stage only the one that is nearest to its bound."""
     worst: dict[tuple[str, str], Comparison] = {}
     for line in lines:
         key = (line.kind, line.stage)
@@ -194,7 +170,7 @@ def _error_name(dtype: str) -> str:
 
 
 def _end(lines: Sequence[Comparison]) -> str:
-    """What the last stage says: the errors of all before it have come together there."""
+    """Return the figure of the last stage, where the errors of all stages have accumulated."""
     last = lines[-1]
     value = last.checks[0].value if last.figures is None else last.figures.max_abs
     return f"{last.stage} {_short(value)}"
@@ -211,7 +187,7 @@ def _nearest(lines: Sequence[Comparison]) -> tuple[str, ...]:
 
 
 def _short(value: float) -> str:
-    """Two digits, or a count."""
+    """Return a number with two digits, or a count."""
     return f"{value:.2g}" if value < 1 else f"{value:.4g}"
 
 

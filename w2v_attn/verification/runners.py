@@ -1,4 +1,4 @@
-"""The two sides: one model computed by stock's code, then by ours, on each recording alone and on all in one batch."""
+"""Runs of a model, with stock's code or with ours, on each recording alone and on all in one batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ Shapes = dict[str, list[torch.Size]]
 
 
 @dataclass
-class Climb:
-    """What one way of computing leaves.
+class Trace:
+    """The intermediate results of a run.
 
-    stages: name -> a tensor for each recording, without its padding; in the order of computation.
-    gradients: parameter -> its gradient, summed over the recordings; none where the loss does not depend on it.
-    order: parameters in the order in which the backward reached them.
+    Attributes:
+        stages: Name -> a tensor for each recording, without padding; in the order of computation.
+        gradients: Parameter -> its gradient, summed over the recordings; missing if the loss does not depend on it.
+        order: Parameters in the order in which the backward reached them.
     """
 
     stages: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -31,35 +32,36 @@ class Climb:
 
     @property
     def shapes(self) -> Shapes:
-        """Those of the stages."""
+        """The shapes of the stages."""
         return {name: [tensor.shape for tensor in tensors] for name, tensors in self.stages.items()}
 
 
-def become_stock(model: nn.Module) -> None:
-    """Makes all of a model stock transformers' again, in place."""
+def restore(model: nn.Module) -> None:
+    """Restore all stock modules of transformers in a model, in place."""
     restore_attention(model)
-    assert not _ours(model), f"{_ours(model)} would be compared with itself"
+    assert not _patched_classes(model), f"{_patched_classes(model)} would be compared with itself"
 
 
-def become_ours(model: nn.Module, backend: str, *, unpad: bool = False) -> None:
-    """Puts our attention in a model, in place."""
+def patch(model: nn.Module, backend: str, *, unpad: bool = False) -> None:
+    """Replace the attention of a model by ours, in place."""
     replace_attention(model, backend=backend, unpad=unpad)
-    assert _ours(model), "stock would be compared with itself"
+    assert _patched_classes(model), "stock would be compared with itself"
 
 
-def padding_is_alone(model: Any, backend: str) -> bool:
-    """Whether a padded batch of ours should be what each recording is alone; a stock model stays one.
+def ignores_padding(model: Any, backend: str) -> bool:
+    """Return whether our results for a padded batch should equal those of each recording alone.
 
-    It should where our encoder leaves the padding out, unless a group norm before it, which stays stock's, has seen it.
+    They should if our encoder removes the padding, unless a stock group norm before it includes the padding. The model
+    is stock before and after the call.
     """
-    become_ours(model, backend, unpad=True)
+    patch(model, backend, unpad=True)
     unpadded = isinstance(model.base_model.encoder, UnpaddedEncoder)
-    become_stock(model)
+    restore(model)
     return unpadded and not has_group_norm(model)
 
 
 def has_group_norm(model: Any) -> bool:
-    """Whether convolutions normalise over all the time they are given."""
+    """Return whether the convolutions normalise over time, padding included."""
     return any(
         isinstance(module, nn.GroupNorm)
         for stage, found in stages.stage_modules(model).items()
@@ -68,50 +70,54 @@ def has_group_norm(model: Any) -> bool:
     )
 
 
-def climb_alone(model: Any, inputs: Sequence[Tensor]) -> Climb:
-    """Forward and backward of each recording alone. inputs: [samples] or [frames, bins] each, as the model takes them.
+def run_each(model: Any, inputs: Sequence[Tensor]) -> Trace:
+    """Run forward and backward on each recording alone.
 
-    The loss of a recording is the product of what the model gives with random numbers of about unit norm, the same for
-    every way of computing.
+    The loss of a recording is the dot product of the output with random numbers of about unit norm, the same in every
+    run.
+
+    Args:
+        model: The model.
+        inputs: Model inputs, [samples] or [frames, bins] each.
     """
-    climb = Climb()
-    with _gradients(model, climb):
+    trace = Trace()
+    with _gradients(model, trace):
         for number, one in enumerate(inputs):
             output, found = _forward(model, one[None], None)
             for name, tensor in found.items():
-                climb.stages.setdefault(name, []).append(tensor[0].cpu())
+                trace.stages.setdefault(name, []).append(tensor[0].cpu())
             (output[0] * _direction(output[0], number)).sum().backward()
-    return climb
+    return trace
 
 
-def climb_together(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> Climb:
-    """Forward and backward of all recordings in one padded batch. shapes: those of the stages of each alone."""
-    climb = Climb()
-    with _gradients(model, climb):
-        output, found = _forward(model, *padded(inputs))
-        climb.stages = _without_padding(found, shapes)
+def run_batched(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> Trace:
+    """Run forward and backward on all recordings in one padded batch. shapes: of the stages of each recording alone."""
+    trace = Trace()
+    with _gradients(model, trace):
+        output, found = _forward(model, *pad_inputs(inputs))
+        trace.stages = _without_padding(found, shapes)
         parts = _cut(output, shapes["logits" if "logits" in shapes else "final"])
         torch.stack([(part * _direction(part, number)).sum() for number, part in enumerate(parts)]).sum().backward()
-    return climb
+    return trace
 
 
 @torch.no_grad()
-def stages_together(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> dict[str, list[Tensor]]:
-    """The stages of all recordings in one padded batch, without their padding."""
-    _, found = _forward(model, *padded(inputs))
+def batched_stages(model: Any, inputs: Sequence[Tensor], shapes: Shapes) -> dict[str, list[Tensor]]:
+    """Return the stages of all recordings in one padded batch, without padding."""
+    _, found = _forward(model, *pad_inputs(inputs))
     return _without_padding(found, shapes)
 
 
 @torch.no_grad()
 def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, list[Tensor]]:
-    """Of each block the attention weights [H, T, T], for each recording alone and then for each in a padded batch.
+    """Return the attention weights of each block, [H, T, T], for each recording alone and then in a padded batch.
 
-    sizes: T of each recording. Stock gives weights in its eager implementation only; both sides take that one.
+    Stock returns weights in its eager implementation only, so both runs use it. sizes: T of each recording.
     """
     found: dict[str, list[Tensor]] = {}
     runs: list[tuple[Tensor, Tensor | None, Sequence[int]]]
     runs = [(one[None], None, [T]) for one, T in zip(inputs, sizes, strict=True)]
-    runs.append((*padded(inputs), sizes))
+    runs.append((*pad_inputs(inputs), sizes))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -125,16 +131,16 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     return found
 
 
-def padded(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Inputs of different lengths as one batch [B, N] or [B, N, bins] with zeros, and its mask, int64 [B, N]."""
+def pad_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a ragged batch padded with zeros, [B, N] or [B, N, bins], and its mask, int64 [B, N]."""
     values = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
     lengths = torch.tensor([len(one) for one in inputs], device=values.device)
     return values, (torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long()
 
 
 def _forward(model: Any, values: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """(logits, or hidden states where there is no head; all stages, detached)."""
-    with stages.recorded(model) as found:
+    """Return the logits, or the hidden states if there is no head, and all stages, detached."""
+    with stages.record_stages(model) as found:
         answer = model(values, attention_mask=mask)
     logits = getattr(answer, "logits", None)
     if logits is None:
@@ -149,7 +155,7 @@ def _without_padding(found: dict[str, Tensor], shapes: Shapes) -> dict[str, list
 
 
 def _cut(tensor: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """A stage of a batch as one tensor for each recording, at most of these shapes: [B, …], or frames side by side."""
+    """Return a stage of a batch, [B, …] or packed, as one tensor for each recording, cut to these shapes."""
     if len(tensor) == 1 < len(shapes):
         return list(tensor[0].split([shape[0] for shape in shapes]))
     parts = []
@@ -161,15 +167,15 @@ def _cut(tensor: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
 
 
 def _direction(like: Tensor, number: int) -> Tensor:
-    """Random numbers of the shape of what a recording gives, of L2 norm about 1; the same in every dtype."""
+    """Return random numbers in the shape of an output, with an L2 norm of about 1; the same in every dtype."""
     generator = torch.Generator().manual_seed(number)
     drawn = torch.randn(like.shape, generator=generator).bfloat16()
     return (drawn * 2.0 ** -round(log2(like.numel()) / 2)).to(like)
 
 
 @contextmanager
-def _gradients(model: nn.Module, climb: Climb) -> Iterator[None]:
-    """While open, gradients are collected; then they are the climb's, and the model has none."""
+def _gradients(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Collect gradients; at the end they move from the model to the trace."""
     reached: dict[str, None] = {}  # a dictionary for its order
     hooks = []
     model.zero_grad(set_to_none=True)
@@ -181,18 +187,18 @@ def _gradients(model: nn.Module, climb: Climb) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    climb.order = list(reached)
+    trace.order = list(reached)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            climb.gradients[name] = parameter.grad.cpu()
+            trace.gradients[name] = parameter.grad.cpu()
         parameter.grad = None
 
 
-def _ours(model: nn.Module) -> set[str]:
-    """Names of the classes in a model that have code of this package, but for heads that stock transformers has not."""
+def _patched_classes(model: nn.Module) -> set[str]:
+    """Return the names of a model's classes with code of this package, except heads that transformers does not have."""
 
-    def homes(cls: type) -> set[str]:
+    def origins(cls: type) -> set[str]:
         return {base.__module__ for base in cls.__mro__} - {"w2v_attn.checkpoints.pooled_classifiers"}
 
     classes = {type(module) for module in model.modules()}
-    return {cls.__name__ for cls in classes if any(home.startswith("w2v_attn.") for home in homes(cls))}
+    return {cls.__name__ for cls in classes if any(origin.startswith("w2v_attn.") for origin in origins(cls))}

@@ -1,7 +1,7 @@
-"""The stages of a model in the order of computation, found in the model itself, and what a forward leaves in them.
+"""The stages of a model in the order of computation, and a recorder of their outputs.
 
-`conv_1` … are the convolutions, then come the modules between them and the blocks under their own names, then `embed`,
-`layer_01` … `layer_NN` and `final` as everywhere in this package, and `logits` where there is a head.
+`conv_1` … are the convolutions, followed by the modules between them and the blocks under their own names, then
+`embed`, `layer_01` … `layer_NN` and `final` as everywhere in this package, and `logits` if there is a head.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from w2v_attn.encoder import layers
 HEADS = ("lm_head", "classifier", "pooled_classifier")
 
 
-def subject_of(model: Any) -> Any:
-    """The part of a loaded model that is compared: all of it where its head gives logits, else its encoder."""
+def compared_model(model: Any) -> Any:
+    """Return the part of a loaded model that is compared: all of it if its head returns logits, else its encoder."""
     return model if any(hasattr(model, name) for name in HEADS) else model.base_model
 
 
 def stage_modules(model: Any) -> dict[str, nn.Module]:
-    """Stage -> the module whose output it is; without `embed`, `final` and `logits`, which are none's."""
+    """Return stage -> module whose output it is, without `embed`, `final` and `logits`, which have no such module."""
     base, found = model.base_model, dict[str, nn.Module]()
     for name, child in base.named_children():
         if hasattr(child, "conv_layers"):
@@ -34,7 +34,7 @@ def stage_modules(model: Any) -> dict[str, nn.Module]:
 
 
 def stages_of_parameters(model: Any) -> dict[str, tuple[str, str]]:
-    """Parameter -> (the stage that it is of, its name in there); between the stages, the part that has it."""
+    """Return parameter -> (stage, name within it); between the stages, the part of the model that contains it."""
     paths = {module: name for name, module in model.named_modules()}
     stages = {f"{paths[module]}.": stage for stage, module in stage_modules(model).items()}
     base = "" if model is model.base_model else f"{model.base_model_prefix}."
@@ -51,10 +51,10 @@ def stages_of_parameters(model: Any) -> dict[str, tuple[str, str]]:
 
 
 @contextmanager
-def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
-    """While open, one forward is listened to; then the dictionary given out has each stage but `logits`, detached.
+def record_stages(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Record one forward: at the end the yielded dictionary has each stage except `logits`, detached.
 
-    A module that is called several times, or not at all, leaves nothing: some of ours are called for each recording.
+    A module that is called several times or not at all is not recorded: some of ours are called for each recording.
     """
     modules = {**stage_modules(model), "final": model.base_model}
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
@@ -64,7 +64,7 @@ def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
 
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        blocks = stack.enter_context(layers.recorded(model.base_model, ("embed",)))
+        blocks = stack.enter_context(layers.record_layers(model.base_model, ("embed",)))
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(keep(name)).remove)
         yield found
@@ -76,7 +76,7 @@ def recorded(model: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """The hidden states among what a module returns."""
+    """Return the hidden states from the output of a module."""
     if isinstance(output, Tensor):
         return output
     return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]

@@ -1,1 +1,1 @@
-"""Ways to compute the features of an encoder: ours and peers', each a class behind the protocol in `contender.py`."""
+"""Contenders that compute the features of an encoder: ours and peers, behind the protocol in `contender.py`."""

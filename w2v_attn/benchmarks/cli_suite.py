@@ -1,4 +1,4 @@
-"""`suite=cli`: whole commands, from start to files, against a loop with plain transformers; and what starting costs."""
+"""`suite=cli`: whole commands, from start to files, against a loop with plain transformers; and the start-up time."""
 
 import random
 import shutil
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
-from w2v_attn.benchmarks.models import random_model
-from w2v_attn.benchmarks.processes import peak_bytes_of, seconds_of
-from w2v_attn.benchmarks.recordings import waveforms
-from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.benchmarks.measurement import peak_bytes_of, seconds_of
+from w2v_attn.benchmarks.results import agrees, check_ours, feature_errors, run_environment
+from w2v_attn.benchmarks.workload import random_model, random_waveforms
 from w2v_attn.checkpoints.loading import quiet_transformers
 from w2v_attn.encoder.cost import SAMPLE_RATE
 
@@ -27,11 +25,13 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the report.
+class CommandResult:
+    """One line of the report: times in seconds, peak memory of the whole process in MiB.
 
-    task: what is done: all recordings, one of them, or only a start. times in seconds; memory in MiB, of the whole
-    process. speed in seconds of audio a second; ratio: to the best peer on the same task, above 1 is faster.
+    Attributes:
+        task: What is done: all recordings, one of them, or only a start.
+        speed: Seconds of audio per second.
+        ratio: Speed over that of the best peer on the same task.
     """
 
     command: str
@@ -51,7 +51,13 @@ class Figure:
 
 @dataclass
 class _Command:
-    """A command and what it left behind. line: without its output folder. extracts: whether it makes files at all."""
+    """A command and its measurements.
+
+    Attributes:
+        line: Returns the command line for an output folder.
+        extracts: Whether it writes features.
+        padded: Whether it pads recordings.
+    """
 
     name: str
     ours: bool
@@ -73,20 +79,28 @@ def run(
     rounds: int,
     device: torch.device,
     dtype: str,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The report: circumstances, settings and figures. durations: seconds of the recordings.
+    """Return the report: run environment, settings and figures.
+
+    Args:
+        size: Size of the model.
+        durations: Lengths of the recordings in seconds.
+        rounds: Number of rounds.
+        device: Device of the commands.
+        dtype: Dtype of the commands.
+        log: Called with a line for each step.
 
     Raises:
-        ValueError: an unknown size, a dtype that is not compared, a command that failed, or files of ours that are not
-            the reference's: our time cannot be compared then.
+        ValueError: an unknown size, a dtype that is not compared, a command that failed, or features of ours that
+            differ from the reference, so that our time cannot be compared.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"commands are compared in float32 or bfloat16, got dtype={dtype}")
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or above, got {rounds}")
     settings = {"size": size, "dtype": dtype, "rounds": rounds, "seconds": list(durations)}
-    report: dict[str, Any] = {"suite": "cli", **circumstances(device), "settings": settings, "figures": []}
+    report: dict[str, Any] = {"suite": "cli", **run_environment(device), "settings": settings, "figures": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _save_checkpoint(size, folder / "checkpoint")
@@ -97,14 +111,14 @@ def run(
         for number, task in enumerate(tasks):
             commands += _commands(task, folder / "checkpoint", folder / f"audio{number}", dtype, device)
         commands += _starts()
-        tell("memory and results of every command")
+        log("memory and results of every command")
         _first_round(commands, folder, dtype)
-        shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
+        shuffled = random.Random(0)  # another order each round: no command always runs after the same one
         for number in range(rounds):
             for command in shuffled.sample(commands, len(commands)):
                 command.times.append(seconds_of(command.line(folder / "output")))
                 shutil.rmtree(folder / "output", ignore_errors=True)
-            tell(f"round {number + 1} of {rounds}, {sum(command.times[-1] for command in commands):.0f} s")
+            log(f"round {number + 1} of {rounds}, {sum(command.times[-1] for command in commands):.0f} s")
     report["figures"] = [asdict(figure) for figure in _figures(commands, {k: sum(v) for k, v in tasks.items()})]
     return report
 
@@ -126,7 +140,7 @@ def _commands(task: str, checkpoint: Path, audio: Path, dtype: str, device: torc
 
 
 def _starts() -> Iterator[_Command]:
-    # transformers imports itself as names are asked for: what a model takes shows with a class of its own.
+    # transformers imports lazily: importing a model class shows the time that a model takes.
     for code in ("import torch, transformers", "import w2v_attn; from transformers import Wav2Vec2Model"):
         line = (sys.executable, "-c", code)
         yield _Command(f'python -c "{code}"', False, "start", lambda _, line=line: line, extracts=False)
@@ -143,17 +157,17 @@ def _save_checkpoint(size: str, folder: Path) -> None:
 
 
 def _save_recordings(durations: Sequence[float], folder: Path) -> None:
-    """16-bit wav files, as loud as speech is."""
+    """Write 16-bit wav files with the loudness of speech."""
     import soundfile
 
     folder.mkdir()
-    for number, wave in enumerate(waveforms(durations)):
+    for number, wave in enumerate(random_waveforms(durations)):
         samples = (0.05 * wave).clamp(-1, 1).numpy()
         soundfile.write(folder / f"{number:03d}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
 
 
 def _first_round(commands: Sequence[_Command], folder: Path, dtype: str) -> None:
-    """Memory of every command, and its files against those of the loop one by one in float32."""
+    """Measure the memory of every command, and compare its features with those of the float32 loop one by one."""
     results: dict[str, dict[str, Tensor]] = {}
     for number, command in enumerate(commands):
         output = folder / f"first{number}"
@@ -162,13 +176,13 @@ def _first_round(commands: Sequence[_Command], folder: Path, dtype: str) -> None
             results[f"{command.task}/{command.name}"] = _read(output)
     stock_errors: dict[str, float] = {}
     references = {c.task: results[f"{c.task}/{c.name}"] for c in commands if c.reference}
-    # Stock's own error bounds the others': it comes before them.
+    # Stock's own error is the bound of the others, so it comes first.
     for command in sorted(commands, key=lambda c: c.name != "transformers loop"):
         if not command.extracts:
             continue
         wanted, files = references[command.task], results[f"{command.task}/{command.name}"]
         same = files.keys() == wanted.keys()
-        found = errors([files[k] for k in wanted], [*wanted.values()]) if same else (float("inf"), float("inf"))
+        found = feature_errors([files[k] for k in wanted], [*wanted.values()]) if same else (float("inf"), float("inf"))
         if dtype != "float32" and command.name == "transformers loop":
             stock_errors[command.task] = found[1]
         bound = stock_errors.get(command.task)
@@ -183,15 +197,15 @@ def _read(folder: Path) -> dict[str, Tensor]:
     return {path.name: load_file(path)["final"] for path in sorted(folder.glob("*.safetensors"))}
 
 
-def _figures(commands: Sequence[_Command], audio: dict[str, float]) -> Iterator[Figure]:
-    """audio: seconds of each task."""
+def _figures(commands: Sequence[_Command], audio: dict[str, float]) -> Iterator[CommandResult]:
+    """Yield the figures of all commands. audio: seconds of each task."""
     medians = {id(command): statistics.median(command.times) for command in commands}
     for command in commands:
         peers = [medians[id(c)] for c in commands if c.task == command.task and not c.ours and c.agrees and c.extracts]
         median = medians[id(command)]
-        most, relative = command.found or (None, None)
+        max_abs, relative = command.found or (None, None)
         differs = "differs, for it normalises over padding" if command.padded else "differs"
-        yield Figure(
+        yield CommandResult(
             command.name,
             command.ours,
             command.task,
@@ -201,7 +215,7 @@ def _figures(commands: Sequence[_Command], audio: dict[str, float]) -> Iterator[
             audio[command.task] / median if command.extracts else None,
             min(peers) / median if peers else None,
             None if command.peak is None else command.peak / 2**20,
-            most,
+            max_abs,
             relative,
             command.agrees,
             "" if command.agrees else differs,
@@ -209,10 +223,10 @@ def _figures(commands: Sequence[_Command], audio: dict[str, float]) -> Iterator[
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows) for each task; ratios are to the best peer, above 1 is faster."""
+    """Yield (title, header, rows) for each task; ratios are to the best peer, above 1 is faster."""
     settings = report["settings"]
     low = settings["dtype"] != "float32"
-    header = ("command", "s (least … most)", "audio-s/s", "× best peer", "peak MiB", "max difference")
+    header = ("command", "s (min … max)", "audio-s/s", "× best peer", "peak MiB", "max difference")
     header += ("relative error", "note") if low else ("note",)
     for task in dict.fromkeys(figure["task"] for figure in report["figures"]):
         rows = []

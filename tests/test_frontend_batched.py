@@ -1,4 +1,4 @@
-"""Recordings through the convolutions together, as accelerators take them: each is what it is alone."""
+"""The convolutions over a batch of recordings, as on accelerators, equal the convolutions over each recording alone."""
 
 import pytest
 import torch
@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from w2v_attn import load_encoder
-from w2v_attn.encoder import frontend_batched, pack
+from w2v_attn.encoder import frontend_batched, packed_waveforms
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.frontend import Convolutions, fold_group_norm
-from w2v_attn.encoder.frontend_batched import ConvolutionsTogether
-from w2v_attn.encoder.inputs import standardize, standardize_together
+from w2v_attn.encoder.frontend_batched import BatchedConvolutions
+from w2v_attn.encoder.inputs import standardize, standardize_batch
 from w2v_attn.training import frontend
 
 HOP, FIELD = 320, 400
-SLOT = pack.BLOCK * HOP
+SLOT = packed_waveforms.FRAMES_PER_BLOCK * HOP
 # The shortest; one sample around two frames, a slot, a slot whose last frame sees to its end, and two slots; long ones.
 LENGTHS = [400, 719, 720, 721, SLOT - 1, SLOT, SLOT + 1, SLOT + 79, SLOT + 80, SLOT + 81, 2 * SLOT + 1, 40_009]
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -32,14 +32,14 @@ def alone(model, wave):
 
 
 @torch.no_grad()
-def together(model, waves):
-    """The frames of each, in a list."""
+def batched(model, waves):
+    """Return the frames of each recording."""
     counts = [(len(wave) - FIELD) // HOP + 1 for wave in waves]
-    return torch.cat(list(ConvolutionsTogether(model.feature_extractor)(waves))).split(counts)
+    return torch.cat(list(BatchedConvolutions(model.feature_extractor)(waves))).split(counts)
 
 
 def assert_each_is_what_it_is_alone(model, waves):
-    for wave, ours in zip(waves, together(model, waves), strict=True):
+    for wave, ours in zip(waves, batched(model, waves), strict=True):
         theirs = alone(model, wave)
         bound = BOUNDS[theirs.dtype] * float(theirs.abs().max())
         torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
@@ -51,18 +51,18 @@ def dtype(request):
 
 
 @pytest.fixture
-def pieces_of(monkeypatch):
-    return lambda blocks: monkeypatch.setattr(pack, "PIECE", blocks)
+def tiles_of(monkeypatch):
+    return lambda blocks: monkeypatch.setattr(packed_waveforms, "BLOCKS_PER_TILE", blocks)
 
 
-@pytest.mark.parametrize("piece", [512, 3, 1])
-def test_recordings_together_give_what_each_gives_alone(family, dtype, piece, pieces_of):
-    pieces_of(piece)
+@pytest.mark.parametrize("tile", [512, 3, 1])
+def test_frames_of_a_batch_equal_those_of_each_recording_alone(family, dtype, tile, tiles_of):
+    tiles_of(tile)
     assert_each_is_what_it_is_alone(tiny_model(family).to(dtype), noise(LENGTHS, dtype))
 
 
-def test_speech_together_gives_what_each_gives_alone(family, speech, pieces_of):
-    pieces_of(7)
+def test_frames_of_a_batch_of_speech_equal_those_of_each_recording_alone(family, speech, tiles_of):
+    tiles_of(7)
     assert_each_is_what_it_is_alone(tiny_model(family), [standardize(wave) for wave in speech])
 
 
@@ -76,45 +76,45 @@ def test_speech_together_gives_what_each_gives_alone(family, speech, pieces_of):
         min_size=1,
         max_size=6,
     ),
-    piece=st.integers(1, 5),
+    tile=st.integers(1, 5),
 )
-def test_recordings_of_any_lengths_in_any_pieces_are_what_they_are_alone(lengths, piece):
+def test_frames_of_any_lengths_in_any_tiles_equal_those_of_each_recording_alone(lengths, tile):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack, "PIECE", piece)
+        patch.setattr(packed_waveforms, "BLOCKS_PER_TILE", tile)
         for family in ("wav2vec2-group", "wav2vec2-layer"):
             assert_each_is_what_it_is_alone(tiny_model(family).double(), noise(lengths, torch.float64))
 
 
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), 1e30])
-def test_a_neighbour_does_not_show(norm_style, fill, pieces_of):
-    pieces_of(2)
+def test_a_recording_does_not_affect_its_neighbours(norm_style, fill, tiles_of):
+    tiles_of(2)
     model, waves = tiny_model(norm_style), noise(LENGTHS)
-    before = together(model, waves)
+    before = batched(model, waves)
     for wave in waves[1::2]:
         wave.fill_(fill)
-    for ours, theirs in list(zip(together(model, waves), before, strict=True))[::2]:
+    for ours, theirs in list(zip(batched(model, waves), before, strict=True))[::2]:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_convolutions_that_see_far_beyond_a_block_are_exact(monkeypatch, norm_style, pieces_of):
-    monkeypatch.setattr(pack, "BLOCK", 1)
-    pieces_of(2)
+def test_convolutions_with_receptive_fields_beyond_a_block_are_exact(monkeypatch, norm_style, tiles_of):
+    monkeypatch.setattr(packed_waveforms, "FRAMES_PER_BLOCK", 1)
+    tiles_of(2)
     model = tiny_model(norm_style, conv_kernel=(10, 3, 3, 3, 3, 2, 7)).double()
     waves = noise([2000, 2010, 9001], torch.float64)
-    ours = torch.cat(list(ConvolutionsTogether(model.feature_extractor)(waves)))
+    ours = torch.cat(list(BatchedConvolutions(model.feature_extractor)(waves)))
     torch.testing.assert_close(ours, torch.cat([alone(model, wave) for wave in waves]), rtol=0, atol=1e-10)
 
 
-def test_an_offset_does_not_drown_the_moments():
-    grid = pack.Grid.of([(10, 5), (64, 64)])
+def test_an_offset_does_not_reduce_the_precision_of_the_moments():
+    grid = packed_waveforms.Grid.of([(10, 5), (64, 64)])
     (quiet,) = noise([40_009], torch.float64)
-    whole = pack.window_moments(pack.Pack.of([1e-3 * quiet + 7.0, quiet], grid))
+    whole = packed_waveforms.window_moments(packed_waveforms.PackedWaveforms.of([1e-3 * quiet + 7.0, quiet], grid))
     windows = (1e-3 * quiet).unfold(0, 10, 5)
     torch.testing.assert_close(whole[0][0], windows.mean(0) + 7.0, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole[1][0], windows.T.cov(correction=0), rtol=1e-9, atol=0)
 
 
-def test_a_wrong_moment_would_show(monkeypatch):
+def test_a_wrong_moment_is_detected(monkeypatch):
     def slightly_wrong(mean, moment, *modules):
         return fold_group_norm(mean, 1.001 * moment, *modules)
 
@@ -125,7 +125,7 @@ def test_a_wrong_moment_would_show(monkeypatch):
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that are no views."""
+    """Counts operations other than views."""
 
     def __init__(self):
         super().__init__()
@@ -141,33 +141,33 @@ def test_launches_do_not_grow_with_the_recordings(norm_style):
     def launches(lengths):
         waves = noise(lengths)
         with Launches() as counted:
-            list(ours(standardize_together(waves)))
+            list(ours(standardize_batch(waves)))
         return counted.count
 
-    ours = ConvolutionsTogether(tiny_model(norm_style).feature_extractor)
-    list(ours(noise([400])))  # lays the weights out
+    ours = BatchedConvolutions(tiny_model(norm_style).feature_extractor)
+    list(ours(noise([400])))  # prepares the weights
     assert launches([9000] * 30) == launches([9000, 4000])
 
 
 @torch.no_grad()
-def test_weights_that_change_are_followed(norm_style):
+def test_changed_weights_are_used_after_refresh(norm_style):
     model, waves = tiny_model(norm_style), noise([400, 9000])
-    ours = ConvolutionsTogether(model.feature_extractor)
+    ours = BatchedConvolutions(model.feature_extractor)
     before = torch.cat(list(ours(waves)))
     for parameter in model.feature_extractor.parameters():
         parameter.mul_(1.1)
-    ours.follow()
+    ours.refresh()
     after = torch.cat(list(ours(waves)))
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after, torch.cat([alone(model, wave) for wave in waves]), rtol=0, atol=1e-5)
 
 
-def test_waveforms_together_are_standardised_as_each_alone(dtype, pieces_of):
-    pieces_of(2)
+def test_a_batch_of_waveforms_is_standardised_as_each_alone(dtype, tiles_of):
+    tiles_of(2)
     waves = [3.0 * wave + 5.0 for wave in noise([*LENGTHS, 8191, 8192, 8193], dtype)]
     waves[3].fill_(float("nan"))
     waves[4].fill_(0.25)
-    for wave, ours in zip(waves, standardize_together(waves), strict=True):
+    for wave, ours in zip(waves, standardize_batch(waves), strict=True):
         torch.testing.assert_close(ours, standardize(wave), rtol=0, atol=1e-6, equal_nan=True)
 
 
@@ -176,11 +176,11 @@ def forbidden(*_):
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CONFORMERS])
-def test_features_are_the_same_where_recordings_go_together(family, tmp_path, monkeypatch, speech):
+def test_features_are_the_same_where_recordings_are_batched(family, tmp_path, monkeypatch, speech):
     folder = save(tiny_model(family), tmp_path / family)
     waves, layers = [*speech, *noise([720, 9000])], ("embed", "layer_02", "final")
     one_by_one = load_encoder(folder).extract(waves, layers)
-    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_batching_faster", lambda device: True)
     encoder = load_encoder(folder)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     monkeypatch.setattr(Encoder, "prepare", forbidden)
@@ -189,13 +189,13 @@ def test_features_are_the_same_where_recordings_go_together(family, tmp_path, mo
             torch.testing.assert_close(ours[layer], theirs[layer], rtol=0, atol=1e-5)
 
 
-def test_frozen_convolutions_in_training_are_the_same_where_recordings_go_together(norm_style, monkeypatch):
+def test_frozen_convolutions_in_training_are_the_same_where_recordings_are_batched(norm_style, monkeypatch):
     model = tiny_model(norm_style).train().requires_grad_(False)
     frontend.install(model)
     waves = noise([400, 9000, 2801])
     frontend.tell_lengths(model, [len(wave) for wave in waves])
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     one_by_one = model.feature_extractor(batch)
-    monkeypatch.setattr(frontend_batched, "pays", lambda device: True)
+    monkeypatch.setattr(frontend_batched, "is_batching_faster", lambda device: True)
     monkeypatch.setattr(Convolutions, "__call__", forbidden)
     torch.testing.assert_close(model.feature_extractor(batch), one_by_one, rtol=0, atol=1e-5)

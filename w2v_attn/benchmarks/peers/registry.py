@@ -1,15 +1,12 @@
-"""Which peers there are: name on the command line -> how it is made. A new one is a line here."""
+"""The registry of peers: name on the command line -> constructor. A new peer is a line here."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 
-from w2v_attn.benchmarks.peers.ctranslate2 import CTranslate2
-from w2v_attn.benchmarks.peers.hugging_face import Compiled, OneByOne, Padded
-from w2v_attn.benchmarks.peers.onnx_runtime import OnnxRuntime
-from w2v_attn.benchmarks.peers.openvino import OpenVino
-from w2v_attn.benchmarks.peers.peer import Contender
-from w2v_attn.benchmarks.peers.torchaudio import Torchaudio
+from w2v_attn.benchmarks.peers.contender import Contender
+from w2v_attn.benchmarks.peers.converted_peers import CTranslate2, OnnxRuntime, OpenVino
+from w2v_attn.benchmarks.peers.pytorch_peers import Compiled, OneByOne, Padded, Torchaudio
 
 PEERS: dict[str, Callable[[], Contender]] = {
     "one_by_one": OneByOne,
@@ -25,12 +22,12 @@ PEERS: dict[str, Callable[[], Contender]] = {
     "openvino_streams": lambda: OpenVino(in_streams=True),
     "ctranslate2": CTranslate2,
 }
-# Batches that a CPU only loses by: there they are not among all.
+# Large batches are slower on a CPU: there `all` does not include them.
 FOR_ACCELERATORS = ("sorted_batches_16", "sorted_batches_64", "sorted_batches_128")
 
 
-def choose(peers: Sequence[str], device: torch.device) -> list[Contender]:
-    """The peers of these names, or all; Hugging Face one by one is always among them: all are compared with it.
+def select_peers(peers: Sequence[str], device: torch.device) -> list[Contender]:
+    """Return the peers of these names, or all; Hugging Face one by one, the reference, is always included.
 
     Raises:
         ValueError: an unknown name.

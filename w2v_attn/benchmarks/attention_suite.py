@@ -1,4 +1,4 @@
-"""`suite=attention`: our layer against torch's and Hugging Face's, on the same weights and the same hidden states."""
+"""`suite=attention`: our layer against those of torch and Hugging Face, on the same weights and hidden states."""
 
 import gc
 import random
@@ -11,20 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from w2v_attn.attention.layer import MultiHeadSelfAttention
-from w2v_attn.benchmarks.measuring import available_bytes, peak_bytes, seconds, steady_allocator
-from w2v_attn.benchmarks.results import circumstances
-from w2v_attn.checkpoints.loading import DTYPES
+from w2v_attn.benchmarks.measurement import available_bytes, peak_bytes, seconds, steady_allocator
+from w2v_attn.benchmarks.results import run_environment
+from w2v_attn.dtypes import DTYPES
 
 REFERENCE = "Hugging Face sdpa"
 PASSES = ("forward", "forward+backward")
-# Peers that keep P, its dropout mask and their gradients hold about this many tensors of size T².
+# Peers that keep P, its dropout mask and their gradients have about this many tensors of size T² in memory.
 QUADRATIC_COPIES = 6
-LEAST_SECONDS, MOST_ROUNDS = 4.0, 101
+MIN_SECONDS, MAX_ROUNDS = 4.0, 101
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A layer and how it is called. quadratic: whether it keeps tensors of size T²."""
+class TimedLayer:
+    """A layer and how it is called.
+
+    Attributes:
+        quadratic: Whether it keeps tensors of size T².
+    """
 
     name: str
     ours: bool
@@ -34,8 +38,8 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the report. times in milliseconds, memory in MiB, error against Hugging Face's sdpa."""
+class AttentionResult:
+    """One line of the report: times in milliseconds, peak memory in MiB, error against Hugging Face's sdpa."""
 
     contender: str
     ours: bool
@@ -59,12 +63,12 @@ def run(
     rounds: int,
     device: torch.device,
     dtype: str,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The report: circumstances, settings and figures. tell: is given a line for each step."""
+    """Return the report: run environment, settings and figures. log: called with a line for each step."""
     report = {
         "suite": "attention",
-        **circumstances(device),
+        **run_environment(device),
         "settings": {"channels": channels, "heads": heads, "batch": batch, "dtype": dtype, "rounds": rounds},
         "figures": [],
         "skipped": [],
@@ -79,10 +83,10 @@ def run(
                     fitting.append(contender)
                 else:
                     report["skipped"].append(f"{contender.name} at T = {num_frames}: would need {need / 2**30:.0f} GiB")
-                    tell(f"skipped: {report['skipped'][-1]}")
-            tell(f"T = {num_frames}, dropout {dropout}: {rounds} rounds of {len(fitting)} layers")
+                    log(f"skipped: {report['skipped'][-1]}")
+            log(f"T = {num_frames}, dropout {dropout}: {rounds} rounds of {len(fitting)} layers")
             x = torch.randn(batch, num_frames, channels, device=device, dtype=DTYPES[dtype])
-            # With dropout there is nothing to compare in a forward alone: it is training that drops.
+            # Dropout is active in training only, so a forward alone is not timed with it.
             for what in PASSES if dropout == 0 else PASSES[1:]:
                 report["figures"] += [asdict(f) for f in _measure(fitting, x, dropout, what, rounds, device)]
     return report
@@ -90,7 +94,7 @@ def run(
 
 def _contenders(
     channels: int, heads: int, dropout: float, device: torch.device, dtype: torch.dtype
-) -> Iterator[Contender]:
+) -> Iterator[TimedLayer]:
     from transformers import Wav2Vec2Config
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 
@@ -104,14 +108,14 @@ def _contenders(
             continue
         ours = MultiHeadSelfAttention(channels, heads, dropout=dropout, backend=backend)
         ours.load_state_dict(weights)
-        yield Contender(f"w2v_attn {backend}", True, ours.to(device, dtype), lambda m, x: m(x), False)
+        yield TimedLayer(f"w2v_attn {backend}", True, ours.to(device, dtype), lambda m, x: m(x), False)
     for implementation in ("eager", "sdpa"):
         config = Wav2Vec2Config()
         config._attn_implementation = implementation
         theirs = Wav2Vec2Attention(channels, heads, dropout=dropout, config=config)
         theirs.load_state_dict(weights)
         quadratic = implementation == "eager" or drops_on_cpu
-        yield Contender(
+        yield TimedLayer(
             f"Hugging Face {implementation}", False, theirs.to(device, dtype), lambda m, x: m(x)[0], quadratic
         )
     stock = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
@@ -119,7 +123,7 @@ def _contenders(
         stock.in_proj_weight.copy_(torch.cat([weights[f"{p}_proj.weight"] for p in "qkv"]))
         stock.in_proj_bias.copy_(torch.cat([weights[f"{p}_proj.bias"] for p in "qkv"]))
         stock.out_proj.load_state_dict({k: weights[f"out_proj.{k}"] for k in ("weight", "bias")})
-    yield Contender(
+    yield TimedLayer(
         "torch.nn.MultiheadAttention",
         False,
         stock.to(device, dtype),
@@ -128,23 +132,23 @@ def _contenders(
     )
 
 
-def _quadratic_bytes(contender: Contender, batch: int, heads: int, num_frames: int, dtype: torch.dtype) -> int:
+def _quadratic_bytes(contender: TimedLayer, batch: int, heads: int, num_frames: int, dtype: torch.dtype) -> int:
     if not contender.quadratic:
         return 0
     return QUADRATIC_COPIES * batch * heads * num_frames**2 * dtype.itemsize
 
 
 def _measure(
-    contenders: list[Contender], x: Tensor, dropout: float, what: str, rounds: int, device: torch.device
-) -> Iterator[Figure]:
-    """Interleaved rounds, after one that warms up; then results and memory, one after the other."""
+    contenders: list[TimedLayer], x: Tensor, dropout: float, what: str, rounds: int, device: torch.device
+) -> Iterator[AttentionResult]:
+    """Yield the results of interleaved rounds after a warm-up round, then measure errors and memory."""
     calls = {c.name: _call(c, x, what) for c in contenders}
     with steady_allocator():
         one_round = sum(seconds(call, device) for call in calls.values())
         times: dict[str, list[float]] = {name: [] for name in calls}
-        shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
-        # Short calls are noisier, and cost little: more of them.
-        for _ in range(max(rounds, min(MOST_ROUNDS, int(LEAST_SECONDS / one_round)))):
+        shuffled = random.Random(0)  # another order each round: no layer always runs after the same one
+        # Short calls are noisier and cheap: more rounds.
+        for _ in range(max(rounds, min(MAX_ROUNDS, int(MIN_SECONDS / one_round)))):
             for name in shuffled.sample(list(calls), len(calls)):
                 times[name].append(1e3 * seconds(calls[name], device))
     gc.collect()
@@ -156,7 +160,7 @@ def _measure(
             error = (_result(c, x, what) - reference).abs().max().item()
         peak = peak_bytes(calls[c.name], device)
         spread = times[c.name]
-        yield Figure(
+        yield AttentionResult(
             c.name,
             c.ours,
             x.shape[1],
@@ -170,8 +174,8 @@ def _measure(
         )
 
 
-def _call(contender: Contender, x: Tensor, what: str) -> Callable[[], Tensor]:
-    contender.layer.train(what != "forward")  # walks over all modules: not a part of what is timed
+def _call(contender: TimedLayer, x: Tensor, what: str) -> Callable[[], Tensor]:
+    contender.layer.train(what != "forward")  # visits all modules: not part of the timed call
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -188,15 +192,15 @@ def _call(contender: Contender, x: Tensor, what: str) -> Callable[[], Tensor]:
     return forward if what == "forward" else forward_backward
 
 
-def _result(contender: Contender, x: Tensor, what: str) -> Tensor:
-    """What a layer computes: its output, or the gradient of its input."""
+def _result(contender: TimedLayer, x: Tensor, what: str) -> Tensor:
+    """Return the output of a layer, or the gradient of its input."""
     return _call(contender, x, what)().float()
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows) for each pass and rate of dropout; ratios are to the best peer, above 1 is faster."""
+    """Yield (title, header, rows) for each pass and dropout rate; ratios are to the best peer, above 1 is faster."""
     figures = report["figures"]
-    header = ("layer", "T", "ms (least … most)", "× best peer", "peak MiB", "KiB a frame", "max abs difference")
+    header = ("layer", "T", "ms (min … max)", "× best peer", "peak MiB", "KiB per frame", "max abs difference")
     for what, dropout in dict.fromkeys((f["what"], f["dropout"]) for f in figures):
         rows = []
         chosen = [f for f in figures if (f["what"], f["dropout"]) == (what, dropout)]

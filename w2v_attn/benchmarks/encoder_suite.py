@@ -1,4 +1,4 @@
-"""`suite=encoder`: features of our encoder and of every peer there is, on the same weights and the same waveforms."""
+"""`suite=encoder`: features of our encoder and of every available peer, on the same weights and waveforms."""
 
 import gc
 import random
@@ -14,32 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w2v_attn.benchmarks.agreement import agrees, check_ours, errors
-from w2v_attn.benchmarks.floor import product_rates
-from w2v_attn.benchmarks.measuring import available_bytes, float32_is_float32, peak_bytes, seconds, steady_allocator
-from w2v_attn.benchmarks.models import random_model
-from w2v_attn.benchmarks.peers.choice import choose
-from w2v_attn.benchmarks.peers.hugging_face import OneByOne
-from w2v_attn.benchmarks.peers.ours import Ours
-from w2v_attn.benchmarks.peers.peer import Contender, Subject, Unavailable, first_line
-from w2v_attn.benchmarks.recordings import waveforms
-from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.benchmarks.measurement import (
+    available_bytes,
+    float32_is_float32,
+    peak_bytes,
+    product_rates,
+    seconds,
+    steady_allocator,
+)
+from w2v_attn.benchmarks.peers.contender import Contender, Subject, Unavailable
+from w2v_attn.benchmarks.peers.pytorch_peers import OneByOne, Ours
+from w2v_attn.benchmarks.peers.registry import select_peers
+from w2v_attn.benchmarks.results import agrees, check_ours, feature_errors, run_environment
+from w2v_attn.benchmarks.workload import random_model, random_waveforms
+from w2v_attn.checkpoints.errors import first_line
 from w2v_attn.dtypes import DTYPES
 from w2v_attn.encoder.cost import SAMPLE_RATE, operations
 from w2v_attn.encoder.layers import check_layers
 
-# Tensors of the first convolution's size that stock holds at once, and of T² entries a head that quadratic peers hold.
+# Tensors of the first convolution's size that stock has in memory, and of T² entries per head in quadratic peers.
 CONVOLUTION_COPIES, QUADRATIC_COPIES = 4, 2
-# Recordings of a set whose features are compared; of a larger set some from all over it, for references take minutes.
-MOST_COMPARED = 48
+# Recordings of a set whose features are compared, spread evenly over a larger set, because references take minutes.
+MAX_COMPARED = 48
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the report.
+class EncoderResult:
+    """One line of the report: times in seconds, peak memory in MiB.
 
-    times in seconds; speed in seconds of audio a second; ratio: to the best peer, above 1 is faster; memory in MiB.
-    floor_fraction: the least time over the median. relative_error: L2, of all frames. agrees: within the bounds.
+    Attributes:
+        speed: Seconds of audio per second.
+        ratio: Speed over that of the best peer.
+        floor_fraction: Time of the matrix products alone over the median time.
+        relative_error: Relative L2 error of all frames.
+        agrees: Whether the errors are within the bounds.
     """
 
     contender: str
@@ -60,7 +68,7 @@ class Figure:
 
 @dataclass
 class _Entry:
-    """A contender on one set of recordings. layer: what it gives out. peak in bytes, times in seconds."""
+    """A contender on one set of recordings. layer: the one that it returns; peak in bytes, times in seconds."""
 
     contender: Contender
     layer: str
@@ -88,22 +96,29 @@ def run(
     rounds: int,
     device: torch.device,
     dtype: str,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The report: circumstances, settings, figures, and who was left out and why.
+    """Return the report: run environment, settings, figures, and which contenders were left out and why.
 
-    sets: name -> seconds of its recordings. peers: names in `contenders.choice`, or all.
-    up_to: time ours up to this layer, too. tell: is given a line for each step.
+    Args:
+        size: Size of the model.
+        sets: Name -> lengths of its recordings in seconds.
+        peers: Names in `peers.registry`, or all.
+        up_to: A layer: ours is also timed up to it.
+        rounds: Number of rounds.
+        device: Device of all contenders.
+        dtype: `float32` or `bfloat16`.
+        log: Called with a line for each step.
 
     Raises:
-        ValueError: an unknown size, peer or layer; a dtype that is not compared; or our features are not the
-            reference's: our time cannot be compared then.
+        ValueError: an unknown size, peer or layer; a dtype that is not compared; or our features differ from the
+            reference, so that our time cannot be compared.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"encoders are compared in float32 or bfloat16, got dtype={dtype}")
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or above, got {rounds}")
-    contenders: list[Contender] = [Ours(), *choose(peers, device)]
+    contenders: list[Contender] = [Ours(), *select_peers(peers, device)]
     reference = random_model(size).to(device)
     if up_to is not None:
         (up_to,) = check_layers([up_to], reference.config.num_hidden_layers)
@@ -113,7 +128,7 @@ def run(
         contenders.append(OneByOne(float32=True))
     report: dict[str, Any] = {
         "suite": "encoder",
-        **circumstances(device),
+        **run_environment(device),
         "settings": {"size": size, "dtype": dtype, "rounds": rounds, "sets": {k: list(v) for k, v in sets.items()}},
         "figures": [],
         "left_out": [],
@@ -122,7 +137,7 @@ def run(
 
     def leave_out(name: str, where: str, reason: str) -> None:
         report["left_out"].append({"contender": name, "set": where, "reason": reason})
-        tell(f"left out: {name}{f' on {where}' if where else ''}: {reason}")
+        log(f"left out: {name}{f' on {where}' if where else ''}: {reason}")
 
     with tempfile.TemporaryDirectory() as folder, float32_is_float32():
         subject = Subject(reference, model, DTYPES[dtype], device, Path(folder))
@@ -135,10 +150,10 @@ def run(
                 continue
             ready.append(contender)
             report["preparation_s"][contender.name] = round(taken, 2)
-            tell(f"prepared in {taken:.1f} s: {contender.name}")
+            log(f"prepared in {taken:.1f} s: {contender.name}")
         rates: list[dict[str, float]] = []
         measured = {
-            name: _measure(name, durations, ready, subject, rounds, rates, leave_out, tell)
+            name: _measure(name, durations, ready, subject, rounds, rates, leave_out, log)
             for name, durations in sets.items()
         }
     report["rates"] = {way: [rate[way] for rate in rates] for way in rates[0]}
@@ -156,45 +171,49 @@ def _measure(
     rounds: int,
     rates: list[dict[str, float]],
     leave_out: Callable[[str, str, str], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[_Entry]:
-    """Memory and results in a first round, then interleaved rounds. rates: takes those of products beside each."""
-    waves = waveforms(durations)
+    """Measure memory and errors in a first round, then time in interleaved rounds.
+
+    Args:
+        rates: The rates of matrix products are appended for each round.
+    """
+    waves = random_waveforms(durations)
     fitting = []
     for contender in contenders:
         need = _bytes_needed(contender, durations, subject)
         if contender.batch > 1 and len(durations) == 1:
-            leave_out(contender.name, name, "one recording makes no batch")
+            leave_out(contender.name, name, "one recording is not a batch")
         elif not isinstance(contender, Ours) and need > 0.7 * available_bytes(subject.device):
             leave_out(contender.name, name, f"would need about {need / 2**30:.0f} GiB")
         else:
             fitting.append(contender)
-    compared = slice(None, None, -(-len(waves) // MOST_COMPARED))
+    compared = slice(None, None, -(-len(waves) // MAX_COMPARED))
     references = _References(waves[compared], fitting, subject)
     if subject.device.type == "cuda" and subject.model is not subject.reference:
-        # What the reference takes there is of no interest, and minutes: a long grouped convolution in float32.
+        # The reference is not timed there: it takes minutes, for a long grouped convolution in float32.
         fitting = [contender for contender in fitting if not (isinstance(contender, OneByOne) and contender.float32)]
-    tell(
+    log(
         f"{name}: {len(waves)} recordings, {sum(durations):.0f} s: memory of {len(fitting)} contenders, "
         f"and their results for {len(waves[compared])} recordings"
     )
-    entries = _first_round(name, waves, fitting, subject, references, compared, leave_out, tell)
-    shuffled = random.Random(0)  # another order each round: nobody always runs after the same neighbour
+    entries = _first_round(name, waves, fitting, subject, references, compared, leave_out, log)
+    shuffled = random.Random(0)  # another order each round: no contender always runs after the same one
     longest = [max(waves, key=len)]
     with steady_allocator():
         for entry in entries:
-            entry.contender.run(longest)  # takes the memory that then stays
+            entry.contender.run(longest)  # allocates the memory that is then kept
         for number in range(rounds):
             rates.append(product_rates(subject.config, subject.dtype, subject.device))
             for entry in shuffled.sample(entries, len(entries)):
                 entry.times.append(seconds(lambda e=entry: e.contender.run(waves), subject.device))
-            tell(f"{name}: round {number + 1} of {rounds}, {sum(e.times[-1] for e in entries):.0f} s")
+            log(f"{name}: round {number + 1} of {rounds}, {sum(e.times[-1] for e in entries):.0f} s")
     gc.collect()
     return entries
 
 
 def _bytes_needed(contender: Contender, durations: Sequence[float], subject: Subject) -> int:
-    """An estimate of the most that a contender holds at once."""
+    """Return an estimate of the peak memory of a contender."""
     config, samples = subject.config, int(max(durations) * SAMPLE_RATE)
     entries = CONVOLUTION_COPIES * config.conv_dim[0] * samples // config.conv_stride[0]
     if contender.quadratic:
@@ -212,7 +231,7 @@ def _first_round(
     references: "_References",
     compared: slice,
     leave_out: Callable[[str, str, str], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[_Entry]:
     stock_errors: dict[str, float] = {}
     entries = []
@@ -231,19 +250,19 @@ def _first_round(
         wanted = references.of(layer)
         entry = _Entry(contender, layer, peak, None, None, True, [])
         if wanted is not None:
-            entry.max_abs_error, entry.relative_error = found = errors(features, wanted)
+            entry.max_abs_error, entry.relative_error = found = feature_errors(features, wanted)
             if subject.dtype != torch.float32 and layer not in stock_errors:
-                stock_errors[layer] = errors(references.stock(layer), wanted)[1]
+                stock_errors[layer] = feature_errors(references.stock(layer), wanted)[1]
             entry.agrees = agrees(*found, stock_errors.get(layer), ours=entry.ours)
             if entry.ours:
                 check_ours(contender.name, name, *found, stock_errors.get(layer))
         entries.append(entry)
-        tell(f"{name}: compared, {time.monotonic() - started:.0f} s: {contender.name}")
+        log(f"{name}: compared, {time.monotonic() - started:.0f} s: {contender.name}")
     return entries
 
 
 class _References:
-    """Features of stock Hugging Face one by one, each kept once it was asked for; None where it does not fit."""
+    """Features of stock Hugging Face one by one, cached; None if they do not fit into memory."""
 
     def __init__(self, waves: Sequence[Tensor], contenders: Sequence[Contender], subject: Subject):
         self._waves, self._subject = waves, subject
@@ -252,13 +271,13 @@ class _References:
         self._known: dict[str, list[Tensor]] = {}
 
     def of(self, layer: str) -> list[Tensor] | None:
-        """In float32."""
+        """Return the float32 features."""
         if self._fits and layer not in self._known:
             self._known[layer] = self._run(OneByOne(float32=True, layer=layer))
         return self._known.get(layer)
 
     def stock(self, layer: str) -> list[Tensor]:
-        """In the dtype that is compared."""
+        """Return the features in the dtype that is compared."""
         return self._run(OneByOne(layer=layer))
 
     def _run(self, contender: OneByOne) -> list[Tensor]:
@@ -268,16 +287,16 @@ class _References:
 
 def _figures(
     name: str, durations: Sequence[float], entries: Sequence[_Entry], config: Any, rate: float
-) -> Iterator[Figure]:
-    """rate: GFLOP/s of matrix products."""
-    # Padded batches count though a group norm over padding differs: many use them.
+) -> Iterator[EncoderResult]:
+    """Yield the figures of all contenders. rate: GFLOP/s of matrix products."""
+    # Padded batches count even if the group norm includes padding: many people use them.
     equal = (e for e in entries if not e.ours and (e.agrees or _normalises_padding(e, config)))
     peers = [entry.median for entry in equal if entry.max_abs_error is not None]
     whole = next(entry.median for entry in entries if entry.ours)
     for entry in entries:
         blocks = _blocks(entry.layer)
         least = sum(operations(config, duration, blocks=blocks) for duration in durations) / rate
-        yield Figure(
+        yield EncoderResult(
             entry.contender.name,
             entry.ours,
             name,
@@ -296,7 +315,7 @@ def _figures(
 
 
 def _blocks(layer: str) -> int | None:
-    """How many blocks a layer needs; None: all."""
+    """Return how many blocks a layer needs; None: all."""
     if layer == "final":
         return None
     return 0 if layer == "embed" else int(layer.removeprefix("layer_"))
@@ -317,12 +336,12 @@ def _note(entry: _Entry, whole: float, config: Any) -> str:
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows) for each set, then who was left out; ratios are to the best peer, above 1 is faster."""
+    """Yield (title, header, rows) for each set and for what was left out; ratios above 1: faster than the best peer."""
     settings = report["settings"]
     low = settings["dtype"] != "float32"
     header = (
         "encoder",
-        "s (least … most)",
+        "s (min … max)",
         "audio-s/s",
         "× best peer",
         "of floor",

@@ -1,4 +1,4 @@
-"""`suite=long_form`: how far sliding windows and chunks are from full attention on a long recording."""
+"""`suite=long_form`: the errors of sliding windows and chunks against full attention on a long recording."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -8,18 +8,25 @@ import torch
 from torch import Tensor
 
 from w2v_attn.audio.read_audio import read_audio
-from w2v_attn.benchmarks.measuring import seconds
-from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.benchmarks.measurement import seconds
+from w2v_attn.benchmarks.results import run_environment
 from w2v_attn.checkpoints.errors import CheckpointError
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the report. seconds: of the window or chunk. relative_l2, same_symbols: against full attention."""
+class LongFormResult:
+    """One line of the report.
+
+    Attributes:
+        seconds: Length of the window or chunk.
+        relative_l2: Relative L2 difference from full attention.
+        same_symbols: Fraction of frames with the same most likely symbol as with full attention.
+    """
 
     kind: str
     seconds: float | None
@@ -35,18 +42,25 @@ def run(
     duration: float,
     widths: Sequence[float],
     device: torch.device,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     **_: Any,
 ) -> dict[str, Any]:
-    """The report. checkpoint: one with a CTC head. audio: as for `extract`; recordings are put end to end.
+    """Return the report.
 
-    duration: seconds of the recording they make. widths: seconds of sliding windows and chunks.
+    Args:
+        checkpoint: A checkpoint with a CTC head.
+        audio: As for `extract`; recordings are concatenated.
+        duration: Length of the concatenated recording in seconds.
+        widths: Lengths of sliding windows and chunks in seconds.
+        device: Device of the encoder.
+        log: Called with a line for each step.
 
     Raises:
-        CheckpointError: a checkpoint without a CTC head. ValueError: there is not enough audio.
+        CheckpointError: a checkpoint without a CTC head.
+        ValueError: there is not enough audio.
     """
     waveform = _recording(audio, duration)
-    figures: list[Figure] = []
+    figures: list[LongFormResult] = []
     full: Tensor | None = None
     for long_form in [
         LongForm(),
@@ -56,11 +70,11 @@ def run(
             for width in widths
         ),
     ]:
-        tell(f"{long_form.kind}, {long_form.seconds:g} s")
+        log(f"{long_form.kind}, {long_form.seconds:g} s")
         loaded = load_checkpoint(checkpoint, with_head=True)
         head = getattr(loaded.model, "lm_head", None)
         if head is None:
-            raise CheckpointError(f"{checkpoint} has no CTC head, whose symbols could be compared")
+            raise CheckpointError(f"{checkpoint} has no CTC head: use a checkpoint that was fine-tuned for CTC")
         base = getattr(loaded.model, loaded.model.base_model_prefix)
         encoder = Encoder(type(loaded)(**{**vars(loaded), "model": base}), device=device, long_form=long_form)
         head = head.to(device)
@@ -74,11 +88,11 @@ def run(
             same = (head(features).argmax(-1) == head(full).argmax(-1)).float().mean().item()
         distance = ((features - full).norm() / full.norm()).item()
         width = None if long_form.kind == "full" else long_form.seconds
-        figures.append(Figure(long_form.kind, width, time_s, distance, same))
-    settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / 16_000}
+        figures.append(LongFormResult(long_form.kind, width, time_s, distance, same))
+    settings = {"checkpoint": checkpoint, "audio": audio, "duration": len(waveform) / SAMPLE_RATE}
     return {
         "suite": "long_form",
-        **circumstances(device),
+        **run_environment(device),
         "settings": settings,
         "figures": [asdict(f) for f in figures],
     }
@@ -89,13 +103,13 @@ def _recording(audio: str, duration: float) -> Tensor:
     for row in list_recordings(audio).rows:
         parts.append(read_audio(row.path))
         total += len(parts[-1])
-        if total >= duration * 16_000:
-            return torch.cat(parts)[: int(duration * 16_000)]
-    raise ValueError(f"{audio} has {total / 16_000:.0f} s of audio, {duration:g} s are needed")
+        if total >= duration * SAMPLE_RATE:
+            return torch.cat(parts)[: int(duration * SAMPLE_RATE)]
+    raise ValueError(f"{audio} has {total / SAMPLE_RATE:.0f} s of audio, {duration:g} s are needed")
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows)."""
+    """Yield the table as (title, header, rows)."""
     rows = [
         (
             f["kind"],

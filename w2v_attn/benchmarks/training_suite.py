@@ -1,7 +1,7 @@
-"""`suite=training`: a step of fine-tuning with our encoder and with stock's, under one Trainer, on the same batches.
+"""`suite=training`: a fine-tuning step with our encoder and with stock's, with one Trainer, on the same batches.
 
-Two batches: the lengths that are asked for, which stock pads to the longest, and as many recordings of their mean
-length, which is the best that grouping by length can do for stock.
+There are two batches: the requested lengths, which stock pads to the longest, and as many recordings of their mean
+length, which is the best case of grouping by length for stock.
 """
 
 import gc
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from w2v_attn.benchmarks.measuring import peak_bytes, seconds, steady_allocator
-from w2v_attn.benchmarks.results import circumstances
+from w2v_attn.benchmarks.measurement import peak_bytes, seconds, steady_allocator
+from w2v_attn.benchmarks.results import run_environment
+from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.patching.replace import replace_attention, restore_attention
 from w2v_attn.training import frontend
 from w2v_attn.training.arguments import training_arguments
@@ -30,13 +31,12 @@ from w2v_attn.training.trainer import SpeechTrainer
 from w2v_attn.training.vocabulary import from_texts
 from w2v_attn.training.watching import Silent
 
-SAMPLE_RATE = 16_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the report. times in seconds; memory in MiB beyond weights and optimizer; loss of first weights."""
+class TrainingResult:
+    """One line of the report: times in seconds, peak memory in MiB beyond weights and optimizer, initial loss."""
 
     contender: str
     ours: bool
@@ -59,21 +59,30 @@ def run(
     dropouts: Sequence[float],
     rounds: int,
     device: torch.device,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The report: circumstances, settings and figures.
+    """Return the report: run environment, settings and figures.
 
-    lengths: seconds of the recordings of the batch. freeze: "feature_encoder", the convolutions, or "none".
+    Args:
+        lengths: Lengths of the recordings of the batch in seconds.
+        channels: Hidden size of the model.
+        heads: Number of attention heads.
+        layers: Number of blocks.
+        freeze: "feature_encoder" (the convolutions) or "none".
+        dropouts: Dropout rates of the attention.
+        rounds: Number of rounds.
+        device: Device of the model.
+        log: Called with a line for each step.
     """
     if freeze not in ("feature_encoder", "none"):
         raise ValueError(f"freeze must be feature_encoder or none, got {freeze}")
     sizes = {"channels": channels, "heads": heads, "layers": layers, "freeze": freeze}
     settings = {"seconds": list(lengths), **sizes, "rounds": rounds}
-    report: dict[str, Any] = {"suite": "training", **circumstances(device), "settings": settings, "figures": []}
+    report: dict[str, Any] = {"suite": "training", **run_environment(device), "settings": settings, "figures": []}
     batches = {"ragged": list(lengths), "equal": [sum(lengths) / len(lengths)] * len(lengths)}
     for dropout in dropouts:
         for name, seconds_of in batches.items():
-            tell(f"{name} lengths, attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
+            log(f"{name} lengths, attention dropout {dropout}: {rounds} rounds of {len(_CONTENDERS)} steps")
             figures = list(_measure(name, seconds_of, sizes, dropout, rounds, device))
             _check_losses(figures)
             report["figures"] += [asdict(figure) for figure in figures]
@@ -81,15 +90,15 @@ def run(
 
 
 def _stock(implementation: str) -> Callable[[Any], None]:
-    def become(model: Any) -> None:
+    def patch(model: Any) -> None:
         frontend.uninstall(model)
-        frontend.normalise_alone(model)  # stock's norm takes in the padding: its losses could not be compared
+        frontend.normalise_alone(model)  # stock's norm includes the padding: its losses could not be compared
         restore_attention(model).set_attn_implementation(implementation)
 
-    return become
+    return patch
 
 
-def _attention_alone(model: Any) -> None:
+def _attention_only(model: Any) -> None:
     _stock("sdpa")(model)
     replace_attention(model)
 
@@ -101,10 +110,10 @@ def _ours(model: Any) -> None:
     frontend.install(model)
 
 
-# One model becomes each of them in turn: the same weights, the same optimizer.
+# One model is patched for each of them in turn: the same weights, the same optimizer.
 _CONTENDERS: dict[str, Callable[[Any], None]] = {
     "w2v_attn": _ours,
-    "w2v_attn, attention alone": _attention_alone,
+    "w2v_attn, attention alone": _attention_only,
     "Hugging Face sdpa": _stock("sdpa"),
     "Hugging Face eager": _stock("eager"),
 }
@@ -117,7 +126,7 @@ def _measure(
     dropout: float,
     rounds: int,
     device: torch.device,
-) -> Iterator[Figure]:
+) -> Iterator[TrainingResult]:
     with tempfile.TemporaryDirectory() as folder:
         trainer, task = _trainer(dropout=dropout, device=device, folder=Path(folder), **sizes)
     model: Any = trainer.model
@@ -130,8 +139,8 @@ def _measure(
         model.zero_grad()
 
     losses = {}
-    for name, become in _CONTENDERS.items():
-        become(model)
+    for name, patch in _CONTENDERS.items():
+        patch(model)
         losses[name] = None if dropout else losses_of(model.train(), batch, task).mean().item()
     times: dict[str, list[float]] = {name: [] for name in _CONTENDERS}
     shuffled = random.Random(0)
@@ -143,13 +152,13 @@ def _measure(
                 if number > 0:  # the first round warms up
                     times[name].append(taken)
     gc.collect()
-    for name, become in _CONTENDERS.items():
-        become(model)
+    for name, patch in _CONTENDERS.items():
+        patch(model)
         peak = peak_bytes(step, device)
         spread = times[name]
-        yield Figure(
+        yield TrainingResult(
             name,
-            become in (_ours, _attention_alone),
+            patch in (_ours, _attention_only),
             name_of_batch,
             dropout,
             statistics.median(spread),
@@ -160,7 +169,7 @@ def _measure(
         )
 
 
-def _check_losses(figures: Sequence[Figure]) -> None:
+def _check_losses(figures: Sequence[TrainingResult]) -> None:
     losses = [figure.loss for figure in figures if figure.loss is not None]
     if losses and max(losses) - min(losses) > 1e-4 * max(losses):
         raise ValueError(f"the contenders do not compute the same loss: {losses}: their times cannot be compared")
@@ -169,7 +178,7 @@ def _check_losses(figures: Sequence[Figure]) -> None:
 def _trainer(
     *, channels: int, heads: int, layers: int, freeze: str, dropout: float, device: torch.device, folder: Path
 ) -> tuple[SpeechTrainer, Ctc]:
-    """wav2vec2-base's recipe: CTC on letters; all dropout but the attention's off, so that losses compare."""
+    """Return a Trainer with wav2vec2-base's recipe for CTC on letters, with dropout in the attention only."""
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     task = Ctc(from_texts([LETTERS], unit="characters", case="lower", remove_characters=""))
@@ -193,9 +202,9 @@ def _trainer(
     model: Any = Wav2Vec2ForCTC(config)
     if freeze == "feature_encoder":
         model.freeze_feature_encoder()
-    place = "cuda" if device.type == "cuda" else "cpu"
+    device_name = "cuda" if device.type == "cuda" else "cpu"
     recipe = Recipe(
-        task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=place, training=TrainingOptions()
+        task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=device_name, training=TrainingOptions()
     )
     recordings = Recordings(
         [], task, Augmentation(AugmentationOptions(), SAMPLE_RATE), sample_rate=SAMPLE_RATE, do_normalize=True, seed=0
@@ -226,9 +235,9 @@ def _batch(lengths: Sequence[float], task: Ctc, model: Any) -> dict[str, Any]:
 
 
 def tables(report: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """(title, header, rows) for each batch and rate of dropout; ratios are to the best peer, above 1 is faster."""
+    """Yield (title, header, rows) for each batch and dropout rate; ratios are to the best peer, above 1 is faster."""
     audio = sum(report["settings"]["seconds"])
-    header = ("step", "s (least … most)", "audio-s/s", "× best peer", "peak MiB", "loss")
+    header = ("step", "s (min … max)", "audio-s/s", "× best peer", "peak MiB", "loss")
     for batch, dropout in dict.fromkeys((figure["batch"], figure["dropout"]) for figure in report["figures"]):
         here = [figure for figure in report["figures"] if (figure["batch"], figure["dropout"]) == (batch, dropout)]
         best = min(figure["median_s"] for figure in here if not figure["ours"])

@@ -1,4 +1,4 @@
-"""What a contender is, and what all of them compute."""
+"""The interface of contenders, and the model that all of them compute."""
 
 import logging
 import warnings
@@ -12,17 +12,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.errors import first_line
 
-class Unavailable(Exception):  # noqa: N818 - nothing went wrong
-    """A contender cannot take part here; the text is the reason."""
+
+class Unavailable(Exception):  # noqa: N818 - not an error
+    """A contender cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """The model that all contenders compute.
 
-    reference: the stock model in float32. model: the same weights in `dtype`; the reference itself for float32.
-    device: where both are. folder: an empty one, for files that a conversion writes.
+    Attributes:
+        reference: The stock model in float32.
+        model: The same weights in `dtype`; the reference itself for float32.
+        dtype: Dtype that is compared.
+        device: Device of both models.
+        folder: An empty folder for files of a conversion.
     """
 
     reference: Any
@@ -33,14 +39,17 @@ class Subject:
 
     @property
     def config(self) -> Any:
+        """The config of the model."""
         return self.reference.config
 
 
 class Contender(Protocol):
-    """A way to compute final features of waveforms.
+    """An implementation that computes the final features of waveforms.
 
-    name: as it stands in the report. batch: how many recordings it takes at once.
-    quadratic: whether it keeps tensors of T² entries for each head.
+    Attributes:
+        name: Name in the report.
+        batch: Number of recordings that it computes at once.
+        quadratic: Whether it keeps tensors of T² entries for each head.
     """
 
     name: str
@@ -48,7 +57,7 @@ class Contender(Protocol):
     quadratic: bool
 
     def prepare(self, subject: Subject) -> None:
-        """Loads, converts and compiles; not timed.
+        """Load, convert and compile the model; not timed.
 
         Raises:
             Unavailable: it is not installed, or cannot compute this model on this device or in this dtype.
@@ -56,28 +65,33 @@ class Contender(Protocol):
         ...
 
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Final features [frames, channels], any device and dtype, of each waveform, float32 [samples], in order."""
+        """Return the final features of waveforms, float32 [samples], as [frames, channels] of any device and dtype."""
         ...
 
 
 class FinalFeatures(nn.Module):
-    """A stock model as converters want it: one tensor [1, samples] in, one tensor [1, frames, channels] out."""
+    """A stock model with the signature that converters need: [1, samples] in, [1, frames, channels] out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, waveform: Tensor) -> Tensor:
+        """Return the final features, [1, frames, channels]."""
         return self.model(waveform).last_hidden_state
 
 
 def library(name: str) -> Any:
-    """The module of this name. Raises Unavailable where it is not installed, or does not start."""
+    """Import a module by name.
+
+    Raises:
+        Unavailable: it is not installed, or its import fails.
+    """
     try:
         return import_module(name)
     except (ImportError, OSError) as error:
         package = name.split(".")[0]
-        reason = f"{package} does not start: {first_line(error)}"
+        reason = f"{package} cannot be imported: {first_line(error)}"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
             reason = f"{package} is not installed: pip install 'w2v_attn[benchmark]'"
         raise Unavailable(reason) from error
@@ -85,7 +99,7 @@ def library(name: str) -> Any:
 
 @contextmanager
 def converting(what: str) -> Iterator[None]:
-    """While open, converters and compilers do not chatter, and whatever they raise is Unavailable."""
+    """Silence converters and compilers, and turn their exceptions into Unavailable."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -94,18 +108,17 @@ def converting(what: str) -> Iterator[None]:
             yield
     except Unavailable:
         raise
-    except Exception as error:  # they fail in many ways
+    except Exception as error:  # converters raise exceptions of many classes
         raise Unavailable(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
     finally:
         logging.disable(before)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without its details."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-
-
 def need_cpu(device: torch.device, whose: str) -> None:
-    """Raises Unavailable on other devices than the CPU."""
+    """Check that a device is the CPU.
+
+    Raises:
+        Unavailable: it is not.
+    """
     if device.type != "cpu":
         raise Unavailable(f"{whose} is compared on CPUs only")
