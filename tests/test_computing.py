@@ -16,7 +16,7 @@ from w2v_attn.features.transform import cast
 
 ROW = Row("a.wav", Path("a.wav"))
 RECORDING = Recording(torch.zeros(16_000), 16_000, 16_000, 1, ())
-PRODUCT = SimpleNamespace(layers=("layer_01", "final"), make=lambda row_id, features: features)
+PRODUCT = SimpleNamespace(layers=("layer_01", "final"), transform=lambda row_id, features: features)
 
 
 def made_of(*found):

@@ -12,7 +12,7 @@ from test_feature_sets import check
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
 from w2v_attn.features import conversion_folder, segments, transform
-from w2v_attn.features.formats.registry import LAYOUTS, get_layout
+from w2v_attn.features.formats.layouts import LAYOUTS, get_layout
 
 
 @pytest.fixture
@@ -338,10 +338,10 @@ def test_a_span_beyond_the_end_is_named(convert, tmp_path):
 
 
 def test_a_library_that_is_missing_is_told_with_the_command(convert, monkeypatch, tmp_path):
-    from w2v_attn.features.formats import registry
+    from w2v_attn.features.formats import layouts
 
     needing = next(layout for layout in LAYOUTS.values() if layout.library is not None)
-    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(layouts, "find_spec", lambda name: None)
     code, _, err = convert(f"layout={needing.name}")
     assert code == 2
     assert f"needs {needing.library}: pip install 'w2v_attn[formats]'" in err

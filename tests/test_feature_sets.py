@@ -13,7 +13,7 @@ from w2v_attn.feature_files import write_features
 from w2v_attn.features.feature_errors import DamagedError, FeatureSetError, UnknownNameError
 from w2v_attn.features.formats import safetensors_shards, shard_index
 from w2v_attn.features.formats.interface import PerProcess
-from w2v_attn.features.formats.registry import LAYOUTS, get_layout
+from w2v_attn.features.formats.layouts import LAYOUTS, get_layout
 from w2v_attn.features.open_features import pad_batch
 
 

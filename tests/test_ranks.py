@@ -272,7 +272,7 @@ def test_nobody_comes_while_a_rank_leaves(start, tmp_path, monkeypatch):
 
 def test_ranks_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
-    monkeypatch.setattr(shard_store.ShardStore, "together", 4)
+    monkeypatch.setattr(shard_store.ShardStore, "rows_per_group", 4)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
         runs = [start("out", Rank(rank, 2), layout="shards") for rank in range(2)]
@@ -291,7 +291,7 @@ def test_ranks_of_shards_go_on_on_another_machine_when_theirs_is_gone(start, tmp
 
 def test_ranks_of_shards_make_what_one_process_makes_on_one_machine_only(start, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
-    monkeypatch.setattr(shard_store.ShardStore, "together", 4)
+    monkeypatch.setattr(shard_store.ShardStore, "rows_per_group", 4)
     list(start("one", ALONE, layout="shards"))
     runs = [start("two", Rank(rank, 2), layout="shards") for rank in range(2)]
     next(runs[0])

@@ -41,7 +41,7 @@ def encoder(group_checkpoint, monkeypatch):
     monkeypatch.setattr(prefetch, "ROWS_PER_BLOCK", 4)
     monkeypatch.setattr(prefetch, "WINDOW", 1)  # the windows of a block are the same ones wherever a list begins
     monkeypatch.setattr(shard_store, "ROWS_PER_GROUP", 4)
-    monkeypatch.setattr(ShardStore, "together", 4)
+    monkeypatch.setattr(ShardStore, "rows_per_group", 4)
     monkeypatch.setattr("w2v_attn.runs.rank.ROWS_PER_BLOCK", 4)
     monkeypatch.setattr(shard_store, "SHARD_BYTES", 8000)
     return made

@@ -11,7 +11,7 @@ from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.feature_spec import FeatureLocation, FeatureSpec
 from w2v_attn.features.feature_errors import FeatureSetError
-from w2v_attn.features.formats.registry import get_layout
+from w2v_attn.features.formats.layouts import get_layout
 from w2v_attn.features.transform import Transformed
 from w2v_attn.runs.outcomes import CachedResult, Outcome
 

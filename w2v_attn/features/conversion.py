@@ -16,7 +16,7 @@ from w2v_attn.features.arrays import check_dtype
 from w2v_attn.features.conversion_folder import acquire_conversion_folder, check_conversion_folder, note_failure
 from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
 from w2v_attn.features.formats.interface import FeatureWriter
-from w2v_attn.features.formats.registry import get_layout
+from w2v_attn.features.formats.layouts import get_layout
 from w2v_attn.features.open_features import FeatureSet
 from w2v_attn.features.recording_features import RecordingFeatures
 from w2v_attn.features.segments import read_segments
@@ -33,7 +33,7 @@ class ConversionRequest:
     """What a conversion makes of features.
 
     Attributes:
-        layout: One of `formats.registry.LAYOUTS`.
+        layout: One of `formats.layouts.LAYOUTS`.
         output_dtype, layers, layer_weights, pooling: See `transform.FeatureTransform`.
         segments: See `segments.read_segments`.
     """

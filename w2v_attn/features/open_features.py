@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from w2v_attn.features.conversion_folder import incomplete_reason
 from w2v_attn.features.feature_errors import UnknownNameError
 from w2v_attn.features.formats.interface import FeatureReader
-from w2v_attn.features.formats.registry import find_layout
+from w2v_attn.features.formats.layouts import find_layout
 from w2v_attn.features.recording_features import RecordingFeatures
 
 logger = logging.getLogger(__name__)
