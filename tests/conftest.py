@@ -128,7 +128,7 @@ def norm_style(request):
 
 @pytest.fixture(scope="session")
 def clips():
-    """(path, text) of every clip that comes with the project."""
+    """(path, text) of every bundled clip."""
     with (SPEECH / "clips.csv").open() as file:
         return [(SPEECH / row["path"], row["text"]) for row in csv.DictReader(file)]
 

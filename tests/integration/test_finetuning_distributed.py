@@ -21,7 +21,7 @@ def command(output, *more):
 
 
 def by_two(arguments):
-    """What two processes say that do this together."""
+    """What two processes that do this in parallel say."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "w2v_attn"]
     done = subprocess.run(
         [*start, *arguments],

@@ -34,14 +34,14 @@ from w2v_attn.runs.record import RUN
 
 
 @given(st.integers(0, 3000), st.integers(1, 9), st.sampled_from([1, 1024]))
-def test_every_row_has_one_rank_and_with_all_of_its_block(count, world, together):
+def test_every_row_has_one_rank_and_with_all_of_its_block(count, world, rows_per_group):
     rows = [Row(str(number), SPEECH) for number in range(count)]
-    parts = blocks_of(rows, together)
+    parts = blocks_of(rows, rows_per_group)
     assert [row for part in parts for row in part.rows] == rows
     assert [part.number for part in parts] == list(range(len(parts)))
     for part in parts[:-1]:  # so that batches end where parts do
         assert len(part.rows) % prefetch.ROWS_PER_BLOCK == 0
-        assert len(part.rows) % together == 0
+        assert len(part.rows) % rows_per_group == 0
     ranks = [Rank(rank, world).select(parts) for rank in range(world)]
     assert sorted((part for rank in ranks for part in rank), key=lambda part: part.number) == parts
     assert max(map(len, ranks)) <= min(map(len, ranks)) + 1

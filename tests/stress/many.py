@@ -1,7 +1,7 @@
 """Measures what a corpus of very many recordings costs beside the model: listing, planning, going on, and memory.
 
-  python tests/many.py                        100,000 recordings: some minutes on two cores, 2 GB of disk
-  python tests/many.py --recordings 10000
+  PYTHONPATH=tests python tests/stress/many.py    100,000 recordings: some minutes on two cores, 2 GB of disk
+  PYTHONPATH=tests python tests/stress/many.py --recordings 10000
 
 Recordings are of 0.1 to 0.3 seconds, the checkpoint is the tiny one. Each step is a process of its own, forked from
 this one, which has imported what they need; at a tenth of the number and at the number: what its memory grows by
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=100_000)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
+    parser.add_argument("overrides", nargs="*", help="options besides audio and output: key=value")
     options = parser.parse_args(arguments)
     few, many = options.recordings // 10, options.recordings
     with tempfile.TemporaryDirectory() as temporary:

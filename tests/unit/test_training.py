@@ -525,9 +525,9 @@ def test_a_batch_trains_as_its_recordings_alone(family):
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         return torch.cat(losses).detach(), found
 
-    together, ours = gradients([items])
+    batched, ours = gradients([items])
     alone, theirs = gradients([[item] for item in items])
-    assert torch.allclose(together, alone, atol=1e-4)
+    assert torch.allclose(batched, alone, atol=1e-4)
     for name in theirs:
         assert (ours[name] - theirs[name]).abs().max() < 1e-3 * (1 + theirs[name].abs().max()), name
     if family.endswith("group"):

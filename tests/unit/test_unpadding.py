@@ -62,11 +62,11 @@ def test_recordings_of_a_padded_batch_are_what_they_are_alone(family):
     hidden = torch.randn(3, 29, 24)
     mask = torch.arange(29) < torch.tensor([29, 17, 5])[:, None]
     with torch.no_grad():
-        together = model.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
+        batched = model.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
         for row, count in enumerate(mask.sum(-1).tolist()):
             alone = restore_attention(copy.deepcopy(model)).encoder(hidden[row : row + 1, :count].clone())
-            torch.testing.assert_close(together[row, :count], alone.last_hidden_state[0], rtol=0, atol=1e-5)
-            assert (together[row, count:] == 0).all()
+            torch.testing.assert_close(batched[row, :count], alone.last_hidden_state[0], rtol=0, atol=1e-5)
+            assert (batched[row, count:] == 0).all()
 
 
 def test_layers_are_dropped_where_stock_drops_them():
@@ -163,15 +163,15 @@ def test_recordings_that_are_shorter_than_a_squeezed_frame_are_what_they_are_alo
     model, hidden = replace_attention(copy.deepcopy(stock), unpad=True), torch.randn(len(lengths), max(lengths), 24)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
-        together = model.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
+        batched = model.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
         for row, count in enumerate(lengths):
             if count >= factor:  # stock's norm of no frames at all is not defined everywhere
                 alone = stock.encoder(hidden[row : row + 1, :count].clone()).last_hidden_state[0]
-                torch.testing.assert_close(together[row, :count], alone, rtol=0, atol=1e-5)
-            assert not together[row, count:].any()
+                torch.testing.assert_close(batched[row, :count], alone, rtol=0, atol=1e-5)
+            assert not batched[row, count:].any()
 
 
-# ---------------------------------------------------------------------------- attention over side by side
+# ---------------------------------------------------------------------------- attention over packed frames
 
 
 @pytest.mark.parametrize("backend", ["tiled", "sdpa", "auto", "triton"])

@@ -1,7 +1,7 @@
 """Damages recordings in every way that comes to mind, reads them in subprocesses, and says what went wrong in silence.
 
-  python tests/fuzzing.py --count 20000                 the speech of data/, in every format: a minute on two cores
-  python tests/fuzzing.py --more recordings --seed 1    and real files of a folder
+  PYTHONPATH=tests python tests/stress/fuzzing.py --count 20000     the bundled speech in every format: one minute
+  PYTHONPATH=tests python tests/stress/fuzzing.py --more recordings --seed 1         and real files of a folder
 
 What must not happen: a crash, a hang, memory without bound, samples that are no numbers, and **silent wrong output**: a
 recording that is accepted without a remark, though it is neither what was recorded nor what the damaged file says.
@@ -36,7 +36,7 @@ from wavs import read_wav
 from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import AudioError, Recording, read_recording
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT, MEMORY_GB, MAX_DURATION = 10.0, 0.3, 120.0
 # Seconds: more than is lost where an MP3's numbers are damaged, which say how much of its ends is no sound.
 SHORTER = 0.3

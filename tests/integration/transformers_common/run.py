@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 NEEDED = ("tests/test_modeling_common.py", "tests/test_configuration_common.py")
 # What these files import from others, and none of our families uses.
 STAND_INS = {

@@ -164,7 +164,7 @@ def save_faint(folder):
 
 @pytest.fixture
 def faint(tmp_path):
-    """What the command is told of such a checkpoint."""
+    """What the command reports of such a checkpoint."""
     return ["model=local", f"model.checkpoint={save_faint(tmp_path / 'faint')}"]
 
 

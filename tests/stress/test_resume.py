@@ -1,4 +1,4 @@
-"""Runs that survive: whatever ends one, the same command goes on and ends with the same files to the bit."""
+"""Runs that survive: whatever ends one, the same command resumes and ends with the same files to the bit."""
 
 import errno
 import json

@@ -106,9 +106,9 @@ def test_recordings_with_a_gap_between_are_convolved_as_one_recording_would_be()
     apart = FourierConvolution(convolution, F.gelu, None, torch.float64, trainable=False)
     places = gapped_positions(lengths, 4, frames.device)
     total = int(places[-1]) + 1
-    together = frames.new_zeros(total, C).index_copy(0, places, frames)
+    batched = frames.new_zeros(total, C).index_copy(0, places, frames)
     exact = torch.cat([apart(part, [len(part)]) for part in frames.split(lengths) if len(part)])
-    torch.testing.assert_close(apart(together, [total])[places], exact, rtol=0, atol=1e-12)
+    torch.testing.assert_close(apart(batched, [total])[places], exact, rtol=0, atol=1e-12)
 
 
 COMPILE = """

@@ -69,8 +69,8 @@ def test_features_do_not_depend_on_the_neighbours(norm_style, dtype, speech, tmp
     folder = save(tiny_model(norm_style, hidden_size=64, num_attention_heads=2), tmp_path / "model")
     encoder = load_encoder(folder, device="cuda", dtype=dtype)
     alone = [encoder.extract([wave])[0]["final"] for wave in speech]
-    together = [features["final"] for features in encoder.extract(speech[::-1])][::-1]
-    assert distance(together, alone) < (1e-6 if dtype == "float32" else 5e-3)
+    batched = [features["final"] for features in encoder.extract(speech[::-1])][::-1]
+    assert distance(batched, alone) < (1e-6 if dtype == "float32" else 5e-3)
 
 
 @pytest.mark.parametrize("kind", ["sliding_window", "chunked"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPEECH, save, tiny_model
-from test_product import save_faint
+from conftest import ROOT, SPEECH, save, tiny_model
+from test_feature_spec import save_faint
 
 from w2v_attn import open_features
 from w2v_attn.corpus.rows import Row
@@ -237,7 +237,8 @@ def test_processes_count_together_what_became_0(job, one_thread, tmp_path):
 @pytest.mark.slow
 def test_a_cluster_makes_what_one_process_makes_though_an_actor_dies(job, one_thread, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    folders = [str(ROOT / "tests" / name) for name in ("", "unit", "integration", "stress")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = rows_of(150)
     extract(job("one"), rows)

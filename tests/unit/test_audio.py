@@ -430,7 +430,7 @@ def test_the_command_names_every_file_that_cannot_be_used_and_processes_every_ot
 
 
 def test_no_damage_goes_by_in_silence():
-    """A small sample of what `python tests/fuzzing.py` does ten thousand times."""
+    """A small sample of what `PYTHONPATH=tests python tests/stress/fuzzing.py` does ten thousand times."""
     import fuzzing
 
     found = fuzzing.fuzz(fuzzing.seeds(None), seed=0, count=700)

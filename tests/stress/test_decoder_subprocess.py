@@ -65,7 +65,7 @@ def faults(monkeypatch, tmp_path):
     """Processes that decode from here on have these faults: {"kind": "regular expression on paths"}."""
 
     def set_up(found):
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "stress" / "faults"), str(ROOT)]))
         monkeypatch.setenv("FAULTS", json.dumps(found))
         monkeypatch.setenv("ONCE", str(tmp_path))
 

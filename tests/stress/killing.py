@@ -1,9 +1,9 @@
 """Kills an extraction at random moments until it has been killed often enough, and compares what comes out of it.
 
-  python tests/killing.py --recordings 10000 --kills 200      the soak: about a quarter of an hour on a core
-  python tests/killing.py --faults --kills 60                 and disks that are full or fail, decoders that hang
-  python tests/killing.py model=local model.checkpoint=…      with another checkpoint than the tiny one
-  python tests/killing.py --shard 2000000 layout=shards       into shards of 2 MB, that there are many
+  PYTHONPATH=tests python tests/stress/killing.py --recordings 10000 --kills 200   the soak: 15 minutes on one core
+  PYTHONPATH=tests python tests/stress/killing.py --faults --kills 60       with failing disks and hanging decoders
+  PYTHONPATH=tests python tests/stress/killing.py model=local model.checkpoint=…          with another checkpoint
+  PYTHONPATH=tests python tests/stress/killing.py --shard 2000000 layout=shards     into many shards of 2 MB
 
 The commands are forked from this process, which has imported what they need: so a kill costs no start of Python's.
 """
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard", type=int, help="bytes of a shard")
     parser.add_argument("--faults", action="store_true", help="disks and decoders go wrong as well")
-    parser.add_argument("overrides", nargs="*", help="what the command is told beside audio and output: key=value")
+    parser.add_argument("overrides", nargs="*", help="options besides audio and output: key=value")
     options = parser.parse_args(arguments)
     if options.shard is not None:
         shard_store.SHARD_BYTES = options.shard

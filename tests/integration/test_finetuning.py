@@ -147,7 +147,7 @@ def test_accumulated_passes_are_one_update_of_all_their_recordings(tmp_path, mon
 
 @pytest.mark.slow
 def test_a_model_learns_what_it_is_taught(tmp_path):
-    """The checkpoint that comes along knows none of the lessons' words; four minutes of them and it knows some."""
+    """The bundled checkpoint knows none of the lessons' words; four minutes of them and it knows some."""
     diary = Diary()
     asked = recipe(
         checkpoint=str(TINY),
@@ -624,21 +624,24 @@ def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path, caplog):
 
     asked = recipe(optimizer=OptimizerOptions(lr=1e-12))
     done = finetuning.finetune(asked, tmp_path / "out", Vandal())
-    assert done.update == 6
-    assert "model.safetensors is damaged: the last weights are taken" in caplog.text
+    assert done.step == 6
+    assert "model.safetensors is damaged: the last weights are used" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"task": CtcOptions(remove_characters="(")}, "task.remove_characters=\\( is not a regular expression"),
-        ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary is one of characters"),
+        ({"task": CtcOptions(unit="words"), "checkpoint": str(TINY)}, "the vocabulary consists of characters"),
         ({"optimizer": OptimizerOptions(factors=[Factor(pattern="absent")])}, "no trained parameter matches absent"),
         ({"optimizer": OptimizerOptions(betas=[0.9])}, "optimizer.betas must be two"),
         ({"regularization": RegularizationOptions(mask_time_length=0)}, "mask_time_length must be 1 or above"),
         ({"regularization": RegularizationOptions(mask_time_min_masks=-1)}, "mask_time_min_masks must be 0 or above"),
         ({"data": {"balance": True}}, "data.balance=true needs classes"),
-        ({"training": {"lora": LoraOptions(rank=2)}, "task": ClassificationOptions(layers="weighted")}, "do not go"),
+        (
+            {"training": {"lora": LoraOptions(rank=2)}, "task": ClassificationOptions(layers="weighted")},
+            "cannot be combined",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_reported(changes, says, tmp_path):
@@ -660,9 +663,9 @@ def test_a_classifier_whose_encoder_squeezes_frames_gives_a_batch_what_it_gives_
     values = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     mask = (torch.arange(9000) < torch.tensor([len(wave) for wave in waves])[:, None]).long()
     with torch.no_grad():
-        together = model(values, attention_mask=mask).logits
+        batched = model(values, attention_mask=mask).logits
         alone = torch.cat([model(wave[None]).logits for wave in waves])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batched, alone, rtol=0, atol=1e-5)
 
 
 def test_an_output_below_a_file_is_reported(tmp_path):
