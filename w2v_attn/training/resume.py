@@ -6,7 +6,6 @@ files than it lists, is torn and not used.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from w2v_attn.runs.locks import LOCK, InUseError, acquire_lock
+from w2v_attn.runs.output_folder import describe_process, in_use_error
 from w2v_attn.training.model_folder import RECIPE, RESULTS
 from w2v_attn.training.options import Recipe
 from w2v_attn.training.preflight import DataScan, named_splits
@@ -26,9 +27,7 @@ from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.tasks.task_registry import task_class
 from w2v_attn.whole_files import write_whole
 
-CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT, LOCK = (
-    "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json", ".lock"
-)  # fmt: skip
+CHECKPOINTS, LENGTHS, DROPPED, FINGERPRINT = "checkpoints", "lengths.jsonl", "dropped.jsonl", "fingerprint.json"
 # Keys that may differ when a run resumes: they change where it runs, not what it computes.
 FREE = {"device", "backend", "training.workers", "training.gradient_checkpointing"}
 
@@ -45,29 +44,28 @@ def locked_run_folder(output: Path, recipe: Recipe) -> Iterator[None]:
             f"{output} contains a finished run: name another output, or use its model: model.checkpoint={output}"
         )
     was_there = output.is_dir()
-    is_new = not was_there or not any(output.iterdir())
+    is_new = not was_there or all(path.name == LOCK for path in output.iterdir())
     if not is_new and not (output / RECIPE).is_file():
         raise ValueError(f"{output} contains files that are not of a run: name another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / LOCK).open("w")
+        lock = acquire_lock(output / LOCK)
+        lock.write_holder(describe_process())
+    except InUseError as error:
+        raise ValueError(str(in_use_error(output, error))) from None
     except OSError as error:
         raise ValueError(f"output={output} cannot be written: {error.strerror or error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{output} is in use by another run: wait until it ends, or name another output") from None
+    try:
         _check_recipe(output, recipe)
-        try:
-            yield
-        except ValueError:  # refused before training
-            if is_new and not (output / CHECKPOINTS).exists():
-                shutil.rmtree(output)
-                if was_there:
-                    output.mkdir()
-            raise
-    (output / LOCK).unlink(missing_ok=True)
+        yield
+    except ValueError:  # refused before training
+        if is_new and not (output / CHECKPOINTS).exists():
+            shutil.rmtree(output)
+            if was_there:
+                output.mkdir()
+        raise
+    finally:
+        lock.release()
 
 
 def as_yaml(recipe: Recipe) -> str:
