@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from w2v_attn.corpus import layouts
+from w2v_attn.corpus import dataset_layouts
 from w2v_attn.corpus.audio_folder import list_folder
 from w2v_attn.corpus.hub_datasets import HUB_PREFIX, is_saved_dataset, read_dataset
 from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
@@ -70,13 +70,13 @@ def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
     if path.is_dir():
         if is_saved_dataset(path):
             return read_dataset(os.fspath(path))
-        if layouts.is_speech_commands(path):
-            return layouts.read_speech_commands(path)
-        if layouts.is_librispeech(path):
-            return layouts.read_librispeech(path)
+        if dataset_layouts.is_speech_commands(path):
+            return dataset_layouts.read_speech_commands(path)
+        if dataset_layouts.is_librispeech(path):
+            return dataset_layouts.read_librispeech(path)
         return list_folder(path)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        read = layouts.read_fairseq_manifest if layouts.is_fairseq_manifest(path) else read_manifest
+        read = dataset_layouts.read_fairseq_manifest if dataset_layouts.is_fairseq_manifest(path) else read_manifest
         return read(path, Path(os.path.expanduser(root)) if root is not None else None)
     if is_shard_name(path.name):
         return read_tar_shards([path], path.parent)
