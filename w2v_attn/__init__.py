@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """The multi-head self-attention of wav2vec 2.0 as a layer of its own, inside any pretrained encoder.
 
 - `MultiHeadSelfAttention`: the layer.

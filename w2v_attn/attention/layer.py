@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """`MultiHeadSelfAttention`: the layer with its parameters and arguments."""
 
 from collections.abc import Callable

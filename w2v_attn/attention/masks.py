@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """`AttentionMask`: which keys a query may attend and what is added to the scores, for every backend."""
 
 from collections.abc import Sequence
@@ -158,7 +159,8 @@ class AttentionMask:
         if self.padding is None or self.padding.device.type != "cpu" or num_frames == 0:
             return [num_frames] * num_recordings
         last_real = torch.where(self.padding, torch.arange(1, num_frames + 1, device=self.padding.device), 0).amax(1)
-        return last_real.tolist()
+        counts: list[int] = last_real.tolist()  # type: ignore[reportUnknownMemberType]
+        return counts
 
     def tile(
         self, recording: int, heads: slice, rows: slice, num_keys: int, *, like: Tensor
@@ -175,7 +177,7 @@ class AttentionMask:
             like: The queries. The bias has the dtype of their scores: a narrower one would round its row maximum.
         """
         keys = slice(0, num_keys)
-        parts = []
+        parts: list[Tensor] = []
         if self.padding is not None:
             real = self.padding[recording, keys]
             # Batches are usually padded at the end: the remaining keys are then all real.
@@ -260,7 +262,7 @@ class AttentionMask:
         return torch.stack([self.positions.tile(b, heads, frames, frames, dtype) for b in range(B)])
 
     def _allowed_parts(self, num_frames: int, with_causal: bool) -> list[Tensor]:
-        parts = []
+        parts: list[Tensor] = []
         if self.padding is not None:
             parts.append(self.padding[:, None, None, :])
         if self.allowed is not None:

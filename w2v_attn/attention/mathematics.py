@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """The mathematics of multi-head self-attention: its derivation, and the same equations as code.
 
 Legend

@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """Relative positions: what some model families add to the attention scores in step (2), and its derivatives.
 
 Legend, in addition to that of `mathematics.py`

@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """`read_audio`: an audio file as a mono float32 waveform at the model's sample rate."""
 
 import os
@@ -99,7 +100,7 @@ def read_recording(
         rates=rates,
         max_channels=max_channels,
     )
-    blocks = []
+    blocks: list[np.ndarray] = []
     while True:
         try:
             blocks.append(next(reader))
@@ -110,4 +111,4 @@ def read_recording(
 def recording_of(blocks: Sequence[np.ndarray], sample_rate: int, info: AudioInfo) -> Recording:
     """Return the recording that consists of these blocks of float32 [samples]."""
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])
-    return Recording(torch.from_numpy(waveform), sample_rate, **vars(info))
+    return Recording(torch.from_numpy(waveform), sample_rate, **vars(info))  # type: ignore[reportUnknownMemberType]

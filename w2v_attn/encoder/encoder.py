@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """`load_encoder` and the `Encoder` that it returns: recorded waveforms in, features of chosen layers out."""
 
 import logging
@@ -218,7 +219,7 @@ class Encoder(WaveformModel):
             prepared = PreparedModel(ModelStructure(model), reason=self.unpacked_reason)
         if prepared.reason is None:
             # Inside `parametrize.cached()` weights keep the values of the first call, even if their originals change.
-            found = None if parametrize._cache_enabled else checksum(tensors_of(model))
+            found = None if parametrize._cache_enabled else checksum(tensors_of(model))  # type: ignore[reportUnknownMemberType]
             if prepared.encoder is None or found is None or found != prepared.checksum:
                 structure = prepared.structure
                 prepared = self._prepared = None  # frees the old weights before the new ones are made

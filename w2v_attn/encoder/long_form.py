@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """How long recordings are processed: with full attention, or in one of two cheaper ways that are approximate.
 
 Full attention over T frames takes T² steps: an hour of a base model is 1.2 PFLOP. `sliding_window` lets every frame

@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """`open_features`: a folder of features -> recordings by id, read on access; and a torch Dataset of them."""
 
 import difflib

@@ -1,3 +1,4 @@
+# pyright: strict, reportPrivateUsage=false, reportUnnecessaryComparison=false, reportUnnecessaryIsInstance=false
 """Replacing Hugging Face's attention by ours, and restoring it.
 
 A replaced block remains the same object: only its class changes, from the stock class to one derived from ours and the
@@ -113,7 +114,7 @@ def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
 
 def _configs(model: nn.Module) -> dict[nn.Module, PretrainedConfig]:
     """Return the config of the innermost model that each module belongs to."""
-    configs = {}
+    configs: dict[nn.Module, PretrainedConfig] = {}
     for parent in model.modules():  # parents come before their parts
         config = getattr(parent, "config", None)
         if isinstance(config, PretrainedConfig):
