@@ -125,15 +125,18 @@ class Encoder(WaveformModel):
         cls,
         checkpoint: str | os.PathLike[str] | torch.nn.Module,
         *,
-        revision: str | None = None,
-        language: str | None = None,
-        dtype: str = "float32",
         device: str = "auto",
         backend: str = "auto",
         long_form: LongForm | None = None,
+        **options: Any,
     ) -> "Encoder":
-        """Load an encoder; see `load_encoder`, which also warns of the demo checkpoint."""
-        loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype)
+        """Load an encoder; see `load_encoder`, which also warns of the demo checkpoint.
+
+        Args:
+            checkpoint: As for `load_encoder`, like all arguments.
+            options: Of `load_checkpoint`: revision, language and dtype.
+        """
+        loaded = load_checkpoint(checkpoint, **options)
         return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)
 
     @property
