@@ -25,7 +25,7 @@ def run(config: Any) -> int:
     if output is not None:
         check_output(output)
     common = {
-        "rounds": int(config.rounds),
+        "rounds": int(values.number(config, "rounds", minimum=1)),
         "device": find_device(str(config.device)),
         "log": lambda line: print(line, file=sys.stderr, flush=True),
     }
@@ -51,7 +51,7 @@ def _draw(report: Report, path: Path) -> None:
 
 
 def _attention(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
-    frames, batch = values.list_of(config, "frames", int), int(config.batch)
+    frames, batch = values.list_of(config, "frames", int), int(values.number(config, "batch", minimum=1))
     return attention_suite, attention_suite.run(
         frames=frames, batch=batch, dtype=str(config.dtype), **_block(config), **common
     )
@@ -61,7 +61,11 @@ def _training(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     need("finetune", "accelerate", "jiwer", "matplotlib")
     from w2v_attn.benchmarks import training_suite
 
-    lengths, layers, freeze = values.list_of(config, "seconds", float), int(config.layers), str(config.freeze)
+    lengths, layers, freeze = (
+        values.list_of(config, "seconds", float),
+        int(values.number(config, "layers", minimum=1)),
+        str(config.freeze),
+    )
     return training_suite, training_suite.run(lengths=lengths, layers=layers, freeze=freeze, **_block(config), **common)
 
 
@@ -95,8 +99,8 @@ def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
 def _block(config: Any) -> dict[str, Any]:
     """Return the sizes of the attention block that is timed."""
     return {
-        "channels": int(config.channels),
-        "heads": int(config.heads),
+        "channels": int(values.number(config, "channels", minimum=1)),
+        "heads": int(values.number(config, "heads", minimum=1)),
         "dropouts": values.list_of(config, "dropouts", float),
     }
 

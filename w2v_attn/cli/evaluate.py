@@ -21,7 +21,7 @@ def run(config: Any) -> int:
     corpus = _labelled(config)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
-        values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
+        values.text(config, "model.checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )
     task = task_of(
         recognizer,

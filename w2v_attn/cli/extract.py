@@ -42,8 +42,8 @@ def run(config: Any) -> int:
         output=output, layers=tuple(layers), layout=layout, transform=transform, **values.limits(config)
     )
     model = values.model_options(config) | {"long_form": values.long_form(config)}
-    job = ExtractionJob(checkpoint=values.text(config.model, "checkpoint"), model=model, task=task)
-    workers = None if config.workers == "auto" else int(values.number(config, "workers", least=1))
+    job = ExtractionJob(checkpoint=values.text(config, "model.checkpoint"), model=model, task=task)
+    workers = None if config.workers == "auto" else int(values.number(config, "workers", minimum=1))
     frames = channels = 0
 
     def take(_: Row, written: FeatureLocation) -> None:

@@ -60,7 +60,7 @@ def recipe_of(config: Any) -> options.Recipe:
         config=model.get("config", {}),
         backend=plain["attention"]["backend"],
         device=str(plain["device"]),
-        seed=int(values.number(config, "seed", least=0)),
+        seed=int(values.number(config, "seed", minimum=0)),
         regularization=values.section(config, "regularization", options.RegularizationOptions),
         augmentation=values.section(config, "augmentation", options.AugmentationOptions),
         optimizer=values.section(config, "optimizer", options.OptimizerOptions),

@@ -47,4 +47,11 @@ FORMER_CHOICES = {
     "experiment=embedded": "experiment=bundled",
     "training.freeze=frontend": "training.freeze=feature_encoder",
     "training.freeze=nothing": "training.freeze=none",
+    "task.out_of_vocabulary=refuse": "task.out_of_vocabulary=error",
+    "long_form=exact": "long_form=full",
+    "long_form=window": "long_form=sliding_window",
+    "long_form=chunks": "long_form=chunked",
+    "audio_decoder=apart": "audio_decoder=subprocess",
+    "audio_decoder=here": "audio_decoder=inline",
+    "decoder=kenlm": "decoder=beam_search",
 }

@@ -21,7 +21,7 @@ def run(config: Any) -> int:
         raise ValueError(f"format={format} is the format of a copy: name its folder with output=FOLDER")
     device = find_device(str(config.device))
     checkpoint = load_checkpoint(
-        values.text(config.model, "checkpoint"),
+        values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
         dtype=str(config.dtype),

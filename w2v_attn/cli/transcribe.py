@@ -19,7 +19,7 @@ def run(config: Any) -> int:
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
-        values.text(config.model, "checkpoint"), **values.model_options(config), decoder=values.decoder(config)
+        values.text(config, "model.checkpoint"), **values.model_options(config), decoder=values.decoder(config)
     )
     shown: list[tuple[str, str, str]] = []
 

@@ -1,5 +1,6 @@
 """Typed values of a composed configuration; the error for a wrong value names its key."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,14 @@ from w2v_attn.transcription.beam_search import BeamSearchOptions
 Section = TypeVar("Section")
 
 
+def select(config: Any, key: str) -> Any:
+    """Return the value of a key, such as `output` or `audio_decoder.timeout`."""
+    return OmegaConf.select(config, key, throw_on_missing=True)
+
+
 def text(config: Any, key: str) -> str:
     """Return a string that must not be empty."""
-    value = config[key]
+    value = select(config, key)
     if value is None or not str(value):
         raise ValueError(f"{key} is empty: give {key}=VALUE")
     return str(value)
@@ -25,7 +31,7 @@ def text(config: Any, key: str) -> str:
 
 def text_or_none(config: Any, key: str) -> str | None:
     """Return a string, or None where the key is null."""
-    return None if config[key] is None else str(config[key])
+    return None if select(config, key) is None else str(select(config, key))
 
 
 def path(config: Any, key: str) -> Path:
@@ -35,7 +41,7 @@ def path(config: Any, key: str) -> Path:
 
 def path_or_none(config: Any, key: str) -> Path | None:
     """Return a path, or None where the key is null."""
-    return None if config[key] is None else path(config, key)
+    return None if select(config, key) is None else path(config, key)
 
 
 def folder(config: Any, key: str) -> Path:
@@ -46,31 +52,31 @@ def folder(config: Any, key: str) -> Path:
     return found
 
 
-def number(config: Any, key: str, *, least: float | None = None) -> float:
-    """Return a number of at least `least`; without that, above 0."""
+def number(config: Any, key: str, *, minimum: float | None = None) -> float:
+    """Return a number of at least `minimum`; without that, above 0."""
     try:
-        value = float(config[key])
+        value = float(select(config, key))
     except (TypeError, ValueError):
-        raise ValueError(f"{key} must be a number, got {config[key]}") from None
-    if least is not None:
-        if not value >= least:
-            raise ValueError(f"{key} must be {least:g} or above, got {config[key]}")
+        raise ValueError(f"{key} must be a number, got {select(config, key)}") from None
+    if minimum is not None:
+        if not value >= minimum:
+            raise ValueError(f"{key} must be {minimum:g} or above, got {select(config, key)}")
     elif not value > 0:
-        raise ValueError(f"{key} must be above 0, got {config[key]}")
+        raise ValueError(f"{key} must be above 0, got {select(config, key)}")
     return value
 
 
 def integer_or_none(config: Any, key: str) -> int | None:
     """Return a whole number, or None where the key is null."""
     try:
-        return None if config[key] is None else int(str(config[key]))
+        return None if select(config, key) is None else int(str(select(config, key)))
     except ValueError:
-        raise ValueError(f"{key} must be a whole number, got {config[key]}") from None
+        raise ValueError(f"{key} must be a whole number, got {select(config, key)}") from None
 
 
 def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
     """Return a list; a single value becomes a list of one element."""
-    value = config[key]
+    value = select(config, key)
     if isinstance(value, str | int | float):
         value = [value]
     try:
@@ -109,20 +115,22 @@ def model_options(config: Any) -> dict[str, Any]:
 
 def language(model: Any) -> str | None:
     """Return `model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
-    return text_or_none(model, "language")
+    return None if model["language"] is None else str(model["language"])
 
 
 def long_form(config: Any) -> LongForm:
     """Return how long recordings are processed."""
     chosen = config.long_form
-    return LongForm(kind=str(chosen.kind), seconds=float(chosen.seconds), overlap=float(chosen.overlap))
+    seconds, overlap = (number(config, f"long_form.{name}", minimum=0) for name in ("seconds", "overlap"))
+    return LongForm(kind=str(chosen.kind), seconds=seconds, overlap=overlap)
 
 
 def audio_decoder(config: Any) -> AudioDecoderOptions:
     """Return where recordings are decoded, and within which limits."""
     chosen = config.audio_decoder
-    subprocess = {name: number(chosen, name) for name in ("timeout", "memory_gb") if name in chosen}
-    rates, channels = list_of(chosen, "sample_rates", int), int(number(chosen, "max_channels"))
+    subprocess = {name: number(config, f"audio_decoder.{name}") for name in ("timeout", "memory_gb") if name in chosen}
+    rates = list_of(config, "audio_decoder.sample_rates", int)
+    channels = int(number(config, "audio_decoder.max_channels"))
     return AudioDecoderOptions(kind=str(chosen.kind), sample_rates=tuple(rates), max_channels=channels, **subprocess)
 
 
@@ -137,11 +145,11 @@ def decoder(config: Any) -> BeamSearchOptions | None:
     if chosen.lm is None:
         return None
     return BeamSearchOptions(
-        lm=path(chosen, "lm"),
-        lexicon=path_or_none(chosen, "lexicon"),
-        beam_size=int(chosen.beam_size),
-        lm_weight=float(chosen.lm_weight),
-        word_score=float(chosen.word_score),
+        lm=path(config, "decoder.lm"),
+        lexicon=path_or_none(config, "decoder.lexicon"),
+        beam_size=int(number(config, "decoder.beam_size", minimum=1)),
+        lm_weight=number(config, "decoder.lm_weight", minimum=-math.inf),
+        word_score=number(config, "decoder.word_score", minimum=-math.inf),
     )
 
 

@@ -23,11 +23,11 @@ def run(config: Any) -> int:
     if output is not None:
         check_output(output)
     request = VerificationRequest(
-        checkpoint=values.text(config.model, "checkpoint"),
+        checkpoint=values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
         rows=list_recordings(values.text(config, "audio"), root=config.root).rows,
-        count=int(values.number(config, "recordings", least=1)),
+        count=int(values.number(config, "recordings", minimum=1)),
         seconds=values.number(config, "seconds"),
         dtypes=values.list_of(config, "dtypes"),
         device=find_device(str(config.device)),

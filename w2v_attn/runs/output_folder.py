@@ -195,7 +195,7 @@ def check_case_collisions(output: Path, ids: Iterable[str]) -> None:
         if other != id:
             raise ValueError(
                 f"{other} and {id} would get the same file: the disk of {output} does not distinguish upper from lower "
-                "case:  name an output on another disk, or give them other ids in a manifest"
+                "case: name an output on another disk, or give them other ids in a manifest"
             )
 
 

@@ -112,7 +112,7 @@ class RunStats:
         cached: Rows whose result is from an earlier run.
         failed: Rows without a result.
         seconds: Seconds of audio that went through the model.
-        flags: How often each oddity of a recording occurred.
+        flags: How often each warning about a recording occurred.
         kinds: How often each kind of reason occurred.
         examples: Kind -> id and reason of its first failure.
         first_failures: Ids and reasons of the first `MAX_LISTED` failures.

@@ -206,7 +206,7 @@ def _scan(
         if listener.interrupted():
             raise KeyboardInterrupt
 
-    with args.main_process_first(desc="survey"):
+    with args.main_process_first(desc="scan"):
         lengths = LengthCache(output / LENGTHS, audio.sample_rate)
         found = lengths.of([(row, limit) for _, row, limit in rows], watch)
     samples = dict(zip((key for key, _, _ in rows), found, strict=True))
@@ -276,7 +276,7 @@ def _finish(
             recipe=as_yaml(recipe),
             version=__version__,
         )
-        results = {"update": step, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
+        results = {"step": step, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
         model_folder.save_results(results, output)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them was written as the model
     return FinetuneResult(metrics, step, seconds, interrupted=False, warning=warning)

@@ -17,6 +17,12 @@ def base_of(model: Any) -> nn.Module:
     return getattr(model, model.base_model_prefix)
 
 
+def check_freeze(what: str) -> None:
+    """Raise ValueError for a value of `training.freeze` that is not one of FREEZE."""
+    if what not in FREEZE:
+        raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
+
+
 def freeze(model: Any, what: str) -> None:
     """Freeze parameters for the whole run.
 
@@ -28,8 +34,7 @@ def freeze(model: Any, what: str) -> None:
     Raises:
         ValueError: `what` has another value, or the model has no adapters.
     """
-    if what not in FREEZE:
-        raise ValueError(f"training.freeze must be one of {', '.join(FREEZE)}, got {what}")
+    check_freeze(what)
     if what == "feature_encoder":
         model.freeze_feature_encoder()
     elif what == "encoder":

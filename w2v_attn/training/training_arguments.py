@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from w2v_attn.checkpoints.adapters import check_language
-from w2v_attn.training.optimization import lr_multiplier
+from w2v_attn.training.optimization import check_freeze, lr_multiplier
 from w2v_attn.training.options import Recipe
 from w2v_attn.training.tasks.task_registry import task_class
 from w2v_attn.training.training_errors import check_expression
@@ -77,6 +77,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
 def _check(recipe: Recipe) -> None:
     """Raise ValueError for values that would otherwise fail late."""
     optimizer = recipe.optimizer
+    check_freeze(recipe.training.freeze)
     lr_multiplier(optimizer.schedule, recipe.training.max_steps)
     for factor in optimizer.factors:
         check_expression("optimizer.factors", factor.pattern)

@@ -1,8 +1,8 @@
 """transformers' own common model tests, over every family, with our attention in each model that they build.
 
-    python tests/transformers_common/run.py                   # needs PyPI; five minutes
-    python tests/transformers_common/run.py --attention stock # the same without ours, to tell whose a failure is
-    python tests/transformers_common/run.py --attention unpad -k wavlm
+    python tests/integration/transformers_common/run.py                     # needs PyPI; five minutes
+    python tests/integration/transformers_common/run.py --attention stock   # without ours: whose is a failure?
+    python tests/integration/transformers_common/run.py --attention unpad -k wavlm
 
 The tests are those of the installed transformers, from its source distribution; they are run as they are. Nobody's
 models are in it, so `families.py` says which to build.
