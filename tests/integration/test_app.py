@@ -168,7 +168,9 @@ def test_a_former_key_is_no_key_any_more(command, given, call):
 
 @pytest.mark.parametrize("former", FORMER_CHOICES)
 def test_a_former_choice_is_answered_with_the_present_one(former, call, tmp_path):
-    code, _, err = call("finetune", former, f"output={tmp_path / 'out'}")
+    command = "transcribe" if former.startswith("decoder") else "finetune"
+    command = "extract" if former.startswith(("long_form", "audio_decoder")) else command
+    code, _, err = call(command, former, f"output={tmp_path / 'out'}")
     assert code == 2
     assert f"Did you mean {FORMER_CHOICES[former]}?" in err
 
