@@ -250,6 +250,7 @@ def test_help_and_import_do_not_wait_for_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_whole_files_and_a_summary(sent, code, tmp_path):
     audio = tmp_path / "in"

@@ -161,6 +161,7 @@ def test_what_a_process_that_died_left_half_written_goes_with_the_next_run(layou
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_takes_no_lock_with_it(job):
     rows = rows_of(3)
     rows[1] = replace(rows[1], content=Hoarding(CLIPS[0]))

@@ -301,6 +301,7 @@ def test_a_run_that_is_ended_while_decoders_hang_ends_at_once_and_leaves_no_proc
     assert failures(tmp_path / "out") == {}
 
 
+@pytest.mark.slow
 def test_a_decoder_whose_parent_is_gone_ends_itself_whatever_it_does(clip, faults, monkeypatch):
     start = decoder_subprocess.BOOTSTRAP.replace(
         "main()", "import w2v_attn.audio.worker; w2v_attn.audio.worker.GRACE = 0.2; main()"

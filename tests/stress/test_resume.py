@@ -126,8 +126,9 @@ def test_a_batch_is_the_same_one_whatever_memory_and_threads_there_are(extract, 
     assert content(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
-def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_goes_on(extract, tmp_path, code):
+def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_resumes(extract, tmp_path, code):
     extract("once")
     whole = content(tmp_path / "once")
     ends = 0

@@ -185,8 +185,9 @@ def test_what_is_in_a_shard_does_not_depend_on_threads(extract, tmp_path, monkey
     assert content(tmp_path / "out") == content(tmp_path / "once")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_goes_on(extract, tmp_path, code):
+def test_a_disk_that_fails_at_any_step_leaves_nothing_partial_and_the_run_resumes(extract, tmp_path, code):
     extract("once")
     whole = content(tmp_path / "once")
     ended = 0

@@ -117,6 +117,7 @@ def test_some_headers_speak_for_all_and_say_how_far_off_they_may_be(encoder, tmp
         assert abs(found.audio / true - 1) < min(0.01, abs(by_mean / true - 1) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["mirrored", "shards"])
 @pytest.mark.parametrize(
     "making", [{}, {"layer_weights": "mean", "output_dtype": "float16"}, {"pooling": "statistics"}], ids=str

@@ -20,6 +20,7 @@ def test_torchaudio_and_transformers_import_after_w2v_attn():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_its_pure_python_parts_work():
     code = """
 import w2v_attn, torch, torchaudio
@@ -32,6 +33,7 @@ assert torchaudio.transforms.MelSpectrogram()(x).shape[1] == 128
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BESIDE_CPU_TORCH, reason="the native library loads here")
 def test_what_needs_the_native_library_says_so():
     code = """
