@@ -60,6 +60,13 @@ FAMILIES = {
     "conformer-rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
 }
 CONFORMERS = ("conformer-relative", "conformer-rotary")
+# Families whose code transformers copies from wav2vec2's: in large tables their cases run with the slow tests.
+COPIES = ("hubert", "unispeech")
+
+
+def in_large_table(family: str, *others: object):
+    """A case of a large table of families."""
+    return pytest.param(family, *others, marks=[pytest.mark.slow] if family.startswith(COPIES) else [])
 
 
 def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import CONFORMERS, FAMILIES, TINY, save, tiny_bert, tiny_model
+from conftest import CONFORMERS, FAMILIES, TINY, in_large_table, save, tiny_bert, tiny_model
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
@@ -341,7 +341,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("subject", "change"), [(s, c) for s in SUBJECTS for c in CHANGES if concerns(s, c)], ids=lambda value: value
+    ("subject", "change"),
+    [in_large_table(s, c) for s in SUBJECTS for c in CHANGES if concerns(s, c)],
+    ids=lambda value: value,
 )
 def test_extraction_follows_every_change_of_the_model(subject, change, folders):
     encoder, waves = load_encoder(folders(subject)), noise(0.31, 0.47)
@@ -358,7 +360,7 @@ def test_extraction_follows_every_change_of_the_model(subject, change, folders):
     assert (moved < 1e-5) if without else (moved > 1e-3), "this change shows nothing"
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
 @pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
 def test_extraction_calls_hooks_for_all_modules(subject, register, folders):
     encoder, waves, called = load_encoder(folders(subject)), noise(0.31), []
@@ -428,7 +430,7 @@ def noisy(subject, folders, **options):
     return encoder
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
 @pytest.mark.parametrize("through", ["ours", "the model"])
 def test_features_of_a_model_in_training_mode_are_those_of_evaluation(subject, through, folders):
     encoder, waves = noisy(subject, folders), noise(0.5)
@@ -454,7 +456,7 @@ def test_a_call_that_raises_leaves_the_modes_as_they_were(folders):
     assert all(module.training for module in encoder.model.modules())
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
 def test_autocast_and_inference_mode_around_an_extraction_change_nothing(subject, folders):
     encoder, waves = load_encoder(folders(subject)), noise(0.5)
     before = encoder.extract(waves)[0]["final"]
@@ -466,7 +468,7 @@ def test_autocast_and_inference_mode_around_an_extraction_change_nothing(subject
     torch.testing.assert_close(encoder.extract(waves)[0]["final"], before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
 def test_a_layer_that_somebody_writes_into_is_no_other_layer(subject, folders):
     encoder, waves = load_encoder(folders(subject)), noise(0.5, 0.7)
     found, expected = encoder.extract(waves, ("all",)), encoder.extract(waves, ("all",))
@@ -487,7 +489,7 @@ def test_a_waveform_with_a_sample_that_is_no_number_is_refused(value, folders):
             load_encoder(folders(subject)).extract([wave])
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_an_encoder_can_be_copied_and_the_copy_is_its_own(subject, way, folders):
     import pickle
@@ -532,7 +534,7 @@ def test_sew_of_any_squeeze_factor_is_stocks(factor, tmp_path):
             torch.testing.assert_close(ours[layer], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("subject", [*FAMILIES])
+@pytest.mark.parametrize("subject", map(in_large_table, FAMILIES))
 @pytest.mark.parametrize("head", ["ForCTC", "ForSequenceClassification"])
 def test_recognition_follows_the_model_and_its_mode(subject, head, tmp_path):
     changes = {"num_labels": 5} if head == "ForSequenceClassification" else {}
@@ -603,7 +605,7 @@ def outcome(model, calls):
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", map(in_large_table, FAMILIES))
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("unpad", [False, True])
 @pytest.mark.parametrize("asked", ASKED)
@@ -883,7 +885,7 @@ def test_a_second_derivative_around_a_residual_connection_is_refused(wrap):
     torch.autograd.grad((x + layer(x)).pow(2).sum(), x)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", map(in_large_table, FAMILIES))
 def test_a_second_derivative_of_a_patched_model_is_refused(family):
     model = replace_attention(tiny_model(family), unpad=True)
     x = torch.randn(1, 6000, requires_grad=True)
