@@ -121,8 +121,8 @@ def test_processes_make_what_one_makes_though_one_dies_and_a_recording_kills_the
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert set(one) - set(two) == {"129.flac.safetensors"}
     # Its neighbours were computed without it, and 50 says that its source is another.
-    apart = {f"{number}.flac.safetensors" for number in (50, 128, 130)} | {FAILURE_LOG}
-    assert {name for name in set(two) - apart if one[name] != two[name]} == set()
+    separate = {f"{number}.flac.safetensors" for number in (50, 128, 130)} | {FAILURE_LOG}
+    assert {name for name in set(two) - separate if one[name] != two[name]} == set()
 
 
 def test_what_is_wrong_is_said_by_processes_as_by_one(job, tmp_path):

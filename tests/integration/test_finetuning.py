@@ -178,7 +178,7 @@ def test_a_stopped_run_resumes_with_the_same_losses(stop_after, balanced, labell
     finetuning.finetune(recipe(**changes), tmp_path / "whole", whole)
     assert finetuning.finetune(recipe(**changes), tmp_path / "parts", first).interrupted
     assert finetuning.finetune(recipe(**changes), tmp_path / "parts", second).interrupted is False
-    assert second.started_at == stop_after + 1  # a loss is told after the question whether to stop
+    assert second.started_at == stop_after + 1  # a loss is reported after the check whether to stop
     assert {**first.losses, **second.losses} == whole.losses
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

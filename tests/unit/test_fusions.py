@@ -103,12 +103,12 @@ def test_recordings_with_a_gap_between_are_convolved_as_one_recording_would_be()
     lengths, C = [3, 1, 40, 0, 7], 6
     frames = noise(sum(lengths), C).double()
     convolution = torch.nn.Conv1d(C, C, 8, padding=4, groups=2).double().to(DEVICE)
-    apart = FourierConvolution(convolution, F.gelu, None, torch.float64, trainable=False)
+    separate = FourierConvolution(convolution, F.gelu, None, torch.float64, trainable=False)
     places = gapped_positions(lengths, 4, frames.device)
     total = int(places[-1]) + 1
     batched = frames.new_zeros(total, C).index_copy(0, places, frames)
-    exact = torch.cat([apart(part, [len(part)]) for part in frames.split(lengths) if len(part)])
-    torch.testing.assert_close(apart(batched, [total])[places], exact, rtol=0, atol=1e-12)
+    exact = torch.cat([separate(part, [len(part)]) for part in frames.split(lengths) if len(part)])
+    torch.testing.assert_close(separate(batched, [total])[places], exact, rtol=0, atol=1e-12)
 
 
 COMPILE = """
