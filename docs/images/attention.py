@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from w2v_attn import load_encoder, read_audio, replace_attention
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "data/speech/en-gb-scotland+m5/27-turn-the-radio-on.flac"

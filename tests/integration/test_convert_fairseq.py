@@ -22,7 +22,7 @@ from w2v_attn.checkpoints.convert import pickles
 from w2v_attn.checkpoints.convert.fairseq_config import parse_convolutions
 from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 LETTERS = ("|", "E", "T", "A", "O", "N", "'")  # 11 outputs with the four special symbols
 

@@ -31,7 +31,7 @@ from w2v_attn.training.options import (
 )
 from w2v_attn.training.tasks.classification import Classification
 from w2v_attn.training.training_errors import DataError, TrainingError
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 CLIPS = str(SPEECH / "clips.csv")
 SCRATCH = {"model_type": "wav2vec2", **{k: v for k, v in SIZES.items() if k != "vocab_size"}}

@@ -12,7 +12,8 @@ from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
 from w2v_attn.transcription import transcription_run
-from w2v_attn.transcription.recognizer import Label, Transcript, Word, load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
+from w2v_attn.transcription.outputs import Label, Transcript, Word
 from w2v_attn.transcription.transcription_run import transcribe_corpus
 
 

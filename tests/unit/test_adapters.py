@@ -16,7 +16,7 @@ from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.checkpoints.tokenizers import read_tokenizer
 from w2v_attn.training import finetuning
 from w2v_attn.training.options import CtcOptions, DataOptions, LoraOptions, OptimizerOptions, Recipe, TrainingOptions
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "|"]
 # “sch” is long: a tokenizer keeps such symbols apart, and must not take it for English.

@@ -6,7 +6,7 @@ from conftest import SPEECH, TINY
 
 from w2v_attn import read_audio
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 pytest.importorskip("flashlight.lib.text.decoder")
 

@@ -24,7 +24,7 @@ from w2v_attn.attention.layer import MultiHeadSelfAttention
 from w2v_attn.encoder import cpu_parallel
 from w2v_attn.patching.attention_blocks import HuggingFaceAttention
 from w2v_attn.patching.unpad import UnpaddedEncoder
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 LAYERS = ("layer_02", "final")
 

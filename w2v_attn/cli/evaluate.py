@@ -12,7 +12,7 @@ from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.training.evaluation import evaluate_corpus, measure, task_of
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.options import CtcOptions
-from w2v_attn.transcription.recognizer import load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 
 def run(config: Any) -> int:

@@ -8,7 +8,8 @@ from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
-from w2v_attn.transcription.recognizer import Label, Transcript, load_recognizer
+from w2v_attn.transcription.load_recognizer import load_recognizer
+from w2v_attn.transcription.outputs import Label, Transcript
 from w2v_attn.transcription.transcription_run import TRANSCRIPTS, transcribe_corpus
 
 

@@ -23,7 +23,8 @@ from w2v_attn.training.tasks.classification import Classification
 from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, TrainingError
-from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer
+from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
+from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.whole_files import write_whole
 
 METRICS = "metrics.json"

@@ -8,7 +8,7 @@ import jiwer
 import numpy as np
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.transcription.recognizer import Label, Transcript
+from w2v_attn.transcription.outputs import Label, Transcript
 
 
 @dataclass(frozen=True)

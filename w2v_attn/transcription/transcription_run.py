@@ -12,7 +12,8 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.outcomes import Outcome, write_error
 from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
-from w2v_attn.transcription.recognizer import Label, Recognizer, Transcript, Word
+from w2v_attn.transcription.outputs import Label, Transcript, Word
+from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.whole_files import write_whole
 
 TRANSCRIPTS = "transcripts.jsonl"

@@ -17,7 +17,9 @@ from w2v_attn.training.options import ClassificationOptions
 from w2v_attn.training.plots import plot_confusions
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError
-from w2v_attn.transcription.recognizer import Classifier, Label, Recognizer
+from w2v_attn.transcription.classifier import Classifier
+from w2v_attn.transcription.outputs import Label
+from w2v_attn.transcription.recognizer import Recognizer
 
 LAYERS = ("last", "weighted")
 MAX_PLOTTED_LABELS = 60  # labels of a legible confusion matrix

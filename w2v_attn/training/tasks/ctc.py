@@ -22,7 +22,9 @@ from w2v_attn.training.options import CtcOptions
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, check_expression
 from w2v_attn.training.vocabulary import CASES, UNITS, Vocabulary, from_texts, from_tokenizer
-from w2v_attn.transcription.recognizer import CtcRecognizer, Recognizer, Transcript
+from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
+from w2v_attn.transcription.outputs import Transcript
+from w2v_attn.transcription.recognizer import Recognizer
 
 COLLAPSED = 0.95  # share of empty transcripts of non-empty references at which a warning is given
 

@@ -1,0 +1,60 @@
+"""What recognisers return: the text or the label of a recording."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word with its time in the recording.
+
+    Attributes:
+        word: The word.
+        start: Seconds.
+        end: Seconds.
+        score: Probability of its symbols on average over its frames, 0 to 1.
+    """
+
+    word: str
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of a recording.
+
+    Attributes:
+        text: The words.
+        score: Geometric mean over frames of the chosen symbol's probability, 0 to 1.
+        words: The words with their times.
+    """
+
+    text: str
+    score: float
+    words: tuple[Word, ...]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return a JSON object with text, score, and words with times in seconds."""
+        words = [{"word": w.word, "start": w.start, "end": w.end, "score": w.score} for w in self.words]
+        return {"text": self.text, "score": self.score, "words": words}
+
+
+@dataclass(frozen=True)
+class Label:
+    """The class of a recording.
+
+    Attributes:
+        label: The most probable class.
+        score: Its probability.
+        scores: The five most probable classes: label -> probability.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return a JSON object with label, score, and the scores of the most probable labels."""
+        return {"label": self.label, "score": self.score, "scores": self.scores}
