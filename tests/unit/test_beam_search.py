@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SPEECH, TINY
+from ctc_heads import make_head
 
 from w2v_attn import read_audio
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
@@ -11,6 +12,7 @@ from w2v_attn.transcription.load_recognizer import load_recognizer
 pytest.importorskip("flashlight.lib.text.decoder")
 
 SYMBOLS = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
+HEAD = make_head(SYMBOLS)
 
 
 def arpa(folder, unigrams, bigrams=()):
@@ -44,13 +46,13 @@ def test_the_language_model_decides_between_what_sounds_alike(tmp_path):
     heard = frames("a", ["b", "c"], "|")
     for likely, unlikely in (("ab", "ac"), ("ac", "ab")):
         path = arpa(tmp_path, {likely: -0.1, unlikely: -3})
-        search = BeamSearch(BeamSearchOptions(lm=path), SYMBOLS, blank="<pad>", delimiter="|")
+        search = BeamSearch(BeamSearchOptions(lm=path), HEAD)
         assert words(search, heard) == [likely]
 
 
 def test_the_words_before_count(tmp_path):
     path = arpa(tmp_path, {"a": -1, "b": -1, "c": -1}, [("a b", -0.01), ("b c", -0.01)])
-    search = BeamSearch(BeamSearchOptions(lm=path), SYMBOLS, blank="<pad>", delimiter="|")
+    search = BeamSearch(BeamSearchOptions(lm=path), HEAD)
     assert words(search, frames("a", "|", ["b", "c"], "|")) == ["a", "b"]
     assert words(search, frames("b", "|", ["b", "c"], "|")) == ["b", "c"]
 
@@ -59,7 +61,7 @@ def test_only_words_of_the_lexicon_are_found(tmp_path):
     path = arpa(tmp_path, {"ab": -1, "ac": -1, "ÄX": -1})
     (tmp_path / "words.txt").write_text("ac\n\n")
     options = BeamSearchOptions(lm=path, lexicon=tmp_path / "words.txt")
-    search = BeamSearch(options, SYMBOLS, blank="<pad>", delimiter="|")
+    search = BeamSearch(options, HEAD)
     assert words(search, frames("a", "b", "|")) == ["ac"]
 
 
@@ -75,7 +77,7 @@ def test_speech_is_heard_as_before_with_a_language_model_of_its_words(tmp_path):
 
 def test_unusable_language_models_and_lexicons_are_an_error(tmp_path):
     def search(**options):
-        BeamSearch(BeamSearchOptions(**options), SYMBOLS, blank="<pad>", delimiter="|")
+        BeamSearch(BeamSearchOptions(**options), HEAD)
 
     with pytest.raises(ValueError, match="there is no language model"):
         search(lm=tmp_path / "absent.arpa")

@@ -43,7 +43,7 @@ from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.trainer import losses_of
 from w2v_attn.training.training_errors import DataError
 from w2v_attn.training.unpadded_frontend import patch_frontend, restore_frontend, set_lengths
-from w2v_attn.training.vocabulary import from_texts, from_tokenizer
+from w2v_attn.training.vocabulary import from_head, from_texts
 
 SIZES_OF_ENCODER = {name: size for name, size in SIZES.items() if name != "vocab_size"}
 
@@ -360,10 +360,10 @@ def test_texts_are_brought_into_one_form():
     assert vocabulary.symbols["é"] > 4
 
 
-def test_a_checkpoints_vocabulary_says_the_case(tmp_path):
+def test_a_checkpoints_vocabulary_says_the_case():
     for text, case in (("AB C", "upper"), ("ab c", "lower"), ("aB", "keep"), ("北京", "keep")):
-        tokenizer = from_texts([text], unit="characters", case="keep", remove_characters="").tokenizer(tmp_path)
-        assert from_tokenizer(tokenizer, case="auto", remove_characters="").case == case
+        head = from_texts([text], unit="characters", case="keep", remove_characters="").head
+        assert from_head(head).normalizer.case == head.case == case
 
 
 def test_symbols_outside_the_vocabulary_are_counted():

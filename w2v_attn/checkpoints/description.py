@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters, join_languages
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.ctc_head import describe_ctc_head, read_ctc_head
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.checkpoints.tokenizers import vocabulary_languages
+from w2v_attn.checkpoints.tokenizers import has_vocabulary, vocabulary_languages
 
 NORMS = {
     "group": "group norm over time in the first convolution",
@@ -40,6 +42,11 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         yield "adapters", f"{config.adapter_attn_dim} channels in each block; adapter files: {files}"
         if spoken := vocabulary_languages(checkpoint.folder):
             yield "vocabularies", f"{len(spoken):,}: {join_languages(spoken, 20)}"
+    if type(model).__name__.endswith("ForCTC") and has_vocabulary(checkpoint.folder):
+        try:
+            yield from describe_ctc_head(read_ctc_head(checkpoint))
+        except CheckpointError as error:  # the encoder can be used nevertheless
+            yield "head", f"cannot be used: {error}"
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 

@@ -1,6 +1,7 @@
 """Tokenizers of CTC checkpoints, with one vocabulary or with one per language (MMS)."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 
 VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
+PHONEME_TOKENIZER = "Wav2Vec2PhonemeCTCTokenizer"
+CTC_TOKENIZERS = ("Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer")
 
 
 def read_tokenizer(folder: Path, language: str | None = None, *, source: str | None = None) -> Any:
-    """Return the `Wav2Vec2CTCTokenizer` of a CTC checkpoint.
+    """Return the tokenizer of a CTC checkpoint: `Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`.
+
+    The latter decodes without the package phonemizer. A vocab.json without tokenizer_config.json is sufficient.
 
     Args:
         folder: The folder of its files.
@@ -20,12 +25,11 @@ def read_tokenizer(folder: Path, language: str | None = None, *, source: str | N
         source: The checkpoint's name in messages, if it is not the folder.
 
     Raises:
-        CheckpointError: There is no vocabulary, it cannot be read, or there is none for this language.
+        CheckpointError: There is no vocabulary, it cannot be read, its tokenizer is of another class, or there is none
+            for this language.
     """
-    from transformers import Wav2Vec2CTCTokenizer
-
     source = source or str(folder)
-    if not any((folder / name).is_file() for name in FILES):
+    if not has_vocabulary(folder):
         raise CheckpointError(
             f"{source} has a CTC head but no vocabulary: expected vocab.json next to the weights, or dict.ltr.txt next "
             "to a fairseq file"
@@ -38,14 +42,56 @@ def read_tokenizer(folder: Path, language: str | None = None, *, source: str | N
             f"{source} has a vocabulary for each of several languages, and its tokenizer_config.json selects none: "
             f"name one with model.language=, of {join_languages(there)}"
         )
+    _check_vocabulary(source, _json(folder / VOCABULARY), language)
+    tokenizer_class = _tokenizer_class(source, folder)
     try:
         if language is None:
-            return Wav2Vec2CTCTokenizer.from_pretrained(str(folder))
-        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(str(folder), target_lang=language)
+            return tokenizer_class.from_pretrained(str(folder))
+        tokenizer = tokenizer_class.from_pretrained(str(folder), target_lang=language)
         tokenizer.set_target_lang(language)  # drops the multi-character symbols of the saved language
     except Exception as error:  # these files may contain any JSON
         raise CheckpointError(f"the vocabulary of {source} cannot be read: {first_line(error)}") from error
     return tokenizer
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Return whether a folder has tokenizer files."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def is_phoneme_tokenizer(tokenizer: Any) -> bool:
+    """Return whether the symbols of a tokenizer are phones."""
+    return type(tokenizer).__name__ == PHONEME_TOKENIZER
+
+
+def read_vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Return symbol -> number of the tokenizer's current language, with the symbols that it added."""
+    return dict(tokenizer.get_vocab())
+
+
+def with_special_tokens(tokenizer: Any, *, pad: str, unknown: str | None) -> Any:
+    """Return a tokenizer of the same vocabulary with this padding symbol and, unless None, this unknown symbol.
+
+    Symbols of the start and the end of sentences that the vocabulary lacks are dropped.
+    """
+    own = tokenizer.encoder
+    options = {
+        name: getattr(tokenizer, name) if getattr(tokenizer, name) in own else None
+        for name in ("bos_token", "eos_token")
+    }
+    options |= {"pad_token": pad, "unk_token": unknown or tokenizer.unk_token}
+    names = ("word_delimiter_token", "replace_word_delimiter_char", "do_lower_case", "phone_delimiter_token")
+    names += ("do_phonemize", "phonemizer_lang", "phonemizer_backend", "clean_up_tokenization_spaces")
+    options |= {name: tokenizer.init_kwargs[name] for name in names if name in tokenizer.init_kwargs}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / VOCABULARY
+        path.write_text(json.dumps(own, ensure_ascii=False), encoding="utf-8")
+        changed = type(tokenizer)(str(path), **options)
+    return (
+        changed
+        if tokenizer.init_kwargs.get("target_lang") is None
+        else restrict_to_language(changed, tokenizer.init_kwargs["target_lang"])
+    )
 
 
 def vocabulary_languages(folder: Path) -> list[str]:
@@ -75,6 +121,37 @@ def restrict_to_language(tokenizer: Any, language: str) -> Any:
     return tokenizer
 
 
+def _tokenizer_class(source: str, folder: Path) -> Any:
+    import transformers
+
+    name = _json(folder / CONFIG).get("tokenizer_class")
+    if name == PHONEME_TOKENIZER:
+        return transformers.Wav2Vec2PhonemeCTCTokenizer
+    if name is None or name in CTC_TOKENIZERS:
+        return transformers.Wav2Vec2CTCTokenizer
+    raise CheckpointError(
+        f"the tokenizer of {source} is a {name}, which is not supported: expected one of "
+        f"{', '.join(CTC_TOKENIZERS)}, {PHONEME_TOKENIZER} as tokenizer_class in tokenizer_config.json, or a "
+        "vocab.json alone"
+    )
+
+
+def _check_vocabulary(source: str, vocabulary: dict[str, Any], language: str | None) -> None:
+    """Raise CheckpointError unless a vocabulary maps symbols to different numbers from 0."""
+    numbers = vocabulary if language is None else vocabulary.get(language, vocabulary)
+    wrong = {
+        symbol: number
+        for symbol, number in numbers.items()
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0
+    }
+    if wrong:
+        symbol, number = next(iter(wrong.items()))
+        raise CheckpointError(
+            f"the vocabulary of {source} is not valid: expected an output number for each symbol, found {symbol!r}: "
+            f"{str(number)[:40]!r}"
+        )
+
+
 def _check_language(source: str, there: list[str], language: str) -> None:
     if not there:
         raise CheckpointError(
@@ -95,4 +172,6 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not valid: expected an object, found a {type(found).__name__}")
+    return found

@@ -26,12 +26,18 @@ def run(config: Any) -> int:
     task = task_of(
         recognizer,
         corpus.rows,
-        CtcOptions(case=str(config.case), remove_characters=str(config.remove_characters or "")),
+        CtcOptions(
+            case=str(config.case),
+            language=values.text_or_none(config, "language"),
+            character_map={str(key): str(value) for key, value in (config.character_map or {}).items()},
+            remove_characters=str(config.remove_characters or ""),
+        ),
     )
     predictions: list[Prediction] = []
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
     finished = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
+    rows += task.describe(corpus.rows)
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
         shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.MAX_TABLE_ROWS]]

@@ -49,6 +49,7 @@ def build_trainer(
     """
     from transformers import PrinterCallback
 
+    args.metric_for_best_model = task.best_metric  # it depends on the vocabulary
     training, model, prefix = recipe.training, audio.model, audio.model.base_model_prefix
     frames_of = model._get_feat_extract_output_lengths
     freeze(model, training.freeze)

@@ -95,9 +95,8 @@ def _changed(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def _keep_sizes(config: Any, theirs: Any, task: Task) -> None:
-    """Give a head that is kept the checkpoint's sizes: some have more outputs than their tokenizer has symbols."""
+    """Warn of a head that has other sizes than the checkpoint's, so that it is new."""
     if task.head == "ForCTC":
-        config.vocab_size = max(config.vocab_size, theirs.vocab_size)
         return
     for name in ("classifier_proj_size", "use_weighted_layer_sum"):
         if getattr(config, name) != getattr(theirs, name):

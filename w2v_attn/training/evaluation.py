@@ -115,7 +115,7 @@ def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Tas
         DataError: No row has a text (a label).
     """
     if isinstance(recognizer, CtcRecognizer):
-        return Ctc.from_checkpoint(recognizer.tokenizer, ctc, rows)
+        return Ctc.from_head(recognizer.head, ctc, rows, recognizer.checkpoint.folder)
     if not any(row.label is not None for row in rows):
         raise DataError(
             "no recording has a label: expected a folder with a sub-folder for each label, or a column `label`"

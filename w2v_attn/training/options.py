@@ -41,13 +41,18 @@ class CtcOptions:
         vocabulary: `auto`: that of the checkpoint if it has one, else that of the training data; `data`; or the path of
             a vocab.json.
         case: `auto`: the case of the vocabulary's letters, lower for a new vocabulary; `lower`, `upper` or `keep`.
-        remove_characters: A regular expression; its matches in texts become spaces.
+        language: An ISO 639 code, for the case of i (tr, az); None: it is derived from the texts.
+        character_map: Character -> replacement, in addition to typographic characters that the vocabulary lacks.
+        remove_characters: A regular expression; its matches in texts become spaces. `auto`: punctuation that the
+            vocabulary lacks, or what the model was fine-tuned with.
         out_of_vocabulary: For texts with other symbols: `error` refuses the run, `drop` drops the recording.
     """
 
     unit: str = "characters"
     vocabulary: str = "auto"
     case: str = "auto"
+    language: str | None = None
+    character_map: dict[str, str] = field(default_factory=dict)
     remove_characters: str = ""
     out_of_vocabulary: str = "error"
 

@@ -182,6 +182,9 @@ def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
             f"{len(rows):,} recordings, {_duration_text(sum(lengths))}{by}; "
             f"shortest {min(lengths):.2f} s, median {middle:.2f} s, longest {max(lengths):.2f} s",
         )
+    if task.head_reason:
+        yield "head", task.head_reason
+    yield from task.describe(found.splits.train)
     counts = task.counts(found.splits.train)
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(40))
     more = f" … and {len(counts) - 40} more" if len(counts) > 40 else ""

@@ -1,87 +1,112 @@
-"""Vocabularies of CTC: normalized texts, their symbols and numbers, and the tokenizer for transformers."""
+"""Vocabularies of CTC tasks: a head with the normalization of its texts; new ones are made from texts."""
 
 import json
-import re
-import unicodedata
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2v_attn.checkpoints.ctc_head import UNIT, CtcHead, derive_ctc_head
 from w2v_attn.training.training_errors import DataError
+from w2v_attn.transcription.text_normalization import (
+    AUTO,
+    LOOKALIKES,
+    TextNormalizer,
+    has_dotted_i,
+    make_normalizer,
+    punctuation_pattern,
+    typographic_map,
+)
 
 BLANK, BEGIN, END, UNKNOWN, DELIMITER = "<pad>", "<s>", "</s>", "<unk>", "|"
 SPECIAL = (BLANK, BEGIN, END, UNKNOWN, DELIMITER)
-UNITS, CASES = ("characters", "words"), ("auto", "lower", "upper", "keep")
+UNITS = ("characters", "words")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A CTC vocabulary and the normalization of its texts.
+    """The symbols of a CTC head, and how texts become sequences of them.
 
     Attributes:
-        symbols: Symbol -> number.
-        unit: What a symbol is, "characters" or "words".
-        case: The case of normalized texts, "lower", "upper" or "keep".
-        remove_characters: A regular expression; its matches become spaces.
-        blank: The symbol of CTC's blank.
-        delimiter: The symbol of the space between words.
+        head: The head.
+        normalizer: The normalization of texts.
     """
 
-    symbols: dict[str, int]
-    unit: str
-    case: str
-    remove_characters: str
-    blank: str = BLANK
-    delimiter: str = DELIMITER
+    head: CtcHead
+    normalizer: TextNormalizer
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """Symbol -> row of the head."""
+        return self.head.symbols
+
+    @property
+    def blank(self) -> str:
+        """The symbol of CTC's blank."""
+        return self.head.blank_symbol
 
     def normalize(self, text: str) -> str:
-        """Return a text in NFC and in one case, with single spaces, without the removed characters."""
-        return normalize(text, self.case, self.remove_characters)
+        """Return the normalized text."""
+        return self.normalizer(text)
 
     def split(self, text: str) -> list[str]:
         """Split a normalized text into symbols, with the delimiter between words."""
-        words = text.split()
-        if self.unit == "characters":
-            return list(self.delimiter.join(words))
-        return [symbol for word in words for symbol in (word, self.delimiter)][:-1]
+        return self.head.split(text)
 
     def encode(self, text: str) -> list[int]:
-        """Return the numbers of a normalized text whose symbols are all in the vocabulary."""
-        return [self.symbols[symbol] for symbol in self.split(text)]
+        """Return the rows of a normalized text whose symbols are all in the vocabulary."""
+        return self.head.encode(text)
 
     def unknown_symbols(self, text: str) -> Counter[str]:
         """Count the symbols of a normalized text that are not in the vocabulary."""
-        return Counter(symbol for symbol in self.split(text) if symbol not in self.symbols or symbol == self.blank)
-
-    def tokenizer(self, folder: Path) -> Any:
-        """Return the `Wav2Vec2CTCTokenizer` of the vocabulary; its vocab.json is written into `folder`."""
-        from transformers import Wav2Vec2CTCTokenizer
-
-        path = folder / "vocab.json"
-        path.write_text(json.dumps(self.symbols, ensure_ascii=False, indent=1), encoding="utf-8")
-        return Wav2Vec2CTCTokenizer(str(path), pad_token=self.blank, word_delimiter_token=self.delimiter)
+        return self.head.unknown_symbols(text)
 
 
-def normalize(text: str, case: str, remove_characters: str) -> str:
-    """Return a text in NFC, in one case, with single spaces; matches of `remove_characters` become spaces."""
-    text = unicodedata.normalize("NFC", text)
-    text = {"lower": text.lower, "upper": text.upper}.get(case, lambda: text)()
-    if remove_characters:
-        text = re.sub(remove_characters, " ", text)
-    return " ".join(text.split())
-
-
-def from_texts(texts: Iterable[str], *, unit: str, case: str, remove_characters: str) -> Vocabulary:
+def from_texts(
+    texts: Iterable[str],
+    *,
+    unit: str,
+    case: str = AUTO,
+    remove_characters: str = "",
+    character_map: Mapping[str, str] | None = None,
+    language: str | None = None,
+) -> Vocabulary:
     """Build a vocabulary from texts: special symbols first, then those of the texts, sorted.
+
+    Args:
+        texts: The texts.
+        unit: The kind of symbols, "characters" or "words".
+        case: "lower", "upper" or "keep"; "auto" is lower.
+        remove_characters: A regular expression, or "auto": punctuation.
+        character_map: Character -> replacement, in addition to the typographic ones.
+        language: An ISO 639 code, for the case of i; None: it is derived from the texts.
 
     Raises:
         DataError: All texts are empty, or they contain a special symbol.
     """
-    case = "lower" if case == "auto" else case
-    plain = Vocabulary({}, unit, case, remove_characters)
-    found = {symbol for text in texts for symbol in plain.split(plain.normalize(text))} - {DELIMITER}
+    texts = list(texts)
+    case = "lower" if case == AUTO else case
+    plain = TextNormalizer(
+        case=case,
+        dotted_i=case != "keep" and has_dotted_i(language, texts),
+        remove_characters=punctuation_pattern(set()) if remove_characters == AUTO else remove_characters,
+    )
+    # Where the texts have typographic and plain characters, the vocabulary gets the plain ones.
+    there = set().union(*map(plain, texts))
+    for lookalikes in LOOKALIKES:
+        there -= set([c for c in lookalikes if c in there][1:])
+    own = typographic_map(there, case)
+    normalizer = TextNormalizer(
+        case=case,
+        dotted_i=plain.dotted_i,
+        remove_characters=plain.remove_characters,
+        character_map={c: r for c, r in {**own, **(character_map or {})}.items() if c != r},
+        delimiter=DELIMITER,
+    )
+    normalized = map(normalizer, texts)
+    found = set().union(*(text.split() if unit == "words" else text.replace(" ", "") for text in normalized))
     if not found:
         raise DataError("all texts are empty: there is nothing to learn")
     if clash := found & set(SPECIAL):
@@ -89,28 +114,40 @@ def from_texts(texts: Iterable[str], *, unit: str, case: str, remove_characters:
             f"texts contain {', '.join(sorted(clash))}, which is a special symbol: remove it with "
             "task.remove_characters"
         )
-    return Vocabulary({symbol: i for i, symbol in enumerate([*SPECIAL, *sorted(found)])}, unit, case, remove_characters)
+    symbols = {symbol: row for row, symbol in enumerate([*SPECIAL, *sorted(found)])}
+    tokenizer = _new_tokenizer(symbols, unit)
+    return Vocabulary(derive_ctc_head(tokenizer, rows=len(symbols), config_blank=0, source="the data"), normalizer)
 
 
-def from_tokenizer(tokenizer: Any, *, case: str, remove_characters: str) -> Vocabulary:
-    """Build the vocabulary of a CTC tokenizer of transformers (characters, or words as this package writes them)."""
-    symbols = dict(tokenizer.get_vocab())
-    special = {*SPECIAL, *tokenizer.all_special_tokens, tokenizer.word_delimiter_token}
-    ordinary = [symbol for symbol in symbols if symbol not in special]
-    long = sum(len(symbol) > 1 for symbol in ordinary)  # a few may be tags such as [noise]
-    unit = "words" if long > len(ordinary) / 2 else "characters"
+def _new_tokenizer(symbols: dict[str, int], unit: str) -> Any:
+    """Return the `Wav2Vec2CTCTokenizer` of a vocabulary with the special symbols of `SPECIAL`."""
+    from transformers import Wav2Vec2CTCTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.json"
+        path.write_text(json.dumps(symbols, ensure_ascii=False, indent=1), encoding="utf-8")
+        more: dict[str, Any] = {UNIT: unit} if unit == "words" else {}
+        return Wav2Vec2CTCTokenizer(str(path), pad_token=BLANK, word_delimiter_token=DELIMITER, **more)
+
+
+def from_head(
+    head: CtcHead,
+    *,
+    case: str = AUTO,
+    remove_characters: str = "",
+    character_map: Mapping[str, str] | None = None,
+    language: str | None = None,
+    texts: Iterable[str] = (),
+) -> Vocabulary:
+    """Return the vocabulary of a head; see `make_normalizer`."""
     return Vocabulary(
-        symbols,
-        unit,
-        _case_of(ordinary) if case == "auto" else case,
-        remove_characters,
-        blank=tokenizer.pad_token,
-        delimiter=tokenizer.word_delimiter_token,
+        head,
+        make_normalizer(
+            head,
+            case=case,
+            remove_characters=remove_characters,
+            character_map=character_map,
+            language=language,
+            texts=texts,
+        ),
     )
-
-
-def _case_of(symbols: Sequence[str]) -> str:
-    """Return the case of all letters of a vocabulary, or "keep" if they have both or none."""
-    lower = any(symbol != symbol.upper() for symbol in symbols)
-    upper = any(symbol != symbol.lower() for symbol in symbols)
-    return "keep" if lower == upper else "lower" if lower else "upper"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2v_attn.checkpoints.ctc_head import CtcHead
+
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 
 
@@ -40,24 +42,23 @@ class BeamSearch:
 
     Args:
         options: The language model and the parameters of the search.
-        symbols: The checkpoint's vocabulary: symbol -> index.
-        blank: CTC's blank symbol.
-        delimiter: The symbol between words.
+        head: The checkpoint's CTC head.
 
     Raises:
         ValueError: the extra is not installed, the language model or the lexicon cannot be read, or the vocabulary
             cannot spell its words.
     """
 
-    def __init__(self, options: BeamSearchOptions, symbols: dict[str, int], *, blank: str, delimiter: str):
+    def __init__(self, options: BeamSearchOptions, head: CtcHead):
         decoder, create_word_dict, language_models = _flashlight()
         if not options.lm.is_file():
             raise ValueError(f"there is no language model {options.lm}: expected a KenLM file (decoder.lm=4-gram.arpa)")
         if options.beam_size < 1:
             raise ValueError(f"decoder.beam_size must be 1 or above, got {options.beam_size}")
-        if delimiter not in symbols:
+        delimiter = head.delimiter
+        if delimiter is None:
             raise ValueError("the checkpoint's vocabulary has no space between words: a language model cannot be used")
-        spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, symbols)) is not None}
+        spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, head)) is not None}
         if not spellings:
             raise ValueError("no word of the language model can be spelled with the checkpoint's vocabulary")
         # flashlight requires an entry for unknown words; its score of -inf excludes it.
@@ -66,8 +67,8 @@ class BeamSearch:
             model = language_models.KenLM(str(options.lm), words)
         except RuntimeError as error:
             raise ValueError(f"{options.lm} cannot be read as a KenLM model: {error}") from error
-        end = symbols[delimiter]
-        trie = decoder.Trie(max(symbols.values()) + 1, end)
+        end = head.symbols[delimiter]
+        trie = decoder.Trie(head.rows, end)
         start = model.start(False)
         for word, spelled in spellings.items():
             number = words.get_index(word)
@@ -75,7 +76,7 @@ class BeamSearch:
         trie.smear(decoder.SmearingMode.MAX)
         limits = decoder.LexiconDecoderOptions(
             beam_size=options.beam_size,
-            beam_size_token=len(symbols),
+            beam_size_token=head.rows,
             beam_threshold=50.0,
             lm_weight=options.lm_weight,
             word_score=options.word_score,
@@ -85,7 +86,7 @@ class BeamSearch:
             criterion_type=decoder.CriterionType.CTC,
         )
         unknown = words.get_index(UNKNOWN)
-        self._decoder = decoder.LexiconDecoder(limits, trie, model, end, symbols[blank], unknown, [], False)
+        self._decoder = decoder.LexiconDecoder(limits, trie, model, end, head.blank, unknown, [], False)
         self._referenced = (trie, model, words)  # the decoder holds pointers to them
 
     def __call__(self, log_probabilities: Tensor) -> Tensor:
@@ -105,13 +106,13 @@ def _flashlight() -> tuple[Any, Any, Any]:
     return decoder, create_word_dict, kenlm
 
 
-def _spell(word: str, symbols: dict[str, int]) -> list[int] | None:
-    """Return the symbols of a word, in the vocabulary's case; None where it cannot be spelled."""
+def _spell(word: str, head: CtcHead) -> list[int] | None:
+    """Return the rows of a word, in the vocabulary's case; None where it cannot be spelled."""
     for cased in (word, word.lower(), word.upper()):
-        if cased in symbols:  # a vocabulary of words
-            return [symbols[cased]]
-        if all(character in symbols for character in cased):
-            return [symbols[character] for character in cased]
+        if cased in head.symbols:  # a vocabulary of words
+            return [head.symbols[cased]]
+        if not head.unknown_symbols(cased):
+            return head.encode(cased)
     return None
 
 

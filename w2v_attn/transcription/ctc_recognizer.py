@@ -1,13 +1,31 @@
 """The recogniser of CTC heads, which gives text and words with their times."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import regex
 from torch import Tensor
 
+from w2v_attn.checkpoints.ctc_head import CtcHead
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.transcription.outputs import Transcript, Word
 from w2v_attn.transcription.recognizer import Recognizer
+
+# A character of a script that is written without spaces between words, with its combining marks.
+UNSPACED = regex.compile(
+    r"(?:\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|\p{Lao}|\p{Khmer}|\p{Myanmar}|\p{Tibetan}|\p{Yi}|ー)\p{M}*"
+)
+CHARACTER = regex.compile(r"\X")
+# Characters of such a script up to which a stretch between two delimiters is taken to be a word.
+MAX_UNSPACED_WORD = 12
+
+
+class Letter(NamedTuple):
+    """One or several letters of a text: a symbol, without repetitions and blanks. Times are frames."""
+
+    text: str
+    start: int
+    end: int
 
 
 def greedy(log_probabilities: Tensor) -> Tensor:
@@ -23,26 +41,101 @@ class CtcRecognizer(Recognizer):
 
     Args:
         checkpoint: The loaded model.
-        tokenizer: Turns symbols into text.
+        head: Its head, which turns symbols into text.
         search: The decoder: float32 [frames, symbols] of log-probabilities -> int64 [frames].
         options: See `WaveformModel`.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Any, *, search: Callable[[Tensor], Tensor] = greedy, **options: Any
+        self, checkpoint: Checkpoint, head: CtcHead, *, search: Callable[[Tensor], Tensor] = greedy, **options: Any
     ):
         super().__init__(checkpoint, **options)
-        self.tokenizer, self._search = tokenizer, search
+        self.head, self._search = head, search
 
     def decode(self, log_probabilities: Tensor) -> Transcript:
-        """Return the text, and the words with their times."""
+        """Return the text of stock's tokenizer, and its words with their times."""
         symbols = self._search(log_probabilities)
         best = log_probabilities.gather(-1, symbols[:, None])[:, 0]
-        decoded = self.tokenizer.decode(symbols.tolist(), output_word_offsets=True)
+        decoded = self.head.tokenizer.decode(symbols.tolist(), output_char_offsets=True)
+        letters = [Letter(o["char"], int(o["start_offset"]), int(o["end_offset"])) for o in decoded.char_offsets]
         rate = self.frame_rate()
         words = []
-        for found in decoded.word_offsets:
-            first, end = int(found["start_offset"]), int(found["end_offset"])
-            score = best[first:end].exp().mean().item()
-            words.append(Word(found["word"], round(first / rate, 3), round(end / rate, 3), round(score, 4)))
+        for joiner, word in split_words(self.head, decoded.text, letters):
+            first, end = word[0].start, word[-1].end
+            score = round(best[first:end].exp().mean().item(), 4)
+            text = "".join(letter.text for letter in word)
+            words.append(Word(text, round(first / rate, 3), round(end / rate, 3), score, joiner))
         return Transcript(decoded.text, round(best.mean().exp().item(), 4), tuple(words))
+
+
+def split_words(head: CtcHead, text: str, letters: Sequence[Letter]) -> Iterator[tuple[str, list[Letter]]]:
+    """Yield (joiner, letters) of each word of a text; joiners and letters in their order are the text.
+
+    Words are what delimiters separate; with a phoneme tokenizer, phones. Where there are no delimiters, each symbol is
+    one; and in scripts without spaces each character, unless delimiters separate short words of them.
+
+    Args:
+        head: The head that the letters come from.
+        text: The text of the tokenizer, which may have changed case and removed spaces.
+        letters: The symbols, including delimiters.
+    """
+    if head.is_phonetic:
+        for number, letter in enumerate(letters):
+            yield ("" if number == 0 else " "), [letter]
+        return
+    runs = list(_runs(text, letters, head.tokenizer.replace_word_delimiter_char))
+    for joiner, run in runs:
+        short = len(runs) > 1 and sum(len(letter.text) for letter in run) <= MAX_UNSPACED_WORD
+        characters = _characters(run, every=head.delimiter is None)
+        for piece in [run] if short else characters:
+            yield joiner, piece
+            joiner = ""
+
+
+def _runs(text: str, letters: Sequence[Letter], delimiter: str) -> Iterator[tuple[str, list[Letter]]]:
+    """Yield (joiner, letters) of each run of the text without a delimiter.
+
+    Letters are found by their lengths, since the tokenizer may have lower-cased the text or removed spaces.
+    """
+    position, joiner, run = 0, "", []
+    for letter in letters:
+        if letter.text.isspace():
+            continue
+        start = position
+        while start < len(text) and text[start].isspace():
+            start += 1
+        if run and (start > position or letter.text == delimiter):
+            yield joiner, run
+            joiner, run = "", []
+        end = start + len(letter.text)
+        if letter.text == delimiter:
+            joiner += text[position:end]
+        else:
+            joiner += text[position:start]
+            run.append(letter._replace(text=text[start:end]))
+        position = end
+    if run:
+        yield joiner, run
+
+
+def _characters(run: Sequence[Letter], every: bool) -> Iterator[list[Letter]]:
+    """Yield the letters of each character of a script without spaces, and of each stretch between such characters.
+
+    every: Yield the letters of each character of any script.
+    """
+    text = "".join(letter.text for letter in run)
+    ends, total = [], 0
+    for letter in run:
+        total += len(letter.text)
+        ends.append(total)
+    cuts = {0, len(text)}
+    for found in (CHARACTER if every else UNSPACED).finditer(text):
+        cuts |= {found.start(), found.end()}
+    piece: list[Letter] = []
+    for letter, end in zip(run, ends, strict=True):
+        piece.append(letter)
+        if end in cuts:
+            yield piece
+            piece = []
+    if piece:
+        yield piece

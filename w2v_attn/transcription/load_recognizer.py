@@ -1,19 +1,21 @@
 """`load_recognizer`: a fine-tuned checkpoint -> the recogniser of its head."""
 
+import logging
 import os
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.ctc_head import CtcHead, read_ctc_head
 from w2v_attn.checkpoints.loading import load_checkpoint
-from w2v_attn.checkpoints.tokenizers import read_tokenizer
 from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 from w2v_attn.transcription.classifier import Classifier
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer, greedy
 from w2v_attn.transcription.recognizer import Recognizer
+
+logger = logging.getLogger(__name__)
 
 
 def load_recognizer(
@@ -47,8 +49,10 @@ def load_recognizer(
     loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype, with_head=True)
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
-        tokenizer = read_tokenizer(loaded.folder, loaded.language, source=loaded.source)
-        return CtcRecognizer(loaded, tokenizer, search=_search(tokenizer, decoder), device=place, backend=backend)
+        head = read_ctc_head(loaded)
+        for warning in head.warnings:
+            logger.warning("CTC head of %s: %s", loaded.source, warning)
+        return CtcRecognizer(loaded, head, search=_search(head, decoder), device=place, backend=backend)
     if architecture.endswith("ForSequenceClassification"):
         if decoder is not None:
             raise ValueError(f"{loaded.source} gives labels, not text: use decoder=greedy, without a language model")
@@ -59,8 +63,5 @@ def load_recognizer(
     )
 
 
-def _search(tokenizer: Any, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
-    if decoder is None:
-        return greedy
-    symbols = dict(tokenizer.get_vocab())
-    return BeamSearch(decoder, symbols, blank=tokenizer.pad_token, delimiter=tokenizer.word_delimiter_token)
+def _search(head: CtcHead, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
+    return greedy if decoder is None else BeamSearch(decoder, head)

@@ -1,4 +1,4 @@
-"""What recognisers return: the text or the label of a recording."""
+"""What recognisers return: the text with its words and their times, or the label of a recording."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,19 +6,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Word:
-    """A word with its time in the recording.
+    """A word with its time in the recording; a character or a phone where the text has no words.
 
     Attributes:
         word: The word.
         start: Seconds.
         end: Seconds.
         score: Probability of its symbols on average over its frames, 0 to 1.
+        joiner: What the text has between the previous word and this one: a space, or nothing between characters.
     """
 
     word: str
     start: float
     end: float
     score: float
+    joiner: str = " "
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Transcript:
     """The text of a recording.
 
     Attributes:
-        text: The words.
+        text: The words with their joiners; the first has none.
         score: Geometric mean over frames of the chosen symbol's probability, 0 to 1.
         words: The words with their times.
     """

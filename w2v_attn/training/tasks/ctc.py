@@ -3,9 +3,10 @@
 Source: A. Graves et al., "Connectionist Temporal Classification" (2006); wav2vec 2.0, section 3.3.
 """
 
-import tempfile
+import dataclasses
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from w2v_attn.checkpoints.ctc_head import CtcHead, derive_ctc_head, read_ctc_head
 from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.checkpoints.tokenizers import read_tokenizer, restrict_to_language, vocabulary_languages
+from w2v_attn.checkpoints.tokenizers import (
+    read_tokenizer,
+    read_vocabulary,
+    restrict_to_language,
+    vocabulary_languages,
+)
 from w2v_attn.corpus.rows import Row
 from w2v_attn.training.metrics import Prediction, transcription_metrics, utterance_error, write_alignments
 from w2v_attn.training.options import CtcOptions
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, check_expression
-from w2v_attn.training.vocabulary import CASES, UNITS, Vocabulary, from_texts, from_tokenizer
+from w2v_attn.training.vocabulary import UNITS, Vocabulary, from_head, from_texts
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
 from w2v_attn.transcription.outputs import Transcript
 from w2v_attn.transcription.recognizer import Recognizer
+from w2v_attn.transcription.text_normalization import AUTO, CASES, load_normalizer, unknown_digits
+
+logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.95  # share of empty transcripts of non-empty references at which a warning is given
 
@@ -33,9 +43,9 @@ class Ctc(Task):
     """Speech recognition with CTC.
 
     Args:
-        vocabulary: The symbols.
-        tokenizer: The transformers tokenizer of the vocabulary; None: it is created.
-        keeps_head: Whether the vocabulary is that of the checkpoint, so that its head is kept.
+        vocabulary: The symbols, and the normalization of texts.
+        keeps_head: Whether the rows are those of the checkpoint's head, so that it is kept.
+        head_reason: Why the head is kept or new, for people.
         language: The language of the adapters that are trained, for the tokenizer; None: there are none.
     """
 
@@ -44,68 +54,92 @@ class Ctc(Task):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        tokenizer: Any = None,
         *,
         keeps_head: bool = False,
+        head_reason: str = "",
         language: str | None = None,
     ):
-        self.vocabulary, self.keeps_head = vocabulary, keeps_head
-        if tokenizer is None:
-            with tempfile.TemporaryDirectory() as folder:
-                tokenizer = vocabulary.tokenizer(Path(folder))
-        self.tokenizer = tokenizer if language is None else restrict_to_language(tokenizer, language)
+        self.vocabulary, self.keeps_head, self.head_reason = vocabulary, keeps_head, head_reason
+        # Without words, the word error rate only says which texts are an exact match.
+        phonetic, delimiter = vocabulary.head.is_phonetic, vocabulary.head.delimiter
+        self.best_metric = "per" if phonetic else "wer" if delimiter is not None else "cer"
+        self.tokenizer = vocabulary.head.tokenizer
+        if language is not None:
+            restrict_to_language(self.tokenizer, language)
 
     @classmethod
     def from_data(cls, options: CtcOptions, train: Sequence[Row], checkpoint: Checkpoint | None) -> "Ctc":
         """Return the task for training rows; the vocabulary is that of the options, the checkpoint or the rows.
+
+        A vocab.json whose symbols have the rows of the checkpoint's head keeps that head.
 
         Raises:
             DataError: An option is invalid, or no row has a text.
         """
         _check(options, train)
         language = None if checkpoint is None else checkpoint.language
-        if (
-            options.vocabulary == "auto"
-            and checkpoint is not None
-            and type(checkpoint.model).__name__.endswith(cls.head)
-        ):
-            tokenizer = read_tokenizer(checkpoint.folder, language, source=checkpoint.source)
-            keeps_head = True
+        own = None
+        if checkpoint is not None and type(checkpoint.model).__name__.endswith(cls.head):
+            own = read_ctc_head(checkpoint) if options.vocabulary != "data" else None
+        texts = [row.text for row in train if row.text is not None]
+        how = _normalization_options(options, language)
+        if options.vocabulary == "auto" and own is not None:
+            head, reason = own, "the checkpoint's, kept"
         elif options.vocabulary in ("auto", "data"):
-            texts = (row.text for row in train if row.text is not None)
-            made = from_texts(texts, unit=options.unit, case=options.case, remove_characters=options.remove_characters)
-            return cls(made, language=language)
+            made = from_texts(texts, unit=options.unit, **how)
+            return cls(made, head_reason=_new_head(checkpoint, cls.head, made), language=language)
         else:
-            tokenizer, keeps_head = _given_tokenizer(Path(options.vocabulary).expanduser(), language), False
-        vocabulary = from_tokenizer(tokenizer, case=options.case, remove_characters=options.remove_characters)
-        if vocabulary.unit != options.unit:
+            head = _given_head(Path(options.vocabulary).expanduser(), language)
+            if own is not None and head.symbols.items() <= own.symbols.items() and head.blank == own.blank:
+                head = own
+                reason = f"the checkpoint's, kept: {options.vocabulary} has the same symbols in the same rows"
+            else:
+                vocabulary = from_head(head, texts=texts, **how)
+                reason = _new_head(checkpoint, cls.head, vocabulary)
+        for warning in head.warnings:
+            logger.warning("CTC head: %s", warning)
+        vocabulary = from_head(head, texts=texts, **how)
+        if options.unit == "words" and head.unit != "words":
             raise DataError(
-                f"task.unit={options.unit}, but the vocabulary consists of {vocabulary.unit}: task.vocabulary=data "
-                "creates one from the texts"
+                f"task.unit=words, but the vocabulary consists of {head.unit}: task.vocabulary=data creates one from "
+                "the texts"
             )
         if options.out_of_vocabulary == "error":
             _check_symbols(vocabulary, train)
-        return cls(vocabulary, tokenizer, keeps_head=keeps_head, language=language)
+        return cls(vocabulary, keeps_head=head is own, head_reason=reason, language=language)
 
     @classmethod
-    def from_checkpoint(cls, tokenizer: Any, options: CtcOptions, rows: Sequence[Row]) -> "Ctc":
-        """Return the task that a checkpoint with this tokenizer was trained for.
+    def from_head(cls, head: CtcHead, options: CtcOptions, rows: Sequence[Row], folder: Path) -> "Ctc":
+        """Return the task that a checkpoint with this head was trained for.
+
+        Args:
+            head: The checkpoint's head.
+            options: The normalization of texts; "auto" is that of fine-tuning, if the checkpoint's folder names it.
+            rows: The labelled rows.
+            folder: The folder of the checkpoint.
 
         Raises:
             DataError: An option is invalid, or no row has a text.
         """
         _check(options, rows)
-        return cls(
-            from_tokenizer(tokenizer, case=options.case, remove_characters=options.remove_characters),
-            tokenizer,
-            keeps_head=True,
-        )
+        texts = [row.text for row in rows if row.text is not None]
+        saved = load_normalizer(folder)
+        derived = from_head(head, texts=texts, **_normalization_options(options, None))
+        if saved is not None:
+            given = {}
+            if options.case != AUTO or options.language is not None:
+                given |= {"case": derived.normalizer.case, "dotted_i": derived.normalizer.dotted_i}
+            if options.remove_characters != AUTO:
+                given["remove_characters"] = options.remove_characters
+            given["character_map"] = {**saved.character_map, **options.character_map}
+            derived = Vocabulary(head, dataclasses.replace(saved, **given))
+        return cls(derived, keeps_head=True)
 
     def config_changes(self) -> dict[str, Any]:
-        symbols = self.vocabulary.symbols
+        symbols, head = self.vocabulary.symbols, self.vocabulary.head
         return {
-            "vocab_size": max(symbols.values()) + 1,
-            "pad_token_id": symbols[self.vocabulary.blank],
+            "vocab_size": head.rows,
+            "pad_token_id": head.blank,
             "bos_token_id": symbols.get("<s>"),
             "eos_token_id": symbols.get("</s>"),
             # The defaults of transformers, sum and infinity, let long and impossible recordings dominate.
@@ -120,11 +154,11 @@ class Ctc(Task):
         return self.vocabulary.encode(self.reference(row))
 
     def is_labelled(self, row: Row) -> bool:
-        return row.text is not None
+        return row.text is not None and row.text.strip() != ""
 
     def unusable_reason(self, row: Row, frames: int) -> str | None:
-        if row.text is None:
-            return "has no text"
+        if not self.is_labelled(row):
+            return "has no text" if row.text is None else "has an empty text"
         text = self.reference(row)
         if outside := self.vocabulary.unknown_symbols(text):
             return f"has symbols outside the vocabulary: {' '.join(sorted(outside))}"
@@ -146,20 +180,23 @@ class Ctc(Task):
                 labels[real],
                 frames,
                 lengths,
-                blank=self.vocabulary.symbols[self.vocabulary.blank],
+                blank=self.vocabulary.head.blank,
                 reduction="none",
                 zero_infinity=True,
             )
         return losses / lengths.clamp(min=1)
 
     def recognizer(self, checkpoint: Checkpoint, device: torch.device, backend: str) -> Recognizer:
-        return CtcRecognizer(checkpoint, self.tokenizer, device=device, backend=backend)
+        return CtcRecognizer(checkpoint, self.vocabulary.head, device=device, backend=backend)
 
     def hypothesis(self, found: Transcript) -> str:
-        return self.vocabulary.normalize(found.text)
+        between = getattr(self.tokenizer, "replace_word_delimiter_char", " ")
+        text = found.text if between.isspace() or not between else found.text.replace(between, " ")
+        return self.vocabulary.normalize(text)
 
     def measure(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return transcription_metrics([p.reference for p in predictions], [p.hypothesis for p in predictions])
+        metrics = transcription_metrics([p.reference for p in predictions], [p.hypothesis for p in predictions])
+        return {"per": metrics.pop("wer"), **metrics} if self.best_metric == "per" else metrics
 
     def error_of(self, prediction: Prediction) -> float:
         return utterance_error(prediction.reference, prediction.hypothesis)
@@ -172,6 +209,20 @@ class Ctc(Task):
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
+        self.vocabulary.normalizer.save(folder)
+
+    def describe(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        texts = [row.text for row in rows if row.text is not None]
+        steps = self.vocabulary.normalizer.steps(texts)
+        yield "texts", "; ".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+        outside: Counter[str] = Counter()
+        affected = 0
+        for text in texts:
+            found = self.vocabulary.unknown_symbols(self.vocabulary.normalize(text))
+            outside += found
+            affected += bool(found)
+        if outside:
+            yield "outside the vocabulary", f"in {affected:,} of {len(texts):,} texts: {_listed(outside)}"
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         spoken = [prediction for prediction in predictions if prediction.reference]
@@ -195,7 +246,10 @@ def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
     ):
         if value not in choices:
             raise DataError(f"task.{key} must be one of {', '.join(choices)}, got {value}")
-    check_expression("task.remove_characters", options.remove_characters)
+    if options.remove_characters != AUTO:
+        check_expression("task.remove_characters", options.remove_characters)
+    if wrong := [key for key in options.character_map if len(key) != 1]:
+        raise DataError(f"task.character_map replaces single characters, got {', '.join(map(repr, wrong))}")
     if not any(row.text is not None for row in rows):
         raise DataError(
             "no recording has a text: expected a column `text` in the manifest (or transcripts next to LibriSpeech's "
@@ -208,17 +262,59 @@ def _check_symbols(vocabulary: Vocabulary, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.text is not None:
             outside += vocabulary.unknown_symbols(vocabulary.normalize(row.text))
-    if outside:
-        listed = ", ".join(f"{symbol!r} × {count}" for symbol, count in outside.most_common(20))
+    if not outside:
+        return
+    if vocabulary.head.is_phonetic:
         raise DataError(
-            f"texts have symbols that are not in the vocabulary: {listed}. Remove them (task.remove_characters), "
-            "drop such recordings (task.out_of_vocabulary=drop), or make the vocabulary from the data "
-            "(task.vocabulary=data)"
+            f"texts have phones that are not in the vocabulary: {_listed(outside)}. Its texts are phones with a space "
+            "between each two, such as “h ə l oʊ”: write words as phones first (for example with phonemizer), or drop "
+            "such recordings (task.out_of_vocabulary=drop)"
         )
+    raise DataError(
+        f"texts have symbols that are not in the vocabulary: {_listed(outside)}. Remove them "
+        "(task.remove_characters), replace them (task.character_map), drop such recordings "
+        "(task.out_of_vocabulary=drop), or make the vocabulary from the data (task.vocabulary=data)"
+    )
 
 
-def _given_tokenizer(path: Path, language: str | None) -> Any:
+def _listed(outside: Counter[str]) -> str:
+    """Return symbols with their counts and code points; digits are named as such."""
+    listed = ", ".join(f"{symbol!r} × {count}{_code_points(symbol)}" for symbol, count in outside.most_common(20))
+    digits = unknown_digits(outside)
+    return f"{listed} (digits: write numbers as words)" if digits else listed
+
+
+def _code_points(symbol: str) -> str:
+    """Return the code points of a symbol that is not plain ASCII and of a few characters."""
+    if symbol.isascii() or len(symbol) > 3:
+        return ""
+    return " (" + " ".join(f"U+{ord(character):04X}" for character in symbol) + ")"
+
+
+def _normalization_options(options: CtcOptions, adapter_language: str | None) -> dict[str, Any]:
+    return {
+        "case": options.case,
+        "remove_characters": options.remove_characters,
+        "character_map": options.character_map,
+        "language": options.language or adapter_language,
+    }
+
+
+def _new_head(checkpoint: Checkpoint | None, head: str, vocabulary: Vocabulary) -> str:
+    """Return why the head is new, and what follows."""
+    if checkpoint is None or not type(checkpoint.model).__name__.endswith(head):
+        reason = "the checkpoint has none" if checkpoint is not None else "the model starts from random weights"
+        return f"new, {vocabulary.head.rows} outputs from random weights: {reason}"
+    return (
+        f"new, {vocabulary.head.rows} outputs from random weights: the vocabulary is not the checkpoint's, so what its "
+        "head has learned is not used"
+    )
+
+
+def _given_head(path: Path, language: str | None) -> CtcHead:
     folder = path.parent if path.name == "vocab.json" else path
     if not (folder / "vocab.json").is_file():
         raise DataError(f"task.vocabulary={path} is not a vocabulary: expected auto, data, or a vocab.json")
-    return read_tokenizer(folder, language if vocabulary_languages(folder) else None)
+    tokenizer = read_tokenizer(folder, language if vocabulary_languages(folder) else None)
+    rows = max(read_vocabulary(tokenizer).values()) + 1
+    return derive_ctc_head(tokenizer, rows=rows, config_blank=None, source=str(path))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Task(ABC):
         best_metric: The metric that selects the best checkpoint; lower is better.
         pipeline: The name of its transformers pipeline.
         keeps_head: Whether the outputs of the checkpoint's head mean the same in this task.
+        head_reason: Why the head is kept or new, for people; empty: nothing is known.
         pooling: How the head pools frames, if it does.
     """
 
@@ -33,6 +34,7 @@ class Task(ABC):
     best_metric: str
     pipeline: str
     keeps_head: bool = False
+    head_reason: str = ""
     pooling: str = "mean"
 
     @abstractmethod
@@ -100,6 +102,10 @@ class Task(ABC):
             DataError: The task has no classes.
         """
         raise DataError(f"data.balance=true needs classes, but task={self.name} has none")
+
+    def describe(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """Yield (name, value) rows about how the task reads its data, for the report before training."""
+        yield from ()
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         """Return a problem of the model as a whole; None if there is none."""
