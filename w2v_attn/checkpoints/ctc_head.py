@@ -146,11 +146,9 @@ def read_ctc_head(checkpoint: Checkpoint) -> CtcHead:
         CheckpointError: It has no vocabulary, or logits, config and tokenizer contradict each other.
     """
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.language, source=checkpoint.source)
-    rows = checkpoint.model.get_output_embeddings()
-    rows = checkpoint.model.lm_head if rows is None else rows
     return derive_ctc_head(
         tokenizer,
-        rows=rows.out_features,
+        rows=checkpoint.model.lm_head.out_features,
         config_blank=getattr(checkpoint.model.config, "pad_token_id", None),
         source=checkpoint.source,
     )
