@@ -201,6 +201,35 @@ def test_symbols_without_rows_and_rows_without_symbols_are_named():
     assert any("several symbols have row 2: a b" in warning for warning in head.warnings)
 
 
+def test_a_symbol_in_the_row_of_the_blank_is_left_out():
+    # transformers #15275: a text with | gave [PAD] and <s> one row, and <s> was written for each blank.
+    config = CTC | {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    head = make_head({"a": 0, "|": 1, "[UNK]": 2, "[PAD]": 3, "<s>": 3}, config, rows=4)
+    assert head.tokenizer.decode([0, 3, 0, 3]) == "aa"
+    assert "shares row 3 with <s>, which is left out" in head.warnings[0]
+
+
+@pytest.mark.parametrize("delimiter", ["|", None])
+def test_phones_in_a_ctc_tokenizer_are_found_by_the_longest_match(delimiter):
+    # transformers #10942
+    head = make_head(["<pad>", "<unk>", "|", "ʈʰ", "æ", "æ̃", "˧", "k", "kʰ"], CTC | {"word_delimiter_token": delimiter})
+    joined = "ʈʰ æ̃ ˧ kʰ k".split()
+    assert (
+        head.split("ʈʰ æ̃ ˧ kʰ k")
+        == [s for p in joined for s in ([delimiter] if delimiter else []) + [p]][1 if delimiter else 0 :]
+    )
+    assert head.split("ʈʰæ̃ kʰ") == ["ʈʰ", "æ̃", *([delimiter] if delimiter else []), "kʰ"]
+
+
+def test_repeated_letters_need_a_frame_for_the_blank_between_them():
+    # transformers #19230 #10619
+    head = make_head(["<pad>", "|", *LETTERS], CTC)
+    e = head.symbols["e"]
+    assert head.encode("ee") == [e, e]
+    assert head.tokenizer.decode([e, head.blank, e]) == "ee"
+    assert head.tokenizer.decode([e, e]) == "e"
+
+
 def test_a_head_without_a_row_for_its_delimiter_has_none():
     head = make_head(["<pad>", *"的一是"], CTC)
     assert head.delimiter is None

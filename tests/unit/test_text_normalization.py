@@ -179,6 +179,14 @@ def test_a_saved_normalization_comes_back(tmp_path):
     assert load_normalizer(tmp_path / "absent") is None
 
 
+def test_texts_without_words_are_measured_by_characters():
+    # jiwer #52
+    head = make_head(["<pad>", "|", *"他们自称行动不便ab"])
+    assert Ctc(from_head(head), texts=["他们自称", "行动"]).best_metric == "cer"
+    assert Ctc(from_head(head), texts=["ab", "a"]).best_metric == "wer"
+    assert Ctc(from_head(head), texts=["他们 自称", "行动"]).best_metric == "wer"
+
+
 @pytest.mark.parametrize("text", [None, "", "  "])
 def test_a_row_without_a_text_is_dropped_with_a_reason(text):
     task = Ctc(from_texts(["a"], unit="characters"))

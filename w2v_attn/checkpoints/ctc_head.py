@@ -184,6 +184,14 @@ def derive_ctc_head(tokenizer: Any, *, rows: int, config_blank: int | None, sour
             f"config.json says that the blank is row {config_blank} (pad_token_id), the tokenizer says row {blank} "
             f"(pad_token {tokenizer.pad_token}): the tokenizer's is used, as stock does to decode"
         )
+    if others := [symbol for symbol in by_row[blank] if symbol != str(tokenizer.pad_token)]:
+        # The tokenizer would write one of them for each blank.
+        warnings.append(f"the blank {tokenizer.pad_token} shares row {blank} with {listed(others)}, which is left out")
+        tokenizer = with_special_tokens(
+            tokenizer, pad=str(tokenizer.pad_token), unknown=_first(UNKNOWNS, numbers, rows), without=others
+        )
+        numbers = _numbers(tokenizer)
+        by_row[blank] = [str(tokenizer.pad_token)]
     delimiter = _delimiter(tokenizer, numbers, rows, warnings)
     head = CtcHead(tokenizer, rows, blank, delimiter)
     warnings += _disagreements(head, numbers, by_row)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,12 @@ def read_vocabulary(tokenizer: Any) -> dict[str, int]:
     return dict(tokenizer.get_vocab())
 
 
-def with_special_tokens(tokenizer: Any, *, pad: str, unknown: str | None) -> Any:
+def with_special_tokens(tokenizer: Any, *, pad: str, unknown: str | None, without: Collection[str] = ()) -> Any:
     """Return a tokenizer of the same vocabulary with this padding symbol and, unless None, this unknown symbol.
 
-    Symbols of the start and the end of sentences that the vocabulary lacks are dropped.
+    Symbols of the start and the end of sentences that the vocabulary lacks are dropped, and so are those in `without`.
     """
-    own = tokenizer.encoder
+    own = {symbol: number for symbol, number in tokenizer.encoder.items() if symbol not in without}
     options = {
         name: getattr(tokenizer, name) if getattr(tokenizer, name) in own else None
         for name in ("bos_token", "eos_token")

@@ -29,7 +29,7 @@ from w2v_attn.training.options import CtcOptions
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, check_expression
 from w2v_attn.training.vocabulary import UNITS, Vocabulary, from_head, from_texts
-from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
+from w2v_attn.transcription.ctc_recognizer import UNSPACED, CtcRecognizer
 from w2v_attn.transcription.outputs import Transcript
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.transcription.text_normalization import AUTO, CASES, load_normalizer, unknown_digits
@@ -47,6 +47,7 @@ class Ctc(Task):
         keeps_head: Whether the rows are those of the checkpoint's head, so that it is kept.
         head_reason: Why the head is kept or new, for people.
         language: The language of the adapters that are trained, for the tokenizer; None: there are none.
+        texts: Texts of the data; without words in them, the best checkpoint is that with the fewest wrong characters.
     """
 
     name, head, best_metric, pipeline = "ctc", "ForCTC", "wer", "automatic-speech-recognition"
@@ -58,11 +59,14 @@ class Ctc(Task):
         keeps_head: bool = False,
         head_reason: str = "",
         language: str | None = None,
+        texts: Sequence[str] = (),
     ):
         self.vocabulary, self.keeps_head, self.head_reason = vocabulary, keeps_head, head_reason
         # Without words, the word error rate only says which texts are an exact match.
-        phonetic, delimiter = vocabulary.head.is_phonetic, vocabulary.head.delimiter
-        self.best_metric = "per" if phonetic else "wer" if delimiter is not None else "cer"
+        if vocabulary.head.is_phonetic:
+            self.best_metric = "per"
+        elif vocabulary.head.delimiter is None or _has_no_words(texts):
+            self.best_metric = "cer"
         self.tokenizer = vocabulary.head.tokenizer
         if language is not None:
             restrict_to_language(self.tokenizer, language)
@@ -87,7 +91,7 @@ class Ctc(Task):
             head, reason = own, "the checkpoint's, kept"
         elif options.vocabulary in ("auto", "data"):
             made = from_texts(texts, unit=options.unit, **how)
-            return cls(made, head_reason=_new_head(checkpoint, cls.head, made), language=language)
+            return cls(made, head_reason=_new_head(checkpoint, cls.head, made), language=language, texts=texts)
         else:
             head = _given_head(Path(options.vocabulary).expanduser(), language)
             if own is not None and head.symbols.items() <= own.symbols.items() and head.blank == own.blank:
@@ -106,7 +110,7 @@ class Ctc(Task):
             )
         if options.out_of_vocabulary == "error":
             _check_symbols(vocabulary, train)
-        return cls(vocabulary, keeps_head=head is own, head_reason=reason, language=language)
+        return cls(vocabulary, keeps_head=head is own, head_reason=reason, language=language, texts=texts)
 
     @classmethod
     def from_head(cls, head: CtcHead, options: CtcOptions, rows: Sequence[Row], folder: Path) -> "Ctc":
@@ -133,7 +137,7 @@ class Ctc(Task):
                 given["remove_characters"] = options.remove_characters
             given["character_map"] = {**saved.character_map, **options.character_map}
             derived = Vocabulary(head, dataclasses.replace(saved, **given))
-        return cls(derived, keeps_head=True)
+        return cls(derived, keeps_head=True, texts=texts)
 
     def config_changes(self) -> dict[str, Any]:
         symbols, head = self.vocabulary.symbols, self.vocabulary.head
@@ -282,6 +286,11 @@ def _listed(outside: Counter[str]) -> str:
     listed = ", ".join(f"{symbol!r} × {count}{_code_points(symbol)}" for symbol, count in outside.most_common(20))
     digits = unknown_digits(outside)
     return f"{listed} (digits: write numbers as words)" if digits else listed
+
+
+def _has_no_words(texts: Sequence[str]) -> bool:
+    """Return whether texts are of a script without spaces, and have none."""
+    return not any(" " in text.strip() for text in texts) and any(UNSPACED.search(text) for text in texts)
 
 
 def _code_points(symbol: str) -> str:
