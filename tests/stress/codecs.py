@@ -343,7 +343,7 @@ def judge(file: File, folder: Path, keep: bool = False) -> Verdict | None:
         if not _write(file, path):
             return None
         theirs = _decoded_by_ffmpeg(path)
-        if theirs is None:
+        if theirs is None or len(theirs.waveform) == 0:  # such as one sample in a codec with blocks
             return None
         try:
             ours = read_recording(path, sample_rate=theirs.rate)

@@ -1,6 +1,5 @@
 """Audio files decoded block by block: by libsndfile, or by FFmpeg (the extra `av`) where libsndfile cannot."""
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from w2v_attn.audio.audio_source import AudioError as AudioError
 from w2v_attn.audio.audio_source import AudioSource
 from w2v_attn.audio.ffmpeg_source import opened_by_ffmpeg
 from w2v_attn.audio.file_part import FilePart
-from w2v_attn.audio.integrity.content import content_warnings, reopened
+from w2v_attn.audio.flac_check import FlacCheck
+from w2v_attn.audio.integrity.content import content_warnings
 from w2v_attn.audio.integrity.flac import find_flac_contradiction, read_flac_header
 from w2v_attn.audio.integrity.ogg import find_ogg_links
 from w2v_attn.audio.integrity.truncation import find_truncation
@@ -92,7 +92,10 @@ class _SoundFileSource(AudioSource):
         self.rate, self.channels = sound.samplerate, sound.channels
         self._sound, self._file = sound, file
         self._frames = 0
-        self._flac_md5 = hashlib.md5(usedforsecurity=False) if sound.format == "FLAC" else None
+        header = (
+            read_flac_header(FilePart(file, 0, os.fstat(file.fileno()).st_size)) if sound.format == "FLAC" else None
+        )
+        self._flac = FlacCheck(header) if header is not None else None
 
     @property
     def header_duration(self) -> float | None:
@@ -135,37 +138,19 @@ class _SoundFileSource(AudioSource):
             yield block
 
     def _read(self, sound: soundfile.SoundFile, size: int) -> np.ndarray:
-        if self._flac_md5 is None:
+        if self._flac is None:
             return sound.read(size, dtype="float32", always_2d=True)
-        block: Any = sound.read(size, dtype="int32", always_2d=True)
-        bits = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[sound.subtype]
-        samples = (block >> (32 - bits)).astype("<i4")
-        as_bytes = samples.view(np.uint8).reshape(*samples.shape, 4)[..., : bits // 8]
-        self._flac_md5.update(as_bytes.tobytes())
-        return samples.astype(np.float32) / np.float32(1 << (bits - 1))
+        return self._flac.include(sound.read(size, dtype="int32", always_2d=True))
 
     def check_complete(self) -> list[str]:
-        if self._flac_md5 is not None:
-            return self._check_flac(self._flac_md5.digest())
+        if self._flac is not None:
+            return self._flac.check()
         is_mp3 = self._sound.format == "MP3"
         if not is_mp3:  # of an MP3 without a count of its frames, libsndfile estimates the length
             # The number in a WAV with MPEG frames may include the padding of the first and the last one.
             slack = MPEG_WAV_SLACK if self._sound.subtype.startswith("MPEG") else 0
             _check_frames(self._sound.frames - slack, self._frames)
         return content_warnings(self._file, self._frames, self.rate, is_mp3=is_mp3)
-
-    def _check_flac(self, digest: bytes) -> list[str]:
-        found = self._frames
-        with reopened(self._file) as file:
-            header = read_flac_header(file)
-        checksum, stated = (header.checksum, header.samples) if header is not None else (None, 0)
-        if checksum is not None and checksum != digest:
-            raise AudioError("is damaged: its samples do not match the checksum in its header", kind="damaged")
-        if stated and stated != found:
-            if checksum is None:
-                _check_frames(stated, found)
-            return [f"header claims {stated} samples, the file holds {found}"]
-        return [] if stated else ["header does not state the length"]
 
 
 def _check_frames(stated: int, found: int) -> None:

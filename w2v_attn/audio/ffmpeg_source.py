@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from w2v_attn.audio.audio_source import AudioError, AudioSource
+from w2v_attn.audio.flac_check import FlacCheck
 from w2v_attn.audio.integrity.content import content_warnings
 from w2v_attn.audio.integrity.flac import read_flac_header
 from w2v_attn.audio.integrity.wav import is_uncompressed_wav
@@ -39,7 +40,8 @@ def opened_by_ffmpeg(file: Any, refusal: Exception, reason: str) -> Iterator[Aud
         raise AudioError(f"is damaged: {reason}", kind="damaged") from refusal
     file.seek(0)
     start = file.read(32)
-    known = any(start[at:].startswith(magic) for at, magics in FFMPEG_MAGIC.items() for magic in magics)
+    known = header is not None
+    known |= any(start[at:].startswith(magic) for at, magics in FFMPEG_MAGIC.items() for magic in magics)
     try:
         import av
         import av.error
@@ -56,7 +58,7 @@ def opened_by_ffmpeg(file: Any, refusal: Exception, reason: str) -> Iterator[Aud
         with av.open(file, **titles) as container:
             if not container.streams.audio:
                 raise AudioError("has no audio track", kind="not_audio")
-            yield _FFmpegSource(container, file)
+            yield _FFmpegSource(container, file, None if header is None else FlacCheck(header))
     except (av.error.FFmpegError, OSError) as error:
         if known:
             raise AudioError(f"is damaged: FFmpeg says {error.strerror}", kind="damaged") from error
@@ -64,7 +66,7 @@ def opened_by_ffmpeg(file: Any, refusal: Exception, reason: str) -> Iterator[Aud
 
 
 class _FFmpegSource(AudioSource):
-    def __init__(self, container: Any, file: Any):
+    def __init__(self, container: Any, file: Any, flac: FlacCheck | None):
         stream = container.streams.audio[0]
         codec = stream.codec_context
         if codec is None or not codec.sample_rate or not codec.channels:
@@ -72,7 +74,7 @@ class _FFmpegSource(AudioSource):
         self.rate, self.channels = codec.sample_rate, codec.channels
         codec.thread_count = 1  # files are decoded in parallel
         self._container, self._stream, self._file = container, stream, file
-        self._frames = 0
+        self._frames, self._flac = 0, flac
 
     @property
     def header_duration(self) -> float | None:
@@ -87,7 +89,7 @@ class _FFmpegSource(AudioSource):
         import av
 
         # float32 with interleaved channels: in planar formats PyAV reads out of bounds beyond the eighth channel.
-        interleaved = av.AudioResampler(format="flt")
+        interleaved = av.AudioResampler(format="flt" if self._flac is None else "s32")
         for decoded in self._container.decode(self._stream):
             if decoded.layout.nb_channels != self.channels or decoded.sample_rate != self.rate:
                 raise AudioError(
@@ -96,9 +98,11 @@ class _FFmpegSource(AudioSource):
             for frame in interleaved.resample(decoded):
                 block = frame.to_ndarray().reshape(-1, self.channels)
                 self._frames += len(block)
-                yield block.astype(np.float32, copy=False)
+                yield block.astype(np.float32, copy=False) if self._flac is None else self._flac.include(block)
 
     def check_complete(self) -> list[str]:
+        if self._flac is not None:
+            return self._flac.check()
         is_mp3 = self._stream.codec_context.name.startswith("mp3")
         warnings = content_warnings(self._file, self._frames, self.rate, is_mp3=is_mp3)
         stated, found = self.header_duration, self._frames / self.rate

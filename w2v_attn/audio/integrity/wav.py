@@ -64,7 +64,8 @@ def find_missing_data_size(file: BinaryIO) -> int | None:
     size = os.fstat(file.fileno()).st_size
     for name, length, order in _chunks(file):
         start = file.tell()
-        if name == b"data" and length == 0 and start < size and not _are_chunks(file, start, size, order):
+        is_followed = start < size and (size - start < 8 or not _are_chunks(file, start, size, order))
+        if name == b"data" and length == 0 and is_followed:
             return start - 4
     return None
 
