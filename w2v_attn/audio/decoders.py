@@ -12,14 +12,14 @@ import soundfile
 
 from w2v_attn.audio.audio_source import AudioError as AudioError
 from w2v_attn.audio.audio_source import AudioSource
-from w2v_attn.audio.ffmpeg_source import opened_by_ffmpeg
+from w2v_attn.audio.ffmpeg_source import is_known_to_ffmpeg, opened_by_ffmpeg
 from w2v_attn.audio.file_part import FilePart
 from w2v_attn.audio.flac_check import FlacCheck
 from w2v_attn.audio.integrity.content import content_warnings
 from w2v_attn.audio.integrity.flac import find_flac_contradiction, read_flac_header
 from w2v_attn.audio.integrity.ogg import find_ogg_links
 from w2v_attn.audio.integrity.truncation import find_truncation
-from w2v_attn.audio.repaired_headers import repaired
+from w2v_attn.audio.repaired_headers import repaired, without_junk
 
 BLOCK_SAMPLES = 1 << 20
 
@@ -77,10 +77,21 @@ def _opened_by_soundfile(file: Any) -> Iterator[AudioSource]:
         part = repaired(file)
         sound = soundfile.SoundFile(file.fileno(), closefd=False) if part is None else _open_part(part)
     except soundfile.LibsndfileError as error:
-        yield from opened_by_ffmpeg(file, error, _reason(error))
-        return
+        sound = _opened_mp3(file)
+        if sound is None:
+            yield from opened_by_ffmpeg(file, error, _reason(error))
+            return
     with sound:
         yield _SoundFileSource(sound, file)
+
+
+def _opened_mp3(file: Any) -> soundfile.SoundFile | None:
+    """Open an MP3 that begins with junk; return None for other files."""
+    part = None if is_known_to_ffmpeg(os.pread(file.fileno(), 16, 0)) else without_junk(file)
+    try:
+        return None if part is None else _open_part(part)
+    except soundfile.LibsndfileError:
+        return None
 
 
 def _open_part(part: Any) -> soundfile.SoundFile:

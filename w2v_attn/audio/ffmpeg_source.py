@@ -23,6 +23,11 @@ DURATION_TOLERANCE, MIN_DURATION_TOLERANCE = 0.02, 0.2
 LIBSNDFILE_FLAC_BITS = (8, 16, 24)
 
 
+def is_known_to_ffmpeg(start: bytes) -> bool:
+    """Return whether a file begins like one of a format that FFmpeg reads and libsndfile does not."""
+    return any(start[at:].startswith(magic) for at, magics in FFMPEG_MAGIC.items() for magic in magics)
+
+
 def opened_by_ffmpeg(file: Any, refusal: Exception, reason: str) -> Iterator[AudioSource]:
     """Yield the recording of an open file.
 
@@ -40,8 +45,7 @@ def opened_by_ffmpeg(file: Any, refusal: Exception, reason: str) -> Iterator[Aud
         raise AudioError(f"is damaged: {reason}", kind="damaged") from refusal
     file.seek(0)
     start = file.read(32)
-    known = header is not None
-    known |= any(start[at:].startswith(magic) for at, magics in FFMPEG_MAGIC.items() for magic in magics)
+    known = header is not None or is_known_to_ffmpeg(start)
     try:
         import av
         import av.error

@@ -11,11 +11,12 @@ class FilePart(io.RawIOBase):
     Args:
         file: The file.
         start, end: Offsets in bytes.
-        beginning: Bytes that are read in place of as many of the file.
+        prefix: Bytes that are put in front of them.
     """
 
-    def __init__(self, file: Any, start: int, end: int, beginning: bytes = b""):
-        self._descriptor, self._start, self._size, self._beginning = file.fileno(), start, end - start, beginning
+    def __init__(self, file: Any, start: int, end: int, prefix: bytes = b""):
+        self._descriptor, self._start, self._prefix = file.fileno(), start, prefix
+        self._size = len(prefix) + max(0, end - start)
         self._at = 0
 
     def fileno(self) -> int:
@@ -38,10 +39,10 @@ class FilePart(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size - self._at))
-        content = os.pread(self._descriptor, wanted, self._start + self._at)
-        if self._at < len(self._beginning):
-            replaced = self._beginning[self._at : self._at + len(content)]
-            content = replaced + content[len(replaced) :]
+        content = self._prefix[self._at : self._at + wanted]
+        if len(content) < wanted:
+            at = self._at + len(content) - len(self._prefix)
+            content += os.pread(self._descriptor, wanted - len(content), self._start + at)
         view[: len(content)] = content
         self._at += len(content)
         return len(content)

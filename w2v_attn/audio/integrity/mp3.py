@@ -7,8 +7,12 @@ Source: ISO 11172-3, section 2.4.2; ISO 13818-3; the header frame that Xing and 
 """
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
+
+from w2v_attn.audio.file_part import FilePart
+from w2v_attn.audio.integrity.tags import end_of_leading_tags
 
 # kbit/s by code: in MPEG 1 of layers 1 to 3, in MPEG 2 and 2.5 of layer 1 and of layers 2 and 3.
 _V1 = (
@@ -34,8 +38,46 @@ SLACK_SAMPLES, SLACK = 1152 + 529, 0.002
 # Good files may have these tags, and zeros, after the last frame.
 TRAILING_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 CHUNK = 1 << 16
+# Frames that must follow each other in a file that does not begin like an MP3.
+MIN_CHAIN = 4
+# Bytes of a frame in which decoders look for Xing's header.
+MIN_HEADER_BYTES = 192
 # Frames whose samples a good decoder may omit: the header frame, the delays of encoder and decoder, the final padding.
 MAX_TRIMMED_FRAMES = 5
+
+
+class CountedHeader(NamedTuple):
+    """Where the frames of an MP3 begin, and a frame without sound that states their number; empty if there is one."""
+
+    header: bytes
+    start: int
+
+
+def counted_mp3_header(file: BinaryIO | FilePart) -> CountedHeader | None:
+    """Return where the frames of an open MP3 begin, and a header with their number if it does not have Xing's.
+
+    None where the file is no MP3 of layer III, or its frames do not state their length.
+    """
+    content = _Content(file)
+    first = _next_frame(content, end_of_leading_tags(file), None)
+    if first is None:
+        return None
+    head = content[first : first + 4]
+    form, stated = _form(head), _stated_count(content, first)
+    if form is None or form[1] != 3 or not _is_chain(content, first, form):
+        return None
+    if stated is not None and not stated.is_vbri:
+        return CountedHeader(b"", first)
+    if stated is not None:
+        first += _length(head[1:3])
+    frames = sum(1 for _, length in _chain(content, first, form) if length)
+    coded = next((code for code in range(1, 15) if _length(_with_rate(head, code)[1:3]) >= MIN_HEADER_BYTES), None)
+    if coded is None or frames == 0:
+        return None
+    frame = _with_rate(head, coded)
+    xing = XING_OFFSETS[head[1] >> 3 & 3 == 3, head[3] >> 6 == 3]
+    header = frame + bytes(xing - 4) + b"Info" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return CountedHeader(header.ljust(_length(frame[1:3]), b"\0"), first)
 
 
 def missing_mp3_samples(file: BinaryIO, samples: int) -> str | None:
@@ -49,7 +91,7 @@ def missing_mp3_samples(file: BinaryIO, samples: int) -> str | None:
         samples: Number of decoded samples of each channel.
     """
     content = _Content(file)
-    first = _next_frame(content, _skip_tags(content, 0), None)
+    first = _next_frame(content, end_of_leading_tags(content.file), None)
     stated = None if first is None else _stated_count(content, first)
     if first is None or stated is None:
         return None
@@ -62,29 +104,20 @@ def missing_mp3_samples(file: BinaryIO, samples: int) -> str | None:
 def mp3_warnings(file: BinaryIO, samples: int) -> list[str]:
     """Return warnings about the frames of an open MP3. samples: number of decoded samples of each channel."""
     content = _Content(file)
-    size, start = content.size, _skip_tags(content, 0)
-    at = first = _next_frame(content, start, None)
-    if at is None or first is None:
+    size, start = content.size, end_of_leading_tags(content.file)
+    first = _next_frame(content, start, None)
+    if first is None:
         return []  # frames of free length, or a format that only the decoder recognises
     # Junk before the first frame is harmless, unless that frame needs bytes of frames before it: they are damaged then.
     frames, lost = 0, first - start if _needs_earlier_frames(content, first) else 0
     form, stated = _form(content[first : first + 4]), _stated_count(content, first)
     cut = 0
-    while at < size:
-        length = _length(content[at + 1 : at + 3]) if _form(content[at : at + 4]) == form else 0
+    for at, length in _chain(content, first, form):
         if length > 0:
             frames += 1
             cut = max(0, at + length - size)
-            at += length
-            continue
-        end = _skip_tags(content, at)
-        if end == at:
-            if content[at : at + 16].startswith(TRAILING_TAGS):
-                break
-            following = _next_frame(content, at + 1, form)
-            end = size if following is None else following
-            lost += 0 if _only_zeros(content, at, end) else end - at
-        at = end
+        else:
+            lost -= length
     warnings = [f"bytes between its frames that are no sound ({lost})"] if lost else []
     if cut:
         warnings.append(f"cut short in its last frame ({cut} bytes are missing)")
@@ -99,13 +132,18 @@ def mp3_warnings(file: BinaryIO, samples: int) -> list[str]:
 class _Content:
     """Bytes of a file. They are not mapped into memory: truncation while they are read would crash the process."""
 
-    def __init__(self, file: BinaryIO):
-        self._file = file
+    def __init__(self, file: BinaryIO | FilePart):
+        self.file = file
         self.size = os.fstat(file.fileno()).st_size
+        self._window, self._window_at = b"", 0
 
     def __getitem__(self, part: slice) -> bytes:
-        self._file.seek(part.start)
-        return self._file.read(part.stop - part.start)
+        start, stop = part.start - self._window_at, part.stop - self._window_at
+        if start < 0 or stop > len(self._window):
+            self.file.seek(part.start)
+            self._window, self._window_at = self.file.read(max(CHUNK, part.stop - part.start)) or b"", part.start
+            start, stop = 0, part.stop - part.start
+        return self._window[start:stop]
 
     def find(self, byte: bytes, at: int) -> int:
         """Return the first position of a byte from `at` on, or -1."""
@@ -116,13 +154,43 @@ class _Content:
         return -1
 
 
-def _skip_tags(content: _Content, at: int) -> int:
-    while content[at : at + 3] == b"ID3":
-        size = 0
-        for byte in content[at + 6 : at + 10]:
-            size = size << 7 | byte & 0x7F
-        at += 10 + size
-    return at
+def _chain(content: _Content, at: int, form: tuple[int, int, int] | None) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length in bytes) of each frame from a first one on; of bytes that are no frame the length < 0.
+
+    Tags are left out, and so are zeros.
+    """
+    while at < content.size:
+        length = _length(content[at + 1 : at + 3]) if _form(content[at : at + 4]) == form else 0
+        if length > 0:
+            yield at, length
+            at += length
+            continue
+        end = end_of_leading_tags(content.file, at)
+        if end == at:
+            if content[at : at + 16].startswith(TRAILING_TAGS):
+                return
+            following = _next_frame(content, at + 1, form)
+            end = content.size if following is None else following
+            if not _only_zeros(content, at, end):
+                yield at, at - end
+        at = end
+
+
+def _is_chain(content: _Content, at: int, form: tuple[int, int, int]) -> bool:
+    """Return whether several frames follow each other, or all of the file does, so that no noise looks like them."""
+    for _ in range(MIN_CHAIN):
+        if at >= content.size:
+            return True
+        length = _length(content[at + 1 : at + 3]) if _form(content[at : at + 4]) == form else 0
+        if length == 0:
+            return content[at : at + 16].startswith((*TRAILING_TAGS, b"ID3", bytes(16)))
+        at += length
+    return True
+
+
+def _with_rate(head: bytes, code: int) -> bytes:
+    """Return the head of a frame with another bit rate, without a checksum and padding."""
+    return bytes([head[0], head[1] | 1, code << 4 | head[2] & 0x0D, head[3]])
 
 
 def _next_frame(content: _Content, at: int, form: tuple[int, int, int] | None) -> int | None:
@@ -169,10 +237,14 @@ def _length(head: bytes) -> int:
 
 
 class _StatedCount(NamedTuple):
-    """What a header states: the number of frames with sound, and how many of their samples to trim."""
+    """What a header states: the number of frames with sound, and how many of their samples to trim.
+
+    is_vbri: whether it is that of Fraunhofer's encoder.
+    """
 
     frames: int
     trimmed: int
+    is_vbri: bool = False
 
 
 def _stated_count(content: _Content, at: int) -> _StatedCount | None:
@@ -180,7 +252,7 @@ def _stated_count(content: _Content, at: int) -> _StatedCount | None:
     head = content[at : at + 4]
     vbri = content[at + VBRI_OFFSET : at + VBRI_OFFSET + VBRI_FRAMES + 4]
     if vbri[:4] == b"VBRI" and len(vbri) == VBRI_FRAMES + 4:
-        return _StatedCount(int.from_bytes(vbri[VBRI_FRAMES:], "big"), 0)
+        return _StatedCount(int.from_bytes(vbri[VBRI_FRAMES:], "big"), 0, is_vbri=True)
     offset = XING_OFFSETS[head[1] >> 3 & 3 == 3, head[3] >> 6 == 3]
     for xing in (at + offset, at + offset + 2):  # a checksum may be in front
         found = content[xing : xing + 12]  # a name, flags, the number of frames

@@ -1,8 +1,8 @@
 """Writes healthy recordings with every encoder and container of ffmpeg, and reads them: none may be refused.
 
-  PYTHONPATH=tests python tests/stress/codecs.py                  all of them: some minutes
-  PYTHONPATH=tests python tests/stress/codecs.py --only mp3       those whose names contain this
-  PYTHONPATH=tests python tests/stress/codecs.py --keep FOLDER    and keeps the files
+  PYTHONPATH=tests python tests/stress/codecs_of_ffmpeg.py                  all of them: some minutes
+  PYTHONPATH=tests python tests/stress/codecs_of_ffmpeg.py --only mp3       those whose names contain this
+  PYTHONPATH=tests python tests/stress/codecs_of_ffmpeg.py --keep FOLDER    and keeps the files
 
 What is right: the number of samples is that of ffmpeg's own decoder, exactly for codecs without loss, and up to the
 delay of the codec for others, because decoders differ in how much of a codec's delay they remove. The rate and the
