@@ -280,3 +280,62 @@ def test_every_kind_of_failure_is_in_the_documented_list(speech, tmp_path, call)
     assert counts == dict.fromkeys(kinds.values(), 1)
     page = (ROOT / "docs" / "audio-and-lists.md").read_text()
     assert all(f"| `{kind}` |" in page for kind in FAILURE_KINDS)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def test_what_reading_the_training_data_has_shown_is_counted_before_training_and_kept(speech, tmp_path):
+    from w2v_attn.corpus.splits import Splits
+    from w2v_attn.training.options import CtcOptions
+    from w2v_attn.training.preflight import DataScan, LengthCache, Unreadable, describe_data, scan_splits
+    from w2v_attn.training.tasks.ctc import Ctc
+
+    soundfile.write(tmp_path / "good.wav", speech, RATE)
+    soundfile.write(tmp_path / "clipped.wav", np.clip(20 * speech, -1, 1), RATE)
+    soundfile.write(tmp_path / "opposite.wav", np.stack([speech, -speech], 1), 8000)
+    (tmp_path / "empty.wav").touch()
+    rows = tuple(Row(path.name, path, text="one") for path in sorted(tmp_path.glob("*.wav")))
+
+    def scan(rows) -> DataScan:
+        found = LengthCache(tmp_path / "lengths.jsonl", RATE).of([(row, 30.0) for row in rows], lambda _: None)
+        by_row = {f"train {row.id}": seen for row, seen in zip(rows, found, strict=True)}
+        task = Ctc.from_data(CtcOptions(vocabulary="data"), rows, None)
+        return scan_splits(
+            Splits(rows, (), ()), task, by_row, sample_rate=RATE, frames_of=lambda n: n // 320, min_samples=400,
+            shortest_factor=1.0,
+        )  # fmt: skip
+
+    for _ in range(2):  # read, and then kept
+        found = scan(rows)
+        assert [(dropped.row.id, dropped.kind) for dropped in found.dropped] == [("empty.wav", "empty")]
+        shown = list(describe_data(found, Ctc.from_data(CtcOptions(vocabulary="data"), rows, None)))
+        assert ("converted", "1 resampled from 8 kHz, 1 mixed from stereo") in shown
+        assert ("flagged", "1 × clipped") in shown
+        assert {value for name, value in shown if name == "flagged"} >= {"1 × clipped", "1 × channels that cancel"}
+    left = scan(select_channel(rows, "left"))
+    assert left.flags == {"clipped": 1}
+    (missing,) = LengthCache(tmp_path / "more.jsonl", RATE).of([(Row("a", rows[0].path, channel=3), 9.0)], lambda _: 0)
+    assert missing == Unreadable("has no channel 3: it is mono, and its only channel is 0", "no_channel")
+
+
+def test_a_span_that_ends_after_its_recording_is_flagged():
+    from w2v_attn.features.pooling import Span
+    from w2v_attn.features.transform import FeatureTransform
+
+    spans = {"a": [Span(0, 1), Span(0.5, 2.05), Span(1.5, 2.5)], "b": [Span(0, 1)]}
+    transform = FeatureTransform(pooling="mean", spans=spans)
+    assert transform.span_flags("a", 2.0) == ("segments beyond the end (1 of 3: up to 2.5 s of 2.00 s)",)
+    assert transform.span_flags("a", 2.5) == transform.span_flags("b", 2.0) == transform.span_flags("c", 2.0) == ()
+    assert FeatureTransform().span_flags("a", 2.0) == ()
+
+
+def test_extract_and_convert_say_that_segments_end_after_their_recordings(speech, call, tmp_path):
+    soundfile.write(tmp_path / "a.wav", speech[:RATE], RATE)
+    (tmp_path / "spans.csv").write_text("id,start,end\na.wav,0,0.5\na.wav,0.5,3\n")
+    asked = ("pooling=mean", "segments=spans.csv")
+    code, shown, _ = call("extract", "audio=a.wav", "output=pooled", "audio_decoder=inline", *asked)
+    assert (code, "1 × segments beyond the end" in shown) == (0, True)
+    call("extract", "audio=a.wav", "output=frames", "audio_decoder=inline")
+    code, shown, _ = call("convert", "features=frames", "output=converted", "layout=mirrored", *asked)
+    assert (code, "1 × segments beyond the end" in shown) == (0, True)
