@@ -272,7 +272,7 @@ def test_an_ogg_of_several_recordings_is_read_to_the_end_of_the_last(name, wave,
     assert torch.equal(found.waveform, expected)
     assert found.flags == ()
     content = first.read_bytes()
-    first.write_bytes(content[:-20_000])
+    first.write_bytes(content[: len(content) * 3 // 4])
     with pytest.raises(AudioError, match="truncated"):
         read_audio(first)
 

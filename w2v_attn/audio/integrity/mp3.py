@@ -95,9 +95,12 @@ def missing_mp3_samples(file: BinaryIO, samples: int) -> str | None:
     stated = None if first is None else _stated_count(content, first)
     if first is None or stated is None:
         return None
-    expected = stated.frames * _samples(_form(content[first : first + 4])) - stated.trimmed
+    form = _form(content[first : first + 4])
+    expected = stated.frames * _samples(form) - stated.trimmed
     if samples >= expected - max(SLACK_SAMPLES, SLACK * expected):
         return None
+    if sum(length > 0 for _, length in _chain(content, first, form)) > stated.frames:
+        return None  # with the header all are there: the decoder left some out, which `mp3_warnings` says
     return f"its header states {expected} samples, the file holds {samples}"
 
 
