@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +223,7 @@ def verdict(whole: Seed, done: str, content: bytes, found: Recording) -> str:
     if not 0 < found.duration <= MAX_DURATION:
         return "wrong: length"
     if content[:4] == b"OggS" and content.count(b"OggS\0\x02") > 1:
-        return "wrong: the first of several recordings"
+        return all_recordings(content, found)
     same_form = (found.source_rate, found.source_channels) == (
         whole.recording.source_rate,
         whole.recording.source_channels,
@@ -240,6 +241,18 @@ def verdict(whole: Seed, done: str, content: bytes, found: Recording) -> str:
     if found.duration < whole.recording.duration - SHORTER and "cut" not in done:
         return "wrong: sound is missing"
     return "accepted: undetectable"
+
+
+def all_recordings(content: bytes, found: Recording) -> str:
+    """Whether an Ogg with several recordings one after the other was read to the end of the last."""
+    starts = [at for at in range(len(content)) if content.startswith(b"OggS\0\x02", at)]
+    parts = [content[start:end] for start, end in pairwise([*starts, len(content)])]
+    try:
+        seconds = sum(soundfile.info(io.BytesIO(part)).duration for part in parts)
+    except soundfile.LibsndfileError:
+        return "wrong: one of several recordings cannot be read"
+    same = abs(found.duration - seconds) < 0.01
+    return "accepted: all of several recordings" if same else "wrong: some of several recordings"
 
 
 def as_wav_says(content: bytes, found: Recording) -> str:

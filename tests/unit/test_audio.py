@@ -264,11 +264,25 @@ def test_an_ogg_that_lacks_a_page_is_refused_and_bytes_between_pages_are_ignored
 
 
 @pytest.mark.parametrize("name", ["ogg", "opus"])
-def test_an_ogg_of_several_recordings_is_refused_for_only_the_first_would_be_read(name, wave, tmp_path):
-    content = write(tmp_path / "a", wave, name).read_bytes() + write(tmp_path / "b", wave[:30_000], name).read_bytes()
-    (tmp_path / "a").write_bytes(content)
-    with pytest.raises(AudioError, match="several recordings one after the other"):
+def test_an_ogg_of_several_recordings_is_read_to_the_end_of_the_last(name, wave, tmp_path):
+    first, second = write(tmp_path / "a", wave, name), write(tmp_path / "b", wave[:30_000], name)
+    expected = torch.cat([read_audio(first), read_audio(second)])
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    found = read_recording(first)
+    assert torch.equal(found.waveform, expected)
+    assert found.flags == ()
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(first)
+
+
+def test_an_ogg_of_recordings_of_two_rates_is_refused_with_both(wave, tmp_path):
+    parts = [write(tmp_path / str(rate), wave, "ogg", rate).read_bytes() for rate in (16_000, 22_050)]
+    (tmp_path / "a").write_bytes(b"".join(parts))
+    with pytest.raises(AudioError, match="of 1 × 16000 Hz and of 1 × 22050 Hz one after the other") as refusal:
         read_audio(tmp_path / "a")
+    assert refusal.value.kind == "unsupported"
 
 
 def test_an_ogg_of_a_broadcast_that_was_joined_later_is_whole(wave, tmp_path):

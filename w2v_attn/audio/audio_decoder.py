@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from w2v_attn.audio.channels import MEAN, channel_number
 from w2v_attn.audio.decoder_subprocess import SubprocessDecoder
 from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.audio.samples import MAX_CHANNELS, SAMPLE_RATE_LIMITS, read_duration
@@ -23,7 +24,7 @@ class AudioDecoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioDecoderOptions:
-    """Where recordings are decoded, and what is accepted.
+    """Where recordings are decoded, what is accepted, and which channel is read.
 
     Args:
         kind: "inline" decodes in the threads that read; "subprocess" in subprocesses, which may hang, crash or run out
@@ -32,9 +33,10 @@ class AudioDecoderOptions:
         memory_gb: Memory in GB that a subprocess may allocate beyond what its libraries need.
         sample_rates: Lowest and highest sample rate in Hz that a file may declare.
         max_channels: Most channels that a file may declare.
+        channel: The channel that is read of each file: "mean" of all, "left", "right", or a number from 0.
 
     Raises:
-        ValueError: an unknown kind, or limits that no recording can meet.
+        ValueError: an unknown kind or channel, or limits that no recording can meet.
     """
 
     kind: str = "inline"
@@ -42,6 +44,7 @@ class AudioDecoderOptions:
     memory_gb: float = 1.0
     sample_rates: tuple[int, int] = SAMPLE_RATE_LIMITS
     max_channels: int = MAX_CHANNELS
+    channel: str | int = MEAN
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,9 +57,11 @@ class AudioDecoderOptions:
                 f"audio_decoder.sample_rates must be [lowest,highest] in Hz, got {list(self.sample_rates)}"
             )
 
+        channel_number(self.channel)
+
     def start(self) -> AudioDecoder:
         """Start the decoder; the caller closes it."""
-        limits = {"rates": self.sample_rates, "max_channels": self.max_channels}
+        limits = {"rates": self.sample_rates, "max_channels": self.max_channels, "channel": self.channel}
         if self.kind == "subprocess":
             return SubprocessDecoder(timeout=self.timeout, memory_gb=self.memory_gb, **limits)
         return _InlineDecoder(**limits)
@@ -67,7 +72,7 @@ class _InlineDecoder:
         self._limits = limits
 
     def read_recording(self, path: str | os.PathLike[str], **part: Any) -> Recording:
-        return read_recording(path, **part, **self._limits)
+        return read_recording(path, **{**self._limits, **part})
 
     def read_duration(self, path: str | os.PathLike[str]) -> float | None:
         return read_duration(path)

@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 import w2v_attn
-from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.audio_source import AudioError
 from w2v_attn.audio.read_audio import Recording, recording_of
 from w2v_attn.audio.samples import AudioInfo
 from w2v_attn.audio.worker import BLOCK, FOUND, HEAD, NO_MEMORY, READY, REFUSED
-from w2v_attn.run_error import RunError
+from w2v_attn.run_error import FAILURE_KINDS, RunError
 
 Reply = TypeVar("Reply")
 
@@ -73,7 +73,7 @@ class SubprocessDecoder:
                 decoder was closed meanwhile.
             RunError: the subprocesses do not start.
         """
-        request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **part, **self._limits}
+        request = {"path": os.path.abspath(path), "sample_rate": sample_rate, **self._limits, **part}
 
         def recording(blocks: list[np.ndarray], found: Any) -> Recording:
             return recording_of(blocks, sample_rate, AudioInfo(**{**found, "flags": tuple(found["flags"])}))
@@ -126,25 +126,27 @@ class SubprocessDecoder:
                 elif kind == FOUND:
                     return make(blocks, json.loads(content))
                 elif kind == REFUSED:
-                    return AudioError(content.decode())
+                    return _refusal(json.loads(content))
                 elif kind == NO_MEMORY:
                     return AudioError(
                         f"takes more than {self._memory_gb:g} GB of memory to decode: if it should, raise "
-                        "audio_decoder.memory_gb"
+                        "audio_decoder.memory_gb",
+                        kind="out_of_memory",
                     )
         except TimeoutError:
             raise _LostError(
                 f"took longer than {self._timeout:g} seconds to decode without giving a sample: if it should, raise "
-                "audio_decoder.timeout"
+                "audio_decoder.timeout",
+                kind="decoder_timeout",
             ) from None
         if self._closed:
-            raise AudioError("was interrupted")
-        raise _LostError(f"crashes its decoder ({process.end()})")
+            raise AudioError("was interrupted", kind="interrupted")
+        raise _LostError(f"crashes its decoder ({process.end()})", kind="decoder_crashed")
 
     def _take(self) -> "_Process":
         with self._lock:
             if self._closed:
-                raise AudioError("was interrupted")
+                raise AudioError("was interrupted", kind="interrupted")
             process = self._idle.pop() if self._idle else _Process(self._timeout, self._memory_gb)
             self._busy.add(process)
         try:
@@ -152,7 +154,7 @@ class SubprocessDecoder:
         except BaseException as error:
             self._drop(process)
             if self._closed and isinstance(error, RunError):  # closed before it had started
-                raise AudioError("was interrupted") from None
+                raise AudioError("was interrupted", kind="interrupted") from None
             raise
         return process
 
@@ -173,6 +175,12 @@ class SubprocessDecoder:
 
 class _LostError(AudioError):
     """A process died or hung while it decoded a recording."""
+
+
+def _refusal(content: Any) -> AudioError:
+    """Return the error that a subprocess reports; its content may be wrong, because a file may control the process."""
+    kind = str(content["kind"])
+    return AudioError(str(content["reason"]), kind=kind if kind in FAILURE_KINDS else "other")
 
 
 class _Process:

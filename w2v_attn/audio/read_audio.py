@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from w2v_attn.audio.decoders import AudioError as AudioError
+from w2v_attn.audio.audio_source import AudioError as AudioError
+from w2v_attn.audio.channels import MEAN, conversions
 from w2v_attn.audio.samples import MAX_CHANNELS, SAMPLE_RATE_LIMITS, AudioInfo, read_samples
 
 SAMPLE_RATE = 16_000
@@ -20,13 +21,14 @@ class Recording:
     """A decoded file, or a segment of one.
 
     Attributes:
-        waveform: float32 [samples] at `sample_rate`, channels averaged, full scale ±1, not normalised.
+        waveform: float32 [samples] at `sample_rate`, channels averaged or one of them, full scale ±1, not normalised.
         sample_rate: Hz.
         source_rate: Sample rate of the file, in Hz.
         source_channels: Number of channels of the file.
-        flags: Warnings about a usable file: "all zeros", "constant", "louder than full scale …", "header claims …".
+        flags: Warnings about a usable file: "all zeros", "clipped …", "louder than full scale …", "header claims …".
         source: What distinguishes this state of the file from later ones, where requested; see
             `runs.row_reader.source_state`.
+        channel: Number of the channel that was read, from 0; None: the mean of all.
     """
 
     waveform: Tensor
@@ -35,15 +37,25 @@ class Recording:
     source_channels: int
     flags: tuple[str, ...]
     source: str = ""
+    channel: int | None = None
 
     @property
     def duration(self) -> float:
         """Length in seconds."""
         return len(self.waveform) / self.sample_rate
 
+    @property
+    def conversions(self) -> tuple[str, ...]:
+        """How the file was converted, such as "resampled from 8 kHz"; see `channels.conversions`."""
+        return conversions(self.source_rate, self.sample_rate, self.source_channels, self.channel)
+
 
 def read_audio(
-    path: str | os.PathLike[str], *, sample_rate: int = SAMPLE_RATE, max_duration: float = float("inf")
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    max_duration: float = float("inf"),
+    channel: str | int = MEAN,
 ) -> Tensor:
     """Return the waveform of an audio file: resampled, channels averaged, not normalised.
 
@@ -55,16 +67,19 @@ def read_audio(
         path: The file.
         sample_rate: Sample rate of the result, in Hz.
         max_duration: Seconds; reading a longer recording stops with an error.
+        channel: "mean" of all channels, "left", "right", or the number of one, from 0.
 
     Returns:
         float32 [samples] at `sample_rate`, full scale ±1.
 
     Raises:
         AudioError: the file cannot be read, is not audio, is damaged or truncated, has no samples or NaN, declares a
-            sample rate outside 4–384 kHz or more than 64 channels, or is longer than `max_duration`. It is a
-            ValueError; its text is the reason.
+            sample rate outside 4–384 kHz or more than 64 channels, does not have `channel`, or is longer than
+            `max_duration`. It is a ValueError; its text is the reason, and its `kind` is one of
+            `run_error.FAILURE_KINDS`.
+        ValueError: `channel` is none that a recording could have.
     """
-    return read_recording(path, sample_rate=sample_rate, max_duration=max_duration).waveform
+    return read_recording(path, sample_rate=sample_rate, max_duration=max_duration, channel=channel).waveform
 
 
 def read_recording(
@@ -74,6 +89,7 @@ def read_recording(
     max_duration: float = float("inf"),
     offset: float = 0.0,
     duration: float | None = None,
+    channel: str | int = MEAN,
     rates: tuple[int, int] = SAMPLE_RATE_LIMITS,
     max_channels: int = MAX_CHANNELS,
 ) -> Recording:
@@ -85,6 +101,7 @@ def read_recording(
         max_duration: Seconds; reading a longer recording stops with an error.
         offset: Start of the segment, in seconds.
         duration: Length of the segment, in seconds; None: to the end. The rest of the file is not checked.
+        channel: See `read_audio`.
         rates: Lowest and highest sample rate that a file may declare, in Hz.
         max_channels: Most channels that a file may declare.
 
@@ -97,6 +114,7 @@ def read_recording(
         max_duration=max_duration,
         offset=offset,
         duration=duration,
+        channel=channel,
         rates=rates,
         max_channels=max_channels,
     )

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from w2v_attn.audio.decoders import AudioError, AudioSource, open_source
+from w2v_attn.audio.audio_source import AudioError, AudioSource
+from w2v_attn.audio.channels import MEAN, channel_number, missing_channel_reason
+from w2v_attn.audio.decoders import open_source
+from w2v_attn.audio.signal_checks import SignalChecks
 
 # Lowest and highest sample rate that a file may declare by default, in Hz.
 SAMPLE_RATE_LIMITS = (4_000, 384_000)
 MAX_CHANNELS = 64
-# Decoders and resamplers overshoot full scale a little; a peak above this means that the samples have another scale.
-LOUD_THRESHOLD = 2.0
 # Seconds that a segment may be shorter than stated: manifests round.
 SEGMENT_SLACK = 0.1
 
@@ -29,6 +30,7 @@ class AudioInfo:
     source_rate: int
     source_channels: int
     flags: tuple[str, ...]
+    channel: int | None = None
 
 
 def read_samples(
@@ -38,30 +40,42 @@ def read_samples(
     max_duration: float = float("inf"),
     offset: float = 0.0,
     duration: float | None = None,
+    channel: str | int = MEAN,
     rates: tuple[int, int] = SAMPLE_RATE_LIMITS,
     max_channels: int = MAX_CHANNELS,
 ) -> Generator[np.ndarray, None, AudioInfo]:
-    """Yield blocks of float32 [samples] at `sample_rate`, the mean of the channels; return information about the file.
+    """Yield blocks of float32 [samples] at `sample_rate` of a channel or the mean; return information about the file.
 
     For the arguments see `read_audio.read_recording`. Damage may be found only after the last block: the blocks are
     valid once the generator has returned.
 
     Raises:
         AudioError: see `read_recording`.
+        ValueError: `channel` is none that a recording could have.
     """
+    number = channel_number(channel)
     with open_source(Path(path)) as source:
         if not rates[0] <= source.rate <= rates[1]:
-            raise AudioError(f"declares a sample rate of {source.rate} Hz: expected {rates[0]} to {rates[1]} Hz")
+            raise AudioError(
+                f"declares a sample rate of {source.rate} Hz: expected {rates[0]} to {rates[1]} Hz", kind="bad_rate"
+            )
         if source.channels > max_channels:
-            raise AudioError(f"declares {source.channels} channels: expected {max_channels} at most")
-        extent = SampleExtent()
+            raise AudioError(
+                f"declares {source.channels} channels: expected {max_channels} at most", kind="too_many_channels"
+            )
+        if number is not None and number >= source.channels:
+            raise AudioError(missing_channel_reason(channel, source.channels), kind="no_channel")
+        checks = SignalChecks()
         segment = _Segment(source, offset, duration)
-        for block in _resampled(_mono(segment, max_duration, extent), source.rate, sample_rate):
+        for block in _resampled(_mono(segment, max_duration, number, checks), source.rate, sample_rate):
             if not np.isfinite(block).all():
-                raise AudioError(f"overflows when it is resampled: its samples reach {extent.high:.3g} × full scale")
+                raise AudioError(
+                    f"overflows when it is resampled: its samples reach {checks.peak:.3g} × full scale",
+                    kind="non_finite",
+                )
             yield block
-        flags = (*segment.check_complete(), *extent.warnings())
-        return AudioInfo(source.rate, source.channels, flags)
+        flags = (*segment.check_complete(), *checks.warnings())
+        return AudioInfo(source.rate, source.channels, flags, number)
 
 
 def read_duration(path: str | os.PathLike[str]) -> float | None:
@@ -96,9 +110,11 @@ class _Segment:
             if self._left == 0:
                 return
 
-    def empty_reason(self) -> str:
-        """Return why there are no samples."""
-        return f"ends before {self._offset:g} s, where the segment begins" if self._first else "holds no samples"
+    def empty_error(self) -> AudioError:
+        """Return the error of a segment without samples."""
+        if self._first:
+            return AudioError(f"ends before {self._offset:g} s, where the segment begins", kind="outside")
+        return AudioError("holds no samples", kind="no_samples")
 
     def check_complete(self) -> list[str]:
         """Return the source's warnings where all of it was read.
@@ -110,48 +126,33 @@ class _Segment:
             return self._source.check_complete() if self._first == 0 else []
         if self._left > SEGMENT_SLACK * self.rate:
             raise AudioError(
-                f"ends before {self._offset + self._duration:g} s, where the segment from {self._offset:g} s ends"
+                f"ends before {self._offset + self._duration:g} s, where the segment from {self._offset:g} s ends",
+                kind="outside",
             )
         return []
 
 
-@dataclass
-class SampleExtent:
-    """The smallest and the largest sample of a file, before resampling smooths its peaks."""
-
-    low: float = float("inf")
-    high: float = float("-inf")
-
-    def include(self, block: np.ndarray) -> None:
-        """Extend the range by a block of samples."""
-        self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
-
-    def warnings(self) -> Iterator[str]:
-        """Yield warnings about unusual samples."""
-        if self.low == self.high:
-            yield "all zeros" if self.low == 0 else "constant"
-        peak = max(-self.low, self.high)
-        if peak > LOUD_THRESHOLD:
-            yield f"louder than full scale ({peak:.3g} ×)"
-
-
-def _mono(source: "_Segment", max_duration: float, extent: SampleExtent) -> Iterator[np.ndarray]:
-    """Yield blocks of float32 [frames]: the mean of the channels."""
+def _mono(source: "_Segment", max_duration: float, channel: int | None, checks: SignalChecks) -> Iterator[np.ndarray]:
+    """Yield blocks of float32 [frames]: one channel, or the mean of all."""
     frames = 0
     for block in source.blocks():
         frames += len(block)
         if frames > max_duration * source.rate:
             raise AudioError(
                 f"is longer than max_duration={max_duration:g} seconds: raise the limit if there is enough memory, or "
-                "split the file"
+                "split the file",
+                kind="too_long",
             )
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        used = block if channel is None else block[:, channel : channel + 1]
+        mono = np.ascontiguousarray(used[:, 0]) if used.shape[1] == 1 else used.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():
-            raise AudioError(f"has NaN or infinite samples within its first {frames / source.rate:.1f} seconds")
-        extent.include(mono)
+            raise AudioError(
+                f"has NaN or infinite samples within its first {frames / source.rate:.1f} seconds", kind="non_finite"
+            )
+        checks.include(used, mono)
         yield mono
     if frames == 0:
-        raise AudioError(source.empty_reason())
+        raise source.empty_error()
 
 
 def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:

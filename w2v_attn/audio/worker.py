@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.audio_source import AudioError
 from w2v_attn.audio.samples import read_duration, read_samples
 
 # The head of a message: its kind and the number of bytes that follow.
@@ -48,7 +48,7 @@ def main() -> None:
         try:
             _decode(json.loads(line), replies, timeout)
         except AudioError as refusal:
-            _send(replies, REFUSED, str(refusal).encode(errors="replace"))
+            _send(replies, REFUSED, json.dumps({"reason": str(refusal), "kind": refusal.kind}).encode())
         except MemoryError:
             _send(replies, NO_MEMORY)
         _alarm(0)

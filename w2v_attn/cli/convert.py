@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from typing import Any
 
@@ -12,6 +13,7 @@ from w2v_attn.features.conversion import Conversion, ConversionError, Conversion
 from w2v_attn.features.open_features import open_features
 from w2v_attn.features.transform import describe_underflow
 from w2v_attn.runs.failure_log import FAILURE_LOG
+from w2v_attn.runs.run_stats import flag_name
 
 
 def run(config: Any) -> int:
@@ -29,6 +31,7 @@ def run(config: Any) -> int:
     conversion = Conversion(features, output, request)
     done, failed, size, code = 0, [], 0, DONE
     underflowed = with_underflow = 0
+    flags = Counter[str]()
     started = time.monotonic()
     interruption = Interruption()
     try:
@@ -42,6 +45,7 @@ def run(config: Any) -> int:
                 size += converted.bytes
                 underflowed += converted.underflowed
                 with_underflow += converted.underflowed > 0
+                flags.update(map(flag_name, converted.flags))
                 if converted.reason is not None:
                     failed.append((converted.id, converted.reason))
                 progress.advance(1, failed=converted.reason is not None)
@@ -70,6 +74,7 @@ def run(config: Any) -> int:
         rows.append(("not reached", str(len(conversion.ids) - done)))
     if len(features) > len(conversion.ids):
         rows.append(("without segments", str(len(features) - len(conversion.ids))))
+    rows += [("flagged", f"{count:,} × {flag}") for flag, count in flags.most_common()]
     console.show("Converted", rows)
     corpus_run.show_failed("Could not be converted", failed)
     if code in (INTERRUPTED, TERMINATED):

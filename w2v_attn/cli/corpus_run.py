@@ -15,7 +15,7 @@ from w2v_attn.run_error import RunError
 from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.row_reader import row_weight
-from w2v_attn.runs.run_stats import RunStats, Throughput
+from w2v_attn.runs.run_stats import RunStats, Throughput, count_conversions
 
 Result = TypeVar("Result")
 
@@ -80,6 +80,7 @@ def conclude(title: str, corpus: Corpus, finished: FinishedRun, output: Path, ro
         ("failed", f"{stats.failed:,}, see {FAILURE_LOG}" if stats.failed else "0"),
         ("audio", f"{stats.seconds:,.1f} s, {stats.seconds / wall:.1f} × real time"),
         ("time", f"{console.span(wall)}, {stats.written / wall:,.1f} recordings/s"),
+        *([("converted", count_conversions(stats.conversions))] if stats.conversions else []),
         *rows,
         ("output", str(output)),
     ]

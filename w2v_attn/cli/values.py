@@ -126,12 +126,18 @@ def long_form(config: Any) -> LongForm:
 
 
 def audio_decoder(config: Any) -> AudioDecoderOptions:
-    """Return where recordings are decoded, and within which limits."""
+    """Return where recordings are decoded, within which limits, and which channel is read."""
     chosen = config.audio_decoder
     subprocess = {name: number(config, f"audio_decoder.{name}") for name in ("timeout", "memory_gb") if name in chosen}
     rates = list_of(config, "audio_decoder.sample_rates", int)
     channels = int(number(config, "audio_decoder.max_channels"))
-    return AudioDecoderOptions(kind=str(chosen.kind), sample_rates=tuple(rates), max_channels=channels, **subprocess)
+    return AudioDecoderOptions(
+        kind=str(chosen.kind),
+        sample_rates=tuple(rates),
+        max_channels=channels,
+        channel=text(config, "channel"),
+        **subprocess,
+    )
 
 
 def limits(config: Any) -> dict[str, Any]:

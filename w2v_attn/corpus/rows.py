@@ -64,6 +64,7 @@ class Row:
         speaker: Who speaks.
         split: "train", "valid" or "test".
         content: The bytes of a recording that is not a file of its own.
+        channel: The channel of the file, see `audio.channels`; None: that of the run.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Row:
     speaker: str | None = None
     split: str | None = None
     content: Content | None = field(default=None, compare=False, repr=False)
+    channel: str | int | None = None
 
 
 @dataclass(frozen=True)

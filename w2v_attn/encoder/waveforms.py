@@ -17,6 +17,7 @@ from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.cost import memory_limit
 from w2v_attn.encoder.inputs import Input, build_input
 from w2v_attn.patching.replace import replace_attention
+from w2v_attn.run_error import RecordingError
 
 # Frames of a batch. On a CPU the budget is for each core: at the end of a batch all cores wait for the last one, and
 # with recordings of ten seconds and more each core needs several of them to balance the load (1600 frames are up to a
@@ -190,12 +191,13 @@ class WaveformModel:
         if waveform.dim() != 1:
             raise ValueError(f"a waveform must be [samples], got {list(waveform.shape)}: average the channels first")
         if len(waveform) < self.input.min_samples:
-            raise ValueError(
+            raise RecordingError(
                 f"is too short: {len(waveform)} samples at {self.sample_rate} Hz, "
-                f"at least {self.input.min_samples} are needed"
+                f"at least {self.input.min_samples} are needed",
+                kind="too_short",
             )
         if not bool(torch.isfinite(waveform).all()):
-            raise ValueError("has samples that are NaN or infinite")
+            raise RecordingError("has samples that are NaN or infinite", kind="non_finite")
 
     def prepare_all(self, waveforms: Iterable[Tensor]) -> Iterable[Tensor]:
         """Return the model inputs of waveforms: lazily one by one on a CPU, as a batch on accelerators."""

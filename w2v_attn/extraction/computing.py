@@ -12,6 +12,8 @@ from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.features.arrays import is_finite
 from w2v_attn.features.transform import Transformed
+from w2v_attn.run_error import RecordingError
+from w2v_attn.runs.outcomes import row_failure
 from w2v_attn.runs.pipeline import Batch
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def _transformed(spec: FeatureSpec, row: Row, features: dict[str, Tensor]) -> Tr
         try:
             return spec.transform(row.id, features)
         except ValueError as error:
-            return ValueError(str(error))
+            return row_failure(error)
     dtype = dtype_name(next(iter(features.values())).dtype)
     way_out = "" if dtype in ("float32", "float64") else ": extract with dtype=float32"
-    return ValueError(f"its features are not finite in {dtype}{way_out}")
+    return RecordingError(f"its features are not finite in {dtype}{way_out}", kind="non_finite")

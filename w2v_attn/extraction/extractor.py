@@ -36,7 +36,7 @@ class ExtractionTask:
         max_duration: Seconds; longer recordings are not used.
         layout: See `store.STORES`.
         transform: What is made of the layers; None keeps them as they are.
-        audio_decoder: Where, and within which limits, recordings are decoded.
+        audio_decoder: Where, and within which limits, recordings are decoded, and which channel of them.
     """
 
     output: Path
@@ -108,7 +108,7 @@ class InProcessExtractor:
     def __init__(self, encoder: Encoder, task: ExtractionTask):
         self._encoder, self._task = encoder, task
         self._store = store_of(task.layout)
-        self._spec = FeatureSpec(encoder, task.layers, task.transform)
+        self._spec = FeatureSpec(encoder, task.layers, task.transform, channel=task.audio_decoder.channel)
         self.description = _describe(encoder, self._spec, task.layout)
 
     @classmethod
@@ -151,6 +151,7 @@ class InProcessExtractor:
             budget=batch_frames,
             writers=WRITERS,
             find_cached=store.find,
+            flags_of=self._spec.flags,
             interrupted=interrupted,
             audio_decoder=self._task.audio_decoder,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn import __version__
+from w2v_attn.audio.channels import MEAN, channel_number, conversions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.checkpoints.checksum import checkpoint_hash
 from w2v_attn.corpus.rows import Row
@@ -48,20 +49,33 @@ class FeatureSpec:
         layers: The layers that the encoder computes.
         fingerprint: What determines the features.
 
+    Args:
+        encoder: The encoder.
+        layers: The layers; see `encoder.layers.check_layers`.
+        transform: What is made of them; None keeps them as they are.
+        channel: The channel that is read of each recording; see `audio.channels`.
+
     Raises:
-        ValueError: an unknown layer, or layers that cannot be summed as asked for.
+        ValueError: an unknown layer or channel, or layers that cannot be summed as asked for.
     """
 
-    def __init__(self, encoder: Encoder, layers: Sequence[str], transform: FeatureTransform | None = None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        layers: Sequence[str],
+        transform: FeatureTransform | None = None,
+        *,
+        channel: str | int = MEAN,
+    ):
         self._encoder, self._transform = encoder, FeatureTransform() if transform is None else transform
-        self._asked = tuple(layers)
+        self._asked, self._channel = tuple(layers), channel
         self.layers = self._transform.input_layers(check_layers(layers, encoder.num_layers))
         self._rates = {layer: encoder.frame_rate(layer) for layer in self.layers}
         self._check_sum()
         made = self._transform.fingerprint(self.layers)
         if made.get("output_dtype") == dtype_name(encoder.dtype):
             del made["output_dtype"]  # the dtype of the computation already determines it
-        self.fingerprint = {**fingerprint_of(encoder, self.layers), **made}
+        self.fingerprint = {**fingerprint_of(encoder, self.layers), **_channel_of(channel), **made}
         self._names = self._transform.output_layers(self.layers)
         self._checksums = {
             "fingerprint": hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest(),
@@ -72,11 +86,19 @@ class FeatureSpec:
         """Return what is made of the layers of a row, on the CPU. Raises ValueError: see `FeatureTransform.apply`."""
         return self._transform.apply(row_id, features, self._rates.__getitem__)
 
+    def flags(self, row: Row, recording: Recording) -> tuple[str, ...]:
+        """Return warnings about what is asked of a recording: spans beyond its end."""
+        return self._transform.span_flags(row.id, recording.duration)
+
     @cached_property
     def without_spans(self) -> "FeatureSpec":
         """This specification for whole recordings, without spans: it can be tried on any recording."""
         transform = self._transform.without_spans
-        return self if transform is self._transform else FeatureSpec(self._encoder, self._asked, transform)
+        return (
+            self
+            if transform is self._transform
+            else FeatureSpec(self._encoder, self._asked, transform, channel=self._channel)
+        )
 
     @property
     def vectors_per_recording(self) -> float | None:
@@ -137,7 +159,8 @@ class FeatureSpec:
             return "of another state of their source"
         flags = tuple(about["flags"].split("; ")) if about["flags"] else ()
         written = self.location(path, shapes, underflow_of(about))
-        return CachedResult(written, int(about["samples"]), int(about["sample_rate"]), flags)
+        samples, rate = int(about["samples"]), int(about["sample_rate"])
+        return CachedResult(written, samples, rate, flags, _conversions(about, rate))
 
     def _check_sum(self) -> None:
         """Raise ValueError if the layers cannot be summed for any recording."""
@@ -166,6 +189,8 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
         "sample_rate": str(recording.sample_rate),
         "samples": str(len(recording.waveform)),
         "source_rate": str(recording.source_rate),
+        "source_channels": str(recording.source_channels),
+        **({"channel": str(recording.channel)} if recording.channel is not None else {}),
         "checkpoint": encoder.checkpoint.source,
         **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
         "dtype": dtype_name(encoder.dtype),
@@ -190,6 +215,23 @@ def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
         "dtype": dtype_name(encoder.dtype),
         "long_form": _describe(encoder.long_form),
     }
+
+
+def _channel_of(channel: str | int) -> dict[str, str]:
+    """Return the entry of the fingerprint for a channel; none for the mean."""
+    number = channel_number(channel)
+    return {} if number is None else {"channel": str(number)}
+
+
+def _conversions(about: Mapping[str, str], rate: int) -> tuple[str, ...]:
+    """Return how a recording was converted, from the metadata of its features."""
+    channel = about.get("channel")
+    return conversions(
+        int(about["source_rate"]),
+        rate,
+        int(about.get("source_channels", 1)),  # not stated by earlier versions
+        None if channel is None else int(channel),
+    )
 
 
 def _describe(long_form: LongForm) -> str:

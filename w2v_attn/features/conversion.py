@@ -14,7 +14,7 @@ from torch import Tensor
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.features.arrays import check_dtype
 from w2v_attn.features.conversion_folder import acquire_conversion_folder, check_conversion_folder, note_failure
-from w2v_attn.features.feature_errors import DamagedError, FeatureSetError
+from w2v_attn.features.feature_errors import DamagedError, FeatureSetError, RecordingFeaturesError
 from w2v_attn.features.formats.interface import FeatureWriter
 from w2v_attn.features.formats.layouts import get_layout
 from w2v_attn.features.open_features import FeatureSet
@@ -55,12 +55,14 @@ class ConversionOutcome:
         reason: Why it is not in the output; None if it is.
         bytes: Bytes of its tensors.
         underflowed: Values that became 0 in the dtype of the output.
+        flags: Warnings about what was asked of it, such as spans beyond its end.
     """
 
     id: str
     reason: str | None
     bytes: int = 0
     underflowed: int = 0
+    flags: tuple[str, ...] = ()
 
 
 class Conversion:
@@ -108,17 +110,17 @@ class Conversion:
                 with self._writer(self._output) as writer:
                     for id in self.ids:
                         try:
-                            made, metadata = self._make(self._features[id])
+                            made, metadata, flags = self._make(self._features[id])
                             _write(writer, id, made.features, metadata)
                         except FeatureSetError as error:
-                            note_failure(self._output, id, str(error))
+                            note_failure(self._output, id, error)
                             yield ConversionOutcome(id, str(error))
                         else:
                             written += 1
                             underflow["values"] += made.underflowed
                             underflow["recordings"] += made.underflowed > 0
                             size = sum(tensor.nbytes for tensor in made.features.values())
-                            yield ConversionOutcome(id, None, size, made.underflowed)
+                            yield ConversionOutcome(id, None, size, made.underflowed, flags)
                 finished({"written": written, "underflow": underflow})
         except OSError as error:
             raise ConversionError(f"cannot write to {self._output}: {error.strerror or error}") from error
@@ -146,14 +148,20 @@ class Conversion:
         names = hashlib.sha256("\n".join(self.ids).encode(errors="surrogateescape")).hexdigest()
         return json.loads(json.dumps({**source, "sha256_of_ids": names, **request}, default=os.fspath))
 
-    def _make(self, recording: RecordingFeatures) -> tuple[Transformed, dict[str, str]]:
-        """Return features and metadata as they are written."""
+    def _make(self, recording: RecordingFeatures) -> tuple[Transformed, dict[str, str], tuple[str, ...]]:
+        """Return features and metadata as they are written, and warnings about the request."""
         transform, metadata = self._transform, recording.metadata
         chosen = transform.input_layers(recording.layers)
         if transform.pooling != "none" and "pooling" in metadata:
             raise FeatureSetError(f"is already pooled (pooling={metadata['pooling']}): it has no frames")
         made = transform.apply(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
-        return made, transform.metadata(recording.id, metadata, chosen, made.underflowed)
+        described = transform.metadata(recording.id, metadata, chosen, made.underflowed)
+        flags = ()
+        if transform.spans is not None:
+            flags = transform.span_flags(recording.id, int(metadata["samples"]) / int(metadata["sample_rate"]))
+        if flags:
+            described["flags"] = "; ".join(filter(None, [metadata.get("flags", ""), *flags]))
+        return made, described, flags
 
 
 def _write(writer: FeatureWriter, id: str, features: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -164,4 +172,4 @@ def _write(writer: FeatureWriter, id: str, features: Mapping[str, Tensor], metad
             error.errno != errno.ENAMETOOLONG
         ):  # a name that is too long concerns one recording; other errors concern all
             raise
-        raise FeatureSetError(f"cannot be written: {error.strerror}") from error
+        raise RecordingFeaturesError(f"cannot be written: {error.strerror}", kind="not_written") from error

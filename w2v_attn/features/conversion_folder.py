@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.run_error import failure_kind
 from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.locks import LOCK, InUseError, acquire_lock
 from w2v_attn.runs.output_folder import describe_process, in_use_error
@@ -67,10 +68,10 @@ def incomplete_reason(folder: Path, recordings: int) -> str | None:
     return None if written == recordings else f"there are {recordings} recordings, its conversion wrote {written}"
 
 
-def note_failure(output: Path, id: str, reason: str) -> None:
+def note_failure(output: Path, id: str, error: FeatureSetError) -> None:
     """Append a line to failures.jsonl."""
     with (output / FAILURE_LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"id": id, "reason": reason}) + "\n")
+        file.write(json.dumps({"id": id, "reason": str(error), "kind": failure_kind(error)}) + "\n")
 
 
 def _write(output: Path, record: dict[str, object]) -> None:

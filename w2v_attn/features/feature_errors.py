@@ -1,12 +1,20 @@
-"""Errors of stored features."""
+"""Errors of features."""
+
+from w2v_attn.run_error import RecordingError
 
 
 class FeatureSetError(ValueError):
     """A request for features that cannot be met. The text says what was expected, what was found, and what to do."""
 
 
-class DamagedError(FeatureSetError):
+class RecordingFeaturesError(FeatureSetError, RecordingError):
+    """The features of one recording cannot be made as asked for; its `kind` says why in a word."""
+
+
+class DamagedError(RecordingFeaturesError):
     """A file that is truncated or damaged."""
+
+    kind = "damaged"
 
 
 class UnknownNameError(FeatureSetError, KeyError):

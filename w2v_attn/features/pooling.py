@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.feature_errors import RecordingFeaturesError
 from w2v_attn.features.recording_features import frame_times
 
 POOLINGS = ("none", "mean", "statistics")
@@ -34,11 +34,11 @@ def frames_of(span: Span, frames: int, rate: float) -> slice:
     """Return the frames with centres in [start, end); for a shorter span, the frame nearest to its middle.
 
     Raises:
-        FeatureSetError: the span begins after the end of the last frame.
+        RecordingFeaturesError: the span begins after the end of the last frame.
     """
     if span.start >= frames / rate + 1 / rate:
-        raise FeatureSetError(
-            f"the span {span.start:g} to {span.end:g} s begins after its end, at {frames / rate:.2f} s"
+        raise RecordingFeaturesError(
+            f"the span {span.start:g} to {span.end:g} s begins after its end, at {frames / rate:.2f} s", kind="outside"
         )
     centres = frame_times(frames, rate)
     first, after = torch.searchsorted(centres, torch.tensor([span.start, span.end], dtype=torch.float64)).tolist()

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from w2v_attn.dtypes import DTYPES, dtype_name
 from w2v_attn.features.arrays import is_finite
-from w2v_attn.features.feature_errors import FeatureSetError
+from w2v_attn.features.feature_errors import FeatureSetError, RecordingFeaturesError
 from w2v_attn.features.pooling import POOLINGS, Span, pool, pool_spans
 from w2v_attn.features.selection import ALL, SUM, parse_layer_weights, select_layers
 
 # Metadata key: how many values became 0 when the features were stored or converted; absent if none did.
 UNDERFLOWED = "underflowed"
+# Seconds by which a span may end after its recording: annotations round.
+SPAN_SLACK = 0.1
 # Zeros are counted in chunks of this many values: half a megabyte in half precision stays in a core's cache.
 CHUNK_VALUES = 1 << 18
 
@@ -105,7 +107,7 @@ class FeatureTransform:
             for layer, tensor in features.items()
         }
         if self.spans is not None and id not in self.spans:
-            raise FeatureSetError("has no segments")
+            raise RecordingFeaturesError("has no segments", kind="no_segments")
         rates = {} if self.spans is None else {layer: rate(layer) for layer in features}
         if self.weighted_sum is not None:
             summed, last = self.weighted_sum(features), next(reversed(targets))  # which raises where there are none
@@ -119,6 +121,20 @@ class FeatureTransform:
                 features = {layer: pool_spans(x, spans, self.pooling, rates[layer]) for layer, x in features.items()}
         made = {layer: cast(tensor, targets[layer], layer) for layer, tensor in features.items()}
         return Transformed(made, sum(count_underflow(tensor, made[layer]) for layer, tensor in features.items()))
+
+    def span_flags(self, id: str, seconds: float) -> tuple[str, ...]:
+        """Return warnings about spans that end after their recording; nothing where the recording has no spans.
+
+        Args:
+            id: The recording.
+            seconds: Its duration.
+        """
+        spans = () if self.spans is None else self.spans.get(id, ())
+        beyond = [span for span in spans if span.end > seconds + SPAN_SLACK]
+        if not beyond:
+            return ()
+        latest = max(span.end for span in beyond)
+        return (f"segments beyond the end ({len(beyond)} of {len(spans)}: up to {latest:g} s of {seconds:.2f} s)",)
 
     def metadata(
         self, id: str, metadata: Mapping[str, str], chosen: Sequence[str], underflowed: int = 0
@@ -169,10 +185,11 @@ def cast(tensor: Tensor, dtype: torch.dtype, layer: str) -> Tensor:
     if count := int(lost.sum()):
         name = dtype_name(made.dtype)
         wider = "output_dtype=bfloat16 or output_dtype=float32" if name == "float16" else "output_dtype=float64"
-        raise FeatureSetError(
+        raise RecordingFeaturesError(
             f"{layer}: {count:,} of {tensor.numel():,} values are beyond {name}, which ends at "
             f"{torch.finfo(dtype).max:g}; the largest is {tensor[lost].abs().max():g}: "
-            f"{wider} holds them"
+            f"{wider} holds them",
+            kind="out_of_range",
         )
     return made
 

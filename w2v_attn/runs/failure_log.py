@@ -1,4 +1,4 @@
-"""`failures.jsonl`: the rows that could not be used, with reasons."""
+"""`failures.jsonl`: the rows that could not be used, each with a sentence, and a stable code for programs."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
-from w2v_attn.runs.outcomes import Outcome, kind_of
+from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.whole_files import write_whole
 
 FAILURE_LOG = "failures.jsonl"
@@ -50,7 +50,7 @@ class FailureLog:
         if reason is None:
             self._lines.pop(row.id, None)
             return
-        about = {"id": row.id, "path": os.fspath(row.path), "reason": reason, "kind": kind_of(reason)}
+        about = {"id": row.id, "path": os.fspath(row.path), "reason": reason, "kind": outcome.kind or "other"}
         line = json.dumps(about) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:

@@ -4,12 +4,12 @@ import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from w2v_attn.corpus.rows import Row
-from w2v_attn.run_error import RunError
+from w2v_attn.run_error import RecordingError, RunError, failure_kind
 
 Result = TypeVar("Result")
 
@@ -34,6 +34,8 @@ class Outcome(Generic[Result]):
         reason: Why there is no result.
         seconds: Seconds of audio.
         flags: What is odd about the recording, in words.
+        conversions: How it was converted to the model's input; see `audio.channels.conversions`.
+        kind: The kind of the failure; see `run_error.FAILURE_KINDS`. None: it did not fail.
         cached: Whether the result is from an earlier run.
     """
 
@@ -42,6 +44,8 @@ class Outcome(Generic[Result]):
     reason: str | None
     seconds: float = 0.0
     flags: tuple[str, ...] = ()
+    conversions: tuple[str, ...] = ()
+    kind: str | None = None
     cached: bool = False
 
     @property
@@ -58,26 +62,32 @@ class CachedResult(Generic[Result]):
     samples: int
     sample_rate: int
     flags: tuple[str, ...]
+    conversions: tuple[str, ...] = ()
+
+
+def failed_outcome(row: Row, error: ValueError) -> Outcome[Any]:
+    """Return the outcome of a row that cannot be used."""
+    return Outcome(row, None, str(error), kind=failure_kind(error))
 
 
 def write_error(path: Path, error: OSError) -> Exception:
     """Return what to raise if a result cannot be written: a RunError, or a ValueError that concerns this row only."""
     if error.errno in FATAL_ERRORS:
         return RunError(f"cannot write {path}: {error.strerror}")
-    return ValueError(f"its result cannot be written: {error.strerror or error}")
+    return RecordingError(f"its result cannot be written: {error.strerror or error}", kind="not_written")
 
 
 def kind_of(reason: str) -> str:
-    """Return a reason with its numbers masked: the same for all recordings that fail in the same way."""
+    """Return a reason with its numbers masked: the same for all recordings that fail with the same sentence."""
     return _NUMBER.sub(lambda number: "…" + number[0][len(number[0].rstrip(".,")) :], reason)
 
 
 def row_failure(error: Exception) -> ValueError:
     """Return an error as the failure of one row, without references to tensors; re-raise an error of another kind."""
     if isinstance(error, ValueError):
-        return ValueError(str(error))
+        return RecordingError(str(error), kind=failure_kind(error))
     if is_out_of_memory(error):
-        return ValueError("does not fit into memory: cut it into pieces")
+        return RecordingError("does not fit into memory: cut it into pieces", kind="out_of_memory")
     raise error
 
 

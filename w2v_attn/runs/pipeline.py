@@ -20,7 +20,7 @@ from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.failure_log import FailureLog
-from w2v_attn.runs.outcomes import CachedResult, Outcome, is_out_of_memory, row_failure
+from w2v_attn.runs.outcomes import CachedResult, Outcome, failed_outcome, is_out_of_memory, row_failure
 from w2v_attn.runs.prefetch import MAX_WAITING, MIN_FRAMES_AHEAD, WINDOW, ReadAhead, batches, reader_threads
 from w2v_attn.runs.row_reader import Model, ReadRow, RowReader
 
@@ -45,6 +45,7 @@ def process_rows(
     budget: int,
     writers: int = 1,
     find_cached: Callable[[Row], CachedResult[Result] | None] = lambda row: None,
+    flags_of: Callable[[Row, Recording], Sequence[str]] = lambda row, recording: (),
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
 ) -> Generator[Outcome[Result], None, None]:
@@ -67,6 +68,7 @@ def process_rows(
         writers: Threads that finish results; with one, they are finished in the order of the outcomes.
         find_cached: Returns the valid result of an earlier run, called in the threads that read. What it raises ends
             the run.
+        flags_of: Returns further warnings about a recording, such as about what is asked of it.
         interrupted: Asked between batches; when it returns True, computed results are finished, and the run ends.
         audio_decoder: Where and within which limits recordings are decoded.
 
@@ -74,7 +76,7 @@ def process_rows(
         RunError: results cannot be written (disk full, gone, read-only).
     """
     limit, decoder = MemoryLimit(), audio_decoder.start()
-    reader = RowReader(model, max_duration, find_cached, decoder.read_recording)
+    reader = RowReader(model, max_duration, find_cached, decoder.read_recording, flags_of)
     reading = ReadAhead(
         rows,
         reader.read,
@@ -114,13 +116,14 @@ def _finish(
     finish: Callable[[Row, Recording, Found], Result], read: ReadRow, found: Found | ValueError
 ) -> Outcome[Result]:
     if isinstance(found, ValueError):
-        return Outcome(read.row, None, str(found))
+        return failed_outcome(read.row, found)
     assert isinstance(read.recording, Recording)
     try:
         result = finish(read.row, read.recording, found)
     except Exception as error:
-        return Outcome(read.row, None, str(row_failure(error)))
-    return Outcome(read.row, result, None, read.recording.duration, read.recording.flags)
+        return failed_outcome(read.row, row_failure(error))
+    recording = read.recording
+    return Outcome(read.row, result, None, recording.duration, recording.flags, recording.conversions)
 
 
 @contextmanager

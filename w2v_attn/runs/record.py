@@ -22,6 +22,8 @@ FORMAT = "w2v_attn.run/1"
 # Key of run.json -> attribute of RunStats.
 _STATS = {"written": "written", "kept": "cached", "failed": "failed"}
 COUNTS = tuple(_STATS)
+# Further keys, whose values count something by name.
+COUNTED = ("failures", "failure_kinds", "flags", "conversions")
 
 
 def update_record(record: dict[str, Any], stats: RunStats, seconds: float) -> None:
@@ -33,6 +35,9 @@ def update_record(record: dict[str, Any], stats: RunStats, seconds: float) -> No
         "not_reached": recordings - stats.reached,
     }
     record["failures"] = dict(stats.kinds.most_common())
+    record["failure_kinds"] = dict(stats.failure_kinds.most_common())
+    record["flags"] = dict(stats.flags.most_common())
+    record["conversions"] = dict(stats.conversions.most_common())
     record["underflow"] = {"values": stats.underflowed, "recordings": stats.underflowed_rows}
     record["session"] |= {"seconds": round(seconds, 3), "audio_seconds": round(stats.seconds, 3)}
 

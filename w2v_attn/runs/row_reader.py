@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from w2v_attn.audio.decoders import AudioError
+from w2v_attn.audio.audio_source import AudioError
+from w2v_attn.audio.channels import channel_number
 from w2v_attn.audio.read_audio import Recording, read_recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.outcomes import CachedResult, Outcome, row_failure
@@ -37,11 +38,26 @@ def read_row(
         AudioError: see `read_recording`; or the file was changed while it was read.
     """
     part = {"sample_rate": sample_rate, "max_duration": max_duration, "offset": row.offset, "duration": row.duration}
+    if row.channel is not None:
+        part["channel"] = row.channel
     before = source_state(row)
     recording = replace(_read_part(row, part, decode), source=before or "")
     if before is not None and source_state(row) != before:
-        raise AudioError("was changed while it was read: wait until the program that writes it has finished")
+        raise AudioError(
+            "was changed while it was read: wait until the program that writes it has finished", kind="changed"
+        )
     return recording
+
+
+def select_channel(rows: Sequence[Row], channel: str | int) -> tuple[Row, ...]:
+    """Return rows that are read from this channel, but for those that name one of their own.
+
+    Raises:
+        ValueError: it is none that a recording could have; see `audio.channels`.
+    """
+    if channel_number(channel) is None:
+        return tuple(rows)
+    return tuple(row if row.channel is not None else replace(row, channel=channel) for row in rows)
 
 
 def source_state(row: Row) -> str | None:
@@ -52,6 +68,7 @@ def source_state(row: Row) -> str | None:
     recording. Content that is not a file of its own has its own fingerprint.
     """
     part = f", from {row.offset!r} for {row.duration!r}" if row.offset or row.duration is not None else ""
+    part += f", channel {row.channel}" if row.channel is not None else ""
     if row.content is not None:
         state = row.content.state()
         return None if state is None else f"{state}{part}"
@@ -152,7 +169,8 @@ class ReadRow:
         """Return the outcome of a row with a cached result, else None."""
         if (found := self.cached) is None:
             return None
-        return Outcome(self.row, found.result, None, found.samples / found.sample_rate, found.flags, cached=True)
+        seconds = found.samples / found.sample_rate
+        return Outcome(self.row, found.result, None, seconds, found.flags, found.conversions, cached=True)
 
 
 class RowReader:
@@ -164,8 +182,9 @@ class RowReader:
         max_duration: float,
         find_cached: Callable[[Row], CachedResult[Any] | None],
         decode: Callable[..., Recording],
+        flags_of: Callable[[Row, Recording], Sequence[str]],
     ):
-        self._model, self._find_cached = model, find_cached
+        self._model, self._find_cached, self._flags_of = model, find_cached, flags_of
         self._read_row = partial(read_row, sample_rate=model.sample_rate, max_duration=max_duration, decode=decode)
 
     def read(self, row: Row) -> ReadRow:
@@ -182,6 +201,7 @@ class RowReader:
         try:
             recording = self._read_row(row)
             self._model.check_waveform(recording.waveform)
+            recording = replace(recording, flags=(*recording.flags, *self._flags_of(row, recording)))
         except Exception as error:
             return ReadRow(row, row_failure(error), frames=0)
         return ReadRow(row, recording, self._model.count_frames(len(recording.waveform)))

@@ -100,6 +100,18 @@ class Throughput:
         return (getattr(last, what) - getattr(first, what)) / (last.spent - first.spent)
 
 
+def flag_name(flag: str) -> str:
+    """Return a warning about a recording without what is its own: the same for all recordings of its kind."""
+    return flag.split(" (")[0]
+
+
+def count_conversions(conversions: Counter[str]) -> str:
+    """Return counts of conversions in a line: "12 resampled from 8 kHz, 3 mixed from stereo"."""
+    return ", ".join(f"{count:,} {conversion}" for conversion, count in conversions.most_common(MAX_CONVERSIONS))
+
+
+# Conversions that a summary names, the most frequent ones.
+MAX_CONVERSIONS = 6
 # Failures that are listed one by one; above that, a table by kind says more.
 MAX_LISTED = 20
 
@@ -113,7 +125,9 @@ class RunStats:
         failed: Rows without a result.
         seconds: Seconds of audio that went through the model.
         flags: How often each warning about a recording occurred.
-        kinds: How often each kind of reason occurred.
+        conversions: How often each conversion of a recording occurred, such as "resampled from 8 kHz".
+        failure_kinds: How often each of `run_error.FAILURE_KINDS` occurred.
+        kinds: How often each reason occurred, with its numbers masked.
         examples: Kind -> id and reason of its first failure.
         first_failures: Ids and reasons of the first `MAX_LISTED` failures.
         underflowed: Values that became 0 when results were stored.
@@ -124,6 +138,8 @@ class RunStats:
         self.reached = self.cached = self.failed = 0
         self.seconds = 0.0
         self.flags: Counter[str] = Counter()
+        self.conversions: Counter[str] = Counter()
+        self.failure_kinds: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.examples: dict[str, tuple[str, str]] = {}
         self.first_failures: list[tuple[str, str]] = []
@@ -141,10 +157,12 @@ class RunStats:
         if not outcome.cached:
             self.seconds += outcome.seconds
         for flag in outcome.flags:
-            self.flags[flag.split(" (")[0]] += 1
+            self.flags[flag_name(flag)] += 1
+        self.conversions.update(outcome.conversions)
         self.underflowed += outcome.underflowed
         self.underflowed_rows += outcome.underflowed > 0
         if outcome.reason is not None:
+            self.failure_kinds[outcome.kind or "other"] += 1
             self._failed(outcome.row.id, outcome.reason)
 
     def _failed(self, row_id: str, reason: str) -> None:

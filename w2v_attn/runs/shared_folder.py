@@ -18,7 +18,7 @@ from w2v_attn.runs.locks import LOCK, InUseError, Lock, acquire_lock
 from w2v_attn.runs.outcomes import cannot_write
 from w2v_attn.runs.output_folder import RunFolder, RunSpec, describe_process, in_use_error
 from w2v_attn.runs.rank import RANKS, Block, Rank, clear_rank_dirs, in_order, other_rank_dirs, rank_dir, rows_of
-from w2v_attn.runs.record import COUNTS, check_same, new_record, read_record, write_record
+from w2v_attn.runs.record import COUNTED, COUNTS, check_same, new_record, read_record, write_record
 
 
 class SharedFolder(RunFolder):
@@ -188,11 +188,12 @@ def _counts(record: dict[str, Any], recordings: int, session: int) -> bool:
 def _total(records: Sequence[dict[str, Any]], world_size: int, recordings: int) -> dict[str, Any]:
     """Return the record of all ranks from those of the ranks that have started."""
     counts: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
+    counted: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     underflow: Counter[str] = Counter({"values": 0, "recordings": 0})
     for record in records:
         counts.update({name: record["counts"].get(name, 0) for name in COUNTS})
-        kinds.update(record.get("failures", {}))
+        for name, counter in counted.items():
+            counter.update(record.get(name, {}))
         underflow.update(record.get("underflow", {}))
     found = {record["status"] for record in records}
     worst = [status for status in ("running", "stopped", "interrupted", "done") if status in found]
@@ -213,7 +214,7 @@ def _total(records: Sequence[dict[str, Any]], world_size: int, recordings: int) 
             **{name: counts[name] for name in COUNTS},
             "not_reached": recordings - counts.total(),
         },
-        "failures": dict(kinds.most_common()),
+        **{name: dict(counter.most_common()) for name, counter in counted.items()},
         "underflow": dict(underflow),
         "rank": None,
         "ranks_begun": len(records),

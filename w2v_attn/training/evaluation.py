@@ -12,7 +12,7 @@ from torch import Tensor
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.run_error import RunError
+from w2v_attn.run_error import RecordingError, RunError
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
 from w2v_attn.runs.row_reader import read_row
@@ -147,7 +147,7 @@ def evaluate_corpus(
 
     def predicted(row: Row, recording: Recording) -> Prediction:
         if not task.is_labelled(row):
-            raise DataError("has no text or label to compare with")
+            raise RecordingError("has no text or label to compare with", kind="no_text")
         return predict_one(recognizer, row, task, recording.waveform)
 
     def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:

@@ -18,14 +18,22 @@ from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint, quiet_tran
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
-from w2v_attn.runs.row_reader import read_row
+from w2v_attn.runs.row_reader import read_row, select_channel
 from w2v_attn.training import model_folder
 from w2v_attn.training.assembly import build_trainer
 from w2v_attn.training.build_model import build_model
 from w2v_attn.training.callbacks import SilentListener, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
 from w2v_attn.training.options import DataOptions, Recipe
-from w2v_attn.training.preflight import DataScan, LengthCache, check_overlap, describe_data, named_splits, scan_splits
+from w2v_attn.training.preflight import (
+    DataScan,
+    LengthCache,
+    Unreadable,
+    check_overlap,
+    describe_data,
+    named_splits,
+    scan_splits,
+)
 from w2v_attn.training.regularization import restore_layerdrop, restore_spec_augment
 from w2v_attn.training.resume import (
     CHECKPOINTS,
@@ -134,7 +142,8 @@ def list_splits(options: DataOptions, seed: int) -> Splits:
     def rows(audio: str | None) -> tuple[Row, ...] | None:
         if audio is None:
             return None
-        return list_recordings(audio, root=options.root, pattern=options.pattern, names=options.names).rows
+        listed = list_recordings(audio, root=options.root, pattern=options.pattern, names=options.names).rows
+        return select_channel(listed, options.channel)
 
     splits = make_splits(
         rows(options.train) or (),
@@ -209,8 +218,9 @@ def _scan(
     with args.main_process_first(desc="scan"):
         lengths = LengthCache(output / LENGTHS, audio.sample_rate)
         found = lengths.of([(row, limit) for _, row, limit in rows], watch)
-    samples = dict(zip((key for key, _, _ in rows), found, strict=True))
-    broken = [f"{key} {reason}" for key, reason in samples.items() if key.startswith(NOISE) and isinstance(reason, str)]
+    scanned = dict(zip((key for key, _, _ in rows), found, strict=True))
+    noise = {key: seen for key, seen in scanned.items() if key.startswith(NOISE)}
+    broken = [f"{key} {seen.reason}" for key, seen in noise.items() if isinstance(seen, Unreadable)]
     if broken:
         raise DataError(
             f"augmentation.noises has {len(broken)} recordings that cannot be used: {'; '.join(broken[:5])}"
@@ -218,7 +228,7 @@ def _scan(
     return scan_splits(
         splits,
         task,
-        samples,
+        scanned,
         sample_rate=audio.sample_rate,
         frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
         min_samples=min_samples(audio.model.config),

@@ -15,6 +15,7 @@ class DataOptions:
         root, pattern, names: Arguments of `list_recordings`.
         valid_share, test_share, test_speakers, split_by: Arguments of `make_splits`.
         max_duration: Seconds; longer training recordings are dropped.
+        channel: The channel that is read of each recording: "mean" of all, "left", "right", or a number from 0.
         balance: Repeat recordings so that every class has as many per epoch as the most common one.
     """
 
@@ -29,6 +30,7 @@ class DataOptions:
     test_speakers: list[str] = field(default_factory=list)
     split_by: str = "recording"
     max_duration: float = 30.0
+    channel: str = "mean"
     balance: bool = False
 
 

@@ -5,14 +5,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits
+from w2v_attn.run_error import failure_kind
 from w2v_attn.runs.row_reader import read_row, source_state
+from w2v_attn.runs.run_stats import count_conversions, flag_name
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError
 
@@ -20,12 +23,36 @@ READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What reading a recording once has shown.
+
+    Attributes:
+        samples: Its length at the model's sample rate.
+        flags: Warnings about it.
+        conversions: How it was converted; see `audio.channels.conversions`.
+    """
+
+    samples: int
+    flags: tuple[str, ...] = ()
+    conversions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A recording that cannot be read: the reason, and its kind (see `run_error.FAILURE_KINDS`)."""
+
+    reason: str
+    kind: str = "other"
+
+
+@dataclass(frozen=True)
 class Dropped:
-    """A recording that is not used, its split, and the reason."""
+    """A recording that is not used, its split, the reason, and the kind of the reason."""
 
     row: Row
     split: str
     reason: str
+    kind: str = "other"
 
 
 @dataclass(frozen=True)
@@ -36,15 +63,19 @@ class DataScan:
         splits: The usable recordings.
         seconds: "split id" -> duration.
         dropped: The other recordings.
+        flags: How often each warning about a usable recording occurred.
+        conversions: How often each conversion of a usable recording occurred.
     """
 
     splits: Splits
     seconds: dict[str, float]
     dropped: tuple[Dropped, ...]
+    flags: Counter[str] = field(default_factory=Counter)
+    conversions: Counter[str] = field(default_factory=Counter)
 
 
 class LengthCache:
-    """A file with the length in samples of every recording, or the reason why it cannot be read, for resumed runs.
+    """A file with what reading every recording has shown, or the reason why it cannot be read, for resumed runs.
 
     A recording that has changed (by size or time, see `source_state`) is read again.
     """
@@ -60,14 +91,14 @@ class LengthCache:
                     continue  # an incomplete last line of a killed run
                 self._known[key] = value
 
-    def of(self, rows: Sequence[tuple[Row, float]], watch: Callable[[int], None]) -> list[int | str]:
-        """Return the number of samples of each row, or the reason why it cannot be read.
+    def of(self, rows: Sequence[tuple[Row, float]], watch: Callable[[int], None]) -> list[Examined | Unreadable]:
+        """Return what each row holds, or the reason why it cannot be read.
 
         Args:
             rows: Rows with their maximum durations in seconds.
             watch: Called after each row with the number of rows done.
         """
-        found: list[int | str] = []
+        found: list[Examined | Unreadable] = []
         pool = ThreadPoolExecutor(READERS)
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -75,30 +106,36 @@ class LengthCache:
                     if self._known.get(key) != [stamp, value]:
                         self._known[key] = [stamp, value]
                         file.write(json.dumps([key, stamp, value]) + "\n")
-                    found.append(value)
+                    found.append(_as_scanned(value))
                     watch(len(found))
         finally:
             pool.shutdown(cancel_futures=True)
         return found
 
-    def _one(self, row_and_limit: tuple[Row, float]) -> tuple[str, str, int | str]:
+    def _one(self, row_and_limit: tuple[Row, float]) -> tuple[str, str, list[Any]]:
         row, longest = row_and_limit
         key = f"{row.id} {row.path} {row.offset} {row.duration} {self._rate} {longest}"
         stamp = source_state(row) or ""  # if it is missing, reading it gives the reason
         known = self._known.get(key)
-        if known is not None and known[0] == stamp != "":
-            return key, stamp, known[1]  # type: ignore[return-value]
+        if known is not None and known[0] == stamp != "" and isinstance(known[1], list):
+            return key, stamp, known[1]
         try:
             recording = read_row(row, sample_rate=self._rate, max_duration=longest)
         except ValueError as error:
-            return key, stamp, str(error)
-        return key, stamp, len(recording.waveform)
+            return key, stamp, [str(error), failure_kind(error)]
+        return key, stamp, [len(recording.waveform), [*recording.flags], [*recording.conversions]]
+
+
+def _as_scanned(value: list[Any]) -> Examined | Unreadable:
+    if isinstance(value[0], str):
+        return Unreadable(value[0], value[1])
+    return Examined(value[0], tuple(value[1]), tuple(value[2]))
 
 
 def scan_splits(
     splits: Splits,
     task: Task,
-    samples: dict[str, int | str],
+    scanned: dict[str, Examined | Unreadable],
     *,
     sample_rate: int,
     frames_of: Callable[[int], int],
@@ -113,7 +150,7 @@ def scan_splits(
     Args:
         splits: All recordings.
         task: The task.
-        samples: "split id" -> length in samples, or the reason why it cannot be read; see `LengthCache`.
+        scanned: "split id" -> what reading it has shown; see `LengthCache`.
         sample_rate: Hz.
         frames_of: Samples -> frames of the model.
         min_samples: The shortest length that the model accepts.
@@ -125,30 +162,40 @@ def scan_splits(
     kept: dict[str, list[Row]] = {}
     seconds: dict[str, float] = {}
     dropped: list[Dropped] = []
+    flags, conversions = Counter[str](), Counter[str]()
     for split, rows in named_splits(splits):
         kept[split] = []
         for row in rows:
-            length = samples[f"{split} {row.id}"]
-            reason = length if isinstance(length, str) else None
-            if isinstance(length, int):
-                shortest = int(length * shortest_factor) if split == "train" else length
-                if shortest < min_samples:
-                    reason = f"is too short: {shortest} samples, at least {min_samples} are needed"
-                elif split == "train":
-                    reason = task.unusable_reason(row, frames_of(shortest))
-                elif not task.is_labelled(row):
-                    reason = task.unusable_reason(row, frames_of(length))
-                seconds[f"{split} {row.id}"] = length / sample_rate
+            found = scanned[f"{split} {row.id}"]
+            if isinstance(found, Unreadable):
+                dropped.append(Dropped(row, split, found.reason, found.kind))
+                continue
+            reason, kind = None, "other"
+            length = found.samples
+            shortest = int(length * shortest_factor) if split == "train" else length
+            if shortest < min_samples:
+                reason = f"is too short: {shortest} samples, at least {min_samples} are needed"
+                kind = "too_short"
+            elif split == "train":
+                reason = task.unusable_reason(row, frames_of(shortest))
+            elif not task.is_labelled(row):
+                reason = task.unusable_reason(row, frames_of(length))
+            if reason is not None and kind == "other" and not task.is_labelled(row):
+                kind = "no_text"
+            seconds[f"{split} {row.id}"] = length / sample_rate
             if reason is None:
                 kept[split].append(row)
+                flags.update(map(flag_name, found.flags))
+                conversions.update(found.conversions)
             else:
-                dropped.append(Dropped(row, split, reason))
+                dropped.append(Dropped(row, split, reason, kind))
     for split, rows in named_splits(splits):
         if rows and not kept[split]:
             reasons = Counter(d.reason for d in dropped if d.split == split).most_common(3)
             listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
             raise DataError(f"no recording of the {split} split can be used: {listed}")
-    return DataScan(Splits(*(tuple(kept[name]) for name in ("train", "valid", "test"))), seconds, tuple(dropped))
+    usable = Splits(*(tuple(kept[name]) for name in ("train", "valid", "test")))
+    return DataScan(usable, seconds, tuple(dropped), flags, conversions)
 
 
 def named_splits(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
@@ -169,7 +216,7 @@ def check_overlap(splits: Splits) -> None:
 
 
 def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) rows that describe the data: durations, speakers, symbols and dropped recordings."""
+    """Yield (name, value) rows that describe the data: durations, speakers, symbols, flagged and dropped recordings."""
     for split, rows in named_splits(found.splits):
         if not rows:
             continue
@@ -192,6 +239,10 @@ def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
     empty = sum(not task.reference(row) for row in found.splits.train)
     if empty:
         yield "empty texts", f"{empty} training recordings without speech"
+    if found.conversions:
+        yield "converted", count_conversions(found.conversions)
+    for flag, count in found.flags.most_common():
+        yield "flagged", f"{count:,} × {flag}"
     for reason, count in Counter(_kind(dropped.reason) for dropped in found.dropped).most_common(8):
         yield "dropped", f"{count} × {reason}"
 

@@ -108,6 +108,7 @@ def write_dropped(found: DataScan, output: Path) -> None:
         for dropped in found.dropped:
             row = dropped.row
             record = {"id": row.id, "path": str(row.path), "split": dropped.split, "reason": dropped.reason}
+            record["kind"] = dropped.kind
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -6,6 +6,8 @@ Source: RFC 9639, sections 8.2 (STREAMINFO) and 9.1 (frame header).
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from w2v_attn.audio.file_part import FilePart
+
 SYNC = 0xFFF8 >> 2
 CODED_RATES = {4: 8000, 5: 16_000, 6: 22_050, 7: 24_000, 8: 32_000, 9: 44_100, 10: 48_000, 11: 96_000}
 CODED_RATES |= {1: 88_200, 2: 176_400, 3: 192_000}
@@ -48,7 +50,7 @@ class FlacHeader:
     frames_at: int
 
 
-def read_flac_header(file: BinaryIO) -> FlacHeader | None:
+def read_flac_header(file: BinaryIO | FilePart) -> FlacHeader | None:
     """Return the header of an open file; None where it is not a native FLAC."""
     file.seek(0)
     start = file.read(10)
@@ -86,7 +88,7 @@ def find_flac_contradiction(file: BinaryIO) -> str | None:
     return None
 
 
-def _end_of_metadata(file: BinaryIO, at: int) -> int:
+def _end_of_metadata(file: BinaryIO | FilePart, at: int) -> int:
     last = False
     while not last:
         file.seek(at)

@@ -8,11 +8,16 @@ Source: RFC 3533, section 6.
 
 import os
 import zlib
-from typing import BinaryIO
+from itertools import pairwise
+from typing import Any, BinaryIO
+
+from w2v_attn.audio.file_part import FilePart
 
 CAPTURE = b"OggS"
-# Bytes of a page's head without its segment table; the largest number of segments; the flag of a stream's first page.
-HEAD_BYTES, MAX_SEGMENTS, BEGIN_FLAG = 27, 255, 0x02
+# Bytes of a page's head without its segment table; the largest number of segments.
+HEAD_BYTES, MAX_SEGMENTS = 27, 255
+# Flags of a stream's first and last page.
+BEGIN_FLAG, END_FLAG = 0x02, 0x04
 SEARCH_BYTES = 1 << 16
 # Ogg's CRC processes the bits of a byte from the highest, zlib's from the lowest, with the same polynomial.
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -22,7 +27,7 @@ def find_ogg_damage(file: BinaryIO) -> str | None:
     """Return what is wrong with the pages of an open file; None where nothing is, or where it is not an Ogg.
 
     The text completes a sentence that begins with the path. Bytes between pages are ignored as long as no page is
-    missing.
+    missing. Several recordings may follow each other, each with its own streams ("chained").
     """
     file.seek(0)
     if file.read(4) != CAPTURE:
@@ -30,6 +35,7 @@ def find_ogg_damage(file: BinaryIO) -> str | None:
     size = os.fstat(file.fileno()).st_size
     following: dict[bytes, int] = {}  # stream -> number of its next page
     begun: set[bytes] = set()  # streams with samples in an earlier page
+    ended: set[bytes] = set()
     at, junk = 0, False
     while (page := _page(file, at)) is not None:
         if not page:
@@ -40,10 +46,9 @@ def find_ogg_damage(file: BinaryIO) -> str | None:
         stream, number = page[14:18], int.from_bytes(page[18:22], "little")
         if page[5] & BEGIN_FLAG:
             if begun:
-                return (
-                    "holds several recordings one after the other, of which decoders read only the first: split them "
-                    "into separate files"
-                )
+                if not begun <= ended:
+                    return f"is damaged: another recording begins at byte {at}, before the end of the one before"
+                following, begun, ended = {}, set(), set()
             following[stream] = number
         # A recording of a running broadcast has the header's pages, then the pages from the moment it was joined.
         joined = stream in following and stream not in begun and not junk
@@ -52,11 +57,33 @@ def find_ogg_damage(file: BinaryIO) -> str | None:
         following[stream] = number + 1
         if any(page[6:14]):
             begun.add(stream)
+        if page[5] & END_FLAG:
+            ended.add(stream)
         at, junk = at + len(page), False
     return None
 
 
-def _page(file: BinaryIO, at: int) -> bytes | None:
+def find_ogg_links(file: Any) -> list[tuple[int, int]]:
+    """Return (start, end) in bytes of each of the recordings that follow each other in an Ogg ("chained").
+
+    The position of the file does not change. What is damaged is left to `find_ogg_damage`.
+    """
+    size = os.fstat(file.fileno()).st_size
+    whole = FilePart(file, 0, size)
+    starts, begun, at = [0], False, 0
+    while (page := _page(whole, at)) is not None:
+        if not page:
+            at = _next_capture(whole, at + 1, size)
+            continue
+        if page[5] & BEGIN_FLAG and begun:
+            starts.append(at)
+            begun = False
+        begun = begun or any(page[6:14])
+        at += len(page)
+    return list(pairwise([*starts, size]))
+
+
+def _page(file: BinaryIO | FilePart, at: int) -> bytes | None:
     """Return the page that begins at this offset; empty where none does; None at the end of the file."""
     file.seek(at)
     head = file.read(HEAD_BYTES + MAX_SEGMENTS)
@@ -69,7 +96,7 @@ def _page(file: BinaryIO, at: int) -> bytes | None:
     return page[: body + sum(head[HEAD_BYTES:body])]
 
 
-def _next_capture(file: BinaryIO, at: int, size: int) -> int:
+def _next_capture(file: BinaryIO | FilePart, at: int, size: int) -> int:
     while at < size:
         file.seek(at)
         found = file.read(SEARCH_BYTES).find(CAPTURE)

@@ -9,9 +9,19 @@ Source: the RIFF, AIFF and CAF specifications, RFC 3533 (Ogg), RFC 9639 (FLAC), 
 import os
 from typing import BinaryIO
 
+from w2v_attn.audio.integrity.video_containers import (
+    ASF_HEADER,
+    EBML,
+    MP4_BOXES,
+    asf_end,
+    matroska_end,
+    mp4_end,
+)
+
 # Writers that cannot seek back leave a length that means "unknown": 2³² − 1, or about 2³¹ (espeak-ng).
 UNKNOWN_LENGTH_THRESHOLD = 0x7FFF_0000
-W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+W64_START = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+W64_GUID_END = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 OGG_END = 0x04
 # A page of Ogg has at most 65,307 bytes, so the last page begins within the last 2¹⁷.
 OGG_TAIL = 1 << 17
@@ -22,7 +32,7 @@ def find_truncation(file: BinaryIO) -> str | None:
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(64)
-    if start[:4] in (b"RIFF", b"RIFX", b"RF64"):
+    if start[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         stated = _riff_end(file, "big" if start[:4] == b"RIFX" else "little")
     elif start[:4] == b"FORM":
         stated = _chunk_end(file, 12, b"SSND", "big")
@@ -37,6 +47,12 @@ def find_truncation(file: BinaryIO) -> str | None:
         stated = _sphere_end(file)
     elif start[:4] == b"OggS":
         return _ogg_without_end(file, size)
+    elif start[4:8] in MP4_BOXES:
+        stated = mp4_end(file, size)
+    elif start[:4] == EBML:
+        stated = matroska_end(file)
+    elif start[:16] == ASF_HEADER:
+        stated = asf_end(file)
     else:
         return None
     if stated is not None and stated > size:
@@ -83,16 +99,26 @@ def _chunk_end(file: BinaryIO, at: int, wanted: bytes, order: str) -> int | None
     return None
 
 
-def _w64_end(file: BinaryIO) -> int | None:
-    file.seek(40)
-    while len(header := file.read(24)) == 24:
+def find_w64_chunk(file: BinaryIO, wanted: bytes) -> int | None:
+    """Return the offset of the chunk of this name in an open W64; None where there is none."""
+    at = 40
+    while True:
+        file.seek(at)
+        header = file.read(24)
         length = int.from_bytes(header[16:], "little")  # includes these 24 bytes
-        if header[:16] == W64_DATA:
-            return file.tell() - 24 + length
-        if length < 24:
+        if header[:16] == wanted:
+            return at
+        if len(header) < 24 or length < 24:
             return None
-        file.seek((length + 7) // 8 * 8 - 24, os.SEEK_CUR)
-    return None
+        at += (length + 7) // 8 * 8
+
+
+def _w64_end(file: BinaryIO) -> int | None:
+    at = find_w64_chunk(file, b"data" + W64_GUID_END)
+    if at is None:
+        return None
+    file.seek(at + 16)
+    return at + int.from_bytes(file.read(8), "little")
 
 
 def _caf_end(file: BinaryIO) -> int | None:

@@ -10,7 +10,11 @@ from typing import BinaryIO, Literal
 from w2v_attn.audio.integrity.truncation import UNKNOWN_LENGTH_THRESHOLD
 
 # Format codes of samples of a fixed size: PCM, float, A-law, µ-law, and the extensible format.
-FIXED_SIZES = {0x0001, 0x0003, 0x0006, 0x0007, 0xFFFE}
+PCM, EXTENSIBLE = 0x0001, 0xFFFE
+FIXED_SIZES = {PCM, 0x0003, 0x0006, 0x0007, EXTENSIBLE}
+# Bytes of a format that are read; offset of the sub-format in an extensible one, a GUID that begins with a code.
+FORMAT_BYTES, SUBFORMAT = 40, 24
+GUID_END = bytes.fromhex("0000000010008000 00aa00389b71")
 # Of compressed samples the header states the average bytes per second. A share of the frames, and seconds.
 TOLERANCE, MIN_TOLERANCE = 0.05, 0.2
 
@@ -23,32 +27,65 @@ def wav_warnings(file: BinaryIO, frames: int, rate: int) -> list[str]:
         frames: Number of frames that were decoded.
         rate: Their sample rate in Hz.
     """
-    found, code, speed = [], 0, 0
+    found, code, speed, stated = [], 0, 0, None
     for name, length, order in _chunks(file):
         if name == b"fmt ":
-            form = file.read(16)
-            code, speed = int.from_bytes(form[:2], order), int.from_bytes(form[8:12], order)
+            form = file.read(FORMAT_BYTES)
+            code, speed = _format_code(form, order), int.from_bytes(form[8:12], order)
             found += _format_warnings(form, order)
-        if name == b"data" and length < UNKNOWN_LENGTH_THRESHOLD:
+        if name == b"fact":
+            stated = int.from_bytes(file.read(4), order)
+        if name == b"data" and 0 < length < UNKNOWN_LENGTH_THRESHOLD:
             found += _trailing_warnings(file, length, order)
             expected = length * rate // max(1, speed)
             slack = 1 if code in FIXED_SIZES else TOLERANCE * frames + MIN_TOLERANCE * rate
+            if code not in FIXED_SIZES and stated is not None and abs(frames - stated) <= slack:
+                continue  # of compressed samples, many writers state a wrong speed, and the right number
             if not found and abs(frames - expected) > slack:
                 found.append(f"header contradicts itself ({length} bytes at {speed} a second are not {frames} samples)")
     return found
 
 
 def is_uncompressed_wav(file: BinaryIO) -> bool:
-    """Return whether an open file is a WAV whose header states samples of a fixed size."""
-    codes = [int.from_bytes(file.read(2), order) for name, _, order in _chunks(file) if name == b"fmt "]
-    return any(code in FIXED_SIZES for code in codes)
+    """Return whether an open file is a WAV whose header states samples of a fixed size that libsndfile reads."""
+    for name, _, order in _chunks(file):
+        if name == b"fmt ":
+            form = file.read(FORMAT_BYTES)
+            code, bits = _format_code(form, order), int.from_bytes(form[14:16], order)
+            return code in FIXED_SIZES and not (code == PCM and bits == 64 and not _format_warnings(form, order))
+    return False
+
+
+def find_missing_data_size(file: BinaryIO) -> int | None:
+    """Return the offset of the size of the samples in an open WAV where it is 0 and samples follow; else None.
+
+    Programs that write to a pipe cannot go back to fill it in. Others write the largest number, which libsndfile reads.
+    """
+    size = os.fstat(file.fileno()).st_size
+    for name, length, order in _chunks(file):
+        start = file.tell()
+        is_followed = start < size and (size - start < 8 or not _are_chunks(file, start, size, order))
+        if name == b"data" and length == 0 and is_followed:
+            return start - 4
+    return None
+
+
+def is_extensible(form: bytes, order: Literal["little", "big"] = "little") -> bool:
+    """Return whether a format is the extensible one, with a sub-format that is the code of another."""
+    return int.from_bytes(form[:2], order) == EXTENSIBLE and form[SUBFORMAT + 2 : SUBFORMAT + 16] == GUID_END
+
+
+def _format_code(form: bytes, order: Literal["little", "big"]) -> int:
+    """Return the code of a format; of the extensible one that of its sub-format."""
+    at = SUBFORMAT if is_extensible(form, order) else 0
+    return int.from_bytes(form[at : at + 2], order)
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, Literal["little", "big"]]]:
     """Yield (name, length in bytes, byte order) of each chunk up to the samples, with the file at its content."""
     file.seek(0)
     magic = file.read(12)
-    if magic[:4] not in (b"RIFF", b"RIFX", b"RF64") or magic[8:] != b"WAVE":
+    if magic[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or magic[8:] != b"WAVE":
         return
     order = "big" if magic[:4] == b"RIFX" else "little"
     at, name = 12, b""
@@ -63,9 +100,10 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, Literal["little", "big
 
 
 def _format_warnings(form: bytes, order: Literal["little", "big"]) -> list[str]:
-    code, channels, rate, speed, block, bits = (
-        int.from_bytes(form[start:end], order) for start, end in ((0, 2), (2, 4), (4, 8), (8, 12), (12, 14), (14, 16))
+    channels, rate, speed, block, bits = (
+        int.from_bytes(form[start:end], order) for start, end in ((2, 4), (4, 8), (8, 12), (12, 14), (14, 16))
     )
+    code = _format_code(form, order)
     if code not in FIXED_SIZES:
         return []
     width = (bits + 7) // 8
