@@ -19,6 +19,8 @@ SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; filter-bank frames per second,
 ROWS, ACCELERATOR_ROWS, INNER, OUTER = 512, 16_384, 768, 3072
 # The rate that a whole encoder reaches on CPUs over the rate of its matrix products.
 ENCODER_EFFICIENCY = 0.7
+# Seconds of audio, and expected seconds of computing, above which a run logs the expected time of a recording.
+LONG_RECORDING, LONG_WAIT = 300.0, 120.0
 # Where Linux gives the memory limit of a container, in both versions of control groups.
 MEMORY_LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

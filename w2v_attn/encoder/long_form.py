@@ -44,6 +44,11 @@ class LongForm:
                 f"long_form.seconds={self.seconds:g}, got {self.overlap:g}"
             )
 
+    def describe(self) -> str:
+        """Return what determines features, in words: `chunked of 30 s, 5 s of overlap`."""
+        overlap = f", {self.overlap:g} s of overlap" if self.kind == "chunked" else ""
+        return self.kind if self.kind == "full" else f"{self.kind} of {self.seconds:g} s{overlap}"
+
     def chunks(self, lengths: Sequence[int], frame_rate: float) -> Iterator["Chunk"]:
         """Yield the chunks of packed recordings; a recording that is not long is one chunk.
 

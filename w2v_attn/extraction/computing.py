@@ -8,6 +8,7 @@ from torch import Tensor
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.dtypes import dtype_name
+from w2v_attn.encoder.cost import LONG_RECORDING, LONG_WAIT
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.features.arrays import is_finite
@@ -17,9 +18,6 @@ from w2v_attn.runs.outcomes import row_failure
 from w2v_attn.runs.pipeline import Batch
 
 logger = logging.getLogger(__name__)
-
-# Seconds of audio, and predicted seconds, above which the expected time of a recording is logged.
-LONG_RECORDING, LONG_WAIT = 300.0, 120.0
 
 
 def compute_features(encoder: Encoder, spec: FeatureSpec, batch: Batch) -> list[Transformed | ValueError]:

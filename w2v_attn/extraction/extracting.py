@@ -1,7 +1,6 @@
 """Extraction runs: every row of a corpus to features on disk, by any extractor."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.extraction.extractor import ExtractionTask, Extractor, InProcessExtractor
 from w2v_attn.extraction.feature_spec import FeatureLocation
 from w2v_attn.extraction.store import store_of
-from w2v_attn.runs.failure_log import FailureLog
 from w2v_attn.runs.outcomes import Outcome
 from w2v_attn.runs.output_folder import RunSpec, acquire
 from w2v_attn.runs.rank import ALONE, Rank, blocks_of, rows_of
+from w2v_attn.runs.recorded_run import recorded_run
 from w2v_attn.runs.shared_folder import acquire_shared
 
 
@@ -89,18 +88,8 @@ def extract_with(
         single_machine_reason=store.single_machine_reason,
     )
     with acquire(output, spec) if rank.is_alone else acquire_shared(output, rank, spec) as folder:
-        try:
-            outcomes = extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted)
-            with FailureLog(folder.failures_dir, rows_of(mine)) as failures, closing(outcomes):
-                for outcome in outcomes:
-                    failures.note(outcome)
-                    folder.count(outcome)
-                    yield outcome
-        except ValueError:
-            folder.rollback()
-            raise
-        except BaseException as error:
-            kind = "stopped" if isinstance(error, Exception) else "interrupted"
-            folder.conclude(kind, f"{type(error).__name__}: {error}")
-            raise
-        folder.conclude()
+        yield from recorded_run(
+            folder,
+            rows_of(mine),
+            lambda: extractor.extract(mine, batch_frames=folder.batch_frames, interrupted=interrupted),
+        )

@@ -19,7 +19,6 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.layers import check_layers
-from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.feature_files import FORMAT
 from w2v_attn.features.transform import FeatureTransform, Transformed, underflow_of
 from w2v_attn.runs.outcomes import CachedResult
@@ -213,7 +212,7 @@ def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
         "language": str(encoder.checkpoint.language),
         "layers": ",".join(wanted),
         "dtype": dtype_name(encoder.dtype),
-        "long_form": _describe(encoder.long_form),
+        "long_form": encoder.long_form.describe(),
     }
 
 
@@ -232,8 +231,3 @@ def _conversions(about: Mapping[str, str], rate: int) -> tuple[str, ...]:
         int(about.get("source_channels", 1)),  # not stated by earlier versions
         None if channel is None else int(channel),
     )
-
-
-def _describe(long_form: LongForm) -> str:
-    overlap = f", {long_form.overlap:g} s of overlap" if long_form.kind == "chunked" else ""
-    return long_form.kind if long_form.kind == "full" else f"{long_form.kind} of {long_form.seconds:g} s{overlap}"

@@ -89,15 +89,20 @@ def check_same(
     if changed:
         listed = "\n  ".join(changed)
         raise ValueError(
-            f"{output} holds features of another configuration:\n  {listed}\n"
+            f"{output} holds {_kind_of(before)} of another configuration:\n  {listed}\n"
             "Give the same configuration to resume it, or name another output"
         )
     changed = _differences(before["made_with"], made_with)
     if changed:
         logger.warning(
-            "%s is resumed with other versions or another machine (%s): features agree up to rounding, not to the bit",
+            "%s is resumed with other versions or another machine (%s): results agree up to rounding, not to the bit",
             output, "; ".join(changed),
         )  # fmt: skip
+
+
+def _kind_of(record: Mapping[str, Any]) -> str:
+    """Return what the folder of a record holds, such as features: w2v_attn.features/1 is their format."""
+    return str(record["fingerprint"].get("format", "")).partition(".")[2].partition("/")[0] or "results"
 
 
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
@@ -130,7 +135,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
         raise cannot_write(output, error) from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}): name another output; or remove it if the features there are from this "
+            f"{path} is damaged ({error}): name another output; or remove it if the results there are from this "
             "command: each one is checked"
         ) from error
     return record
