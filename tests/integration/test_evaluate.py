@@ -25,7 +25,7 @@ def test_evaluate_needs_no_arguments_and_shows_what_is_wrong(call, tmp_path):
     assert f"{metrics['wer']:.4f}" in out
     assert rows[0]["error"] >= rows[-1]["error"]
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
-        "predictions.jsonl", "metrics.json", "alignments.txt", "speakers.csv",
+        "predictions.jsonl", "metrics.json", "alignments.txt", "speakers.csv", "run.json",
     }  # fmt: skip
 
 

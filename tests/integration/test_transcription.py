@@ -1,6 +1,8 @@
 """Transcripts equal those of stock transformers for each recording alone, with times, in the usual formats."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
 from w2v_attn.transcription import transcription_run
+from w2v_attn.transcription.formats.subtitle_files import as_srt, as_vtt
 from w2v_attn.transcription.load_recognizer import load_recognizer
 from w2v_attn.transcription.outputs import Label, Transcript, Word
-from w2v_attn.transcription.transcription_run import transcribe_corpus
+from w2v_attn.transcription.transcription_run import annotation_of, transcribe_corpus
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +102,19 @@ WORDS = (Word("one", 0.1, 0.5, 0.9), Word("two", 0.6, 61.25, 0.8), Word("three",
 SPOKEN = Transcript("one two three", 0.9, WORDS)
 
 
+def written(transcript, render, **about):
+    """A file about a recording with this transcript."""
+    return render(annotation_of(Row("a.wav", Path("a.wav"), **about), 3725.0, transcript))
+
+
 def test_subtitles_are_what_players_read():
-    assert transcription_run.as_srt(SPOKEN) == (
+    assert written(SPOKEN, as_srt) == (
         "1\n00:00:00,100 --> 00:00:00,500\none\n\n"
-        "2\n00:00:00,600 --> 00:01:01,250\ntwo\n\n"
+        "2\n00:00:00,600 --> 00:00:07,600\ntwo\n\n"  # 7 seconds of a minute
         "3\n01:02:03,500 --> 01:02:04,000\nthree\n"
     )
-    assert transcription_run.as_vtt(SPOKEN).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
-    assert transcription_run.as_srt(Transcript("", 0.5, ())) == ""
-
-
-def test_subtitles_are_short_enough_to_read():
-    words = tuple(Word("conversation", 0.3 * n, 0.3 * n + 0.2, 1.0) for n in range(60))
-    cues = list(transcription_run._cues(words))
-    assert [word for cue in cues for word in cue] == list(words)
-    for cue in cues:
-        assert len(" ".join(word.word for word in cue)) <= transcription_run.MAX_CUE_CHARACTERS
-        assert cue[-1].end - cue[0].start <= transcription_run.MAX_CUE_SECONDS
+    assert written(SPOKEN, as_vtt).startswith("WEBVTT\n\n00:00:00.100 --> 00:00:00.500\none\n")
+    assert written(Transcript("", 0.5, ()), as_srt) == ""
 
 
 def test_a_run_writes_a_line_for_each_recording_and_the_formats_asked_for(recognizer, tmp_path):
@@ -159,7 +158,7 @@ def test_a_disk_that_is_full_ends_the_run(recognizer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transcription_run.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left"):
         list(transcribe_corpus(recognizer, list_recordings(SPEECH).rows[:1], tmp_path, formats=[], max_duration=60))
     assert not (tmp_path / transcription_run.TRANSCRIPTS).exists()

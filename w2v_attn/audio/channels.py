@@ -23,6 +23,12 @@ def channel_number(channel: str | int) -> int | None:
     return int(text)
 
 
+def channel_fingerprint(channel: str | int) -> dict[str, str]:
+    """Return the entry of a run's fingerprint for a channel; none for the mean."""
+    number = channel_number(channel)
+    return {} if number is None else {"channel": str(number)}
+
+
 def conversions(source_rate: int, rate: int, channels: int, channel: int | None) -> tuple[str, ...]:
     """Return how a recording was converted, as a summary counts it: "resampled from 8 kHz", "mixed from stereo".
 

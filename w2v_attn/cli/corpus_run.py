@@ -1,5 +1,6 @@
 """A run over a corpus on the terminal: progress during the run, and tables at its end."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,10 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from w2v_attn.cli import console
+from w2v_attn.cli import console, values
 from w2v_attn.cli.process import DONE, INTERRUPTED, SOME_FAILED, TERMINATED, Interruption, command
 from w2v_attn.cli.progress import RunProgress
 from w2v_attn.corpus.rows import Corpus, Row
+from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.outcomes import Outcome
@@ -69,6 +71,18 @@ def watch(
     except KeyboardInterrupt:  # a second signal during a batch
         pass
     return FinishedRun(stats, time.monotonic() - started, interruption.code or code)
+
+
+def describe_request(config: Any) -> dict[str, object]:
+    """Return the entries of `run.json` about the command."""
+    return {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
+
+
+def describe_long_form(long_form: LongForm) -> list[tuple[str, str]]:
+    """Return a row of the summary where long recordings are not processed exactly."""
+    if long_form.kind == "full":
+        return []
+    return [("long_form", f"{long_form.kind} of {long_form.seconds:g} s: not exact beyond that")]
 
 
 def conclude(title: str, corpus: Corpus, finished: FinishedRun, output: Path, rows: Sequence[tuple[str, str]]) -> int:

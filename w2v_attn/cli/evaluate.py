@@ -21,7 +21,10 @@ def run(config: Any) -> int:
     corpus = _labelled(config)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
-        values.text(config, "model.checkpoint"), **values.model_options(config), decoder=values.decoder(config)
+        values.text(config, "model.checkpoint"),
+        **values.model_options(config),
+        decoder=values.decoder(config),
+        long_form=values.long_form(config),
     )
     task = task_of(
         recognizer,
@@ -34,10 +37,12 @@ def run(config: Any) -> int:
         ),
     )
     predictions: list[Prediction] = []
-    start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, **limits)
+    about = corpus_run.describe_request(config)
+    start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, about=about, **limits)
     finished = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
     rows += task.describe(corpus.rows)
+    rows += corpus_run.describe_long_form(recognizer.long_form)
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]
         shown = [(p.row.id, p.reference, p.hypothesis) for p in wrong[: corpus_run.MAX_TABLE_ROWS]]

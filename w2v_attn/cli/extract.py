@@ -10,7 +10,7 @@ from typing import Any
 
 from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.demo import warn_of_demo
-from w2v_attn.cli.process import DONE, SOME_FAILED, command
+from w2v_attn.cli.process import DONE, SOME_FAILED
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.extraction.engines.open_extractor import open_extractor
@@ -55,7 +55,7 @@ def run(config: Any) -> int:
             _dry_run(job, mine.rows)
             return DONE
         with open_extractor(job, engine=str(config.engine), workers=workers, rank=rank) as extractor:
-            about = {"command": command(), "folder": os.getcwd(), "config": values.plain(config)}
+            about = corpus_run.describe_request(config)
             estimate = _estimate(extractor, mine.rows)
             if estimate is not None:
                 _show_estimate(estimate, layers)
@@ -149,10 +149,7 @@ def _describe_extraction(extractor: Extractor, task: ExtractionTask, amount: str
         ),
         ("attention", f"{described.backend} on {described.device}"),
     ]
-    if described.long_form.kind != "full":
-        rows.append(
-            ("long_form", f"{described.long_form.kind} of {described.long_form.seconds:g} s: not exact beyond that")
-        )
+    rows += corpus_run.describe_long_form(described.long_form)
     if described.unpacked_reason is not None:
         rows.append(("one by one", f"for {described.unpacked_reason}"))
     return rows

@@ -20,7 +20,10 @@ def run(config: Any) -> int:
     corpus = list_recordings(values.text(config, "audio"), root=config.root)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
-        values.text(config, "model.checkpoint"), **values.model_options(config), decoder=values.decoder(config)
+        values.text(config, "model.checkpoint"),
+        **values.model_options(config),
+        decoder=values.decoder(config),
+        long_form=values.long_form(config),
     )
     shown: list[tuple[str, str, str]] = []
 
@@ -29,10 +32,12 @@ def run(config: Any) -> int:
             text = found.text if isinstance(found, Transcript) else found.label
             shown.append((row.id, text, f"{found.score:.2f}"))
 
-    start = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, **limits)
+    about = corpus_run.describe_request(config)
+    start = partial(transcribe_corpus, recognizer, corpus.rows, output, formats=formats, about=about, **limits)
     finished = corpus_run.watch(corpus, start, take)
     written = finished.stats.written
     more = f" (the first {len(shown)} of {written})" if written > len(shown) else ""
     console.show(f"Transcripts{more}", shown, header=("recording", "text", "score"))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
+    rows += corpus_run.describe_long_form(recognizer.long_form)
     return corpus_run.conclude("Transcribed", corpus, finished, output / TRANSCRIPTS, rows)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn import __version__
-from w2v_attn.audio.channels import MEAN, channel_number, conversions
+from w2v_attn.audio.channels import MEAN, channel_fingerprint, conversions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.checkpoints.checksum import checkpoint_hash
 from w2v_attn.corpus.rows import Row
@@ -74,7 +74,7 @@ class FeatureSpec:
         made = self._transform.fingerprint(self.layers)
         if made.get("output_dtype") == dtype_name(encoder.dtype):
             del made["output_dtype"]  # the dtype of the computation already determines it
-        self.fingerprint = {**fingerprint_of(encoder, self.layers), **_channel_of(channel), **made}
+        self.fingerprint = {**fingerprint_of(encoder, self.layers), **channel_fingerprint(channel), **made}
         self._names = self._transform.output_layers(self.layers)
         self._checksums = {
             "fingerprint": hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest(),
@@ -214,12 +214,6 @@ def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:
         "dtype": dtype_name(encoder.dtype),
         "long_form": encoder.long_form.describe(),
     }
-
-
-def _channel_of(channel: str | int) -> dict[str, str]:
-    """Return the entry of the fingerprint for a channel; none for the mean."""
-    number = channel_number(channel)
-    return {} if number is None else {"channel": str(number)}
 
 
 def _conversions(about: Mapping[str, str], rate: int) -> tuple[str, ...]:

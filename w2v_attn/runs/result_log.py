@@ -22,7 +22,7 @@ from w2v_attn.whole_files import written_whole
 
 # Digits of the hash of the configuration in each line.
 FINGERPRINT_DIGITS = 16
-ORIGIN = ("duration", "flags", "source_state", "fingerprint")
+ORIGIN = ("duration", "flags", "conversions", "source_state", "fingerprint")
 
 
 class ResultLog:
@@ -112,6 +112,7 @@ class ResultLog:
         return {
             "duration": recording.duration,
             "flags": list(recording.flags),
+            "conversions": list(recording.conversions),
             "source_state": recording.source,
             "fingerprint": self._fingerprint,
         }
@@ -179,7 +180,8 @@ def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def cached_result(record: Mapping[str, Any], result: Any, sample_rate: int) -> CachedResult[Any]:
     """Return a result with what a line of the log states of its recording. sample_rate: of the waveform, in Hz."""
-    return CachedResult(result, round(record["duration"] * sample_rate), sample_rate, tuple(record["flags"]))
+    samples = round(record["duration"] * sample_rate)
+    return CachedResult(result, samples, sample_rate, tuple(record["flags"]), tuple(record["conversions"]))
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """Predictions and metrics on labelled recordings: in training, split over processes, and as a resumable run."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,34 @@ import torch
 from torch import Tensor
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
+from w2v_attn.audio.channels import channel_fingerprint
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
-from w2v_attn.run_error import RecordingError, RunError
-from w2v_attn.runs.outcomes import Outcome
-from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
+from w2v_attn.run_error import RecordingError
+from w2v_attn.runs.outcomes import CachedResult, Outcome, cannot_write, write_error
+from w2v_attn.runs.output_folder import acquire
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
+from w2v_attn.runs.recorded_run import recorded_run
+from w2v_attn.runs.result_log import ResultLog, cached_result, origin_of
 from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.metrics import Prediction
-from w2v_attn.training.model_folder import save_predictions
+from w2v_attn.training.model_folder import PREDICTIONS, prediction_record, save_predictions
 from w2v_attn.training.options import ClassificationOptions, CtcOptions
 from w2v_attn.training.tasks.classification import Classification
 from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, TrainingError
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
+from w2v_attn.transcription.outputs import output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
-from w2v_attn.whole_files import write_whole
+from w2v_attn.transcription.transcription_run import run_spec
+from w2v_attn.whole_files import remove_leftovers, write_whole
 
 METRICS = "metrics.json"
+# CTC's loss keeps two float32 for each frame and each symbol of the text. This is 2 GB, for about eleven minutes of
+# speech; a longer recording has no loss.
+MAX_CTC_CELLS = 1 << 29
+FORMAT = "w2v_attn.predictions/1"
 
 GatherObjects = Callable[[list[Any]], list[Any]]
 
@@ -82,7 +92,10 @@ def _loss(task: Task, row: Row, answer: Tensor, recognizer: Recognizer) -> float
     frames = answer.shape[0] if answer.dim() == 2 else 0
     if task.unusable_reason(row, frames or 1) is not None:
         return None
-    labels = torch.tensor([task.target(row)], dtype=torch.long)
+    target = task.target(row)
+    if frames * (2 * len(target) + 1) > MAX_CTC_CELLS:
+        return None
+    labels = torch.tensor([target], dtype=torch.long)
     return task.losses(answer[None], labels, torch.tensor([frames])).item()
 
 
@@ -133,42 +146,103 @@ def evaluate_corpus(
     max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
+    about: Mapping[str, object] | None = None,
 ) -> Iterator[Outcome[Prediction]]:
     """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
-    See `runs.pipeline.run_corpus` for outcomes, failures and interruption; a row without a text (a label) is a failure.
+    Predictions of an earlier run are kept and not computed again if they are of this configuration, of the current
+    source and of the same reference. A row without a text (a label) is a failure.
+
+    Args:
+        recognizer: The model with its head.
+        rows: The recordings.
+        task: The task.
+        output: The folder.
+        max_duration: Seconds; a longer recording fails.
+        interrupted: Returns whether the run shall end after the current recording.
+        audio_decoder: Where recordings are decoded, and within which limits.
+        about: Further entries of `run.json`.
 
     Raises:
+        ValueError: At the start: the output is in use by another run, belongs to another configuration, or cannot be
+            written.
         RunError: The output cannot be written (disk full, missing, read-only).
     """
+    fingerprint = {"format": FORMAT, **recognizer.fingerprint(), **channel_fingerprint(audio_decoder.channel)}
+    spec = run_spec(
+        recognizer,
+        rows,
+        fingerprint=fingerprint,
+        about=about or {},
+        prepare=lambda: _remove_leftovers(output),
+    )
+    predictions: dict[str, Prediction] = {}
+    with acquire(output, spec) as folder, ResultLog(output, PREDICTIONS, fingerprint) as log:
 
-    def process(batch: Batch) -> list[Prediction]:
-        return [predicted(row, recording) for row, recording in batch]
+        def process(batch: Batch) -> list[Prediction]:
+            return [predicted(row, recording) for row, recording in batch]
 
-    def predicted(row: Row, recording: Recording) -> Prediction:
-        if not task.is_labelled(row):
-            raise RecordingError("has no text or label to compare with", kind="no_text")
-        return predict_one(recognizer, row, task, recording.waveform)
+        def predicted(row: Row, recording: Recording) -> Prediction:
+            if not task.is_labelled(row):
+                raise RecordingError("has no text or label to compare with", kind="no_text")
+            recognizer.announce(row.id, recording.waveform)
+            prediction = predict_one(recognizer, row, task, recording.waveform)
+            # As it is read from its line when the run is resumed, so that both give the same metrics.
+            found = output_of_record(prediction.found.as_record())
+            return replace(prediction, found=found, origin=log.origin(recording))
 
-    def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
-        return prediction
+        def find(row: Row) -> CachedResult[Prediction] | None:
+            record = log.find(row) if task.is_labelled(row) else None
+            if record is None:
+                return None
+            found = output_of_record(record)
+            prediction = Prediction(
+                row, task.reference(row), task.hypothesis(found), found, record["loss"], origin_of(record)
+            )
+            if prediction_record(prediction, task)["reference"] != record["reference"]:
+                return None  # the text in the list was changed
+            return cached_result(record, prediction, recognizer.sample_rate)
 
-    options = {
-        "max_duration": max_duration,
-        "budget": ONE_BY_ONE,
-        "interrupted": interrupted,
-        "audio_decoder": audio_decoder,
-    }
-    predictions: list[Prediction] = []
-    reached = 0
-    for outcome in run_corpus(rows, output, recognizer, process, finish, **options):
-        reached += 1
-        if outcome.result is not None:
-            predictions.append(outcome.result)
-        yield outcome
-    if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
-        try:
-            save_predictions(predictions, task, output)
-            write_whole(output / METRICS, json.dumps(measure(task, predictions), indent=1).encode())
-        except OSError as error:
-            raise RunError(f"cannot write {output}: {error.strerror or error}") from error
+        def finish(row: Row, recording: Recording, prediction: Prediction) -> Prediction:
+            try:
+                log.add(row, recording, prediction_record(prediction, task))
+            except OSError as error:
+                raise write_error(output / PREDICTIONS, error) from error
+            return prediction
+
+        reached = 0
+        for outcome in recorded_run(
+            folder,
+            rows,
+            lambda: process_rows(
+                rows,
+                recognizer,
+                process,
+                finish,
+                max_duration=max_duration,
+                budget=ONE_BY_ONE,
+                find_cached=find,
+                interrupted=interrupted,
+                audio_decoder=audio_decoder,
+            ),
+        ):
+            reached += 1
+            if outcome.result is not None:
+                predictions[outcome.row.id] = outcome.result
+            yield outcome
+        if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
+            try:
+                _save(task, [predictions[row.id] for row in rows if row.id in predictions], output)
+                log.remove_journal()
+            except OSError as error:
+                raise cannot_write(output, error) from error
+
+
+def _save(task: Task, predictions: Sequence[Prediction], output: Path) -> None:
+    """Write the predictions, the task's report, and the metrics. Raises OSError."""
+    save_predictions(predictions, task, output)
+    write_whole(output / METRICS, json.dumps(measure(task, predictions), indent=1).encode())
+
+
+def _remove_leftovers(output: Path) -> None:
+    remove_leftovers([output])

@@ -1,8 +1,9 @@
 """Predictions of labelled recordings, and error rates between references and hypotheses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -21,6 +22,7 @@ class Prediction:
         hypothesis: The predicted text or label, in the same form.
         found: The complete output of the recognizer.
         loss: The loss of this recording; None if it cannot be computed.
+        origin: What it was computed from, if a resumed run is to keep it; see `runs.result_log`.
     """
 
     row: Row
@@ -28,6 +30,7 @@ class Prediction:
     hypothesis: str
     found: Transcript | Label
     loss: float | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def transcription_metrics(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:

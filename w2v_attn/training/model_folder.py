@@ -18,6 +18,7 @@ from w2v_attn.training.tasks.task import Task
 from w2v_attn.whole_files import write_whole
 
 RESULTS, CURVES, CARD, RECIPE = "results.json", "curves.png", "README.md", "recipe.yaml"
+PREDICTIONS = "predictions.jsonl"
 
 
 def save_model(
@@ -67,19 +68,8 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
     """Write `predictions.jsonl`, the largest errors first, `speakers.csv`, and the report of the task."""
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(predictions, key=task.error_of, reverse=True)
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8", errors="replace") as file:
-        for prediction in ordered:
-            record = {
-                "id": prediction.row.id,
-                "path": os.fspath(prediction.row.path),
-                "speaker": prediction.row.speaker,
-                "reference": prediction.reference,
-                "hypothesis": prediction.hypothesis,
-                "error": round(task.error_of(prediction), 4),
-                "loss": None if prediction.loss is None else round(prediction.loss, 4),
-                **prediction.found.as_record(),
-            }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    lines = (json.dumps(prediction_record(prediction, task), ensure_ascii=False) + "\n" for prediction in ordered)
+    write_whole(folder / PREDICTIONS, "".join(lines).encode(errors="backslashreplace"))
     task.report(ordered, folder)
     speakers = list(_metrics_by_speaker(task, predictions))
     if speakers:
@@ -87,6 +77,21 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
         lines = [",".join(["speaker", "recordings", *keys])]
         lines += [",".join([_cell(s), str(n), *(f"{m[key]:.4f}" for key in keys)]) for s, n, m in speakers]
         (folder / "speakers.csv").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+
+
+def prediction_record(prediction: Prediction, task: Task) -> dict[str, Any]:
+    """Return the line of a prediction in `predictions.jsonl`."""
+    return {
+        "id": prediction.row.id,
+        "path": os.fspath(prediction.row.path),
+        "speaker": prediction.row.speaker,
+        "reference": prediction.reference,
+        "hypothesis": prediction.hypothesis,
+        "error": round(task.error_of(prediction), 4),
+        "loss": prediction.loss,
+        **prediction.found.as_record(),
+        **prediction.origin,
+    }
 
 
 def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:

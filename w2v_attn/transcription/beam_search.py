@@ -5,6 +5,7 @@ It returns the words with the highest score log p(symbols | speech) + lm_weight 
 Source: R. Collobert et al., "Wav2Letter", section 2.3; the score is that of fairseq's W2lKenLMDecoder.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +89,26 @@ class BeamSearch:
         unknown = words.get_index(UNKNOWN)
         self._decoder = decoder.LexiconDecoder(limits, trie, model, end, head.blank, unknown, [], False)
         self._referenced = (trie, model, words)  # the decoder holds pointers to them
+        self._options = options
+
+    def describe(self) -> str:
+        """Return what determines the words, with hashes of the files."""
+        options = self._options
+        files = [("lm", options.lm), *([("lexicon", options.lexicon)] if options.lexicon is not None else [])]
+        hashes = [f"{name} {_hash(path)}" for name, path in files]
+        numbers = [f"{name} {getattr(options, name):g}" for name in ("beam_size", "lm_weight", "word_score")]
+        return ", ".join(["beam_search", *hashes, *numbers])
 
     def __call__(self, log_probabilities: Tensor) -> Tensor:
         """Return the symbol of each frame: float32 [frames, symbols] -> int64 [frames]."""
         frames = log_probabilities.float().contiguous()
         best = self._decoder.decode(frames.data_ptr(), *frames.shape)[0]
         return torch.tensor(best.tokens[1:-1])  # flashlight adds silence at both ends
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flashlight() -> tuple[Any, Any, Any]:

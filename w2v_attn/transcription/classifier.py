@@ -9,6 +9,10 @@ from w2v_attn.transcription.recognizer import Recognizer
 class Classifier(Recognizer):
     """A recogniser that gives each recording one label."""
 
+    def describe_decoding(self) -> dict[str, str]:
+        """See `Recognizer`."""
+        return {"labels": ", ".join(str(label) for _, label in sorted(self.config.id2label.items()))}
+
     def decode(self, log_probabilities: Tensor) -> Label:
         """Return the most probable label and the scores of the five most probable ones."""
         probabilities = log_probabilities.exp()

@@ -1,5 +1,7 @@
 """The recogniser of CTC heads, which gives text and words with their times."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,8 +10,15 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.ctc_head import CtcHead
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.transcription.beam_search import BeamSearch
 from w2v_attn.transcription.outputs import Transcript, Word
 from w2v_attn.transcription.recognizer import Recognizer
+
+# Options of a tokenizer that change the text of the same symbols.
+TOKENIZER_OPTIONS = (
+    "bos_token eos_token unk_token pad_token word_delimiter_token replace_word_delimiter_char phone_delimiter_token "
+    "do_lower_case target_lang clean_up_tokenization_spaces"
+).split()
 
 # A character of a script that is written without spaces between words, with its combining marks.
 UNSPACED = regex.compile(
@@ -51,6 +60,15 @@ class CtcRecognizer(Recognizer):
     ):
         super().__init__(checkpoint, **options)
         self.head, self._search = head, search
+
+    def describe_decoding(self) -> dict[str, str]:
+        """See `Recognizer`."""
+        head, tokenizer = self.head, self.head.tokenizer
+        options = {name: value for name, value in tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
+        about = [type(tokenizer).__name__, head.rows, head.blank, head.delimiter, sorted(head.symbols.items()), options]
+        described = json.dumps(about, sort_keys=True, default=str)
+        decoder = self._search.describe() if isinstance(self._search, BeamSearch) else "greedy"
+        return {"vocabulary": hashlib.sha256(described.encode()).hexdigest(), "decoder": decoder}
 
     def decode(self, log_probabilities: Tensor) -> Transcript:
         """Return the text of stock's tokenizer, and its words with their times."""

@@ -1,5 +1,6 @@
 """What recognisers return: the text with its words and their times, or the label of a recording."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,22 @@ class Transcript:
     words: tuple[Word, ...]
 
     def as_record(self) -> dict[str, Any]:
-        """Return a JSON object with text, score, and words with times in seconds."""
-        words = [{"word": w.word, "start": w.start, "end": w.end, "score": w.score} for w in self.words]
+        """Return a JSON object with text, score, and words with times in seconds; with joiners that are no spaces."""
+        words = [
+            {"word": w.word, "start": w.start, "end": w.end, "score": w.score}
+            | ({} if w.joiner in (("", " ") if number == 0 else (" ",)) else {"joiner": w.joiner})
+            for number, w in enumerate(self.words)
+        ]
         return {"text": self.text, "score": self.score, "words": words}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Transcript":
+        """Return the transcript of a JSON object from `as_record`. Raises KeyError or TypeError for another one."""
+        words = [
+            Word(w["word"], w["start"], w["end"], w["score"], w.get("joiner", "" if number == 0 else " "))
+            for number, w in enumerate(record["words"])
+        ]
+        return cls(record["text"], record["score"], tuple(words))
 
 
 @dataclass(frozen=True)
@@ -60,3 +74,13 @@ class Label:
     def as_record(self) -> dict[str, Any]:
         """Return a JSON object with label, score, and the scores of the most probable labels."""
         return {"label": self.label, "score": self.score, "scores": self.scores}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Label":
+        """Return the label of a JSON object from `as_record`. Raises KeyError or TypeError for another one."""
+        return cls(record["label"], record["score"], dict(record["scores"]))
+
+
+def output_of_record(record: Mapping[str, Any]) -> Transcript | Label:
+    """Return the output of a JSON object from `as_record`. Raises KeyError or TypeError for another one."""
+    return Transcript.from_record(record) if "text" in record else Label.from_record(record)

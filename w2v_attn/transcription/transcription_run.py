@@ -1,24 +1,29 @@
-"""The transcription run: rows in, `transcripts.jsonl`, plain text and subtitles out."""
+"""The transcription run: rows in, `transcripts.jsonl` and files for each recording out; it resumes."""
 
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
+from w2v_attn.audio.channels import channel_fingerprint
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
+from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.run_error import RunError
-from w2v_attn.runs.outcomes import Outcome, write_error
-from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, run_corpus
-from w2v_attn.transcription.outputs import Label, Transcript, Word
+from w2v_attn.runs.outcomes import CachedResult, Outcome, cannot_write, write_error
+from w2v_attn.runs.output_folder import FolderIdentity, RunSpec, acquire, check_case_collisions
+from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
+from w2v_attn.runs.rank import blocks_of
+from w2v_attn.runs.record import made_with
+from w2v_attn.runs.recorded_run import recorded_run
+from w2v_attn.runs.result_log import ResultLog, cached_result
+from w2v_attn.transcription.formats.annotation import Annotation
+from w2v_attn.transcription.formats.annotation_formats import AnnotationFormat, find_formats
+from w2v_attn.transcription.outputs import Label, Transcript, Word, output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
-from w2v_attn.whole_files import write_whole
+from w2v_attn.whole_files import remove_leftovers, write_whole
 
 TRANSCRIPTS = "transcripts.jsonl"
-# Limits of a readable subtitle: two short lines, some seconds on the screen, no longer pause within it.
-MAX_CUE_CHARACTERS, MAX_CUE_SECONDS, MAX_CUE_PAUSE = 70, 6.0, 1.0
+FORMAT = "w2v_attn.transcripts/1"
 
 
 def transcribe_corpus(
@@ -30,147 +35,181 @@ def transcribe_corpus(
     max_duration: float,
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
+    about: Mapping[str, object] | None = None,
 ) -> Iterator[Outcome[Transcript | Label]]:
-    """Transcribe every row into files in `output` and yield what became of it.
+    """Transcribe every row into files in `output` and yield the outcome of each.
+
+    Transcripts of an earlier run are kept and not computed again if they are of this configuration and of the current
+    source. However often a run is killed and resumed, it ends with the same files. Files for each recording are
+    written where they are missing or differ. Rows that failed are tried again.
 
     Args:
         recognizer: The model with its head.
         rows: The recordings.
         output: The folder of the transcripts.
-        formats: Files to write for each recording beside `transcripts.jsonl`, of txt, srt, vtt.
+        formats: Files to write for each recording beside `transcripts.jsonl`; see `FORMATS` of `annotation_formats`.
         max_duration: Seconds; a longer recording fails.
         interrupted: Returns whether the run shall end after the current recording.
         audio_decoder: Where recordings are decoded, and within which limits.
+        about: Further entries of `run.json`.
 
     Raises:
-        ValueError: an unknown format, before anything is written.
+        ValueError: an unknown format, before anything is written; or, at the start: the output is in use by another
+            run, belongs to another configuration, or cannot be written.
         RunError: the output cannot be written (disk full, gone, read-only).
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(f"formats must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
-    reading = {"max_duration": max_duration, "interrupted": interrupted, "audio_decoder": audio_decoder}
-    return _transcribe(recognizer, rows, output, tuple(formats), budget=ONE_BY_ONE, **reading)
+    return _transcribe(
+        recognizer, rows, output, find_formats(formats), max_duration, interrupted, audio_decoder, about or {}
+    )
+
+
+def run_spec(
+    recognizer: Recognizer,
+    rows: Sequence[Row],
+    *,
+    fingerprint: Mapping[str, str],
+    about: Mapping[str, object],
+    prepare: Callable[[], None],
+) -> RunSpec:
+    """Return what a run of a recogniser needs to acquire its output folder."""
+    device, backend = str(recognizer.device), backend_in_use(recognizer.model)
+    return RunSpec(
+        blocks=blocks_of(rows),
+        fingerprint=fingerprint,
+        made_with={**made_with(), "device": device, "attention": backend},
+        batch_frames=ONE_BY_ONE,
+        about=about,
+        prepare=prepare,
+    )
 
 
 def _transcribe(
-    recognizer: Recognizer, rows: Sequence[Row], output: Path, formats: tuple[str, ...], **options: Any
+    recognizer: Recognizer,
+    rows: Sequence[Row],
+    output: Path,
+    formats: tuple[AnnotationFormat, ...],
+    max_duration: float,
+    interrupted: Callable[[], bool],
+    audio_decoder: AudioDecoderOptions,
+    about: Mapping[str, object],
 ) -> Iterator[Outcome[Transcript | Label]]:
-    def process(batch: Batch) -> list[Transcript | Label]:
-        return [recognizer.recognize(recording.waveform) for _, recording in batch]
+    fingerprint = {"format": FORMAT, **recognizer.fingerprint(), **channel_fingerprint(audio_decoder.channel)}
+    files = AnnotationFiles(output, formats)
+    spec = run_spec(
+        recognizer, rows, fingerprint=fingerprint, about=about, prepare=lambda: files.prepare([row.id for row in rows])
+    )
 
-    with TranscriptWriter(output, formats) as writer:
+    def process(batch: Batch) -> list[Transcript | Label]:
+        for row, recording in batch:
+            recognizer.announce(row.id, recording.waveform)
+        # As it is read from its line when the run is resumed, so that both give the same files.
+        return [output_of_record(recognizer.recognize(recording.waveform).as_record()) for _, recording in batch]
+
+    with acquire(output, spec) as folder, ResultLog(output, TRANSCRIPTS, fingerprint) as log:
+        check_there = FolderIdentity(output).check
+
+        def find(row: Row) -> CachedResult[Transcript | Label] | None:
+            if (record := log.find(row)) is None:
+                return None
+            found = output_of_record(record)
+            check_there()
+            try:
+                files.write(row, record["duration"], found)
+            except OSError as error:
+                if isinstance(failure := write_error(output / row.id, error), RunError):
+                    raise failure from error
+                return None  # the row fails when it is written again
+            return cached_result(record, found, recognizer.sample_rate)
 
         def finish(row: Row, recording: Recording, found: Transcript | Label) -> Transcript | Label:
+            check_there()
             try:
-                writer.write(row, found)
+                files.write(row, recording.duration, found)
+                log.add(row, recording, found.as_record())
             except OSError as error:
                 raise write_error(output / row.id, error) from error
             return found
 
-        yield from run_corpus(rows, output, recognizer, process, finish, **options)
+        outcomes = recorded_run(
+            folder,
+            rows,
+            lambda: process_rows(
+                rows,
+                recognizer,
+                process,
+                finish,
+                max_duration=max_duration,
+                budget=ONE_BY_ONE,
+                find_cached=find,
+                interrupted=interrupted,
+                audio_decoder=audio_decoder,
+            ),
+        )
+        try:
+            yield from outcomes
+        finally:
+            try:
+                log.finish(rows)
+            except OSError as error:
+                raise cannot_write(output / TRANSCRIPTS, error) from error
 
 
-class TranscriptWriter:
-    """The writer of `transcripts.jsonl` and of the text and subtitle files of each recording.
-
-    The lines are written to a file of another name, which replaces `transcripts.jsonl` when the writer is closed: until
-    then the file of the previous run stays.
+class AnnotationFiles:
+    """The files about each recording, beside the log of all transcripts.
 
     Args:
         output: The folder.
-        formats: Files to write for each recording, of txt, srt, vtt. Labels have no subtitles.
+        formats: What is written for each recording.
     """
 
-    def __init__(self, output: Path, formats: tuple[str, ...] = ()):
+    def __init__(self, output: Path, formats: tuple[AnnotationFormat, ...]):
         self._output, self._formats = output, formats
-        self._unfinished = output / f".{TRANSCRIPTS}.unfinished"
-        self._lines: TextIO | None = None
 
-    def __enter__(self) -> "TranscriptWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lines is None:
-            return
-        try:
-            with self._lines:
-                self._lines.flush()
-                os.fsync(self._lines.fileno())
-            os.replace(self._unfinished, self._output / TRANSCRIPTS)
-        except OSError as error:
-            raise RunError(f"cannot write {self._output / TRANSCRIPTS}: {error.strerror}") from error
-
-    def write(self, row: Row, found: Transcript | Label) -> None:
-        """Write the result of one recording.
+    def prepare(self, ids: Sequence[str]) -> None:
+        """Remove what killed runs left behind. Nobody may be writing meanwhile.
 
         Raises:
-            OSError: the output cannot be written.
+            ValueError: two ids differ in case only, and the disk does not distinguish them.
+            OSError, RunError: the folder cannot be written.
         """
-        if self._lines is None:
-            self._output.mkdir(parents=True, exist_ok=True)
-            self._lines = self._unfinished.open("w", encoding="utf-8", errors="replace")
-        record = {"id": row.id, "path": os.fspath(row.path), **found.as_record()}
-        self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._lines.flush()
-        for name in self._formats:
-            if isinstance(found, Transcript):
-                self._write_file(row, name, FORMATS[name](found))
-            elif name == "txt":
-                self._write_file(row, name, f"{found.label}\n")
+        folders = {self._output}
+        if self._formats:
+            check_case_collisions(self._output, ids)
+            folders |= {(self._output / id).parent for id in ids}
+        remove_leftovers(folders)
 
-    def _write_file(self, row: Row, extension: str, text: str) -> None:
-        write_whole(self._output / f"{row.id}.{extension}", text.encode())
-
-
-def as_srt(transcript: Transcript) -> str:
-    """Return SubRip subtitles."""
-    cues = [
-        f"{number}\n{_clock(cue[0].start, ',')} --> {_clock(cue[-1].end, ',')}\n{_line(cue)}\n"
-        for number, cue in enumerate(_cues(transcript.words), 1)
-    ]
-    return "\n".join(cues)
+    def write(self, row: Row, duration: float, found: Transcript | Label) -> None:
+        """Write the files of a recording, except those that are there already. duration: in seconds. Raises OSError."""
+        annotation = annotation_of(row, duration, found) if self._formats else None
+        for kind in self._formats:
+            assert annotation is not None
+            path = self._output / f"{row.id}.{kind.extension}"
+            content = kind.render(annotation).encode(errors="replace")
+            if _read(path) != content:
+                write_whole(path, content)
 
 
-def as_vtt(transcript: Transcript) -> str:
-    """Return WebVTT subtitles."""
-    cues = [
-        f"{_clock(cue[0].start, '.')} --> {_clock(cue[-1].end, '.')}\n{_line(cue)}\n" for cue in _cues(transcript.words)
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
+def annotation_of(row: Row, duration: float, found: Transcript | Label) -> Annotation:
+    """Return what files about a recording hold. duration: in seconds."""
+    if isinstance(found, Transcript):
+        text, is_label = found.text, False
+        tiers = {"words": found.words}
+    else:
+        text, is_label = found.label, True
+        tiers = {"labels": (Word(found.label, 0.0, duration, found.score),)}
+    return Annotation(
+        id=row.id,
+        path=row.path,
+        duration=duration,
+        text=text,
+        tiers=tiers,
+        speaker=row.speaker,
+        is_label=is_label,
+    )
 
 
-def as_txt(transcript: Transcript) -> str:
-    """Return the text on one line."""
-    return f"{transcript.text}\n"
-
-
-FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt}
-
-
-def _cues(words: tuple[Word, ...]) -> Iterator[list[Word]]:
-    """Yield the words of each subtitle, which ends at a length, at a duration, or at a pause."""
-    cue: list[Word] = []
-    for word in words:
-        if cue and (
-            len(_line(cue)) + 1 + len(word.word) > MAX_CUE_CHARACTERS
-            or word.end - cue[0].start > MAX_CUE_SECONDS
-            or word.start - cue[-1].end > MAX_CUE_PAUSE
-        ):
-            yield cue
-            cue = []
-        cue.append(word)
-    if cue:
-        yield cue
-
-
-def _line(words: list[Word]) -> str:
-    return " ".join(word.word for word in words)
-
-
-def _clock(seconds: float, point: str) -> str:
-    """Return hours, minutes, seconds and milliseconds: 00:01:02,345."""
-    milliseconds = round(1000 * seconds)
-    hours, rest = divmod(milliseconds, 3_600_000)
-    minutes, rest = divmod(rest, 60_000)
-    return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
