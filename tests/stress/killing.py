@@ -1,9 +1,10 @@
-"""Kills an extraction at random moments until it has been killed often enough, and compares what comes out of it.
+"""Kills a run at random moments until it has been killed often enough, and compares what comes out of it.
 
   PYTHONPATH=tests python tests/stress/killing.py --recordings 10000 --kills 200   the soak: 15 minutes on one core
   PYTHONPATH=tests python tests/stress/killing.py --faults --kills 60       with failing disks and hanging decoders
   PYTHONPATH=tests python tests/stress/killing.py model=local model.checkpoint=…          with another checkpoint
   PYTHONPATH=tests python tests/stress/killing.py --shard 2000000 layout=shards     into many shards of 2 MB
+  PYTHONPATH=tests python tests/stress/killing.py --command transcribe formats=[srt,TextGrid]     or evaluate
 
 The commands are forked from this process, which has imported what they need: so a kill costs no start of Python's.
 """
@@ -36,6 +37,8 @@ from w2v_attn.extraction import shard_store
 from w2v_attn.features.formats.shard_index import INDEX
 from w2v_attn.runs.failure_log import FAILURE_LOG
 
+# The list of the recordings, with texts for evaluation.
+LIST = "list.csv"
 FAULTS = Path(__file__).resolve().parent / "faults"
 # Recordings whose decoders go wrong each time, and those where they do so once in a run and then no more.
 ALWAYS = {"hold": r"/00701\.wav", "crash": r"/00353\.wav", "hoard": r"/00151\.wav"}
@@ -53,6 +56,8 @@ def make_recordings(folder: Path, count: int, *, seed: int = 0) -> None:
         else:
             noise = random_numbers.standard_normal(random_numbers.integers(1600, 16_000)) / 10
             soundfile.write(path, noise.astype(np.float32), 16_000)
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.wav"))
+    (folder / LIST).write_text("path,text\n" + "".join(f"{path},a text\n" for path in paths))
 
 
 def content(output: Path) -> dict[str, str]:
@@ -77,11 +82,12 @@ def nothing() -> None:
 
 
 def start(audio: Path, output: Path, log: Path, options: Sequence[str], prepare: Callable[[], None] = nothing) -> int:
-    """The command in a process of its own -> its id. prepare: what is done there first."""
+    """The command in a process of its own -> its id. options: the command first; prepare: what is done there first."""
+    command, *options = options
 
     def step() -> None:
         prepare()
-        app.main(["extract", f"audio={audio}", f"output={output}", "device=cpu", *options])
+        app.main([command, f"audio={audio / LIST}", f"output={output}", "device=cpu", *options])
 
     with log.open("a") as said:
         return fork(step, said)
@@ -136,7 +142,8 @@ def _soak(
     if torch.get_num_threads() == 1:  # threads of OpenMP's would not be in the child
         make_recordings(work / "first", 1)
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(sys.stderr):
-            app.main(["extract", f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu", *options])
+            command, *others = options
+            app.main([command, f"audio={work / 'first'}", f"output={work / 'warm'}", "device=cpu", *others])
     audio, once, log = work / "audio", work / "once", work / "log"
     killed = (place.folder if place else work) / "killed"
     make_recordings(audio, recordings)
@@ -213,13 +220,20 @@ def _wait(child: int, come: Callable[[], bool]) -> None:
 
 
 def _changes(output: Path) -> list[tuple[int, ...]]:
-    """When the folders in it were written to; with shards, which there are."""
-    folders = [(folder.stat().st_mtime_ns,) for folder in sorted(output.glob("[0-9]"))]
+    """When the folders in it and the lines of transcripts were written to; with shards, which there are."""
+    changed = [*sorted(output.glob("[0-9]")), *output.glob(".*.unfinished")]
+    folders = [(path.stat().st_mtime_ns,) for path in changed]
     return [*folders, (sum(1 for _ in output.glob("features-*.safetensors")),)]
 
 
 def _there(output: Path) -> int:
-    """Recordings whose features are there; as long as the index of shards cannot be read, none."""
+    """Recordings whose features or lines are there; as long as the index of shards cannot be read, none."""
+    if journals := [
+        *output.glob(".*.unfinished"),
+        *output.glob("transcripts.jsonl"),
+        *output.glob("predictions.jsonl"),
+    ]:
+        return max(journal.read_bytes().count(b"\n") for journal in journals)
     if not (output / INDEX).exists():
         return sum(1 for _ in output.rglob("*.safetensors"))
     name = f"file:{output / INDEX}?mode=ro"  # it is the command that is to undo what a kill left in the index
@@ -237,6 +251,7 @@ def _sessions(output: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--command", default="extract", choices=["extract", "transcribe", "evaluate"])
     parser.add_argument("--recordings", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -252,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recordings=options.recordings,
             kills=options.kills,
             seed=options.seed,
-            options=options.overrides,
+            options=[options.command, *options.overrides],
             faults=options.faults,
         )
         if found["codes"] != [1, 1]:

@@ -77,6 +77,21 @@ def test_killed_at_random_moments_a_run_ends_with_the_files_of_one_that_was_not(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "files"), [(["transcribe", "formats=[srt,TextGrid]"], 2 * 49 + 3), (["evaluate"], 5)]
+)
+def test_killed_at_random_moments_a_transcription_ends_with_the_files_of_one_that_was_not(command, files, tmp_path):
+    name, *options = command
+    arguments = ["--command", name, "--recordings", "50", "--kills", "4", *options]
+    run = Started(arguments, tmp_path / "said", main=killing.main)
+    assert run.end(200) == 0, run.said()
+    found = json.loads(run.said().splitlines()[-1])
+    assert found["codes"] == [1, 1]  # some of the recordings are none
+    assert found["files"] == files
+    assert found["sessions"] > 2
+
+
+@pytest.mark.slow
 def test_killed_while_disks_and_decoders_fail_a_run_ends_with_the_files_of_one_where_they_did_not(tmp_path):
     run = Started(["--faults", "--recordings", "360", "--kills", "5"], tmp_path / "said", main=killing.main)
     assert run.end(200) == 0, run.said()
