@@ -26,7 +26,15 @@ def text(config: Any, key: str) -> str:
     value = select(config, key)
     if value is None or not str(value):
         raise ValueError(f"{key} is empty: give {key}=VALUE")
+    if OmegaConf.is_config(value):
+        raise ValueError(f"{key} must be one value, got {plain(value)}. A name in brackets is quoted: '{key}=\"[x]\"'")
     return str(value)
+
+
+def sources(config: Any, key: str) -> str | list[str]:
+    """Return what names recordings: a file, a folder, a list of recordings …, or several of them."""
+    value = select(config, key)
+    return [str(source) for source in value] if OmegaConf.is_list(value) and value else text(config, key)
 
 
 def text_or_none(config: Any, key: str) -> str | None:
