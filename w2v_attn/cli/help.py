@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from w2v_attn.cli.command_keys import CommandKeys, Group, Key, first_sentence
+from w2v_attn.cli.reflow import reflow
 from w2v_attn.cli.wrong_keys import closest, explain_key
 
 WIDTH = 100
@@ -27,7 +28,7 @@ def command_help(keys: CommandKeys, values: Mapping[str, str] | None = None) -> 
     text = string.Template(keys.template).safe_substitute(
         APP_CONFIG_GROUPS=_groups(keys), CONFIG=f"{_keys(keys, values or {})}\n\nFlags\n{FLAGS}"
     )
-    return text.replace("${hydra.help.header}", textwrap.fill(keys.header, WIDTH)).rstrip()
+    return reflow(text.replace("${hydra.help.header}", keys.header), WIDTH).rstrip()
 
 
 def explain_topic(topic: str, keys: CommandKeys) -> tuple[str, bool]:
@@ -156,7 +157,7 @@ def _by_choice(name: str, group: Group) -> list[str]:
 def _examples(pattern: str, keys: CommandKeys) -> list[str]:
     """Return the examples of a command's help that a pattern is found in."""
     found = [line.strip() for line in _example_lines(keys.template) if re.search(pattern, line)]
-    return ["", "  Examples", *(f"    {line}" for line in found)] if found else []
+    return ["", "  Examples", *(reflow(f"    {line}", WIDTH) for line in found)] if found else []
 
 
 def _example_lines(template: str) -> Sequence[str]:
