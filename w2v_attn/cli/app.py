@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from w2v_attn import __version__, folders, start_and_end
+from w2v_attn.cli.commands import COMMANDS
 from w2v_attn.cli.process import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST, need
 
 if TYPE_CHECKING:
     from w2v_attn.cli.arguments import Arguments
 
-COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
+
 COMMANDS_WITHOUT_MODEL = ("convert",)
 # The modules that take most of the start-up time of the other commands.
 MODEL_MODULES = ("transformers.models.auto.modeling_auto", "w2v_attn.patching.replace")

@@ -113,8 +113,8 @@ def keys_of(command: str, more: tuple[Path, ...] = ()) -> CommandKeys:
 
 
 def first_sentence(text: str) -> str:
-    """Return a text up to its first full stop or colon that ends a clause."""
-    return re.split(r"(?<=[^.\d])[.:](?:\s|$)", text, maxsplit=1)[0]
+    """Return the first sentence of a text, without the command or the key that it may end with."""
+    return re.split(r"\.(?:\s|$)|: (?:w2v-attn|data\.)", text, maxsplit=1)[0]
 
 
 def _group(name: str, default: str | None, places: Sequence[Path]) -> Group:

@@ -4,6 +4,7 @@ import re
 import string
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from w2v_attn.cli.command_keys import CommandKeys, Group, Key, first_sentence
 from w2v_attn.cli.reflow import reflow
@@ -59,7 +60,7 @@ def explain_topic(topic: str, keys: CommandKeys) -> tuple[str, bool]:
 
 
 _TYPES = {
-    "text": "a text: a name with spaces, = or ( needs no quotes but the shell's",
+    "text": "a text",
     "number": "a number",
     "bool": "true or false",
     "list": "a list: a,b or [a,b]",
@@ -85,8 +86,17 @@ def _groups(keys: CommandKeys) -> str:
         choices = f"or {', '.join(name for name in group.options if name != group.default)}"
         lines += _row(f"{group.name}={group.default or 'null'}", choices, 2)
         own = [key for key in keys.of_group(group) if key.kind != "section" and "config." not in key.name]
-        lines += _table([key for key in own if key.name != f"{group.name}.kind"], {}, indent=4)
-    return "\n".join(lines).strip("\n")
+        own = [_with_choices(key, group) for key in own if key.name != f"{group.name}.kind"]
+        lines += _table(own, {}, indent=4)
+    return "\n".join(lines) + "\n"
+
+
+def _with_choices(key: Key, group: Group) -> Key:
+    """Return a key whose comment names the choices that have it, if the default one does not."""
+    having = [option.name for option in group.options.values() if any(other.name == key.name for other in option.keys)]
+    if group.default in having or not having:
+        return key
+    return replace(key, comment=f"{group.name}={' or '.join(having)}: {key.comment}")
 
 
 def _keys(keys: CommandKeys, values: Mapping[str, str]) -> str:

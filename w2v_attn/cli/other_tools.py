@@ -51,7 +51,7 @@ _NAMES: dict[tuple[str, ...], str] = {
     # Data
     ("audio", "data.train (and data.valid, data.test)"): """
         input inputs input_dir in_dir in_folder i file files wav wavs wav_dir audio_dir audio_path audio_file path
-        manifest manifest_path scp wav_scp csv list filelist dataset dataset_name data_dir data_folder""",
+        manifest manifest_path scp wav_scp csv list filelist dataset dataset_name data_dir data_folder audio""",
     ("data.train",): "train train_file train_manifest train_csv train_data train_dir train_split train_subset",
     ("data.valid",): "valid dev eval_file validation_file valid_csv valid_data valid_subset dev_file",
     ("data.test",): "test test_file test_csv test_data test_split",

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
-from w2v_attn.cli.command_keys import CommandKeys
+from w2v_attn.cli.command_keys import CommandKeys, keys_of
+from w2v_attn.cli.commands import COMMANDS
 from w2v_attn.cli.former_keys import FORMER_KEYS
 from w2v_attn.cli.other_tools import OTHER_TOOLS
 
@@ -19,16 +20,18 @@ def explain_key(wrong: str, keys: CommandKeys) -> str:
         return answer
     if wrong in keys.names():
         return f"{wrong}: {_of_another_choice(wrong, keys)}"
+    if others := [other for other in COMMANDS if other != keys.command and wrong in keys_of(other).names()]:
+        return f"there is no key {wrong}: it is one of {', '.join(others)}. See w2v-attn {keys.command} --help"
     near = closest(wrong, keys)
     section = wrong.rpartition(".")[0]
     siblings = [name for name in keys.names() if name.rpartition(".")[0] == section]
     if near:
-        hint = f"Did you mean {' or '.join(near)}?"
+        hint = f" Did you mean {' or '.join(near)}?"
     elif section and siblings:
-        hint = f"{section} has {', '.join(name.rpartition('.')[2] for name in siblings)}."
+        hint = f" {section} has {', '.join(name.rpartition('.')[2] for name in siblings)}."
     else:
-        hint = "All keys:"
-    return f"there is no key {wrong}. {hint} See w2v-attn {keys.command} --help"
+        hint = ""
+    return f"there is no key {wrong}.{hint} See w2v-attn {keys.command} --help"
 
 
 def of_other_tools(wrong: str, keys: CommandKeys) -> str | None:
