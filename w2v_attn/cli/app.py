@@ -93,7 +93,7 @@ def _run(command: str, words: list[str]) -> int:
     try:
         arguments = read_arguments(command, words)
     except WrongArguments as error:
-        print(f"{error}\n{_former_choice(words)}".rstrip(), file=sys.stderr)
+        print(error, file=sys.stderr)
         return WRONG_REQUEST
     if arguments.has("--version"):
         print(f"w2v-attn {__version__}")
@@ -223,6 +223,8 @@ def _checked(command: str, config: Any, wants_traceback: bool) -> int:
     """Run a command on a composed configuration; report an error that a user can cause without a traceback."""
     from omegaconf import OmegaConf
 
+    from w2v_attn.cli.hints import hints
+
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         print(
@@ -239,8 +241,7 @@ def _checked(command: str, config: Any, wants_traceback: bool) -> int:
     except ValueError as error:  # the class of all errors that a user can cause; HYDRA_FULL_ERROR=1 shows the traceback
         if wants_traceback:
             raise
-        former = _former_choice(sys.argv[1:])
-        print(f"{error}\n{former}" if former else error, file=sys.stderr)
+        print(f"{error}{hints(sys.argv[1:], error)}", file=sys.stderr)
         return WRONG_REQUEST
 
 
@@ -266,6 +267,7 @@ def _explain(command: str, words: Sequence[str], error: Exception) -> str:
     """Return what is wrong with an override, in one line where it is a key or a sweep."""
     from w2v_attn.cli.arguments import KEY
     from w2v_attn.cli.command_keys import keys_of
+    from w2v_attn.cli.hints import hints
     from w2v_attn.cli.wrong_keys import explain_key
 
     text = str(error).split("Config search path")[0].strip()
@@ -274,18 +276,11 @@ def _explain(command: str, words: Sequence[str], error: Exception) -> str:
         names = [found["name"] for word in words if (found := KEY.fullmatch(word)) is not None]
         wrong = unknown[2] or next((name for name in names if unknown[1] in name), unknown[1])
         return explain_key(wrong, keys_of(command))
+    if added := re.search(r"An item is already at '([^']+)'", text):
+        return f"{added[1]} is a key already: write {added[1]}=VALUE, without +"
     if swept := re.search(
         r"Sweep parameters '([^']+)' requires --multirun|Ambiguous value for argument '([^']+)'", text
     ):
         given = swept[1] or swept[2]
         return f"{given}: expected one value. Several are a sweep, one run for each: add --multirun"
-    return f"{text}\n{_former_choice(words)}See w2v-attn {command} --help"
-
-
-def _former_choice(words: Sequence[str]) -> str:
-    """Return a line with the present name of a choice that is given by another name; empty where none is."""
-    from w2v_attn.cli.former_keys import FORMER_CHOICES
-    from w2v_attn.cli.other_tools import OTHER_CHOICES
-
-    choices = {**OTHER_CHOICES, **FORMER_CHOICES}
-    return "".join(f"Did you mean {choices[given]}?\n" for given in words if given in choices)
+    return f"{text}{hints(words, text)}\nSee w2v-attn {command} --help"

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from w2v_attn.cli.command_keys import CommandKeys, Group, Kind, keys_of
+from w2v_attn.cli.hints import hints
 from w2v_attn.cli.hydra_grammar import for_hydra, quote, quote_list, split_outside_brackets
 
 # Hydra's flags; the value says whether a word follows: never, always, or perhaps.
@@ -33,6 +34,8 @@ POSITIONAL = {
     "verify": "model",
     "convert": "features",
 }
+# Keys whose values are the same in other tools, whatever their names there.
+SAME_VALUE = ("audio", "output", "model.checkpoint", "model.revision", "model.language", "decoder.lm", "seed")
 SOURCES = ("audio", "data.train", "data.valid", "data.test")  # keys that accept a list of names
 KEY = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<name>[\w$][\w$.-]*(?:/[\w.-]+)*(?:@[\w.:/-]*)?)=(?P<value>.*)", re.DOTALL)
 CHECKPOINT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -80,18 +83,22 @@ def read_arguments(command: str, words: Sequence[str]) -> Arguments:
     overrides: list[str] = []
     positional: list[str] = []
     sources: dict[str, list[str]] = {}
+    last_key = ""
     for word in _joined(rest, keys):
         match = KEY.fullmatch(word)
         if match is None or (not match["sign"] and not keys.kinds(match["name"]) and _is_path_with_equals(word, keys)):
-            if word.startswith(("~", "+")) and not os.path.lexists(word):
+            if re.match(r"[~+]+\w", word) and not os.path.lexists(word):
                 overrides.append(word)  # a deletion
             elif word.startswith("="):
-                raise WrongArguments(f"{word}: expected key=value. See w2v-attn {command} --help")
+                raise WrongArguments(f"{word}: expected key=value, without spaces. See w2v-attn {command} --help")
+            elif overrides and overrides[-1] == f"{last_key}=":
+                raise WrongArguments(f"{last_key}= {word}: expected {last_key}={word}, without spaces")
             else:
                 positional.append(word)
             continue
         if match["name"] in SOURCES and not match["sign"]:
             sources.setdefault(match["name"], []).append(match["value"])
+        last_key = match["name"]
         overrides += _override(word, match, keys, sweep=sweep)
     if positional:
         overrides += _positional(command, positional, overrides, keys)
@@ -124,6 +131,8 @@ def _flags(command: str, words: Sequence[str]) -> tuple[list[str], list[str], li
             raise WrongArguments(_explain_option(command, words, number - 1))
         elif flag in ("--help", "-h"):
             topics, flags = topics or [], [*flags, flag]
+        elif flag == "-i" and _is_input(words[number:]):
+            raise WrongArguments(_explain_option(command, words, number - 1))
         elif FLAGS[flag] == NO_VALUE:
             flags.append(flag)
         elif equals:
@@ -139,6 +148,11 @@ def _flags(command: str, words: Sequence[str]) -> tuple[list[str], list[str], li
 
 
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def _is_input(following: Sequence[str]) -> bool:
+    """Return whether -i means input files, as in other tools, rather than Hydra's --info."""
+    return bool(following) and following[0] not in INFO_TOPICS and not re.match(r"-|.*=", following[0])
 
 
 def _full_flag(name: str) -> str | None:
@@ -161,7 +175,7 @@ def _explain_option(command: str, words: Sequence[str], at: int) -> str:
     while number < len(words):
         word = words[number]
         number += 1
-        if not word.startswith("-") or _full_flag(word.partition("=")[0]) is not None:
+        if number > at + 1 and (not word.startswith("-") or _full_flag(word.partition("=")[0]) is not None):
             written.append(word)
             continue
         option, equals, value = word.partition("=")
@@ -177,7 +191,8 @@ def _explain_option(command: str, words: Sequence[str], at: int) -> str:
             known = initial[:1] if all(key.startswith(initial[0]) for key in initial) else []
         key = known[0] if known else name
         if not known and (note := of_other_tools(name, keys)):
-            notes.append(note)
+            key = note.removeprefix(f"{name}: here ").partition(" ")[0]
+            notes += [] if key in SAME_VALUE else [note]
         elif not known:
             near = closest(name, keys)
             key = near[0] if near else name
@@ -226,6 +241,11 @@ def _override(word: str, match: re.Match[str], keys: CommandKeys, *, sweep: bool
     if "/" in name or "@" in name or sign == "~":
         return [word]
     kinds = keys.kinds(name)
+    if kinds == {"section"} and not value.startswith("{"):
+        below = [key for key in keys.names() if key.startswith(f"{name}.")]
+        raise WrongArguments(
+            f"{name} is a section, such as {below[0]}=VALUE. See w2v-attn {keys.command} --help {name}"
+        )
     if not sign and (_is_in_dictionary(name, keys) or (kinds == {"dict"} and sweep)):
         sign = "++"
     try:
@@ -301,14 +321,14 @@ def _positional(command: str, words: Sequence[str], overrides: Sequence[str], ke
             )
         raise WrongArguments(f"{first}: expected key=value. See w2v-attn {command} --help")
     key = "model.checkpoint" if name == "model" else name
+    if name not in SOURCES and len(words) > 1:
+        raise WrongArguments(f"expected one {'checkpoint' if name == 'model' else 'folder'}, got {shlex.join(words)}")
     for word in words:
         _check_positional(command, word, key, keys)
     if any(override.partition("=")[0] in (name, key) for override in overrides):
         raise WrongArguments(f"{key} is given twice: by {first} and by {key}=. Give it once")
     if name in SOURCES:
         return [f"{name}={quote(first) if len(words) == 1 else quote_list(words)}"]
-    if len(words) > 1:
-        raise WrongArguments(f"expected one {'checkpoint' if name == 'model' else 'folder'}, got {shlex.join(words)}")
     if name == "model":
         return _choice(keys.groups["model"], first, keys, sweep=False)
     return [f"{name}={quote(first)}"]
@@ -329,6 +349,5 @@ def _check_positional(command: str, word: str, key: str, keys: CommandKeys) -> N
         raise WrongArguments(f"{word}: options are written key=value: {split[1]}={split[2] or 'VALUE'}")
     if key == "model.checkpoint":
         raise WrongArguments(_explain_choice(keys.groups["model"], word, keys))
-    near = get_close_matches(word, os.listdir(), 1, 0.7) if os.path.isdir(".") else []
-    hint = f"Did you mean {near[0]}? " if near else ""
-    raise WrongArguments(f"there is no file or folder {word}. {hint}Options are written key=value")
+    said = f"there is no file or folder {word}. Options are written key=value"
+    raise WrongArguments(said + hints([word], said))

@@ -33,6 +33,8 @@ def for_hydra(value: str, kinds: set[Kind], *, sweep: bool = False, source: bool
         return _collection(value, kinds, parsed, is_valid and not is_sweep)
     if "bool" in kinds and value.lower() in YES + NO:
         return "true" if value.lower() in YES else "false"
+    if kinds == {"bool"} and not is_sweep and not _is_bool(parsed, is_valid):
+        raise ValueError("expected true or false")
     may_be_name = source or bool(kinds & {"text", "null", "missing"}) or not kinds
     if may_be_name and os.path.lexists(os.path.expanduser(value)) and not ("null" in kinds and value == "null"):
         return value if is_valid and not is_sweep and _is_text(parsed, value) else quote(value)
@@ -95,6 +97,11 @@ def _parse(value: str) -> tuple[Any, bool, bool]:
         return override.value(), override.is_sweep_override(), True
     except HydraException:
         return None, False, False
+
+
+def _is_bool(parsed: Any, is_valid: bool) -> bool:
+    """Return whether a value is true, false, null or an interpolation."""
+    return is_valid and (parsed is None or isinstance(parsed, bool) or (isinstance(parsed, str) and "${" in parsed))
 
 
 def _is_text(parsed: Any, value: str) -> bool:
