@@ -89,7 +89,7 @@ def read_arguments(command: str, words: Sequence[str]) -> Arguments:
         if match is None or (not match["sign"] and not keys.kinds(match["name"]) and _is_path_with_equals(word, keys)):
             if re.match(r"[~+]+\w", word) and not os.path.lexists(word):
                 overrides.append(word)  # a deletion
-            elif word.startswith("="):
+            elif word.startswith("=") and not os.path.lexists(word):
                 raise WrongArguments(f"{word}: expected key=value, without spaces. See w2v-attn {command} --help")
             elif overrides and overrides[-1] == f"{last_key}=":
                 raise WrongArguments(f"{last_key}= {word}: expected {last_key}={word}, without spaces")
@@ -123,7 +123,7 @@ def _flags(command: str, words: Sequence[str]) -> tuple[list[str], list[str], li
         if word == "--":
             rest += words[number:]
             break
-        if not word.startswith("-") or os.path.lexists(word):
+        if not word.startswith("-") or (flag is None and os.path.lexists(word)):
             rest.append(word)
             if topics is not None and "=" not in word:
                 topics.append(word)

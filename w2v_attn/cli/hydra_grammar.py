@@ -37,12 +37,14 @@ def for_hydra(value: str, kinds: set[Kind], *, sweep: bool = False, source: bool
         raise ValueError("expected true or false")
     may_be_name = source or bool(kinds & {"text", "null", "missing"}) or not kinds
     if may_be_name and os.path.lexists(os.path.expanduser(value)) and not ("null" in kinds and value == "null"):
+        if value == "???":  # OmegaConf's sign of a missing value
+            return quote("./???")
         return value if is_valid and not is_sweep and _is_text(parsed, value) else quote(value)
     if not is_valid:
         return _list(value) if source and _has_brackets(value) else _quoted_with_interpolations(value)
     if is_sweep:
         return _without_sweep(value, kinds, source)
-    if "text" in kinds and isinstance(parsed, bool | int | float) and str(parsed) != value:
+    if "text" in kinds and isinstance(parsed, bool | int | float) and str(parsed) != value and "(" not in value:
         return quote(value)  # 1e5, 1_000 and true as names
     if isinstance(parsed, str) and not _interpolates(parsed):
         return quote(parsed)
