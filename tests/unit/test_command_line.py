@@ -298,6 +298,49 @@ def test_the_command_that_resumes_a_run_is_the_one_that_was_typed(folder, call):
     assert shlex.split(made_by) == ["w2v-attn", "extract", *words]
 
 
+# Reports about other tools that read Hydra's grammar, or list files.
+REPORTS = {
+    "hydra #1577, equals signs of Lightning's checkpoints": (
+        "extract",
+        "model.checkpoint",
+        "log/epoch=999-step=87999.ckpt",
+    ),
+    "hydra #938, a text with an equals sign": ("extract", "output", "baz=qux"),
+    "hydra #2891, Chinese": ("transcribe", "output", "介绍一下你。"),
+    "hydra #2705, a number sign": ("transcribe", "output", "#"),
+    "hydra #962, a percent sign": ("extract", "segments", "/path/to/pattern_%r (1).csv"),
+    "hydra #1074, an at sign": ("evaluate", "output", "example@example.com"),
+    "hydra #1843, a vertical bar in a regular expression": ("evaluate", "pattern", r"(?P<text>\d|[a-z]+)_"),
+    "detrex #309, a date": ("evaluate", "output", "2023-09-16"),
+    "cloudai #557, commas and colons in a text": ("extract", "output", "mlx5_0:1,mlx5_3:1"),
+    "lightning-transformers #158, a name with spaces": ("finetune", "data.train", "train charts.csv"),
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_values_of_reports_arrive(report):
+    command, key, value = REPORTS[report]
+    assert OmegaConf.select(composed(command, f"{key}={value}"), key) == value
+
+
+def test_a_checkpoint_of_lightning_is_a_model():  # Lightning #2696, tuplan_garage #32
+    assert composed("load", "model=log/epoch=6.ckpt").model.checkpoint == "log/epoch=6.ckpt"
+
+
+def test_a_glob_that_the_shell_leaves_alone_is_expanded(folder, call):  # whisperX #186 and #843, faster-whisper #341
+    code, out, _ = call("transcribe", "*.flac", "output=texts")
+    assert code == 0
+    assert "2 of 2" in out
+    code, _, err = call("transcribe", "*.wav")
+    assert code == 2
+    assert "no file or folder *.wav" in err
+
+
+def test_arguments_of_a_script_with_windows_line_ends_say_so():  # PointContrast #16
+    with pytest.raises(WrongArguments, match=r"line ends of Unix"):
+        read_arguments("extract", ["audio=x", "output=y\r"])
+
+
 # What is wrong.
 
 OPTIONS = {
@@ -310,6 +353,7 @@ OPTIONS = {
     "-i a.flac": "w2v-attn extract audio=a.flac",
     "--model.checkpoint=x/y": "w2v-attn extract model.checkpoint=x/y",
     "--out_put x": "w2v-attn extract output=x",
+    "--model_name_or_path ../last.pt": "w2v-attn extract model.checkpoint=../last.pt",
 }
 
 
@@ -362,6 +406,10 @@ NEWCOMERS = {
     "finetune max_steps=3": "Did you mean training.max_steps?",
     "finetune experiment=nope": "there is no experiment nope",
     "benchmark encoder": "expected key=value",
+    "finetune --restore-file ../checkpoint_last.pt": "a run is resumed by the same command",  # fairseq #5127
+    "finetune data.train = x.csv": "without spaces",  # lightning-transformers #158
+    "finetune n_epochs=100 acc_batches=4": "n_epochs: here training.max_steps",  # Chemformer #38
+    "finetune task=ctc;": "Did you mean task=ctc?",  # openspeech #77
 }
 
 

@@ -208,7 +208,7 @@ def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("bundled", lambda name: str(folders.find("data") / name), replace=True)
-    OmegaConf.register_new_resolver("pairs", lambda text: dict(parse_qsl(text, True)), replace=True)
+    OmegaConf.register_new_resolver("pairs", lambda text: OmegaConf.create(dict(parse_qsl(text, True))), replace=True)
 
 
 def _wrong_overrides() -> tuple[type[Exception], ...]:

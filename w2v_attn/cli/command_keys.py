@@ -86,7 +86,7 @@ class CommandKeys:
 
     def kinds(self, name: str) -> set[Kind]:
         """Return the types that a key has, in any choice of its group; empty for a key that is not there."""
-        kinds = {key.kind for key in self.keys if key.name == name}
+        kinds: set[Kind] = {key.kind for key in self.keys if key.name == name}
         for group in self.groups.values():
             if not group.is_global:
                 kinds |= {key.kind for option in group.options.values() for key in option.keys if key.name == name}
@@ -206,7 +206,11 @@ def _kind(node: yaml.Node) -> Kind:
         return "dict" if node.flow_style else "section"
     if node.value == "???":
         return "missing"
-    if node.tag.endswith(":str") and not node.style and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", node.value):
+    if (
+        node.tag.endswith(":str")
+        and not getattr(node, "style", None)
+        and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", node.value)
+    ):
         return "number"  # 1e-4 is a number for OmegaConf, and a text for PyYAML
     return KINDS.get(node.tag.rpartition(":")[2], "text")
 

@@ -17,7 +17,7 @@ _NAMES: dict[tuple[str, ...], str] = {
         batch_size bs per_device_train_batch_size train_batch_size max_tokens max_sentences
         per_device_eval_batch_size eval_batch_size test_batch_size""",
     ("training.gradient_accumulation_steps (forward passes per step)",): """
-        gradient_accumulation grad_accum accumulate_grad_batches update_freq grad_accumulation_factor""",
+        gradient_accumulation grad_accum accumulate_grad_batches update_freq acc_batches grad_accumulation_factor""",
     ("optimizer.schedule.warmup (a share of all steps, such as 0.1)",): """
         warmup warmup_steps warmup_ratio warmup_updates num_warmup_steps n_warmup_steps""",
     ("training.eval_steps (steps between validations)",): """

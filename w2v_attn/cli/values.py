@@ -113,7 +113,8 @@ def section(config: Any, key: str, kind: type[Section]) -> Section:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))  # type: ignore[return-value]
     except ConfigKeyError as error:  # inside of a list, such as optimizer.factors
-        wrong, known = str(error.key), [field.name for field in fields(error.object_type)]
+        kinds = error.object_type
+        wrong, known = str(error.key), [field.name for field in fields(kinds)] if is_dataclass(kinds) else []
         inside = next((name for name, value in given.items() if isinstance(value, list) and _has_key(value, wrong)), "")
         near = closest_of(FORMER_KEYS.get(f"{key}.{wrong}", wrong).rpartition(".")[2], known)
         hint = f"Did you mean {near}? " if near else ""
