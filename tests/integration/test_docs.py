@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import w2v_attn
 from w2v_attn.cli import app
+from w2v_attn.cli.arguments import KEY, read_arguments
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONF = ROOT / "conf"
@@ -277,5 +278,6 @@ def test_every_command_that_a_page_shows_composes(page):
     OmegaConf.register_new_resolver("bundled", lambda name: str(ROOT / "data" / name), replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for line, command, rest in commands_of(page):
-            overrides = [part for part in shlex.split(rest) if "=" in part]
-            assert compose(command, overrides) is not None, f"{name(page)}, line {line}"
+            overrides = [part for part in shlex.split(rest) if KEY.fullmatch(part)]
+            overrides = read_arguments(command, overrides).overrides
+            assert compose(command, list(overrides)) is not None, f"{name(page)}, line {line}"

@@ -1,16 +1,20 @@
 """`w2v-attn`: composes the configuration from the command line, runs one command, and reports wrong requests."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from w2v_attn import __version__, folders, start_and_end
-from w2v_attn.cli.former_keys import FORMER_CHOICES, FORMER_KEYS
+from w2v_attn.cli.commands import COMMANDS
 from w2v_attn.cli.process import DONE, INTERRUPTED, TERMINATED, WRONG_REQUEST, need
 
-COMMANDS = ("extract", "convert", "finetune", "transcribe", "evaluate", "load", "verify", "benchmark")
+if TYPE_CHECKING:
+    from w2v_attn.cli.arguments import Arguments
+
+
 COMMANDS_WITHOUT_MODEL = ("convert",)
 # The modules that take most of the start-up time of the other commands.
 MODEL_MODULES = ("transformers.models.auto.modeling_auto", "w2v_attn.patching.replace")
@@ -19,7 +23,6 @@ EXTRAS = {
     "finetune": ("finetune", "accelerate", "jiwer", "matplotlib", "tensorboard"),
     "evaluate": ("finetune", "jiwer", "matplotlib"),
 }
-INPUTS = ("audio", "data.train", "data.valid", "data.test")  # keys that name recordings
 
 USAGE = """\
 w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrained encoder.
@@ -33,7 +36,9 @@ w2v-attn: wav2vec 2.0's self-attention as a layer of its own, inside any pretrai
   w2v-attn verify      compare our implementation with stock transformers, stage by stage
   w2v-attn benchmark   time the layer, the encoder and the commands against their peers
 
-  w2v-attn COMMAND --help    the keys of a command, with examples
+  w2v-attn COMMAND --help       the keys of a command, with examples
+  w2v-attn COMMAND --help KEY   one of them
+  w2v-attn completion SHELL     completion for bash, zsh or fish
   w2v-attn --version
 
 Try it: `w2v-attn extract` runs without network on the bundled speech and checkpoint."""
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 some inputs failed, 2 wrong request, 130/143 interrupted.
 
     Args:
-        argv: The command and its overrides; None: those of the process.
+        argv: The command and what is behind it; None: those of the process.
 
     Raises:
         BrokenPipeError: the reader of its output has gone; see `start_and_end.run_and_exit`.
@@ -55,24 +60,84 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[0] == "--version":
         print(f"w2v-attn {__version__}")
         sys.exit(DONE)
-    command, *overrides = arguments
+    command, *words = arguments
+    if command in ("completion", "-sc", "--shell-completion"):
+        sys.exit(_complete(words))
     if command not in COMMANDS:
-        print(f"there is no command {command}: use one of {', '.join(COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        print(f"{_explain_command(command)}\n\n{USAGE}", file=sys.stderr)
         sys.exit(WRONG_REQUEST)
-    sys.exit(_run(command, overrides))
+    sys.exit(_run(command, words))
 
 
-def _run(command: str, overrides: list[str]) -> int:
-    """Compose the configuration of a command, run it, and report a wrong request in a few lines without a traceback."""
+def _complete(words: Sequence[str]) -> int:
+    """Print a shell's completion script, or what a command line can be completed to."""
+    from w2v_attn.cli.completion import answer
+
+    text, known = answer(words)
+    print(text, file=sys.stdout if known else sys.stderr)
+    return DONE if known else WRONG_REQUEST
+
+
+def _explain_command(command: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(command, COMMANDS, 1)
+    hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(COMMANDS)}"
+    return f"there is no command {command}: {hint}"
+
+
+def _run(command: str, words: list[str]) -> int:
+    """Read the words behind a command, and run it or show its help; report a wrong request without a traceback."""
+    from w2v_attn.cli.arguments import WrongArguments, read_arguments
+
+    try:
+        arguments = read_arguments(command, words)
+    except WrongArguments as error:
+        print(error, file=sys.stderr)
+        return WRONG_REQUEST
+    if arguments.has("--version"):
+        print(f"w2v-attn {__version__}")
+        return DONE
+    if arguments.has("--shell-completion", "-sc"):
+        return _complete(arguments.overrides)
+    if arguments.has("--help", "-h"):
+        return _show_help(command, arguments)
+    return _compose_and_call(command, words, arguments)
+
+
+def _show_help(command: str, arguments: "Arguments") -> int:
+    """Print the help of a command, or what some of its keys are."""
+    from w2v_attn.cli.command_keys import keys_of
+    from w2v_attn.cli.help import command_help, explain_topic
+
+    keys = keys_of(command, arguments.config_dirs)
+    if not arguments.help_topics:
+        if not arguments.overrides:  # without Hydra, which imports slowly
+            print(command_help(keys))
+            return DONE
+        from w2v_attn.cli.composed_values import changed_values
+
+        _register_resolvers()
+        try:
+            print(command_help(keys, changed_values(command, arguments.overrides)))
+        except _wrong_overrides() as error:
+            print(_explain(command, arguments.overrides, error), file=sys.stderr)
+            return WRONG_REQUEST
+        return DONE
+    code = DONE
+    for topic in arguments.help_topics:
+        text, known = explain_topic(topic, keys)
+        print(text, file=sys.stdout if known else sys.stderr)
+        code = code if known else WRONG_REQUEST
+    return code
+
+
+def _compose_and_call(command: str, words: Sequence[str], arguments: "Arguments") -> int:
+    """Compose the configuration of a command with Hydra, and run it."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     _register_resolvers()
     # Hydra turns every error into exit code 1 unless HYDRA_FULL_ERROR makes it raise them.
-    if (repeated := _repeated(command, overrides)) is not None:
-        print(repeated, file=sys.stderr)
-        return WRONG_REQUEST
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     wants_traceback = full_error == "1"
     codes: list[int] = []
@@ -80,7 +145,7 @@ def _run(command: str, overrides: list[str]) -> int:
     broken_pipes: list[BrokenPipeError] = []
 
     def task(config: Any) -> None:
-        in_sweep = _name_job(command, overrides)
+        in_sweep = _name_job(command, words, arguments)
         try:
             code = _checked(command, config, wants_traceback)
         except BrokenPipeError as error:  # Hydra would report it
@@ -93,24 +158,24 @@ def _run(command: str, overrides: list[str]) -> int:
             raise KeyboardInterrupt  # start no other job of the sweep
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    program, sys.argv = sys.argv, [f"w2v-attn {command}", *overrides]
+    program, sys.argv = sys.argv, [f"w2v-attn {command}", *arguments.flags, *arguments.overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(folders.find("conf")), config_name=command)(task)()
     except JobEnded as ended:
         codes.append(ended.code)
     except KeyboardInterrupt:
         codes.append(INTERRUPTED)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except _wrong_overrides() as error:
         if wants_traceback:
             raise
-        print(_explain(command, overrides, error), file=sys.stderr)
+        print(_explain(command, words, error), file=sys.stderr)
         return WRONG_REQUEST
     finally:
         sys.argv = program
         os.environ["HYDRA_FULL_ERROR"] = full_error or "0"
     if broken_pipes:
         raise broken_pipes[0]
-    return max(codes, default=DONE)  # --help and --cfg run no task
+    return max(codes, default=DONE)  # --cfg runs no task
 
 
 class JobEnded(Exception):  # noqa: N818 - the job may have done most of its work
@@ -124,29 +189,41 @@ class JobEnded(Exception):  # noqa: N818 - the job may have done most of its wor
         return f"exit code {self.code}"
 
 
-def _name_job(command: str, overrides: Sequence[str]) -> bool:
-    """Return whether this is a job of a sweep; if it is, set sys.argv to the command that runs this job alone."""
+def _name_job(command: str, words: Sequence[str], arguments: "Arguments") -> bool:
+    """Return whether this is a job of a sweep; set sys.argv to the command that runs this job alone, as it is typed."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     settings = HydraConfig.get()
-    if settings.mode != RunMode.MULTIRUN:
-        return False
-    flags = [part for part in overrides if "=" not in part and part[:1] != "~" and part not in ("-m", "--multirun")]
-    sys.argv = [f"w2v-attn {command}", *flags, *settings.overrides.task]
-    return True
+    in_sweep = settings.mode == RunMode.MULTIRUN
+    flags = [flag for flag in arguments.flags if flag not in ("-m", "--multirun")]
+    sys.argv = [f"w2v-attn {command}", *((*flags, *settings.overrides.task) if in_sweep else words)]
+    return in_sweep
 
 
 def _register_resolvers() -> None:
-    """Register the resolver `${bundled:NAME}`: the path of a bundled file or folder."""
+    """Register `${bundled:NAME}`, the path of a bundled file or folder, and `${pairs:a=b&c=d}`, a dictionary."""
+    from urllib.parse import parse_qsl
+
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("bundled", lambda name: str(folders.find("data") / name), replace=True)
+    OmegaConf.register_new_resolver("pairs", lambda text: OmegaConf.create(dict(parse_qsl(text, True))), replace=True)
+
+
+def _wrong_overrides() -> tuple[type[Exception], ...]:
+    """Return the errors of Hydra that a user can cause."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException, ValueError
 
 
 def _checked(command: str, config: Any, wants_traceback: bool) -> int:
     """Run a command on a composed configuration; report an error that a user can cause without a traceback."""
     from omegaconf import OmegaConf
+
+    from w2v_attn.cli.hints import hints
 
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
@@ -164,8 +241,7 @@ def _checked(command: str, config: Any, wants_traceback: bool) -> int:
     except ValueError as error:  # the class of all errors that a user can cause; HYDRA_FULL_ERROR=1 shows the traceback
         if wants_traceback:
             raise
-        former = _former_choice(sys.argv[1:])
-        print(f"{error}\n{former}" if former else error, file=sys.stderr)
+        print(f"{error}{hints(sys.argv[1:], error)}", file=sys.stderr)
         return WRONG_REQUEST
 
 
@@ -187,73 +263,24 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
 
 
-def _repeated(command: str, overrides: list[str]) -> str | None:
-    """Return a message where a key for recordings is given more than once: Hydra would silently use the last value."""
-    for key in INPUTS:
-        given = [override for override in overrides if override.startswith(f"{key}=")]
-        if len(given) > 1:
-            return (
-                f"{key} is given {len(given)} times: {given[0]} … {given[-1]}. Expected one value: a folder, or a "
-                f"manifest that lists the recordings, or, if the shell expanded the braces, shards in quotes:\n\n"
-                f"  w2v-attn {command} '{key}=\"corpus-{{000..123}}.tar\"'\n"
-            )
-    return None
-
-
-def _explain(command: str, overrides: list[str], error: Exception) -> str:
-    """Return what is wrong with an override, and how to write it."""
-    import difflib
-    import re
+def _explain(command: str, words: Sequence[str], error: Exception) -> str:
+    """Return what is wrong with an override, in one line where it is a key or a sweep."""
+    from w2v_attn.cli.arguments import KEY
+    from w2v_attn.cli.command_keys import keys_of
+    from w2v_attn.cli.hints import hints
+    from w2v_attn.cli.wrong_keys import explain_key
 
     text = str(error).split("Config search path")[0].strip()
-    unparsed = getattr(error, "override", None)  # the override that Hydra could not parse
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if (
-            key
-            and equals
-            and (override == unparsed or override in text)
-            and not (key in FORMER_KEYS and "Could not override" in text)
-            and not re.fullmatch(r"[\w./:+@%-]*", value, re.ASCII)
-        ):
-            quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-            return (
-                f"{override}: contains characters with a meaning in Hydra's grammar ( = , ( [ {{ é ~ spaces …).\n"
-                f"Quote the value for Hydra, and the whole argument for the shell:\n\n"
-                f"  w2v-attn {command} '{key}=\"{quoted}\"'\n"
-            )
     unknown = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
     if unknown:
-        wrong = next((o.partition("=")[0].lstrip("+~") for o in overrides if unknown[1] and unknown[1] in o), None)
-        wrong = wrong or unknown[2] or unknown[1]
-        known = _keys(command)
-        close = [FORMER_KEYS[wrong]] if wrong in FORMER_KEYS else difflib.get_close_matches(wrong, known, 1, 0.5)
-        hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}."
-        return f"there is no key {wrong}. {hint} See w2v-attn {command} --help"
-    return f"{text}\n{_former_choice(overrides)}See w2v-attn {command} --help"
-
-
-def _former_choice(overrides: list[str]) -> str:
-    """Return a line with the present name of a choice that is given by its former name; empty where none is."""
-    return "".join(f"Did you mean {FORMER_CHOICES[given]}?\n" for given in overrides if given in FORMER_CHOICES)
-
-
-def _keys(command: str) -> list[str]:
-    """Return all keys of a command, as they are written on the command line."""
-    from hydra import compose
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.initialize import initialize_config_dir
-    from omegaconf import DictConfig
-
-    def walk(node: DictConfig, before: str) -> list[str]:
-        keys = []
-        for name in node:
-            below = node._get_node(name)
-            keys.append(f"{before}{name}")
-            if isinstance(below, DictConfig):
-                keys += walk(below, f"{before}{name}.")
-        return keys
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folders.find("conf")), version_base="1.3"):
-        return walk(compose(command), "")
+        names = [found["name"] for word in words if (found := KEY.fullmatch(word)) is not None]
+        wrong = unknown[2] or next((name for name in names if unknown[1] in name), unknown[1])
+        return explain_key(wrong, keys_of(command))
+    if added := re.search(r"An item is already at '([^']+)'", text):
+        return f"{added[1]} is a key already: write {added[1]}=VALUE, without +"
+    if swept := re.search(
+        r"Sweep parameters '([^']+)' requires --multirun|Ambiguous value for argument '([^']+)'", text
+    ):
+        given = swept[1] or swept[2]
+        return f"{given}: expected one value. Several are a sweep, one run for each: add --multirun"
+    return f"{text}{hints(words, text)}\nSee w2v-attn {command} --help"

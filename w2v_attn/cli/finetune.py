@@ -17,8 +17,9 @@ from w2v_attn.training.training_errors import TrainingError
 def run(config: Any) -> int:
     """Train a model, show progress, metrics and a summary, and return the exit code."""
     output, recipe = values.folder(config, "output"), recipe_of(config)
-    given = (recipe.data.train, recipe.data.valid, recipe.data.test)
-    warn_of_demo_on_paths(recipe.checkpoint, [Path(str(path)) for path in given if path is not None])
+    splits = (recipe.data.train, recipe.data.valid, recipe.data.test)
+    given = [path for split in splits for path in (split if isinstance(split, list) else [split]) if path is not None]
+    warn_of_demo_on_paths(recipe.checkpoint, [Path(str(path)) for path in given])
     with Interruption() as interruption, TrainingProgress(lambda: interruption.code is not None) as listener:
         try:
             done = finetune(recipe, output, listener)

@@ -3,13 +3,16 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from w2v_attn.audio.audio_decoder import AudioDecoderOptions
+from w2v_attn.cli.former_keys import FORMER_KEYS
+from w2v_attn.cli.wrong_keys import closest_of
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.transcription.beam_search import BeamSearchOptions
 
@@ -26,7 +29,15 @@ def text(config: Any, key: str) -> str:
     value = select(config, key)
     if value is None or not str(value):
         raise ValueError(f"{key} is empty: give {key}=VALUE")
+    if OmegaConf.is_config(value):
+        raise ValueError(f"{key} must be one value, got {plain(value)}. A name in brackets is quoted: '{key}=\"[x]\"'")
     return str(value)
+
+
+def sources(config: Any, key: str) -> str | list[str]:
+    """Return what names recordings: a file, a folder, a list of recordings …, or several of them."""
+    value = select(config, key)
+    return [str(source) for source in value] if OmegaConf.is_list(value) and value else text(config, key)
 
 
 def text_or_none(config: Any, key: str) -> str | None:
@@ -77,6 +88,8 @@ def integer_or_none(config: Any, key: str) -> int | None:
 def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any]:
     """Return a list; a single value becomes a list of one element."""
     value = select(config, key)
+    if value == "":
+        raise ValueError(f"{key} is empty: give a list such as {key}=[a,b]")
     if isinstance(value, str | int | float):
         value = [value]
     try:
@@ -91,15 +104,39 @@ def plain(config: Any) -> Any:
 
 
 def section(config: Any, key: str, kind: type[Section]) -> Section:
-    """Return a section of the configuration as a dataclass.
+    """Return a section of the configuration as a dataclass; a single value becomes a list where the field is one.
 
     Raises:
-        ValueError: a value has the wrong type; the text names its key.
+        ValueError: a value has the wrong type, or there is no such key; the text names the key.
     """
+    given = _with_lists(plain(config[key]), kind)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain(config[key])))  # type: ignore[return-value]
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))  # type: ignore[return-value]
+    except ConfigKeyError as error:  # inside of a list, such as optimizer.factors
+        kinds = error.object_type
+        wrong, known = str(error.key), [field.name for field in fields(kinds)] if is_dataclass(kinds) else []
+        inside = next((name for name, value in given.items() if isinstance(value, list) and _has_key(value, wrong)), "")
+        near = closest_of(FORMER_KEYS.get(f"{key}.{wrong}", wrong).rpartition(".")[2], known)
+        hint = f"Did you mean {near}? " if near else ""
+        raise ValueError(f"there is no key {key}.{inside}[].{wrong}. {hint}Its keys are {', '.join(known)}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def _has_key(elements: list[Any], key: str) -> bool:
+    return any(isinstance(element, dict) and key in element for element in elements)
+
+
+def _with_lists(node: Any, kind: Any) -> Any:
+    """Return plain values in which those of a dataclass's lists are lists."""
+    if not is_dataclass(kind) or not isinstance(node, dict):
+        return node
+    kinds = get_type_hints(kind)
+    made = {}
+    for name, value in node.items():
+        is_single = get_origin(kinds.get(name)) is list and isinstance(value, str | int | float)
+        made[name] = [value] if is_single else _with_lists(value, kinds.get(name))
+    return made
 
 
 def model_options(config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from w2v_attn.corpus.hub_datasets import HUB_PREFIX, is_saved_dataset, read_data
 from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
 from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
+from w2v_attn.corpus.several_sources import list_several, matches
 from w2v_attn.corpus.tar_shards import expand_braces, is_shard_name, read_tar_shards
 
 # The groups of a pattern that set fields of a row.
@@ -19,7 +20,7 @@ FIELDS = ("text", "label", "speaker", "split")
 
 
 def list_recordings(
-    audio: str | os.PathLike[str],
+    audio: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     root: str | os.PathLike[str] | None = None,
     pattern: str | None = None,
@@ -28,7 +29,8 @@ def list_recordings(
     """Return the recordings that `audio` names, with what is known about them.
 
     Args:
-        audio: A recording, a manifest, a folder, tar shards, or a data set.
+        audio: A recording, a manifest, a folder, tar shards, or a data set; a glob such as `corpus/**/*.wav`; or
+            several of these, whose ids are then relative to the folder that all of them are in.
             A manifest is a .csv or .tsv with a column `path`, a .jsonl with such a key, or a .txt or .lst with one path
             per line. Other columns are `id`, `text`, `label`, `speaker`, `split`, `offset` and `duration`. The
             manifests of NeMo, Common Voice and fairseq (.tsv beside .ltr or .wrd) are recognised.
@@ -47,7 +49,10 @@ def list_recordings(
         CorpusError: the file does not exist, it lists nothing, or a row of a manifest is malformed; the text names the
             line.
     """
-    corpus = _list(os.fspath(audio), root)
+    if isinstance(audio, str | os.PathLike):
+        corpus = _list(os.fspath(audio), root)
+    else:
+        corpus = list_several([os.fspath(source) for source in audio], lambda source: _list(source, root))
     if pattern is not None:
         expression = _compiled(pattern)
         corpus = Corpus(tuple(_with_groups(row, expression) for row in corpus.rows), corpus.skipped)
@@ -66,6 +71,8 @@ def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
         if "{" in audio and is_shard_name(audio):
             named = expand_braces(os.fspath(path))
             return read_tar_shards(named, Path(os.path.commonpath([os.path.dirname(path) for path in named])))
+        if found := matches(audio):
+            return list_several(found, lambda source: _list(source, root))
         raise CorpusError(f"there is no file or folder {path} ({error.strerror})") from error
     if path.is_dir():
         if is_saved_dataset(path):

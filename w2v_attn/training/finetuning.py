@@ -139,7 +139,7 @@ def list_splits(options: DataOptions, seed: int) -> Splits:
         DataError: A recording is in two splits.
     """
 
-    def rows(audio: str | None) -> tuple[Row, ...] | None:
+    def rows(audio: str | list[str] | None) -> tuple[Row, ...] | None:
         if audio is None:
             return None
         listed = list_recordings(audio, root=options.root, pattern=options.pattern, names=options.names).rows

@@ -12,8 +12,8 @@ from w2v_attn.checkpoints import pooled_classifiers
 from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
 from w2v_attn.checkpoints.loading import quiet_transformers
 from w2v_attn.patching.replace import restore_attention
+from w2v_attn.training.learning_curves import plot_curves
 from w2v_attn.training.metrics import Prediction
-from w2v_attn.training.plots import plot_curves
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.whole_files import write_whole
 

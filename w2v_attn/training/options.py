@@ -9,7 +9,7 @@ class DataOptions:
     """The training, validation and test data; see `list_recordings` and `make_splits`.
 
     Attributes:
-        train: A manifest, a folder or a data set.
+        train: A manifest, a folder or a data set, or a list of them.
         valid: Likewise; None: a part of `train`.
         test: Likewise; None: a part of `train`.
         root, pattern, names: Arguments of `list_recordings`.
@@ -19,9 +19,9 @@ class DataOptions:
         balance: Repeat recordings so that every class has as many per epoch as the most common one.
     """
 
-    train: str
-    valid: str | None = None
-    test: str | None = None
+    train: Any  # str | list[str], of which OmegaConf has no type
+    valid: Any = None
+    test: Any = None
     root: str | None = None
     pattern: str | None = None
     names: dict[str, str] = field(default_factory=dict)
