@@ -107,7 +107,7 @@ class _FFmpegSource(AudioSource):
     def check_complete(self) -> list[str]:
         if self._flac is not None:
             return self._flac.check()
-        is_mp3 = self._stream.codec_context.name.startswith("mp3")
+        is_mp3 = self._container.format.name == "mp3"  # and not frames of MP3 in another container
         warnings = content_warnings(self._file, self._frames, self.rate, is_mp3=is_mp3)
         stated, found = self.header_duration, self._frames / self.rate
         if stated is None or not self._states_duration:
