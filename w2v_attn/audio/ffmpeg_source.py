@@ -14,8 +14,9 @@ from w2v_attn.audio.integrity.wav import is_uncompressed_wav
 # Byte offset -> the magic numbers of containers that FFmpeg reads.
 FFMPEG_MAGIC = {4: (b"ftyp",), 0: (b"\x1aE\xdf\xa3", b"\xff\xf1", b"\xff\xf9", b"0&\xb2u", b"#!AMR", b"FLV")}
 
-# Containers, by FFmpeg's names, whose own headers state a duration. Of others FFmpeg estimates it from the bit rate.
-STATED_DURATIONS = frozenset({"mov", "asf", "wv", "ape", "tta", "flac", "wav", "w64", "aiff", "voc", "ast"})
+# Containers, by FFmpeg's names, whose own headers state a duration. Of others FFmpeg estimates it from the bit rate, or
+# it includes what is buffered before playing (ASF) or the padding of the last packet (CAF).
+STATED_DURATIONS = frozenset({"mov", "wv", "ape", "tta", "flac", "wav", "w64", "aiff", "voc", "ast"})
 # A container may round its duration, and count the delay of its codec: a share, and seconds.
 DURATION_TOLERANCE, MIN_DURATION_TOLERANCE = 0.02, 0.2
 
