@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from w2v_attn.corpus import dataset_layouts
-from w2v_attn.corpus.audio_folder import list_folder
-from w2v_attn.corpus.hub_datasets import HUB_PREFIX, is_saved_dataset, read_dataset
-from w2v_attn.corpus.manifests import MANIFEST_EXTENSIONS, read_manifest, split_of
-from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
+from w2v_attn.corpus.columns import split_of
+from w2v_attn.corpus.hub_datasets import HUB_PREFIX, read_dataset
+from w2v_attn.corpus.list_formats.list_format import ListOptions
+from w2v_attn.corpus.list_formats.registry import format_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 from w2v_attn.corpus.several_sources import list_several, matches
 from w2v_attn.corpus.tar_shards import expand_braces, is_shard_name, read_tar_shards
@@ -74,22 +73,8 @@ def _list(audio: str, root: str | os.PathLike[str] | None) -> Corpus:
         if found := matches(audio):
             return list_several(found, lambda source: _list(source, root))
         raise CorpusError(f"there is no file or folder {path} ({error.strerror})") from error
-    if path.is_dir():
-        if is_saved_dataset(path):
-            return read_dataset(os.fspath(path))
-        if dataset_layouts.is_speech_commands(path):
-            return dataset_layouts.read_speech_commands(path)
-        if dataset_layouts.is_librispeech(path):
-            return dataset_layouts.read_librispeech(path)
-        return list_folder(path)
-    if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        read = dataset_layouts.read_fairseq_manifest if dataset_layouts.is_fairseq_manifest(path) else read_manifest
-        return read(path, Path(os.path.expanduser(root)) if root is not None else None)
-    if is_shard_name(path.name):
-        return read_tar_shards([path], path.parent)
-    if path.suffix.lower() == PARQUET_EXTENSION:
-        return read_parquet_files([path], path.parent)
-    return Corpus((Row(path.name, path),))
+    options = ListOptions(root=Path(os.path.expanduser(root)) if root is not None else None)
+    return format_of(path).read(path, options)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -9,14 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import (
-    LABEL_COLUMNS,
-    PATH_COLUMNS,
-    SPEAKER_COLUMNS,
-    SPLIT_PREFIXES,
-    TEXT_COLUMNS,
-    row_of,
-)
+from w2v_attn.corpus.columns import LABEL_COLUMNS, PATH_COLUMNS, SPEAKER_COLUMNS, SPLIT_PREFIXES, TEXT_COLUMNS
+from w2v_attn.corpus.records import row_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
 PARQUET_EXTENSION = ".parquet"

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import fields_of
+from w2v_attn.corpus.columns import fields_of
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row, Unusable
 
 TAR_EXTENSION = ".tar"
