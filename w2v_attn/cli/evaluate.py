@@ -56,7 +56,8 @@ def run(config: Any) -> int:
 def _labelled(config: Any) -> Corpus:
     """Return the recordings of the requested split, with their texts and labels."""
     names = {str(key): str(value) for key, value in (config.names or {}).items()}
-    corpus = list_recordings(values.sources(config, "audio"), root=config.root, pattern=config.pattern, names=names)
+    about = {"root": config.root, "pattern": config.pattern, "names": names, "columns": values.columns(config)}
+    corpus = list_recordings(values.sources(config, "audio"), **about)
     if config.split is None:
         return corpus
     chosen = tuple(row for row in corpus.rows if row.split == config.split)

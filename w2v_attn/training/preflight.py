@@ -208,6 +208,8 @@ def check_overlap(splits: Splits) -> None:
     seen: dict[tuple[str, float], str] = {}
     for split, rows in named_splits(splits):
         for row in rows:
+            if row.unusable_reason is not None:
+                continue
             key = (os.path.abspath(row.path), row.offset)
             if seen.setdefault(key, split) != split:
                 raise DataError(

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
-from w2v_attn.corpus.records import row_of
-from w2v_attn.corpus.rows import Corpus, CorpusError, Row, read_lines
+from w2v_attn.corpus.records import Record, corpus_of
+from w2v_attn.corpus.rows import Corpus, CorpusError
+from w2v_attn.corpus.text_lines import NOT_UTF8, is_utf8, numbered_lines, read_lines
 
 
 def _recognises(manifest: Path) -> bool:
     """Return whether a .tsv is fairseq's: its first line is a folder, the second a path and a number of samples."""
     if manifest.suffix.lower() != ".tsv":
         return False
-    lines = read_lines(manifest)
-    first, second = next(lines, "").strip(), next(lines, "").strip().split("\t")
+    lines = (line.strip() for _, line in numbered_lines(manifest))
+    first, second = next(lines, ""), next(lines, "").split("\t")
     return first != "" and "\t" not in first and len(second) == 2 and second[1].isdigit()
 
 
@@ -24,31 +25,30 @@ def _read(manifest: Path, options: ListOptions) -> Corpus:
         options: Its root is the folder of the recordings; None: the folder that the first line of the manifest names.
 
     Raises:
-        CorpusError: a line is malformed, or the number of lines of text differs from the number of recordings.
+        CorpusError: no line can be used, or the number of lines of text differs from the number of recordings.
     """
-    lines = read_lines(manifest)
-    named = next(lines).strip()
-    root = options.root or Path(named)
+    lines = numbered_lines(manifest)
+    named = next(lines)[1].strip()
     texts = _texts(manifest)
-    rows: list[Row] = []
-    seen: set[str] = set()
-    for number, line in enumerate(lines, 2):
-        path, _, samples = line.rstrip("\n").partition("\t")
-        where = f"{manifest}, line {number}"
+    records: list[Record] = []
+    for number, line in lines:
+        if not line.strip():
+            continue
+        path, _, samples = line.partition("\t")
+        reason = None
         if not samples.strip().isdigit():
-            raise CorpusError(f"{where}: expected a path, a tab, and a number of samples, found {line.strip()!r}")
-        if texts is not None and len(rows) >= len(texts):
-            raise CorpusError(f"{where}: there are only {len(texts)} lines of text beside it")
-        row = row_of({"path": path, "text": texts[len(rows)] if texts is not None else None}, root, where)
-        if row.id in seen:
-            raise CorpusError(f"{where}: {row.id} is listed already")
-        seen.add(row.id)
-        rows.append(row)
-    if texts is not None and len(texts) != len(rows):
+            reason = f"expected a path, a tab, and a number of samples, found {line.strip()!r}"
+        elif not is_utf8(line):
+            reason = NOT_UTF8
+        if texts is not None and len(records) >= len(texts):
+            raise CorpusError(f"{manifest}, line {number}: there are only {len(texts)} lines of text beside it")
+        text = None if texts is None else texts[len(records)]
+        records.append(Record(f"line {number}", {"path": path, "text": text}, number, reason))
+    if texts is not None and len(texts) != len(records):
         raise CorpusError(
-            f"{manifest} lists {len(rows)} recordings, but there are {len(texts)} lines of text beside it"
+            f"{manifest} lists {len(records)} recordings, but there are {len(texts)} lines of text beside it"
         )
-    return Corpus(tuple(rows))
+    return corpus_of(records, manifest, options, folder=Path(named))
 
 
 def _texts(manifest: Path) -> list[str] | None:

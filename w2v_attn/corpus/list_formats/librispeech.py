@@ -4,7 +4,8 @@ from pathlib import Path
 
 from w2v_attn.corpus.audio_folder import walk_files
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
-from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row, read_lines
+from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row, Unusable
+from w2v_attn.corpus.text_lines import NOT_UTF8, is_utf8, numbered_lines
 
 TRANSCRIPTS_SUFFIX = ".trans.txt"
 
@@ -16,24 +17,30 @@ def _recognises(folder: Path) -> bool:
     )
 
 
-def _read(folder: Path, _: ListOptions) -> Corpus:
+def _read(folder: Path, options: ListOptions) -> Corpus:
     """Return a row for each line of LibriSpeech's *.trans.txt files (utterance id, words), sorted by id.
 
     Raises:
-        CorpusError: a line names a recording that is not beside its transcript file; the text names the line.
+        CorpusError: no line names a recording that is beside its transcript file; the text names the first line.
     """
-    rows = []
+    del options  # the tree says everything
+    rows: list[Row] = []
     for transcripts in sorted(path for path in walk_files(folder) if path.name.endswith(TRANSCRIPTS_SUFFIX)):
         beside = {path.stem: path for path in transcripts.parent.iterdir() if path.suffix.lower() in AUDIO_EXTENSIONS}
-        for number, line in enumerate(read_lines(transcripts), 1):
+        for number, line in numbered_lines(transcripts):
             if not line.strip():
                 continue
             utterance, _, text = line.strip().partition(" ")
+            path = beside.get(utterance, transcripts.parent / utterance)
+            content = None
             if utterance not in beside:
-                raise CorpusError(f"{transcripts}, line {number}: there is no recording {utterance} beside it")
-            path = beside[utterance]
-            speaker = utterance.split("-")[0]
-            rows.append(Row(path.relative_to(folder).as_posix(), path, text=text, speaker=speaker))
+                content = Unusable(f"{transcripts}, line {number}: there is no recording {utterance} beside it")
+            elif not is_utf8(line):
+                content = Unusable(f"{transcripts}, line {number}: {NOT_UTF8}")
+            id, speaker = path.relative_to(folder).as_posix(), utterance.split("-")[0]
+            rows.append(Row(id, path, text=text, speaker=speaker, content=content, line=number))
+    if rows and all(row.unusable_reason for row in rows):
+        raise CorpusError(rows[0].unusable_reason)
     return Corpus(tuple(sorted(rows, key=lambda row: row.id)))
 
 

@@ -1,9 +1,10 @@
 """`ListFormat`: the interface of the formats of data sets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from w2v_attn.corpus.columns import Columns
 from w2v_attn.corpus.rows import Corpus
 
 
@@ -13,9 +14,13 @@ class ListOptions:
 
     Attributes:
         root: The folder that paths are relative to; None: what is usual for the format, mostly the list's own.
+        columns: Which column is what.
+        url: What paths are relative to where the list was fetched.
     """
 
     root: Path | None = None
+    columns: Columns = field(default_factory=Columns)
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class ListFormat:
     Attributes:
         name: As in messages and in the documentation.
         recognises: Whether a path that exists is of this format; formats further down the registry are not asked then.
-        read: Returns its rows. Raises CorpusError where it cannot be understood.
+        read: Returns its rows. A row that cannot be used becomes one with `Unusable` content. Raises CorpusError where
+            no row can be understood.
     """
 
     name: str

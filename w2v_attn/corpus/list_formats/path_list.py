@@ -1,23 +1,22 @@
 """A list of paths, one a line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
-from w2v_attn.corpus.records import corpus_of
-from w2v_attn.corpus.rows import Corpus, read_lines
+from w2v_attn.corpus.records import Record, corpus_of
+from w2v_attn.corpus.rows import Corpus
+from w2v_attn.corpus.text_lines import NOT_UTF8, is_utf8, numbered_lines
 
-EXTENSIONS = frozenset((".txt", ".lst"))
+EXTENSIONS = frozenset((".txt", ".lst", ".list"))
 
 
 def _read(path: Path, options: ListOptions) -> Corpus:
-    return corpus_of(_records(path), path, options.root)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(read_lines(path), 1):
-        if line.strip():
-            yield number, {"path": line.strip()}
+    records = (
+        Record(f"line {number}", {"path": line.strip()}, number, None if is_utf8(line) else NOT_UTF8)
+        for number, line in numbered_lines(path)
+        if line.strip()
+    )
+    return corpus_of(records, path, options)
 
 
 FORMAT = ListFormat("list of paths", lambda path: path.suffix.lower() in EXTENSIONS, _read)

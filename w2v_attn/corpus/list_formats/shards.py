@@ -10,5 +10,5 @@ TAR = ListFormat(
 PARQUET = ListFormat(
     "Parquet file",
     lambda path: path.suffix.lower() == PARQUET_EXTENSION,
-    lambda path, _: read_parquet_files([path], path.parent),
+    lambda path, options: read_parquet_files([path], path.parent, options),
 )

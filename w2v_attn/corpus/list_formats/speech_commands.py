@@ -6,7 +6,8 @@ import soundfile
 
 from w2v_attn.corpus.audio_folder import list_folder
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
-from w2v_attn.corpus.rows import Corpus, Row, read_lines
+from w2v_attn.corpus.rows import Corpus, Row
+from w2v_attn.corpus.text_lines import read_lines
 
 KEYWORDS = frozenset("yes no up down left right on off stop go".split())
 UNKNOWN, SILENCE, NOISE_FOLDER = "_unknown_", "_silence_", "_background_noise_"
