@@ -60,8 +60,9 @@ def _labelled(config: Any) -> Corpus:
     corpus = list_recordings(values.sources(config, "audio"), **about)
     if config.split is None:
         return corpus
-    chosen = tuple(row for row in corpus.rows if row.split == config.split)
-    if not chosen:
+    # A row that cannot be used may be of this split: it is reported.
+    chosen = tuple(row for row in corpus.rows if row.split == config.split or row.unusable_reason is not None)
+    if not any(row.split == config.split for row in chosen):
         found = ", ".join(sorted({row.split for row in corpus.rows if row.split is not None})) or "none"
         raise ValueError(f"no recording has the split {config.split}: the splits of {config.audio} are {found}")
     return replace(corpus, rows=chosen)

@@ -27,6 +27,11 @@ class RemoteFile:
     url: str
 
     @property
+    def public_url(self) -> str:
+        """The URL without the name and the password of a user."""
+        return without_password(self.url)
+
+    @property
     def size(self) -> int:
         try:
             return cached_path(self.url).stat().st_size
@@ -47,6 +52,12 @@ def cached_path(url: str) -> Path:
     return Path(cache, "w2v_attn", "urls", name[:2], f"{name}{Path(urlsplit(url).path).suffix[:16]}")
 
 
+def without_password(url: str) -> str:
+    """Return a URL without the name and the password of a user."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
 def fetch(url: str) -> Path:
     """Return a whole copy of what is at a URL.
 
@@ -64,9 +75,9 @@ def fetch(url: str) -> Path:
     except CorpusError:
         raise
     except Exception as error:  # of aiohttp, of a cloud's library, of the disk
-        reason = str(error).strip() or type(error).__name__
-        missing = isinstance(error, FileNotFoundError)
-        raise CorpusError(f"cannot be fetched: {url} {'is not there' if missing else f'failed: {reason}'}") from error
+        cause = error.__cause__ or error  # fsspec calls whatever goes wrong a missing file
+        reason = "it is not there" if str(cause) == url else str(cause).strip() or type(cause).__name__
+        raise CorpusError(f"cannot be fetched from {without_password(url)}: {reason}") from error
     return path
 
 
@@ -78,7 +89,7 @@ def _download(url: str, path: Path) -> None:
     system.get_file(name, os.fspath(path))
     size = path.stat().st_size
     if stated is not None and size != stated:
-        raise CorpusError(f"cannot be fetched: of {url} {size:,} of {stated:,} bytes arrived")
+        raise CorpusError(f"cannot be fetched from {without_password(url)}: {size:,} of {stated:,} bytes arrived")
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Row:
     @property
     def location(self) -> str:
         """The path or the URL of the recording, for people."""
-        return getattr(self.content, "url", None) or os.fspath(self.path)
+        return getattr(self.content, "public_url", None) or os.fspath(self.path)
 
     @property
     def unusable_reason(self) -> str | None:
