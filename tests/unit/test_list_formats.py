@@ -125,6 +125,7 @@ def test_speechbrains_json_gives_ids_texts_and_parts_in_samples(tmp_path):
         ("u2", tmp_path / "long.wav", 1.0, 1.0, "YOU", None),
     ]
     assert rows[2].unusable_reason == "entry 'u3': the path is None, expected the path of a file"
+    assert rows[2].id == "u3"
 
 
 def test_speechbrains_csv_gives_ids_and_texts(tmp_path):
@@ -149,6 +150,18 @@ def test_ljspeech_gives_normalised_texts(named, tmp_path):
         ("wavs/LJ3.wav", "Three", None),
         ("wavs/LJ4.wav", "Four", None),
     ]
+
+
+def test_a_list_like_ljspeechs_may_have_two_columns_and_another_folder(tmp_path):
+    touch(tmp_path, "wav/1.wav", "wav/2.wav")
+    rows = list_recordings(write(tmp_path / "metadata.txt", "1|One\n\n2.wav|Two\n")).rows
+    assert fields(rows, "id", "text", "line") == [("wav/1.wav", "One", 1), ("wav/2.wav", "Two", 3)]
+
+
+def test_bytes_of_another_encoding_cost_their_line(tmp_path):
+    touch(tmp_path, "wavs/1.wav", "wavs/2.wav")
+    rows = list_recordings(write(tmp_path / "metadata.csv", b"1|It is\n2|It\x92s\n").parent).rows
+    assert reasons(rows) == {2: "line 2: is not UTF-8: save the list as UTF-8"}
 
 
 @pytest.mark.parametrize("delimiter", "|\t")
@@ -202,6 +215,7 @@ def test_a_kaldi_folder_is_read_and_its_commands_are_never_run(named, tmp_path):
         ("r1", tmp_path / "audio/r1.wav", "HELLO YOU", "s1"),
         ("r2", tmp_path / "audio/r2.flac", "BYE", "s2"),
     ]
+    assert [row.id for row in rows] == ["r1", "r2", "r3", "r4", "r9"]
     assert "is the shell command 'sox x.wav -t wav - | rm -rf /'" in rows[2].unusable_reason
     assert "never run" in rows[2].unusable_reason
     assert "Kaldi archive" in rows[3].unusable_reason

@@ -163,6 +163,7 @@ UNKNOWN = {
     "other names": ("l.csv", "sound;speech\nx;y\n", r"line 1: .*found sound, speech.*2 columns between semicolons.*"
                     r"'data\.columns=\{path: sound, text: speech\}'"),
     "no header": ("l.csv", "a.wav,hello\nb.wav,you\n", r"The line is 'a\.wav,hello'.*no header.*\{path: 1, text: 2\}"),
+    "a speaker between": ("l.csv", "wav/1.wav|male1|Good day\n", r"3 columns between \|.*\{path: 1, text: 3\}"),
     "JSON": ("l.jsonl", '{"sound": "a.wav"}\n', r"line 1: expected a column `path`, found sound.*\{path: sound\}"),
 }  # fmt: skip
 

@@ -88,7 +88,8 @@ def corpus_of(
         try:
             drafts.append(_draft(record, folder, options))
         except CorpusError as error:
-            drafts.append(_Draft(record, _named_path(record, source, options), reason=str(error)))
+            path, own_id = _named_path(record, source, options), _own_id(record, options)
+            drafts.append(_Draft(record, path, given=own_id, reason=str(error)))
     seen.check(source)
     _check_subsets(drafts, options.columns)
     usable = [draft for draft in drafts if draft.reason is None]
@@ -101,20 +102,20 @@ def corpus_of(
     remaining, taken = iter(ids), set(ids)
     return Corpus(
         tuple(
-            _row(draft, next(remaining))
-            if draft.reason is None
-            else unusable_row(source, draft.record, draft.reason, draft.path, taken)
+            _row(draft, next(remaining)) if draft.reason is None else _unusable_row(source, draft, taken)
             for draft in drafts
         )
     )
 
 
-def unusable_row(source: Path, record: Record, reason: str, path: Path, taken: set[str]) -> Row:
+def _unusable_row(source: Path, draft: _Draft, taken: set[str]) -> Row:
     """Return the row of a record that cannot be used. taken: the ids of the other rows, to which its own is added."""
-    place = record.line if record.line is not None else record.where
-    id = _numbered(f"{source.name}:{place}".replace("/", "_"), taken)
+    record, id = draft.record, draft.given
+    if id is None or id in taken:
+        place = record.line if record.line is not None else record.where
+        id = _numbered(f"{source.name}:{place}".replace("/", "_"), taken)
     taken.add(id)
-    return Row(id, path, content=Unusable(f"{record.where}: {reason}"), line=record.line)
+    return Row(id, draft.path, content=Unusable(f"{record.where}: {draft.reason}"), line=record.line)
 
 
 def _row(draft: _Draft, id: str) -> Row:
@@ -292,6 +293,16 @@ def _named_path(record: Record, source: Path, options: ListOptions) -> Path:
     column = options.columns.of(tuple(record.values)).get("path")
     value = record.values.get(column) if column is not None else None
     return source.parent / value if isinstance(value, str) and value.strip() and "\0" not in value else source
+
+
+def _own_id(record: Record, options: ListOptions) -> str | None:
+    """Return the id that an unusable record gives; None where it gives none that can name a file."""
+    column = options.columns.of(tuple(record.values)).get("id")
+    try:
+        given = as_text(record.values[column]) if column is not None else None
+        return _checked_id(given) if given else None
+    except CorpusError:
+        return None
 
 
 def _ids(drafts: Sequence[_Draft], source: Path, folder: Path) -> list[str]:

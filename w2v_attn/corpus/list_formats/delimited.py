@@ -137,7 +137,7 @@ def _unknown(line: str, delimiter: str, columns: Columns) -> str:
     looks += f"{len(names)} columns between {DELIMITERS[delimiter]}. " if len(names) > 1 else "one column. "
     audio = next((number for number, name in enumerate(names, 1) if looks_like_audio(name)), None)
     if audio is not None:
-        text = next((number for number in range(1, len(names) + 1) if number != audio), 2)
+        text = len(names) if audio != len(names) else max(1, audio - 1)  # between them is often a speaker
         return f"{looks}If there is no header, give the numbers of the columns: {_hint(columns, audio, text)}"
     other = names[1] if len(names) > 1 else None
     example = {"path": names[0], "text": other} if other else {"path": names[0]}

@@ -8,7 +8,7 @@ from w2v_attn.corpus.records import Record, corpus_of
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus
 from w2v_attn.corpus.text_lines import NOT_UTF8, first_line, is_utf8, numbered_lines
 
-LISTS, FOLDER = ("metadata.csv", "metadata.txt"), "wavs"
+LISTS, FOLDERS = ("metadata.csv", "metadata.txt"), ("wavs", "wav")
 EXTENSIONS = frozenset((".csv", ".txt", ".lst", ".list"))
 
 
@@ -16,11 +16,16 @@ def _list_of(path: Path) -> Path | None:
     """Return the list that a path names, itself or in a folder; None if it is not LJSpeech's."""
     if path.is_dir():
         return next((path / name for name in LISTS if (path / name).is_file() and _list_of(path / name)), None)
-    wavs = path.parent / FOLDER
-    if path.suffix.lower() not in EXTENSIONS or not wavs.is_dir():
+    wavs = _recordings_of(path)
+    if path.suffix.lower() not in EXTENSIONS or wavs is None:
         return None
     fields = first_line(path).split("|")
     return path if len(fields) in (2, 3) and _recording(wavs, fields[0].strip()) is not None else None
+
+
+def _recordings_of(metadata: Path) -> Path | None:
+    """Return the folder of the recordings beside a list."""
+    return next((metadata.parent / name for name in FOLDERS if (metadata.parent / name).is_dir()), None)
 
 
 def _recording(wavs: Path, id: str) -> Path | None:
@@ -38,7 +43,8 @@ def _read(path: Path, options: ListOptions) -> Corpus:
 
 
 def _records(metadata: Path) -> Iterator[Record]:
-    wavs = metadata.parent / FOLDER
+    wavs = _recordings_of(metadata)
+    assert wavs is not None
     for number, line in numbered_lines(metadata):
         if not line.strip():
             continue
@@ -49,7 +55,7 @@ def _records(metadata: Path) -> Iterator[Record]:
         name = (_recording(wavs, id.strip()) or Path(f"{id.strip()}.wav")).name
         # The normalised text has numbers and abbreviations written out: it is what is said.
         text = next((text for text in reversed(texts) if text.strip()), "")
-        path = f"{FOLDER}/{name}" if id.strip() else ""
+        path = f"{wavs.name}/{name}" if id.strip() else ""
         yield Record(f"line {number}", {"path": path, "text": text.strip()}, number, reason)
 
 
