@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from w2v_attn.corpus.list_formats.list_format import ListOptions
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.records import Record, corpus_of
+from w2v_attn.corpus.remote_files import RemoteFile
 from w2v_attn.corpus.rows import CorpusError, Unusable
 
 
@@ -55,6 +56,7 @@ BROKEN_ROWS = {
         "NaN": ('{"path": NaN}\n', "the path is nan"),
         "an empty path": ('{"path": ""}\n', "the path is ''"),
         "no character": ('{"path": "\\ud800.wav"}\n', "has a character that no file name has"),
+        "no URL": ('{"path": "http://[x/a.wav"}\n', "is not a URL"),
         "an end too early": ('{"path": "b.wav", "start": 3, "end": 2}\n', "end is 2, which is not after start 3"),
         "no UTF-8": (b'{"path": "\xff.wav"}\n', "is not UTF-8"),
         "too deep": ("[" * 100_000 + "\n", "is not JSON"),
@@ -133,6 +135,16 @@ def test_columns_can_be_named(name, tmp_path):
     text = json.dumps(values) if name == "l.jsonl" else f"{tab.join(values)}\n{tab.join(values.values())}\n"
     (row,) = list_recordings(write(tmp_path / name, text), columns={"path": "where", "text": "said"}).rows
     assert (row.id, row.text) == ("a.wav", "hello")
+
+
+def test_several_labels_are_json(tmp_path):
+    lines = [
+        {"path": "a.wav", "label": ["é", "b"]},
+        {"path": "b.wav", "label": {"valence": 0.5}},
+        {"path": "c.wav", "label": 3},
+    ]
+    rows = list_recordings(write(tmp_path / "l.jsonl", "\n".join(map(json.dumps, lines)))).rows
+    assert [row.label for row in rows] == ['["é", "b"]', '{"valence": 0.5}', "3"]
 
 
 def test_columns_of_a_list_without_a_header_are_numbers(tmp_path):
@@ -272,7 +284,8 @@ def test_an_id_that_is_given_twice_is_refused_with_its_line(tmp_path):
 
 names = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12)
 paths = st.builds(
-    "/".join, st.lists(st.one_of(names, st.sampled_from(["..", ".", "a", "~", "C:\\x"])), min_size=1, max_size=5)
+    "/".join,
+    st.lists(st.one_of(names, st.sampled_from(["..", ".", "a", "~", "C:\\x", "http:", ":"])), min_size=1, max_size=5),
 )
 seconds = st.one_of(st.none(), st.floats(0, 1e4), st.sampled_from([0.0, 1.0, 2.5]))
 records = st.fixed_dictionaries(
@@ -294,5 +307,5 @@ def test_ids_are_unique_and_stay_inside_the_output_whatever_a_list_holds(values)
         written = os.path.normpath(os.path.join("/output", f"{row.id}.safetensors"))
         assert written.startswith("/output/")
         assert not any(part in ("..", "") for part in row.id.split("/"))
-        assert row.content is None or isinstance(row.content, Unusable)
+        assert row.content is None or isinstance(row.content, Unusable | RemoteFile)
     assert ids(corpus_of(listed, Path("/lists/l.jsonl"), ListOptions()).rows) == ids(rows)

@@ -1,5 +1,6 @@
 """The columns of lists: which of them is what, by the names that people use or by what the user says."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,8 @@ def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
         CorpusError: the split has an unknown name.
     """
     found = columns.of(tuple(record))
-    text, label, speaker = (as_text(record[found[f]]) if f in found else None for f in ("text", "label", "speaker"))
+    text, speaker = (as_text(record[found[field]]) if field in found else None for field in ("text", "speaker"))
+    label = as_label(record[found["label"]]) if "label" in found else None
     return {"text": text, "label": label or None, "speaker": speaker or None, "split": split_of(record, found)}
 
 
@@ -161,6 +163,11 @@ def as_text(value: object) -> str | None:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return str(value)
+
+
+def as_label(value: object) -> str | None:
+    """Return a label of a list as text; None where there is none. Several labels or values are JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else as_text(value)
 
 
 def looks_like_audio(value: str) -> bool:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.columns import SPLIT_PREFIXES, Columns
+from w2v_attn.corpus.columns import SPLIT_PREFIXES, Columns, as_label
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 
 HUB_PREFIX = "hub:"
@@ -144,7 +144,7 @@ def _rows(part: Any, name: str | None, split: str | None, source: str, columns: 
 
 def _values(part: Any, column: str) -> list[str | None]:
     kind = part.features[column]
-    named = kind.int2str if hasattr(kind, "int2str") else str
+    named = kind.int2str if hasattr(kind, "int2str") else as_label
     return [None if value is None else named(value) for value in _column(part, column).to_pylist()]
 
 

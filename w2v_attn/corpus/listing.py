@@ -93,11 +93,11 @@ def _list(audio: str, options: ListOptions) -> Corpus:
 
 def _list_url(url: str, options: ListOptions) -> Corpus:
     """Return the recording at a URL, or those that the list or the shard there holds."""
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return _list(unquote(parts.path), options)
+    if url.lower().startswith("file:"):
+        return _list(unquote(url[len("file://") :]), options)
     if (reason := unfetchable_reason(url)) is not None:
         raise CorpusError(f"{url} {reason}")
+    parts = urlsplit(url)
     name = Path(unquote(parts.path)).name or parts.netloc
     if not is_list_name(name):
         return Corpus((Row(name, Path(parts.netloc, *Path(unquote(parts.path)).parts[1:]), content=RemoteFile(url)),))

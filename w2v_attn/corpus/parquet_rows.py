@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.columns import NAMES, SPLIT_PREFIXES, Columns
+from w2v_attn.corpus.columns import NAMES, SPLIT_PREFIXES, Columns, as_label
 from w2v_attn.corpus.list_formats.list_format import ListOptions
 from w2v_attn.corpus.records import Record, corpus_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
@@ -187,4 +187,4 @@ def _value(value: Any, feature: Any) -> str | None:
     if value is None:
         return None
     names = feature.get("names") if isinstance(feature, dict) else None
-    return names[value] if names and isinstance(value, int) else str(value)
+    return names[value] if names and isinstance(value, int) else as_label(value)

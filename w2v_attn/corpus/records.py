@@ -15,7 +15,7 @@ import soundfile
 
 from w2v_attn.corpus.columns import Columns, as_text, fields_of, looks_like_audio, seconds_of
 from w2v_attn.corpus.list_formats.list_format import ListOptions
-from w2v_attn.corpus.remote_files import RemoteFile, unfetchable_reason
+from w2v_attn.corpus.remote_files import RemoteFile, is_url, unfetchable_reason
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 
 logger = logging.getLogger(__name__)
@@ -194,17 +194,19 @@ def _place(record: Record, value: object, folder: Path, url: str | None) -> _Dra
     """Return a draft with the place of the recording, and the name that its id is made of."""
     if not isinstance(value, str) or not value.strip():
         raise CorpusError(f"the path is {repr(value)[:80]}, expected the path of a file")
-    if url is not None:
-        value = urljoin(url, value)
-    if "://" in value:
-        parts = urlsplit(value)
-        if parts.scheme != "file":
-            return _remote(record, value)
-        value = unquote(parts.path)
+    if url is not None and not is_url(value):
+        try:
+            value = urljoin(url, value)
+        except ValueError as error:
+            raise CorpusError(f"the path {value!r} is none that a URL can have: {error}") from error
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
         raise CorpusError(f"the path {value!r} has a character that no file name has") from None
+    if is_url(value):
+        if not value.lower().startswith("file:"):
+            return _remote(record, value)
+        value = unquote(value[len("file://") :].partition("?")[0])
     if "\0" in value:
         raise CorpusError(f"the path is {value!r}, expected the path of a file")
     path = folder / _as_written(value, folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,12 @@ from w2v_attn.whole_files import written_whole
 
 # Seconds to connect, and between two pieces of a file; a whole file may take as long as it needs.
 CONNECT_TIMEOUT, READ_TIMEOUT = 30, 60
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_url(audio: str) -> bool:
     """Return whether a source of recordings is a URL."""
-    return "://" in audio
+    return _URL.match(audio) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,12 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def unfetchable_reason(url: str) -> str | None:
-    """Return why no URL of this kind can be fetched; None if it can."""
-    return _unsupported(urlsplit(url).scheme)
+    """Return why a URL is none, or why none of its kind can be fetched; None if it can."""
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        return f"is not a URL: {url}: {error}"
+    return _unsupported(scheme)
 
 
 @lru_cache
