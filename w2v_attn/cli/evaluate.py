@@ -56,11 +56,13 @@ def run(config: Any) -> int:
 def _labelled(config: Any) -> Corpus:
     """Return the recordings of the requested split, with their texts and labels."""
     names = {str(key): str(value) for key, value in (config.names or {}).items()}
-    corpus = list_recordings(values.sources(config, "audio"), root=config.root, pattern=config.pattern, names=names)
+    about = {"root": config.root, "pattern": config.pattern, "names": names, "columns": values.columns(config)}
+    corpus = list_recordings(values.sources(config, "audio"), **about)
     if config.split is None:
         return corpus
-    chosen = tuple(row for row in corpus.rows if row.split == config.split)
-    if not chosen:
+    # A row that cannot be used may be of this split: it is reported.
+    chosen = tuple(row for row in corpus.rows if row.split == config.split or row.unusable_reason is not None)
+    if not any(row.split == config.split for row in chosen):
         found = ", ".join(sorted({row.split for row in corpus.rows if row.split is not None})) or "none"
         raise ValueError(f"no recording has the split {config.split}: the splits of {config.audio} are {found}")
     return replace(corpus, rows=chosen)

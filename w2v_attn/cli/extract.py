@@ -32,7 +32,7 @@ def run(config: Any) -> int:
     layout = values.text(config, "layout")
     rank = read_rank(values.integer_or_none(config, "rank"), values.integer_or_none(config, "world_size"))
     store = store_of(layout)
-    corpus = list_recordings(values.sources(config, "audio"), root=config.root)
+    corpus = list_recordings(values.sources(config, "audio"), root=config.root, columns=values.columns(config))
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     transform, listed = _transform(config, corpus.rows), len(corpus.rows)
     if transform.spans is not None:

@@ -17,7 +17,7 @@ def run(config: Any) -> int:
     """Transcribe recordings, show progress, the first transcripts and a summary, and return the exit code."""
     output, formats = values.folder(config, "output"), values.list_of(config, "formats")
     limits = values.limits(config)
-    corpus = list_recordings(values.sources(config, "audio"), root=config.root)
+    corpus = list_recordings(values.sources(config, "audio"), root=config.root, columns=values.columns(config))
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(
         values.text(config, "model.checkpoint"),

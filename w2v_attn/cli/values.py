@@ -98,6 +98,16 @@ def list_of(config: Any, key: str, kind: Callable[[Any], Any] = str) -> list[Any
         raise ValueError(f"{key} must be a list such as {key}=[a,b], got {value}") from None
 
 
+def columns(config: Any) -> dict[str, Any] | None:
+    """Return `columns`, which says which column of a list is what; None where the key is null."""
+    value = select(config, "columns")
+    if value is None:
+        return None
+    if not isinstance(chosen := OmegaConf.to_container(value) if OmegaConf.is_dict(value) else value, dict):
+        raise ValueError(f"columns must be a dict such as columns={{path: file, text: words}}, got {value}")
+    return {str(field): name for field, name in chosen.items()}
+
+
 def plain(config: Any) -> Any:
     """Return a configuration as dicts, lists and scalars."""
     return OmegaConf.to_container(config, resolve=True)

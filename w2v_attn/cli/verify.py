@@ -26,7 +26,7 @@ def run(config: Any) -> int:
         checkpoint=values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
-        rows=list_recordings(values.sources(config, "audio"), root=config.root).rows,
+        rows=list_recordings(values.sources(config, "audio"), root=config.root, columns=values.columns(config)).rows,
         count=int(values.number(config, "recordings", minimum=1)),
         seconds=values.number(config, "seconds"),
         dtypes=values.list_of(config, "dtypes"),

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import LABEL_COLUMNS, PATH_COLUMNS, SPEAKER_COLUMNS, SPLIT_PREFIXES, TEXT_COLUMNS
-from w2v_attn.corpus.rows import Corpus, CorpusError, Row
+from w2v_attn.corpus.columns import SPLIT_PREFIXES, Columns, as_label
+from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 
 HUB_PREFIX = "hub:"
 _opening = threading.Lock()
@@ -61,16 +61,17 @@ def _opened(source: str, part: str | None, column: str, fingerprint: str) -> Any
     return _column(found, column)
 
 
-def read_dataset(source: str) -> Corpus:
+def read_dataset(source: str, columns: Columns) -> Corpus:
     """Return the rows of a data set.
 
     Args:
         source: A folder that `save_to_disk` wrote, or `hub:OWNER/NAME[/CONFIG][/SPLIT]`.
+        columns: Which column is what.
 
     Raises:
         CorpusError: the data set does not exist, there is no network, or it has no recordings.
     """
-    return _corpus(_load(source), source)
+    return _corpus(_load(source), source, columns)
 
 
 def _load(source: str) -> Any:
@@ -100,7 +101,7 @@ def _library() -> Any:
     return datasets
 
 
-def _corpus(found: Any, source: str) -> Corpus:
+def _corpus(found: Any, source: str, columns: Columns) -> Corpus:
     parts = found.items() if hasattr(found, "items") else [(None, found)]
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
@@ -109,39 +110,41 @@ def _corpus(found: Any, source: str) -> Corpus:
         if name is not None and split is None:
             skipped[f"rows of {name}"] += len(part)
         else:
-            rows += _rows(part, name, split, source)
+            rows += _rows(part, name, split, source, columns)
+    if rows and all(row.unusable_reason for row in rows):
+        raise CorpusError(f"{source}, {rows[0].unusable_reason}")
     if not rows:
         raise CorpusError(f"{source} lists no recordings of a split that begins with {', '.join(SPLIT_PREFIXES)}")
     return Corpus(tuple(rows), skipped)
 
 
-def _rows(part: Any, name: str | None, split: str | None, source: str) -> Iterator[Row]:
+def _rows(part: Any, name: str | None, split: str | None, source: str, columns: Columns) -> Iterator[Row]:
     import datasets
 
     audio = next((name for name, kind in part.features.items() if isinstance(kind, datasets.Audio)), None)
-    audio = audio or next((name for name in PATH_COLUMNS if name in part.features), None)
+    found = columns.of(tuple(part.features))
+    audio = columns.chosen.get("path") or audio or found.get("path")
+    if missing := [name for name in (audio, *columns.chosen.values()) if name and name not in part.features]:
+        raise CorpusError(f"{source} has no column {', '.join(missing)}; it has {', '.join(part.features)}")
     if audio is None:
         raise CorpusError(f"{source} has no column of audio; it has {', '.join(part.features)}")
-    columns = {
-        field: next((name for name in names if name in part.features), None)
-        for field, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS), ("speaker", SPEAKER_COLUMNS))
-    }
-    known = {name: _values(part, name) for name in columns.values() if name is not None}
+    known = {field: _values(part, found[field]) for field in ("text", "label", "speaker") if field in found}
     before = f"{name}/" if name else ""
     for number, (path, size) in enumerate(_recordings(part, audio)):
-        fields: dict[str, Any] = {field: known[name][number] for field, name in columns.items() if name is not None}
+        fields: dict[str, Any] = {field: values[number] for field, values in known.items()}
         content = None
         if size is not None:
             content = DatasetCell(source, name, audio, number, size, part._fingerprint)
             path = f"{source}/{before}{number:07d}{Path(path or '').suffix}"
         elif not path:
-            raise CorpusError(f"{source}/{before}{number:07d} has no recording in its column {audio}")
+            content = Unusable(f"row {number}: has no recording in its column {audio}")
+            path = f"{source}/{before}{number:07d}"
         yield Row(f"{before}{number:07d}", Path(path), **fields, split=split, content=content)
 
 
 def _values(part: Any, column: str) -> list[str | None]:
     kind = part.features[column]
-    named = kind.int2str if hasattr(kind, "int2str") else str
+    named = kind.int2str if hasattr(kind, "int2str") else as_label
     return [None if value is None else named(value) for value in _column(part, column).to_pylist()]
 
 

@@ -9,14 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import (
-    LABEL_COLUMNS,
-    PATH_COLUMNS,
-    SPEAKER_COLUMNS,
-    SPLIT_PREFIXES,
-    TEXT_COLUMNS,
-    row_of,
-)
+from w2v_attn.corpus.columns import NAMES, SPLIT_PREFIXES, Columns, as_label
+from w2v_attn.corpus.list_formats.list_format import ListOptions
+from w2v_attn.corpus.records import Record, corpus_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row
 
 PARQUET_EXTENSION = ".parquet"
@@ -71,12 +66,13 @@ def _group(file: str, group: int, column: str, changed: int) -> Any:
         return opened.read_row_group(group, columns=[column]).column(column)
 
 
-def read_parquet_files(files: Sequence[Path], folder: Path) -> Corpus:
+def read_parquet_files(files: Sequence[Path], folder: Path, options: ListOptions | None = None) -> Corpus:
     """Return a row for each row of these files, in their order.
 
     Args:
         files: The Parquet files.
         folder: A folder above them: the ids of rows are the path of the file below it, and a number.
+        options: What the user says about them.
 
     Raises:
         CorpusError: a file is damaged or has no column of audio, or pyarrow is not installed.
@@ -85,13 +81,15 @@ def read_parquet_files(files: Sequence[Path], folder: Path) -> Corpus:
         import pyarrow.parquet  # noqa: F401 - belongs to an extra
     except ImportError as error:
         raise CorpusError("Parquet files need their library: pip install 'w2v_attn[datasets]'") from error
-    rows = tuple(row for file in files for row in _rows(file, file.relative_to(folder).with_suffix("").as_posix()))
+    options = options or ListOptions()
+    ids = (file.relative_to(folder).with_suffix("").as_posix() for file in files)
+    rows = tuple(row for file, id in zip(files, ids, strict=True) for row in _rows(file, id, options))
     if not rows:
         raise CorpusError(f"{files[0]} lists no recordings")
     return Corpus(rows)
 
 
-def _rows(file: Path, id: str) -> Iterator[Row]:
+def _rows(file: Path, id: str, options: ListOptions) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -100,33 +98,50 @@ def _rows(file: Path, id: str) -> Iterator[Row]:
             schema = opened.schema_arrow
             groups = [opened.metadata.row_group(group) for group in range(opened.num_row_groups)]
             features = _features(schema)
-            audio = _audio_column(file, schema, features)
-            columns = {
-                field: next((name for name in names if name in schema.names), None)
-                for field, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS), ("speaker", SPEAKER_COLUMNS))
-            }
-            holds_paths = pyarrow.types.is_string(schema.field(audio).type)
-            wanted = [name for name in (*columns.values(), audio if holds_paths else None) if name is not None]
-            known = opened.read(columns=wanted).to_pydict() if wanted else {}
+            audio = _audio_column(file, schema, features, options.columns)
+            columns = options.columns.of(tuple(schema.names)) | {"path": audio}
+            holds_paths = _is_string(schema.field(audio).type)
+            if not holds_paths:  # whole recordings, named by their numbers
+                columns = {field: columns[field] for field in ("text", "label", "speaker") if field in columns}
+            known = opened.read(columns=sorted(set(columns.values()))).to_pydict() if columns else {}
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file} cannot be read as Parquet: {error}") from error
     split = next(
         (split for name in (file.name, file.parent.name) for s, split in SPLIT_PREFIXES.items() if name.startswith(s)),
         None,
     )
+    if holds_paths:
+        yield from _rows_of_paths(file, id, known, columns, features, split, options)
+        return
     sizes = [_bytes_of(group, audio) // max(1, group.num_rows) for group in groups]
     places = ((group, row) for group, about in enumerate(groups) for row in range(about.num_rows))
     for number, (group, row) in enumerate(places):
         fields: dict[str, Any] = {
-            field: _value(known[name][number], features.get(name)) for field, name in columns.items() if name
+            field: _value(known[name][number], features.get(name)) for field, name in columns.items()
         }
-        name = f"{id}/{number:07d}"
-        if holds_paths:
-            record = {**fields, "path": known[audio][number], "split": split, "id": name}
-            yield row_of(record, file.parent, f"{file}, row {number}")
-        else:
-            content = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
-            yield Row(name, file / f"{number:07d}", **fields, split=split, content=content)
+        content = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
+        yield Row(f"{id}/{number:07d}", file / f"{number:07d}", **fields, split=split, content=content)
+
+
+def _rows_of_paths(
+    file: Path,
+    id: str,
+    known: dict[str, list[Any]],
+    columns: dict[str, str],
+    features: dict[str, Any],
+    split: str | None,
+    options: ListOptions,
+) -> tuple[Row, ...]:
+    """Return the rows of a file that names recordings by their paths."""
+    records = [
+        Record(
+            f"row {number}",
+            {"split": split, "id": f"{id}/{number:07d}"}
+            | {field: _value(known[name][number], features.get(name)) for field, name in columns.items()},
+        )
+        for number in range(len(known[columns["path"]]))
+    ]
+    return corpus_of(records, file, ListOptions(root=options.root)).rows
 
 
 def _bytes_of(group: Any, column: str) -> int:
@@ -143,20 +158,28 @@ def _features(schema: Any) -> dict[str, Any]:
         return {}
 
 
-def _audio_column(file: Path, schema: Any, features: dict[str, Any]) -> str:
-    import pyarrow
+def _is_string(kind: Any) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+
+def _audio_column(file: Path, schema: Any, features: dict[str, Any], columns: Columns) -> str:
+    import pyarrow.types
 
     def holds_bytes(name: str) -> bool:
         kind = schema.field(name).type
-        return pyarrow.types.is_binary(kind) or (pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        is_binary = pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+        return is_binary or (pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
     declared = (name for name, kind in features.items() if kind.get("_type") == "Audio")
-    found = next((name for name in (*declared, *PATH_COLUMNS) if name in schema.names), None)
-    if found is not None and (holds_bytes(found) or pyarrow.types.is_string(schema.field(found).type)):
+    named = (columns.chosen.get("path"), *declared, columns.of(tuple(schema.names)).get("path"))
+    found = next((name for name in named if name in schema.names), None)
+    if found is not None and (holds_bytes(found) or _is_string(schema.field(found).type)):
         return found
     raise CorpusError(
-        f"{file} has no column of audio: expected bytes or paths in one of {', '.join(PATH_COLUMNS)}, found "
-        f"{', '.join(schema.names)}"
+        f"{file} has no column of audio: expected bytes or paths in one of {', '.join(NAMES['path'][:6])} …, found "
+        f"{', '.join(schema.names)}. Say which it is: {columns.hint(path='COLUMN')}"
     )
 
 
@@ -164,4 +187,4 @@ def _value(value: Any, feature: Any) -> str | None:
     if value is None:
         return None
     names = feature.get("names") if isinstance(feature, dict) else None
-    return names[value] if names and isinstance(value, int) else str(value)
+    return names[value] if names and isinstance(value, int) else as_label(value)

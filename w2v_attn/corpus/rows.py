@@ -1,7 +1,7 @@
 """`Row` and `Corpus`: the recordings of any source, and what is known about them."""
 
+import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +65,7 @@ class Row:
         split: "train", "valid" or "test".
         content: The bytes of a recording that is not a file of its own.
         channel: The channel of the file, see `audio.channels`; None: that of the run.
+        line: Its line in the list, from 1; None where there are no lines.
     """
 
     id: str
@@ -77,6 +78,17 @@ class Row:
     split: str | None = None
     content: Content | None = field(default=None, compare=False, repr=False)
     channel: str | int | None = None
+    line: int | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def location(self) -> str:
+        """The path or the URL of the recording, for people."""
+        return getattr(self.content, "public_url", None) or os.fspath(self.path)
+
+    @property
+    def unusable_reason(self) -> str | None:
+        """Why listing found the row to be unusable; None if it did not."""
+        return self.content.reason if isinstance(self.content, Unusable) else None
 
 
 @dataclass(frozen=True)
@@ -90,20 +102,3 @@ class Corpus:
 
     rows: tuple[Row, ...]
     skipped: Counter[str] = field(default_factory=Counter)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, with their line ends.
-
-    Raises:
-        CorpusError: the file cannot be read, or a line is not UTF-8; the text names the line.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise CorpusError(f"{path}, line {number}: is not UTF-8 ({error.reason})") from error
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -61,7 +61,9 @@ def make_splits(
     undecided: list[Row] = []
     has_split = {row.split for row in train}
     for row in train:
-        if row.speaker is not None and row.speaker in test_speakers:
+        if row.unusable_reason is not None:  # reported with the training data, and never drawn
+            parts["train"].append(row)
+        elif row.speaker is not None and row.speaker in test_speakers:
             parts["test"].append(row)
         elif row.split == "valid" and valid is None:
             parts["valid"].append(row)
@@ -76,7 +78,7 @@ def make_splits(
     drawn = _draw(undecided, {"test": wants_test, "valid": wants_valid}, by, seed)
     for row in undecided:
         parts[drawn.get(row.id, "train")].append(row)
-    if not parts["train"]:
+    if all(row.unusable_reason is not None for row in parts["train"]):
         raise CorpusError("nothing is left to train on: every recording is held out. Give smaller shares or more data")
     if not parts["valid"]:
         raise CorpusError("there is nothing to validate on: give data.valid=, or a data.valid_share above 0")
@@ -84,6 +86,7 @@ def make_splits(
 
 
 def _check_speakers(rows: Sequence[Row], test_speakers: Sequence[str], by: str) -> None:
+    rows = [row for row in rows if row.unusable_reason is None]
     speakers = {row.speaker for row in rows}
     if unknown := sorted(set(test_speakers) - speakers):
         known = ", ".join(sorted(speaker for speaker in speakers if speaker is not None)[:20]) or "none"
@@ -95,7 +98,13 @@ def _check_speakers(rows: Sequence[Row], test_speakers: Sequence[str], by: str) 
 
 def _draw(rows: Sequence[Row], shares: dict[str, float], by: str, seed: int) -> dict[str, str]:
     """Return id -> split of the drawn rows. Every share above 0 gets at least one recording or speaker."""
-    unit: Callable[[Row], Hashable] = (lambda row: row.speaker) if by == "speaker" else (lambda row: row.id)
+    # Rows of the same recording stay together, under the first one's id.
+    first: dict[Hashable, str] = {}
+    for row in rows:
+        first.setdefault((row.path, row.offset), row.id)
+    unit: Callable[[Row], Hashable] = (
+        (lambda row: row.speaker) if by == "speaker" else (lambda row: first[row.path, row.offset])
+    )
     members: dict[Hashable, list[str]] = defaultdict(list)
     for row in rows:
         members[unit(row)].append(row.id)

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.manifests import fields_of
+from w2v_attn.corpus.columns import Columns, fields_of
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row, Unusable
 
 TAR_EXTENSION = ".tar"
@@ -90,7 +90,7 @@ def _choices(inside: str, audio: str) -> list[str]:
     return [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
 
 
-def read_tar_shards(shards: Sequence[Path], folder: Path) -> Corpus:
+def read_tar_shards(shards: Sequence[Path], folder: Path, columns: Columns | None = None) -> Corpus:
     """Return a row for each recording in these shards, in their order.
 
     Text, label, speaker and split come from the members KEY.txt, KEY.cls and KEY.json of the same sample; without them
@@ -100,17 +100,19 @@ def read_tar_shards(shards: Sequence[Path], folder: Path) -> Corpus:
     Args:
         shards: The tar files.
         folder: A folder above them: ids are the path of the shard below it, without .tar, and the name in the shard.
+        columns: Which key of the metadata is what.
 
     Raises:
-        CorpusError: a shard is missing or compressed, a name occurs twice or leaves its shard, metadata cannot be read,
-            or no shard has a recording; the text names the shard.
+        CorpusError: a shard is missing or compressed, a name occurs twice or leaves its shard, or no shard has a
+            recording that can be used; the text names the shard.
     """
     _check(shards)
+    columns = columns or Columns()
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
     origins: dict[str, Path] = {}
     for shard in shards:
-        found = _Shard(shard, shard.relative_to(folder).with_suffix("").as_posix())
+        found = _Shard(shard, shard.relative_to(folder).with_suffix("").as_posix(), columns)
         found.read()
         for row in found.rows():
             if row.id in origins:
@@ -160,13 +162,14 @@ class _Metadata:
     text: str | None = None
     label: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
 
 
 class _Shard:
-    """One shard. id: the beginning of the ids of its recordings."""
+    """One shard. id: the beginning of the ids of its recordings. columns: which key of the metadata is what."""
 
-    def __init__(self, path: Path, id: str):
-        self._path, self._id = path, id
+    def __init__(self, path: Path, id: str, columns: Columns):
+        self._path, self._id, self._columns = path, id, columns
         self._recordings: dict[str, TarMember | Unusable] = {}
         self._metadata: dict[str, _Metadata] = {}
         self._names: set[str] = set()
@@ -201,10 +204,20 @@ class _Shard:
         """Yield the rows of its recordings, and one of the shard itself where it is damaged."""
         for name, content in self._recordings.items():
             metadata = self._metadata_of(name)
-            known = fields_of(metadata.fields, f"{self._path}, {name}")
-            known["text"] = known["text"] if metadata.text is None else metadata.text
-            known["label"] = metadata.label or known["label"] or posixpath.basename(posixpath.dirname(name)) or None
-            yield Row(f"{self._id}/{name}", self._path / name, **known, content=content)
+            known: dict[str, Any] = {}
+            reason = metadata.reason
+            try:
+                known = fields_of(metadata.fields, self._columns)
+                known["text"] = known["text"] if metadata.text is None else metadata.text
+                known["label"] = metadata.label or known["label"] or posixpath.basename(posixpath.dirname(name)) or None
+            except CorpusError as error:
+                reason = f"{self._path}, {name}: {error}"
+            yield Row(
+                f"{self._id}/{name}",
+                self._path / name,
+                **known,
+                content=content if reason is None else Unusable(reason),
+            )
         if self._broken is not None:
             reason = f"{self._broken}. Recordings after the first {len(self._recordings)} in it, if any, are lost"
             yield Row(f"{self._id}{TAR_EXTENSION}", self._path, content=Unusable(reason))
@@ -242,24 +255,27 @@ class _Shard:
 
     def _read_metadata(self, stem: str, extension: str, member: tarfile.TarInfo, file: Any) -> None:
         where = f"{self._path}, {member.name}"
+        metadata = self._metadata.setdefault(stem, _Metadata())
         if member.size > MAX_METADATA_BYTES:
-            raise CorpusError(
+            metadata.reason = (
                 f"{where}: has {member.size:,} bytes, expected the metadata of one recording, at most "
                 f"{MAX_METADATA_BYTES:,} bytes"
             )
+            return
         file.seek(member.offset_data)
-        metadata = self._metadata.setdefault(stem, _Metadata())
         try:
             content = file.read(member.size).decode("utf-8-sig").strip()
-            if extension == METADATA:
-                metadata.fields = json.loads(content)
+            fields = json.loads(content) if extension == METADATA else metadata.fields
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise CorpusError(f"{where}: cannot be read: {error}") from error
-        if not isinstance(metadata.fields, dict):
-            raise CorpusError(f"{where}: expected an object with text, label …, found {content[:60]}")
-        if extension == TEXT:
+            metadata.reason = f"{where}: cannot be read: {error}"
+            return
+        if not isinstance(fields, dict):
+            metadata.reason = f"{where}: expected an object with text, label …, found {content[:60]}"
+        elif extension == METADATA:
+            metadata.fields = fields
+        elif extension == TEXT:
             metadata.text = content
-        elif extension == LABEL:
+        else:
             metadata.label = content
 
 

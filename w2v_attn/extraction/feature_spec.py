@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +150,7 @@ class FeatureSpec:
         if state is None:
             return None  # its outcome will state that it cannot be read; older features may stay
         if about["source_state"] != state:
-            if about["source"] != _as_text(os.fspath(row.path)):
+            if about["source"] != _as_text(row.location):
                 raise ValueError(
                     f"{path} holds features of {about['source']}, and {row.path} has the same id: name another output"
                 )
@@ -180,7 +179,7 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
     rates = {layer: encoder.frame_rate(layer) for layer in layers}
     return {
         "id": _as_text(row.id),
-        "source": _as_text(os.fspath(row.path)),
+        "source": _as_text(row.location),
         "source_state": recording.source,
         "layers": ",".join(layers),
         "frame_rate": f"{rates[layers[-1]]:g}",

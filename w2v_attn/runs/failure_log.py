@@ -1,7 +1,6 @@
 """`failures.jsonl`: the rows that could not be used, each with a sentence, and a stable code for programs."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +49,14 @@ class FailureLog:
         if reason is None:
             self._lines.pop(row.id, None)
             return
-        about = {"id": row.id, "path": os.fspath(row.path), "reason": reason, "kind": outcome.kind or "other"}
+        about: dict[str, object] = {
+            "id": row.id,
+            "path": row.location,
+            "reason": reason,
+            "kind": outcome.kind or "other",
+        }
+        if row.line is not None:
+            about["line"] = row.line
         line = json.dumps(about) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:

@@ -72,7 +72,7 @@ class ResultLog:
             return None  # a source that cannot be read now keeps its result; the row's outcome states the reason
         if record["source_state"] == state:
             return record
-        if record["path"] != os.fspath(row.path):
+        if record["path"] != row.location:
             raise ValueError(
                 f"{self._path} holds the result of {record['path']}, and {row.path} has the same id: "
                 "name another output"
@@ -92,7 +92,7 @@ class ResultLog:
             recording: Its recording.
             result: A JSON object. Its id, path and origin are added.
         """
-        record = {"id": row.id, "path": os.fspath(row.path), **result, **self.origin(recording)}
+        record = {"id": row.id, "path": row.location, **result, **self.origin(recording)}
         # A file name that is not Unicode has surrogates, which become escapes of JSON.
         line = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
         if self._journal is None:

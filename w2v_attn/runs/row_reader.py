@@ -15,6 +15,7 @@ from torch import Tensor
 from w2v_attn.audio.audio_source import AudioError
 from w2v_attn.audio.channels import channel_number
 from w2v_attn.audio.read_audio import Recording, read_recording
+from w2v_attn.corpus.remote_files import RemoteFile, fetch
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.outcomes import CachedResult, Outcome, row_failure
 
@@ -126,6 +127,9 @@ def _file_of(row: Row) -> Iterator[Path]:
     """Yield a file of the row's recording, because decoders read from descriptors; in memory where possible."""
     if row.content is None:
         yield row.path
+        return
+    if isinstance(row.content, RemoteFile):
+        yield fetch(row.content.url)
         return
     on_disk = not hasattr(os, "memfd_create")
     with tempfile.NamedTemporaryFile() if on_disk else open(os.memfd_create("recording"), "wb") as file:

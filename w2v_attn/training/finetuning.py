@@ -142,7 +142,14 @@ def list_splits(options: DataOptions, seed: int) -> Splits:
     def rows(audio: str | list[str] | None) -> tuple[Row, ...] | None:
         if audio is None:
             return None
-        listed = list_recordings(audio, root=options.root, pattern=options.pattern, names=options.names).rows
+        listed = list_recordings(
+            audio,
+            root=options.root,
+            pattern=options.pattern,
+            names=options.names,
+            columns=options.columns,
+            key_prefix="data.",
+        ).rows
         return select_channel(listed, options.channel)
 
     splits = make_splits(

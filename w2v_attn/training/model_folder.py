@@ -83,7 +83,7 @@ def prediction_record(prediction: Prediction, task: Task) -> dict[str, Any]:
     """Return the line of a prediction in `predictions.jsonl`."""
     return {
         "id": prediction.row.id,
-        "path": os.fspath(prediction.row.path),
+        "path": prediction.row.location,
         "speaker": prediction.row.speaker,
         "reference": prediction.reference,
         "hypothesis": prediction.hypothesis,

@@ -12,7 +12,7 @@ class DataOptions:
         train: A manifest, a folder or a data set, or a list of them.
         valid: Likewise; None: a part of `train`.
         test: Likewise; None: a part of `train`.
-        root, pattern, names: Arguments of `list_recordings`.
+        root, columns, pattern, names: Arguments of `list_recordings`.
         valid_share, test_share, test_speakers, split_by: Arguments of `make_splits`.
         max_duration: Seconds; longer training recordings are dropped.
         channel: The channel that is read of each recording: "mean" of all, "left", "right", or a number from 0.
@@ -23,6 +23,7 @@ class DataOptions:
     valid: Any = None
     test: Any = None
     root: str | None = None
+    columns: dict[str, Any] | None = None
     pattern: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     valid_share: float = 0.1

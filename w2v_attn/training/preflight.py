@@ -208,6 +208,8 @@ def check_overlap(splits: Splits) -> None:
     seen: dict[tuple[str, float], str] = {}
     for split, rows in named_splits(splits):
         for row in rows:
+            if row.unusable_reason is not None:
+                continue
             key = (os.path.abspath(row.path), row.offset)
             if seen.setdefault(key, split) != split:
                 raise DataError(
@@ -238,18 +240,18 @@ def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
     yield f"{len(counts)} {'labels' if task.name == 'classification' else 'symbols'}", listed + more
     empty = sum(not task.reference(row) for row in found.splits.train)
     if empty:
-        yield "empty texts", f"{empty} training recordings without speech"
+        yield "empty texts", f"{empty} training recordings whose texts have no symbol of the vocabulary"
     if found.conversions:
         yield "converted", count_conversions(found.conversions)
     for flag, count in found.flags.most_common():
         yield "flagged", f"{count:,} × {flag}"
-    for reason, count in Counter(_kind(dropped.reason) for dropped in found.dropped).most_common(8):
+    for reason, count in Counter(map(_kind, found.dropped)).most_common(8):
         yield "dropped", f"{count} × {reason}"
 
 
-def _kind(reason: str) -> str:
-    """Return a reason without the part that differs between recordings."""
-    return reason.split(": ")[0]
+def _kind(dropped: Dropped) -> str:
+    """Return a reason without the parts that differ between recordings: the line in the list, the details."""
+    return dropped.reason.removeprefix(f"line {dropped.row.line}: ").split(": ")[0]
 
 
 def _duration_text(seconds: float) -> str:

@@ -107,8 +107,15 @@ def write_dropped(found: DataScan, output: Path) -> None:
     with (output / DROPPED).open("w", encoding="utf-8", errors="replace") as file:
         for dropped in found.dropped:
             row = dropped.row
-            record = {"id": row.id, "path": str(row.path), "split": dropped.split, "reason": dropped.reason}
-            record["kind"] = dropped.kind
+            record: dict[str, object] = {
+                "id": row.id,
+                "path": row.location,
+                "split": dropped.split,
+                "reason": dropped.reason,
+                "kind": dropped.kind,
+            }
+            if row.line is not None:
+                record["line"] = row.line
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
