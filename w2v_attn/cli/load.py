@@ -24,6 +24,7 @@ def run(config: Any) -> int:
         values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
+        base_model=values.text_or_none(config, "model.base_model"),
         dtype=str(config.dtype),
         with_head=True,
     )

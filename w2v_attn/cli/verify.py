@@ -26,6 +26,7 @@ def run(config: Any) -> int:
         checkpoint=values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
+        base_model=values.text_or_none(config, "model.base_model"),
         rows=list_recordings(values.sources(config, "audio"), root=config.root).rows,
         count=int(values.number(config, "recordings", minimum=1)),
         seconds=values.number(config, "seconds"),

@@ -33,6 +33,7 @@ def load_encoder(
     *,
     revision: str | None = None,
     language: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -41,9 +42,11 @@ def load_encoder(
     """Load the encoder of a checkpoint, without its head, with the attention of this package.
 
     Args:
-        checkpoint: A hub id, a local folder, a file of fairseq or torchaudio, or a torchaudio module.
+        checkpoint: A hub id, a local folder (also of a PEFT adapter), a file of fairseq or torchaudio, or a torchaudio
+            module.
         revision: Branch, tag or commit, for hub ids.
         language: Language of the adapters, for checkpoints that have them (MMS). Default: the one in the weights.
+        base_model: Base model of a PEFT adapter. Default: the one that the adapter's config names.
         dtype: `float32`, `float64`, `bfloat16` or `float16`: dtype of the weights and of the features.
         device: `auto` (a GPU if there is one), or a device name of torch.
         backend: Implementation of the attention: `auto`, `tiled`, `sdpa` or `triton`.
@@ -65,6 +68,7 @@ def load_encoder(
         checkpoint,
         revision=revision,
         language=language,
+        base_model=base_model,
         dtype=dtype,
         device=device,
         backend=backend,
@@ -134,7 +138,7 @@ class Encoder(WaveformModel):
 
         Args:
             checkpoint: As for `load_encoder`, like all arguments.
-            options: Of `load_checkpoint`: revision, language and dtype.
+            options: Of `load_checkpoint`: revision, language, base_model and dtype.
         """
         loaded = load_checkpoint(checkpoint, **options)
         return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)

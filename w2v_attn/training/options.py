@@ -237,6 +237,7 @@ class Recipe:
         data: The data.
         checkpoint: The checkpoint to start from; None: random weights of the architecture in `config`.
         revision: Branch, tag or commit of a hub id.
+        base_model: The base model of a PEFT adapter; None: the one that its config names.
         language: The language whose adapters are trained, for checkpoints that have adapters (MMS); None: those in the
             weights.
         config: Values of the model's config.
@@ -250,6 +251,7 @@ class Recipe:
     data: DataOptions
     checkpoint: str | None
     revision: str | None = None
+    base_model: str | None = None
     language: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     backend: str = "auto"
