@@ -44,6 +44,7 @@ def run(config: Any) -> int:
     written = None
     if output is not None:  # before printing, which may break a pipe
         written = write_json(report.as_record(found) | run_environment(request.device), output)
+    print(report.verdict(found))
     for title, header, rows in report.tables(found, stages=config.show == "stages"):
         console.show(title, rows, header=header)
     for line in report.sentences(found):
