@@ -97,6 +97,9 @@ def _of_dictionary(recording: Mapping[Any, Any]) -> tuple[Any, Any]:
 
 
 def _tensor(samples: Any) -> Tensor:
+    is_list = isinstance(samples, Sequence) and not isinstance(samples, str | bytes)
+    if is_list and len(samples) > 0 and not _is_number(samples[0]):
+        raise ValueError(f"one recording is expected here, got a list of {len(samples)}: pass them one by one")
     try:
         found = samples if isinstance(samples, Tensor) else torch.as_tensor(np.asarray(samples))
     except (TypeError, ValueError) as error:

@@ -101,6 +101,19 @@ def backend_in_use(model: nn.Module) -> str:
     return block.backend_for(next(block.parameters()).new_empty(1, 1, block.input_size))
 
 
+def projection_names(model: nn.Module) -> list[str]:
+    """Return the names of the projections in replaced attention blocks, such as q_proj, k_proj, v_proj and out_proj.
+
+    They are the last parts of the names of modules, in the order queries, keys, values, output.
+    """
+    found: dict[str, None] = {}
+    for block in model.modules():
+        if isinstance(block, HuggingFaceAttention):
+            names = {child: name for name, child in block.named_children()}
+            found |= dict.fromkeys(names[projection] for projection in block.projections)
+    return list(found)
+
+
 def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
     """Raise ValueError if WavLM blocks are given without the encoder in which they pass on their position biases."""
     encoders = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)]

@@ -183,13 +183,13 @@ class LoraOptions:
     Attributes:
         rank: 0 trains all weights; otherwise low-rank updates of the projections in `targets`, and the head.
         alpha, dropout: As in peft.
-        targets: Names of the projections.
+        targets: Names of the projections; None: those of the attention, whatever the family calls them.
     """
 
     rank: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    targets: list[str] | None = None
 
 
 @dataclass(kw_only=True)
