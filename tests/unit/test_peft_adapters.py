@@ -383,3 +383,81 @@ def test_loading_leaves_the_random_numbers_of_the_caller_alone(base, tmp_path):
     torch.manual_seed(0)
     load_checkpoint(folder)
     assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------------------------------- as people have reported
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_compile_and_of_ddp_do_not_make_an_adapter_a_dead_one(prefix, base, tmp_path):
+    """Soup #335: peft matches none of the names, only warns, and the adapter does nothing."""
+    from transformers import Wav2Vec2Model
+
+    folder = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "adapter")
+    expected, path = load_checkpoint(folder).model, folder / "adapter_model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(path).items()}, path)
+    assert same_weights(load_checkpoint(folder).model, expected)
+
+
+def test_names_without_pefts_prefix_are_understood(base, tmp_path):
+    from transformers import Wav2Vec2Model
+
+    folder = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "adapter")
+    expected, path = load_checkpoint(folder).model, folder / "adapter_model.safetensors"
+    save_file({n.removeprefix("base_model.model."): t for n, t in load_file(path).items()}, path)
+    assert same_weights(load_checkpoint(folder).model, expected)
+
+
+def test_weights_that_zero_left_empty_are_refused_with_the_cause(base, tmp_path):
+    """peft #1328, #1443."""
+    from transformers import Wav2Vec2Model
+
+    folder = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "adapter")
+    path = folder / "adapter_model.safetensors"
+    save_file({name: torch.zeros(0) for name in load_file(path)}, path)
+    with pytest.raises(CheckpointError, match=r"of shape \[0\] instead of [\s\S]*DeepSpeed's ZeRO had them sharded"):
+        load_checkpoint(folder)
+
+
+def test_an_adapter_of_another_name_is_in_a_folder_inside_which_is_named(base, tmp_path):
+    """peft #2699: an adapter that is not called default, even one called lora."""
+    from transformers import Wav2Vec2Model
+
+    folder = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "adapter", adapter_name="mine")
+    with pytest.raises(
+        CheckpointError, match=r"contains the checkpoints mine: name one of them, such as .*adapter/mine"
+    ):
+        load_checkpoint(folder)
+    theirs = merged(Wav2Vec2Model.from_pretrained(base), folder / "mine")
+    assert same_weights(load_checkpoint(folder / "mine").model, theirs)
+
+
+def test_updates_of_a_head_whose_own_weights_are_nowhere_are_refused(base, tmp_path):
+    """peft #577: the head was put into target_modules instead of modules_to_save."""
+    from transformers import Wav2Vec2ForCTC
+
+    options = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"])
+    folder = adapter_of(Wav2Vec2ForCTC.from_pretrained(base), options, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"has the head that Wav2Vec2ForCTC needs \(lm_head"):
+        load_checkpoint(folder, base_model=base, with_head=True)
+    theirs = merged(Wav2Vec2ForCTC.from_pretrained(base), folder).wav2vec2
+    assert same_weights(load_checkpoint(folder, base_model=base).model, theirs)
+
+
+@pytest.mark.parametrize("what", ["both", "base"])
+def test_without_a_network_adapter_and_base_come_from_the_cache(what, base, tmp_path, monkeypatch):
+    """transformers #31700, #43746: neither asks the hub."""
+    from huggingface_hub import constants
+    from transformers import Wav2Vec2Model
+
+    folder = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "adapter")
+    expected = load_checkpoint(folder).model
+    rename(folder, "a/base")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name, source in (("base", base), ("adapter", folder)):
+        place = tmp_path / "cache" / f"models--a--{name}"
+        shutil.copytree(source, place / "snapshots" / "c0ffee")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("c0ffee")
+    assert same_weights(load_checkpoint("a/adapter" if what == "both" else folder).model, expected)

@@ -22,6 +22,7 @@ from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG, PEFT_WEIGHT
 # What peft puts in front of the names of the model's modules, and what it may put behind the parameter of DoRA.
 PREFIX = "base_model.model."
 DORA = re.compile(r"(lora_magnitude_vector)\.weight$")
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
 # The modules of an encoder without a head.
 ENCODER = ("feature_extractor", "feature_projection", "encoder", "adapter", "masked_spec_embed")
 INSTALL = "pip install 'w2v_attn[finetune]'"
@@ -113,7 +114,8 @@ def read_peft_adapter(folder: Path) -> PeftAdapter:
             "base model: its inputs or its forward differ. Use LoRA, DoRA, IA³ or another kind that peft can merge"
         )
     path = next(folder / name for name in PEFT_WEIGHT_FILES if (folder / name).is_file())
-    tensors = read_tensors(path)
+    # torch.compile and DistributedDataParallel leave their prefixes, and peft then loads nothing and only warns.
+    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in read_tensors(path).items()}
     if not any(name.startswith("base_model.") for name in tensors):  # transformers' save_peft_format=False
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
     mapping = values.get("auto_mapping")
@@ -263,10 +265,10 @@ def _check(adapter: PeftAdapter, tensors: Mapping[str, Tensor], wrapped: Any) ->
         if name in found and found[name] != shape
     ]
     if wrong:
-        raise CheckpointError(
-            f"{adapter.folder} does not fit the base model:\n  {list_lines(wrong)}\n"
-            "Is it an adapter of another checkpoint, or was it saved incompletely?"
-        )
+        why = "Is it an adapter of another checkpoint, or was it saved incompletely?"
+        if [0] in found.values():  # peft #1328
+            why = "Its weights are empty: they were saved while DeepSpeed's ZeRO had them sharded. Save it again"
+        raise CheckpointError(f"{adapter.folder} does not fit the base model:\n  {list_lines(wrong)}\n{why}")
 
 
 def _can_merge(kind: str) -> bool:

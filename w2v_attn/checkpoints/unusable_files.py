@@ -136,7 +136,7 @@ def check_file(path: Path) -> None:
         if start.startswith(bytes_):
             raise CheckpointError(f"{path} {what}")
     if what := _foreign([path.name]):
-        raise CheckpointError(f"{path} is {what}")
+        raise CheckpointError(f"{path} holds {what}")
     if path.name in PEFT_WEIGHT_FILES or path.name == PEFT_CONFIG:
         raise CheckpointError(f"{path} is one file of a PEFT adapter: name its folder, {path.parent}")
     if path.name == "training_args.bin":

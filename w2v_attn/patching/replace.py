@@ -59,6 +59,13 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
             f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
             f"head: {supported_families()}"
         )
+    if any(hasattr(block, "_hf_hook") for block in blocks):
+        raise ValueError(
+            f"accelerate moves the weights of the attention blocks of this {type(model).__name__} between devices or "
+            "from disk (device_map, offloading), and runs their stock forward for that: load the model without "
+            "device_map, with dtype=torch.bfloat16 if memory is short, or remove the hooks once its weights are in "
+            "memory: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     check_contracts(((attention_contract(block), block) for block in blocks), remedy="keep stock attention")
     _check_whole(model, blocks)
     if unpad:
