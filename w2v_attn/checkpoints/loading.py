@@ -112,20 +112,24 @@ def load_checkpoint(
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     raw = read_raw_checkpoint(checkpoint)
-    if raw is None:
-        assert not isinstance(checkpoint, nn.Module)
-        source = os.fspath(checkpoint)
-        folder = locate(source, revision)
-        if is_peft_folder(folder):
-            return _merge(source, folder, language=language, base_model=base_model, dtype=dtype, with_head=with_head)
-    if base_model is not None:
-        named = checkpoint if raw is None else raw.source
-        raise CheckpointError(
-            f"model.base_model={base_model} is the base of a PEFT adapter, and {named} is no adapter: leave it out"
-        )
     if raw is not None:
+        _check_no_base(base_model, raw.source)
         return _convert(raw, language, dtype, with_head)
+    assert not isinstance(checkpoint, nn.Module)
+    source = os.fspath(checkpoint)
+    folder = locate(source, revision)
+    if is_peft_folder(folder):
+        return _merge(source, folder, language=language, base_model=base_model, dtype=dtype, with_head=with_head)
+    _check_no_base(base_model, source)
     return _load(source, folder, language=language, dtype=dtype, with_head=with_head)
+
+
+def _check_no_base(base_model: Any, source: str) -> None:
+    """Raise CheckpointError if a base model is named for a checkpoint that is no adapter."""
+    if base_model is not None:
+        raise CheckpointError(
+            f"model.base_model={base_model} is the base of a PEFT adapter, and {source} is no adapter: leave it out"
+        )
 
 
 def _load(

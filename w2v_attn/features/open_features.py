@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from w2v_attn.features.formats.interface import FeatureReader
 from w2v_attn.features.formats.layouts import find_layout
 from w2v_attn.features.recording_features import RecordingFeatures, import_pandas
 from w2v_attn.features.recording_names import ids_by_name
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +141,8 @@ class FeatureSet(Mapping[str, RecordingFeatures]):
         """Return a torch Dataset of (id, features of a layer), of all recordings or of some."""
         return FeatureDataset(self, layer, tuple(self) if ids is None else tuple(ids))
 
-    def to_pandas(self, layer: str | None = None, ids: Sequence[str] | None = None) -> "pd.DataFrame":
-        """Return a layer of all recordings, or of some, as one table; it is all in memory.
+    def to_pandas(self, layer: str | None = None, ids: Sequence[str] | None = None) -> Any:
+        """Return a layer of all recordings, or of some, as one pandas DataFrame; it is all in memory.
 
         Args:
             layer: The layer; None: the only one.

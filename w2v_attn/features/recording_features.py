@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from w2v_attn.features.feature_errors import FeatureSetError, UnknownNameError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Seconds by which a frame's window overlaps the next: 400 samples at 16 kHz, less the hop of 320.
 WINDOW_OVERLAP = 0.005
@@ -74,8 +71,8 @@ class RecordingFeatures(Mapping[str, Tensor]):
         """The spans that the features are pooled over, one for each row; empty if they are not pooled by spans."""
         return [Span(*span) for span in json.loads(self.metadata.get("spans", "[]"))]
 
-    def to_pandas(self, layer: str | None = None) -> "pd.DataFrame":
-        """Return a layer as a table: a row for each frame, span or vector, a column for each channel, named 0, 1, ….
+    def to_pandas(self, layer: str | None = None) -> Any:
+        """Return a layer as a pandas DataFrame: a row for each frame, span or vector, and columns 0, 1, … of channels.
 
         Before them are the columns `start`, `end` and `label` of spans, or `time` of frames, in seconds.
 
