@@ -22,7 +22,7 @@ def copy_processor_files(source: Path, folder: Path) -> None:
 
 def combine_processor_files(first: Path, second: Path, folder: Path) -> None:
     """Copy the preprocessor and the tokenizer, each as a whole from `first` if it is there, else from `second`."""
-    for names in (PREPROCESSOR_FILES, TOKENIZER_FILES):
+    for names in (PREPROCESSOR_FILES, (*TOKENIZER_FILES, "tokenizer.json")):
         source = first if any((first / name).is_file() for name in names) else second
         for name in names:
             if (source / name).is_file():
