@@ -55,7 +55,9 @@ def test_every_attention_choice_is_a_backend_and_every_model_a_checkpoint():
     assert sorted(backends) == sorted(BACKENDS)
     models = {path.stem: OmegaConf.load(path) for path in CONF.glob("model/*.yaml")}
     assert {"tiny", "base", "large", "xlsr_300m", "hubert_base", "hubert_large", "local"} <= set(models)
-    assert all(set(model) - {"config"} == {"checkpoint", "revision", "language"} for model in models.values())
+    assert all(
+        set(model) - {"config"} == {"checkpoint", "revision", "language", "base_model"} for model in models.values()
+    )
 
 
 def test_extract_without_arguments_gives_features_of_the_bundled_speech(call, tmp_path):

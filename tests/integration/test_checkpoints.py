@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, save, tiny_model
+from conftest import FAMILIES, TINY, save, tiny_model
 from safetensors.torch import load_file, save_file
 
 from w2v_attn import load_encoder
@@ -303,3 +303,41 @@ def test_only_one_form_of_the_weights_is_fetched():
     assert hub._wanted(both) == ["*.json", "*.txt", "model.safetensors"]
     assert hub._wanted(both[2:]) == ["*.json", "*.txt", "pytorch_model.bin"]
     assert hub._wanted(["model.safetensors.index.json"]) == ["*.json", "*.txt", "*-of-*.safetensors"]
+
+
+def test_load_shows_layers_the_frame_rate_and_the_parameters_of_each_part(call):
+    from transformers import Wav2Vec2ForCTC
+
+    code, out, _ = call("load")
+    assert code == 0
+    rows = dict(line.strip("│ \n").split("│", 1) for line in out.splitlines() if line.count("│") == 3)
+    rows = {name.strip(): value.strip() for name, value in rows.items()}
+    assert rows["layers"] == "embed, layer_01, layer_02, layer_03, layer_04, final"
+    assert rows["frame rate"] == "50 frames/s; a frame needs 400 samples"
+    stock = Wav2Vec2ForCTC.from_pretrained(TINY)
+    parts = {
+        "feature encoder": stock.wav2vec2.feature_extractor,
+        "feature projection": stock.wav2vec2.feature_projection,
+        "positions": stock.wav2vec2.encoder.pos_conv_embed,
+        "blocks": stock.wav2vec2.encoder.layers,
+        "head": stock.lm_head,
+    }
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    # "blocks" is also the name of the row with their sizes, which comes later.
+    shown = {name: int(rows[name].replace(",", "")) for name in counts if name != "blocks"}
+    assert shown == {name: count for name, count in counts.items() if name != "blocks"}
+    assert f"{counts['blocks']:,}" in out
+    total = int(rows["parameters"].replace(",", ""))
+    assert total == sum(parameter.numel() for parameter in stock.parameters())
+    assert total == sum(counts.values()) + int(rows["other parts"])
+
+
+@pytest.mark.parametrize("family", ["sew", "conformer-relative", "data2vec-audio", "wavlm-layer"])
+@pytest.mark.parametrize("head", ["Model", "ForCTC"])
+def test_the_parameters_of_the_parts_add_up(family, head):
+    from w2v_attn.checkpoints.description import count_parameters
+
+    model = tiny_model(family, head)
+    counts = count_parameters(model)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert ("head" in counts) == (head == "ForCTC")

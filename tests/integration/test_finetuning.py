@@ -9,14 +9,15 @@ import time
 
 import pytest
 import torch
-from conftest import GROUP_NORM, LAYER_NORM, ROOT, SIZES, SPEECH, TINY
+from conftest import FAMILIES, GROUP_NORM, LAYER_NORM, ROOT, SIZES, SPEECH, TINY, tiny_model
 from safetensors.torch import load_file
 from started import Started
 
-from w2v_attn import read_audio, restore_attention
+from w2v_attn import read_audio, replace_attention, restore_attention
 from w2v_attn.training import finetuning, resume, trainer
 from w2v_attn.training.build_model import build_model
 from w2v_attn.training.callbacks import SilentListener
+from w2v_attn.training.optimization import add_lora
 from w2v_attn.training.options import (
     AugmentationOptions,
     ClassificationOptions,
@@ -488,6 +489,27 @@ def test_low_rank_updates_end_in_ordinary_weights(tmp_path):
     assert set(before) - set(after) == {"wav2vec2.masked_spec_embed"}
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj", "v_proj", "out_proj", "lm_head"}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.endswith("layer")])
+def test_low_rank_updates_find_the_attention_of_every_family(family):
+    model = replace_attention(tiny_model(family, "ForCTC"))
+    tuned = add_lora(model, LoraOptions(rank=2))
+    learning = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    blocks = tuned.get_base_model().config.num_hidden_layers
+    assert sum(".lora_A." in name for name in learning) == 4 * blocks
+    assert all(".attention." in name or ".self_attn." in name for name in learning if "lora_" in name)
+    assert {name.split(".")[-1] for name in learning if "lora_" not in name} == {"weight", "bias"}  # of the head
+
+
+def test_targets_that_no_module_has_are_refused_with_those_there_are(caplog):
+    model = replace_attention(tiny_model("wav2vec2-group", "ForCTC"))
+    with pytest.raises(
+        ValueError, match=r"there is no module query, value; the linear maps are intermediate_dense, k_proj"
+    ):
+        add_lora(model, LoraOptions(rank=2, targets=["query", "value"]))
+    add_lora(model, LoraOptions(rank=2, targets=["q_proj", "linear_q"]))
+    assert "there is no module linear_q" in caplog.text
 
 
 def test_words_can_be_the_symbols(tmp_path):

@@ -1,6 +1,7 @@
 """`w2v-attn verify` passes for every family, finds a fault and its stage, and returns the documented exit codes."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -214,6 +215,7 @@ def test_the_effect_of_padding_on_group_norm_features_is_reported(group_checkpoi
 def test_the_exit_code_is_0_if_every_bound_holds_and_every_figure_is_written(call, tmp_path, group_checkpoint):
     code, out, _ = call("verify", f"model.checkpoint={group_checkpoint}", "dtypes=[float32]", "output=proof.json", *FEW)
     assert code == 0
+    assert re.fullmatch(r"All \d+ bounds hold\.", out.splitlines()[0])
     assert all(word in out for word in ("embed", "layer_03", "∂ conv_1", "logits", "holds", "padding included"))
     record = json.loads((tmp_path / "proof.json").read_text())
     assert record["holds"]
@@ -228,6 +230,7 @@ def test_the_exit_code_is_1_if_a_bound_is_broken(call, group_checkpoint, monkeyp
     code, out, err = call("verify", f"model.checkpoint={group_checkpoint}", *options)
     assert code == 1
     assert "BROKEN" in out
+    assert re.match(r"\d+ of \d+ bounds do not hold\. float32, alone, stages: broken first at layer_02", out)
     assert "padded, stages: broken first at layer_02" in err
 
 

@@ -285,6 +285,12 @@ def test_another_configuration_is_refused_with_the_difference(extract, group_che
     assert all(outcome.cached for outcome in extract("out"))
 
 
+def test_another_dtype_is_refused_for_that_alone(extract, group_checkpoint, tmp_path):
+    extract(tmp_path)
+    with pytest.raises(ValueError, match=r"dtype: was float32, now float16\nGive the same"):
+        extract(tmp_path, model=load_encoder(group_checkpoint, dtype="float16"))
+
+
 def test_a_checkpoint_is_its_weights_wherever_they_are(extract, group_checkpoint, tmp_path):
     extract("out")
     shutil.copytree(group_checkpoint, tmp_path / "elsewhere")

@@ -81,6 +81,56 @@ def test_an_unknown_name_is_told_with_those_that_are_like_it(mirrored):
     assert found.get("a.wave") is None
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_name_means_a_recording_by_the_rule_of_segments(name, corpus, tmp_path):
+    """`b c/é (1).wav` is also `b c/é (1)`, `é (1).wav` and `é (1)`; a name of two recordings means none."""
+    if LAYOUTS[name].library is not None:
+        pytest.importorskip(LAYOUTS[name].library)
+    found = open_features(written(name, corpus, tmp_path / name))
+    for id in ("b c/é (1)", "é (1).wav", "é (1)", "b c/é (1).wav"):
+        assert id in found
+        assert found[id].id == "b c/é (1).wav"
+    with pytest.raises(UnknownNameError, match=r"a could be any of 2 recordings in .*: a\.flac, a\.wav"):
+        found["a"]
+    assert "a" not in found
+    assert found.get("a") is None
+    assert found.get("x").id == "b c/x"  # a whole id, or an id without its folders, before an id without an extension
+    assert 5 not in found
+
+
+def test_feature_sets_and_recordings_say_what_they_are(mirrored):
+    found = open_features(mirrored)
+    assert repr(found) == f"FeatureSet('{mirrored}': 6 recordings, layout mirrored)"
+    assert repr(found["a.wav"]) == "RecordingFeatures('a.wav': embed, layer_02, layer_10, final)"
+    assert repr(found.as_dataset("final")) == "FeatureDataset(6 recordings of final)"
+    assert pickle.loads(pickle.dumps(found))["é (1)"].id == "b c/é (1).wav"
+
+
+def test_spans_and_tables(tmp_path, corpus):
+    pandas = pytest.importorskip("pandas")
+    values, bfloat = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)
+    spans = '[[0.0, 0.5, "a"], [0.5, 1.25, "b"]]'
+    write_features(tmp_path / "s" / "x.safetensors", {"final": values}, {"pooling": "mean", "spans": spans})
+    write_features(tmp_path / "s" / "y.safetensors", {"final": bfloat}, {"pooling": "mean", "spans": spans})
+    found = open_features(tmp_path / "s")
+    assert [tuple(span) for span in found["x"].spans] == [(0.0, 0.5, "a"), (0.5, 1.25, "b")]
+    assert found["x"].spans[1].label == "b"
+    expected = pandas.DataFrame(
+        {"id": ["x", "x"], "start": [0.0, 0.5], "end": [0.5, 1.25], "label": ["a", "b"], 0: [0.0, 3.0], 1: [1.0, 4.0],
+         2: [2.0, 5.0]}
+    )  # fmt: skip
+    pandas.testing.assert_frame_equal(found.to_pandas(ids=["x"]), expected, check_dtype=False)
+    assert len(found.to_pandas()) == 4
+    write_features(tmp_path / "v" / "x.safetensors", {"final": values[0]}, {"pooling": "mean"})
+    assert open_features(tmp_path / "v").to_pandas().to_dict("records") == [{"id": "x", 0: 0.0, 1: 1.0, 2: 2.0}]
+    write_features(tmp_path / "f" / "x.safetensors", {"final": values, "embed": values}, {"frame_rate": "50"})
+    frames = open_features(tmp_path / "f")
+    assert frames["x"].spans == []
+    assert frames["x"].to_pandas("final")["time"].tolist() == [0.0125, 0.0325]
+    with pytest.raises(FeatureSetError, match="several layers, embed, final: name one"):
+        frames.to_pandas()
+
+
 def test_a_damaged_file_is_named_and_the_others_are_read(mirrored):
     path = mirrored / "a.wav.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

@@ -67,7 +67,7 @@ def read_samples(
             raise AudioError(missing_channel_reason(channel, source.channels), kind="no_channel")
         checks = SignalChecks()
         segment = _Segment(source, offset, duration)
-        for block in _resampled(_mono(segment, max_duration, number, checks), source.rate, sample_rate):
+        for block in resample_blocks(_mono(segment, max_duration, number, checks), source.rate, sample_rate):
             if not np.isfinite(block).all():
                 raise AudioError(
                     f"overflows when it is resampled: its samples reach {checks.peak:.3g} × full scale",
@@ -155,8 +155,8 @@ def _mono(source: "_Segment", max_duration: float, channel: int | None, checks: 
         raise source.empty_error()
 
 
-def _resampled(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
-    """Resample block by block, in constant memory for any pair of rates.
+def resample_blocks(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """Yield blocks of float32 [samples] at another sample rate, in constant memory for any pair of rates.
 
     A polyphase kernel for 44101 Hz would take gigabytes.
     """

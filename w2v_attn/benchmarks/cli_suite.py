@@ -16,7 +16,7 @@ from torch import Tensor
 from w2v_attn.benchmarks.measurement import peak_bytes_of, seconds_of
 from w2v_attn.benchmarks.results import agrees, check_ours, feature_errors, run_environment
 from w2v_attn.benchmarks.workload import random_model, random_waveforms
-from w2v_attn.checkpoints.loading import quiet_transformers
+from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.encoder.cost import SAMPLE_RATE
 
 MODULE = (sys.executable, "-m")

@@ -43,6 +43,7 @@ def run(
     widths: Sequence[float],
     device: torch.device,
     log: Callable[[str], None],
+    base_model: str | None = None,
     **_: Any,
 ) -> dict[str, Any]:
     """Return the report.
@@ -54,6 +55,7 @@ def run(
         widths: Lengths of sliding windows and chunks in seconds.
         device: Device of the encoder.
         log: Called with a line for each step.
+        base_model: The base model of a PEFT adapter; None: the one that its config names.
 
     Raises:
         CheckpointError: a checkpoint without a CTC head.
@@ -71,7 +73,7 @@ def run(
         ),
     ]:
         log(f"{long_form.kind}, {long_form.seconds:g} s")
-        loaded = load_checkpoint(checkpoint, with_head=True)
+        loaded = load_checkpoint(checkpoint, base_model=base_model, with_head=True)
         head = getattr(loaded.model, "lm_head", None)
         if head is None:
             raise CheckpointError(f"{checkpoint} has no CTC head: use a checkpoint that was fine-tuned for CTC")

@@ -74,7 +74,7 @@ def load_adapter(model: Any, path: Path) -> None:
     Raises:
         CheckpointError: The file is damaged, contains more than tensors, or has other tensors than the model expects.
     """
-    tensors, own = _read(path), adapter_parameters(model)
+    tensors, own = read_tensors(path), adapter_parameters(model)
     head = getattr(model, HEAD, None)
     _check(path, tensors, own, head)
     if head is not None:
@@ -152,7 +152,8 @@ def _offered(language: str, there: list[str]) -> str:
     return f"{hint}There are {len(there):,}: {join_languages(there)}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors or `torch.save` file, in CPU memory. Raises CheckpointError."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from w2v_attn.checkpoints.loading import OPTIONAL, Checkpoint
+from w2v_attn.checkpoints.huggingface_folder import OPTIONAL
+from w2v_attn.checkpoints.loading import Checkpoint
 
 # Config values that say where a checkpoint came from; none of them changes a feature.
 _IGNORED = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")

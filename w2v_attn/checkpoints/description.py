@@ -15,13 +15,39 @@ NORMS = {
 }
 
 
+# Part of a model -> the start of the names of its parameters, without the prefix of models with heads.
+PARTS = (
+    ("feature encoder", "feature_extractor."),
+    ("feature projection", "feature_projection."),
+    ("positions", "encoder.pos_conv_embed."),
+    ("blocks", "encoder.layers."),
+    ("adapter", "adapter."),
+    ("other parts", ""),  # norms outside of the blocks, SEW's upsampling, the vector of masked frames
+)
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Return the number of parameters of each part of a model, and of its head; they add up to all."""
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    counts = dict.fromkeys([*(part for part, _ in PARTS), "head"], 0)
+    for name, parameter in model.named_parameters():
+        place = name.removeprefix(prefix)
+        part = next(part for part, start in PARTS if place.startswith(start)) if name.startswith(prefix) else "head"
+        counts[part] += parameter.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
 def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """Yield (name, value) rows: format, architecture, sizes, input, language and the keys that did not match."""
     config, model = checkpoint.model.config, checkpoint.model
     yield "format", checkpoint.format
     yield "family", config.model_type
     yield "architecture", type(model).__name__
+    if checkpoint.base_model is not None:
+        yield "base model", checkpoint.base_model
     yield "parameters", f"{sum(p.numel() for p in model.parameters()):,}"
+    for part, count in count_parameters(model).items():
+        yield f"  {part}", f"{count:,}"
     yield (
         "blocks",
         f"{config.num_hidden_layers} × {config.hidden_size} channels, {config.num_attention_heads} heads, "

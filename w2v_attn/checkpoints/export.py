@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 from w2v_attn.checkpoints.convert.torchaudio_checkpoint import write_torchaudio
-from w2v_attn.checkpoints.loading import Checkpoint, quiet_transformers
+from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
+from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.processor_files import copy_processor_files
 from w2v_attn.checkpoints.tokenizers import read_tokenizer, target_language, vocabulary_languages
 

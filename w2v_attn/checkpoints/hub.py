@@ -7,16 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.unusable_files import PEFT_WEIGHT_FILES, WEIGHT_FILES, check_folder
 
 EXAMPLE_ID = "facebook/wav2vec2-base"
-
-# In order of preference: safetensors files cannot contain code.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
@@ -28,7 +21,7 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None) -> Path:
     source = os.fspath(checkpoint)
     folder = Path(os.path.expanduser(source))
     if os.path.isdir(folder):
-        _check_folder(folder)
+        check_folder(folder)
         return folder
     parts = source.split("/")
     if not source or len(parts) > 2 or source[0] in "./~\\" or any(part in ("", ".", "..") for part in parts):
@@ -79,26 +72,16 @@ def _is_local(source: str) -> bool:
     return os.path.isdir(os.path.expanduser(source))
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(
-            f"{folder} is a folder without config.json (it contains: {found}). Expected a Hugging Face checkpoint: "
-            f"config.json and one of {', '.join(WEIGHT_FILES)}. For a fairseq or torchaudio checkpoint give its file"
-        )
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise CheckpointError(f"{folder} contains no weights: expected one of {', '.join(WEIGHT_FILES)}")
-
-
 def _fetch(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     reachable = _hub_answers()
     try:
         if not reachable:
-            return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-        there = HfApi().list_repo_files(hub_id, revision=revision)
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_wanted(there)))
+            found = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        else:
+            there = HfApi().list_repo_files(hub_id, revision=revision)
+            found = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_wanted(there)))
     except Exception as error:  # of huggingface_hub, of its HTTP client, of the file system
         why = first_line(error) if reachable else "there is no connection to it"
         raise CheckpointError(
@@ -106,15 +89,20 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
             "Check the name, the access rights and the network; or copy the checkpoint's files into a folder and use "
             "that folder: model=local model.checkpoint=/path/to/folder"
         ) from error
+    check_folder(found)
+    return found
 
 
 def _wanted(files: list[str]) -> list[str]:
     """Return the patterns of configs, vocabularies and one format of the weights, without other frameworks' copies."""
-    weights = next((name for name in WEIGHT_FILES if name in files), "")
-    if not weights.endswith(".index.json"):
-        return ["*.json", "*.txt", weights]
-    extension = weights.removesuffix(".index.json").rsplit(".", 1)[1]
-    return ["*.json", "*.txt", f"*-of-*.{extension}"]
+    found = [next((name for name in names if name in files), None) for names in (WEIGHT_FILES, PEFT_WEIGHT_FILES)]
+    return ["*.json", "*.txt", *(_shards(name) for name in found if name is not None)]
+
+
+def _shards(name: str) -> str:
+    """Return the pattern of the files that an index of weights names; the name itself if it is no index."""
+    stem = name.removesuffix(".index.json")
+    return name if stem == name else f"*-of-*.{stem.rsplit('.', 1)[1]}"
 
 
 def _hub_answers() -> bool:

@@ -3,44 +3,45 @@
 Nothing from a checkpoint is ever executed: weights are read as tensors, configs as plain values.
 """
 
+import dataclasses
 import logging
 import os
-import pickle
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
-from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint, make_config, make_model
-from w2v_attn.checkpoints.families import FAMILIES, UNSUPPORTED, supported_families
+from w2v_attn.checkpoints.families import FAMILIES, supported_families
 from w2v_attn.checkpoints.hub import locate
+from w2v_attn.checkpoints.huggingface_folder import check_keys, model_class_of, read_config, read_weights
+from w2v_attn.checkpoints.peft_adapters import (
+    PeftAdapter,
+    adapted_class,
+    fit_head,
+    is_complete,
+    is_peft_folder,
+    merge_peft_adapter,
+    read_peft_adapter,
+    without_replaced,
+)
 from w2v_attn.checkpoints.processor_files import (
+    combine_processor_files,
     copy_processor_files,
     read_filter_banks,
     read_preprocessor,
     write_processor_files,
 )
 from w2v_attn.checkpoints.tokenizers import target_language
+from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG
 from w2v_attn.dtypes import DTYPES
 
 logger = logging.getLogger(__name__)
-
-# Modules next to the encoder in checkpoints of these families: heads, quantizers, pre-training objectives.
-HEADS = frozenset(
-    "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
-    "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
-    "pooled_score pooled_classifier".split()
-)
-# Used in training only. Some checkpoints lack it, and transformers then initializes it at random without a message.
-OPTIONAL = frozenset({"masked_spec_embed"})
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Checkpoint:
         format: The format of the checkpoint, for people.
         temporary_folder: `folder`, if it was created for this checkpoint; it is deleted together with this object.
         language: The language of the adapters in the weights; None if there are no adapters or it is unknown.
+        base_model: The base model that a PEFT adapter was merged into; None: it is no adapter.
     """
 
     model: Any
@@ -74,6 +76,7 @@ class Checkpoint:
     format: str = "Hugging Face"
     temporary_folder: "tempfile.TemporaryDirectory[str] | None" = None
     language: str | None = None
+    base_model: str | None = None
 
 
 def load_checkpoint(
@@ -81,6 +84,7 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     language: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     with_head: bool = False,
 ) -> Checkpoint:
@@ -88,74 +92,169 @@ def load_checkpoint(
 
     Args:
         checkpoint: A hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in
-            one file or in shards, with old or new names of the weight norm, with or without a head. Or a fairseq `.pt`
-            file of wav2vec 2.0 or HuBERT, pre-trained or fine-tuned with CTC. Or, of torchaudio, a file with a state
-            dict, a folder written by `export_checkpoint(…, format="torchaudio")`, or a live module.
+            one file or in shards, with old or new names of the weight norm, with or without a head. Or a folder or hub
+            id of a PEFT adapter, which is merged into its base model. Or a fairseq `.pt` file of wav2vec 2.0 or HuBERT,
+            pre-trained or fine-tuned with CTC. Or, of torchaudio, a file with a state dict, a folder written by
+            `export_checkpoint(…, format="torchaudio")`, or a live module.
         revision: Branch, tag or commit of a hub id.
         language: The language whose adapters are loaded, for checkpoints that have adapters (MMS); None keeps those in
             the weights.
+        base_model: The base model of a PEFT adapter: whatever `checkpoint` may be; None: the one that the adapter's
+            config names.
         dtype: "float32", "float64", "bfloat16" or "float16".
         with_head: Load the architecture that the config names (a CTC model, a classifier, …) instead of the encoder.
 
     Raises:
         CheckpointError: The checkpoint does not exist, its family is not supported, it is damaged, a pickle in it
-            contains more than tensors, weights are missing, mis-shaped or unexpected, or the language has no adapter.
+            contains more than tensors, weights are missing, mis-shaped or unexpected, the language has no adapter, or
+            the base model of a PEFT adapter cannot be found or does not fit.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     raw = read_raw_checkpoint(checkpoint)
     if raw is not None:
-        if language is not None:
-            raise CheckpointError(
-                f"{raw.source} is in {raw.format} format, which has no adapters for languages: leave model.language "
-                f"out, or use an MMS checkpoint in Hugging Face format such as {EXAMPLE_ID}"
-            )
-        return _assemble(raw, DTYPES[dtype], with_head)
+        _check_no_base(base_model, raw.source)
+        return _convert(raw, language, dtype, with_head)
     assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
     folder = locate(source, revision)
-    config = _read_config(folder)
-    adapter = None if language is None else find_adapter(source, folder, config, language)
-    model_class = _model_class(config, with_head)
+    if is_peft_folder(folder):
+        return _merge(source, folder, language=language, base_model=base_model, dtype=dtype, with_head=with_head)
+    _check_no_base(base_model, source)
+    return _load(source, folder, language=language, dtype=dtype, with_head=with_head)
+
+
+def _check_no_base(base_model: Any, source: str) -> None:
+    """Raise CheckpointError if a base model is named for a checkpoint that is no adapter."""
+    if base_model is not None:
+        raise CheckpointError(
+            f"model.base_model={base_model} is the base of a PEFT adapter, and {source} is no adapter: leave it out"
+        )
+
+
+def _load(
+    source: str, folder: Path, *, language: str | None, dtype: str, with_head: bool, adapter: PeftAdapter | None = None
+) -> Checkpoint:
+    """Load a Hugging Face folder; with a PEFT adapter, the model that the adapter was trained on, not yet merged."""
+    own = adapter is not None and (adapter.folder / CONFIG).is_file()  # such a config has the labels of its head
+    config = read_config(adapter.folder if adapter is not None and own else folder)
+    language_file = None if language is None else find_adapter(source, folder, config, language)
+    model_class = stock = model_class_of(config, with_head)
+    if adapter is not None and with_head:
+        model_class = adapted_class(adapter, config, stock)
+        fit_head(adapter, config, model_class)
     logger.info("loading %s as %s", source, model_class.__name__)
-    with quiet_transformers():
-        model, report = _read_weights(model_class, config, folder, DTYPES[dtype])
-    has_head = hasattr(model, model.base_model_prefix)
-    missing, unexpected = _check_keys(source, report, model.base_model_prefix, has_head)
+    model, report = read_weights(model_class, config, folder, DTYPES[dtype])
     if adapter is not None:
-        load_adapter(model, adapter)
+        report = without_replaced(adapter, report, model)
+    # An adapter's model may have another head than its base, whose own head is then left over.
+    has_head = hasattr(model, model.base_model_prefix) and model_class is stock
+    missing, unexpected = check_keys(source, report, model.base_model_prefix, has_head)
+    if language_file is not None:
+        load_adapter(model, language_file)
     elif has_adapters(config):
         language = target_language(folder)
-    filter_banks = read_filter_banks(folder) if config.model_type == "wav2vec2-bert" else None
-    if filter_banks is None:
-        sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
-    else:
-        sample_rate, do_normalize, normalize_source = filter_banks.sampling_rate, True, "the family, per filter"
-    return Checkpoint(
-        model.eval(),
-        source,
-        folder,
-        missing,
-        unexpected,
-        sample_rate,
-        do_normalize,
-        normalize_source,
-        filter_banks,
-        language=language,
+    return _with_preprocessor(
+        Checkpoint(model.eval(), source, folder, missing, unexpected, 16_000, True, "", language=language)
     )
 
 
-def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkpoint:
+def _with_preprocessor(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the input that the preprocessor config in its folder describes."""
+    folder = checkpoint.folder
+    if checkpoint.model.config.model_type == "wav2vec2-bert":
+        banks = read_filter_banks(folder)
+        rate, normalize, source = banks.sampling_rate, True, "the family, per filter"
+    else:
+        banks, (rate, normalize, source) = None, read_preprocessor(folder)
+    return dataclasses.replace(
+        checkpoint, sample_rate=rate, do_normalize=normalize, normalize_source=source, filter_banks=banks
+    )
+
+
+def _merge(
+    source: str, folder: Path, *, language: str | None, base_model: Any, dtype: str, with_head: bool
+) -> Checkpoint:
+    """Load the base model of a PEFT adapter and merge the adapter into it, in float32."""
+    adapter = read_peft_adapter(folder)
+    base, named = _load_base(source, adapter, base_model, language, with_head)
+    model = merge_peft_adapter(adapter, base.model, base.model.base_model_prefix).to(DTYPES[dtype]).eval()
+    logger.info("merged the adapter %s into %s", source, named)
+    temporary_folder = tempfile.TemporaryDirectory(prefix="w2v-attn-")
+    combined = Path(temporary_folder.name)
+    combine_processor_files(folder, base.folder, combined)
+    merged = dataclasses.replace(
+        base,
+        model=model,
+        source=source,
+        folder=combined,
+        format=f"PEFT adapter ({adapter.kind})",
+        temporary_folder=temporary_folder,
+        base_model=named,
+    )
+    return _with_preprocessor(merged)
+
+
+def _load_base(
+    source: str, adapter: PeftAdapter, base_model: Any, language: str | None, with_head: bool
+) -> tuple[Checkpoint, str]:
+    """Return the base model of an adapter, in float32 and not merged, and its name.
+
+    Raises:
+        CheckpointError: It is not known, cannot be found, or is not usable.
+    """
+    folder = adapter.folder
+    if base_model is None and is_complete(folder):
+        logger.warning(
+            "%s has both weights and a PEFT adapter: the adapter is merged into the weights beside it, as transformers "
+            "does. If those are merged already, move %s away; model.base_model= names another base",
+            source, PEFT_CONFIG,
+        )  # fmt: skip
+        own = _load(source, folder, language=language, dtype="float32", with_head=with_head, adapter=adapter)
+        return own, f"the weights in {source}"
+    named = adapter.base if base_model is None else os.fspath(base_model)
+    if named is None:
+        raise CheckpointError(
+            f"{source} is a PEFT adapter, and its {PEFT_CONFIG} does not name its base model: name it with "
+            "model.base_model=, a folder or a hub id"
+        )
+    if base_model is None and (folder / named).is_dir() and not os.path.isdir(named):
+        named = os.fspath(folder / named)
+    revision = adapter.base_revision if base_model is None else None
+    try:
+        raw = read_raw_checkpoint(named)
+        if raw is not None:
+            return _convert(raw, language, "float32", with_head), named
+        place = locate(named, revision)
+        if place.resolve() == folder.resolve() and not is_complete(place):
+            raise CheckpointError("it is the adapter itself")
+        if is_peft_folder(place) and not is_complete(place):  # an adapter of a model with an adapter
+            options = {"language": language, "base_model": None, "dtype": "float32", "with_head": with_head}
+            return _merge(named, place, **options), named
+        return _load(named, place, language=language, dtype="float32", with_head=with_head, adapter=adapter), named
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the base model of the PEFT adapter {source}, {named}, cannot be used: {error}\n"
+            "model.base_model= names another copy of it, a folder or a hub id"
+        ) from error
+
+
+def _convert(raw: RawCheckpoint, language: str | None, dtype: str, with_head: bool) -> Checkpoint:
     """Convert a checkpoint of another format; its config and processor files are written to a temporary folder."""
+    if language is not None:
+        raise CheckpointError(
+            f"{raw.source} is in {raw.format} format, which has no adapters for languages: leave model.language "
+            f"out, or use an MMS checkpoint in Hugging Face format such as {EXAMPLE_ID}"
+        )
     if raw.config.get("model_type") not in FAMILIES:
         raise CheckpointError(
             f"{raw.source} is of the family “{raw.config.get('model_type')}”, which is not supported. "
             f"Supported are: {supported_families()}"
         )
     config = make_config(raw)
-    model_class = _model_class(config, with_head)
+    model_class = model_class_of(config, with_head)
     logger.info("converting %s to %s", raw.source, model_class.__name__)
-    model, missing, unexpected = make_model(raw, model_class, config, dtype)
+    model, missing, unexpected = make_model(raw, model_class, config, DTYPES[dtype])
     temporary_folder = tempfile.TemporaryDirectory(prefix="w2v-attn-")
     folder = Path(temporary_folder.name)
     if raw.folder is not None:
@@ -175,107 +274,3 @@ def _assemble(raw: RawCheckpoint, dtype: torch.dtype, with_head: bool) -> Checkp
         format=raw.format,
         temporary_folder=temporary_folder,
     )
-
-
-def _read_config(folder: Path) -> Any:
-    from transformers import AutoConfig, PretrainedConfig
-
-    try:
-        raw, _ = PretrainedConfig.get_config_dict(str(folder))
-    except Exception as error:  # it may contain any JSON value
-        raise CheckpointError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(
-            f"the config.json of {folder} is not valid: expected an object, found {type(raw).__name__}"
-        )
-    family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        named = f"of the family “{family}”" if family else "without a model_type in its config.json"
-        reason = UNSUPPORTED.get(family) if isinstance(family, str) else None
-        because = "" if reason is None else f": {reason}"
-        raise CheckpointError(
-            f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported_families()}"
-        )
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # configs validate their fields with exceptions of many kinds
-        raise CheckpointError(f"the config.json of {folder} is not valid: {first_line(error)}") from error
-
-
-def _model_class(config: Any, with_head: bool) -> Any:
-    import transformers
-
-    from w2v_attn.checkpoints.pooled_classifiers import pooled_class
-
-    if with_head:
-        names = config.architectures if isinstance(config.architectures, list) else []
-        if getattr(config, "pooling", "mean") in ("attention", "statistics"):
-            return pooled_class(transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)])  # type: ignore
-        for name in names:
-            candidate = getattr(transformers, str(name), None)
-            if candidate is not None and getattr(candidate, "config_class", None) is type(config):
-                return candidate
-    return transformers.MODEL_MAPPING[type(config)]
-
-
-def _read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    from safetensors import SafetensorError
-
-    try:
-        return model_class.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that all of them are reported below, not only the first
-            weights_only=True,
-        )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{folder} was refused: its weights are a pickle that is damaged or contains more than tensors, which "
-            "could run code when loaded. Nothing of it was run. Use a safetensors file of this checkpoint"
-        ) from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"the safetensors of {folder} are damaged or cut short ({first_line(error)}). Download the file again"
-        ) from error
-    except Exception as error:  # sizes of 0, quantization without its library, missing shards, …
-        raise CheckpointError(f"the weights of {folder} cannot be loaded: {first_line(error)}") from error
-
-
-def _check_keys(
-    source: str, report: dict[str, Any], prefix: str, has_head: bool
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the harmless (missing, unexpected) keys; raise CheckpointError for any other."""
-    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    mismatched = sorted(report["mismatched_keys"], key=str)
-    wrong = [f"missing: {key}" for key in missing if key.split(".")[-1] not in OPTIONAL]
-    wrong += [f"of shape {list(found)} instead of {list(wanted)}: {key}" for key, found, wanted in mismatched]
-    for key in unexpected:
-        in_encoder = key.startswith(f"{prefix}.")
-        part = key.removeprefix(f"{prefix}.").split(".")[0]
-        if part in OPTIONAL or (not in_encoder and not has_head and part in HEADS):
-            continue
-        wrong.append(f"unexpected: {key}")
-    if wrong:
-        raise CheckpointError(
-            f"the weights of {source} do not match its config.json:\n  {list_lines(wrong)}\n"
-            "Is config.json from another checkpoint, or were the weights saved incompletely?"
-        )
-    return tuple(missing), tuple(unexpected)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Suppress the progress bars and tables of transformers: this package returns or raises what they report."""
-    from transformers.utils import logging as library
-
-    level, had_bar = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(level)
-        if had_bar:
-            library.enable_progress_bar()

@@ -8,15 +8,9 @@ from typing import Any
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 
-PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "README.md",
-)
+PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+PROCESSOR_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES, "README.md")
 
 
 def copy_processor_files(source: Path, folder: Path) -> None:
@@ -24,6 +18,15 @@ def copy_processor_files(source: Path, folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def combine_processor_files(first: Path, second: Path, folder: Path) -> None:
+    """Copy the preprocessor and the tokenizer, each as a whole from `first` if it is there, else from `second`."""
+    for names in (PREPROCESSOR_FILES, (*TOKENIZER_FILES, "tokenizer.json")):
+        source = first if any((first / name).is_file() for name in names) else second
+        for name in names:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
 
 
 def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None:

@@ -88,6 +88,7 @@ def _cli(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
 def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     report = long_form_suite.run(
         checkpoint=values.text(config, "checkpoint"),
+        base_model=values.text_or_none(config, "base_model"),
         audio=values.text(config, "audio"),
         duration=values.number(config, "long_seconds"),
         widths=values.list_of(config, "widths", float),

@@ -13,6 +13,7 @@ from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.cli.process import DONE, SOME_FAILED
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
+from w2v_attn.encoder.layers import split_range
 from w2v_attn.extraction.engines.open_extractor import open_extractor
 from w2v_attn.extraction.estimate import DRY_RUN, Estimate, is_worth_estimating
 from w2v_attn.extraction.extracting import extract_with
@@ -139,8 +140,10 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
 
 def _describe_extraction(extractor: Extractor, task: ExtractionTask, amount: str) -> list[tuple[str, str]]:
     """Return rows of the summary: what was extracted, how much, and with what."""
-    described, transform, layers = extractor.description, task.transform, ", ".join(task.layers)
+    described, transform = extractor.description, task.transform
     assert transform is not None
+    numbers = any(end.lstrip("-").isdigit() for layer in task.layers for end in split_range(layer))
+    layers = described.fingerprint["layers"].replace(",", ", ") if numbers else ", ".join(task.layers)
     rows = [
         ("layers", layers if transform.weighted_sum is None else f"weighted sum of {layers}"),
         (

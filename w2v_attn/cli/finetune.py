@@ -57,6 +57,7 @@ def recipe_of(config: Any) -> options.Recipe:
         data=values.section(config, "data", options.DataOptions),
         checkpoint=model["checkpoint"],
         revision=model["revision"],
+        base_model=values.text_or_none(config, "model.base_model"),
         language=values.language(model),
         config=model.get("config", {}),
         backend=plain["attention"]["backend"],

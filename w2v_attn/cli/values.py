@@ -154,6 +154,7 @@ def model_options(config: Any) -> dict[str, Any]:
     return {
         "revision": config.model.revision,
         "language": language(config.model),
+        "base_model": text_or_none(config, "model.base_model"),
         "dtype": str(config.dtype),
         "device": str(config.device),
         "backend": config.attention.backend,

@@ -26,6 +26,7 @@ def run(config: Any) -> int:
         checkpoint=values.text(config, "model.checkpoint"),
         revision=config.model.revision,
         language=values.language(config.model),
+        base_model=values.text_or_none(config, "model.base_model"),
         rows=list_recordings(values.sources(config, "audio"), root=config.root, columns=values.columns(config)).rows,
         count=int(values.number(config, "recordings", minimum=1)),
         seconds=values.number(config, "seconds"),
@@ -43,6 +44,7 @@ def run(config: Any) -> int:
     written = None
     if output is not None:  # before printing, which may break a pipe
         written = write_json(report.as_record(found) | run_environment(request.device), output)
+    print(report.verdict(found))
     for title, header, rows in report.tables(found, stages=config.show == "stages"):
         console.show(title, rows, header=header)
     for line in report.sentences(found):

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -14,15 +14,19 @@ from torch.utils import _python_dispatch
 
 from w2v_attn.checkpoints.demo_checkpoint import DEMO_WARNING, is_demo_config
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
+from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder import cpu_parallel, ragged
 from w2v_attn.encoder.blocks import LONG_THRESHOLD
 from w2v_attn.encoder.cost import ENCODER_EFFICIENCY, SAMPLE_RATE, operations, product_rate
 from w2v_attn.encoder.layers import check_layers, highest_block, record_layers
 from w2v_attn.encoder.long_form import LongForm, batch_by_frames
 from w2v_attn.encoder.model_state import ModelStructure, checksum, tensors_of
+from w2v_attn.encoder.recordings import is_single
 from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode, find_device
 
 logger = logging.getLogger(__name__)
+
+Layers: TypeAlias = str | int | Sequence[str | int]
 
 # Frames of a pack on a CPU: what a block computes from them then stays in the caches.
 CPU_FRAMES = 800
@@ -33,6 +37,7 @@ def load_encoder(
     *,
     revision: str | None = None,
     language: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -41,9 +46,11 @@ def load_encoder(
     """Load the encoder of a checkpoint, without its head, with the attention of this package.
 
     Args:
-        checkpoint: A hub id, a local folder, a file of fairseq or torchaudio, or a torchaudio module.
+        checkpoint: A hub id, a local folder (also of a PEFT adapter), a file of fairseq or torchaudio, or a torchaudio
+            module.
         revision: Branch, tag or commit, for hub ids.
         language: Language of the adapters, for checkpoints that have them (MMS). Default: the one in the weights.
+        base_model: Base model of a PEFT adapter. Default: the one that the adapter's config names.
         dtype: `float32`, `float64`, `bfloat16` or `float16`: dtype of the weights and of the features.
         device: `auto` (a GPU if there is one), or a device name of torch.
         backend: Implementation of the attention: `auto`, `tiled`, `sdpa` or `triton`.
@@ -58,13 +65,14 @@ def load_encoder(
 
     Examples:
         >>> encoder = load_encoder("facebook/wav2vec2-base")
-        >>> [features] = encoder.extract([read_audio("a.wav")], layers=["layer_06", "final"])
+        >>> features = encoder.extract("a.wav", layers=["layer_06", "final"])
         >>> features["layer_06"]  # [frames, 768]
     """
     encoder = Encoder.load(
         checkpoint,
         revision=revision,
         language=language,
+        base_model=base_model,
         dtype=dtype,
         device=device,
         backend=backend,
@@ -134,7 +142,7 @@ class Encoder(WaveformModel):
 
         Args:
             checkpoint: As for `load_encoder`, like all arguments.
-            options: Of `load_checkpoint`: revision, language and dtype.
+            options: Of `load_checkpoint`: revision, language, base_model and dtype.
         """
         loaded = load_checkpoint(checkpoint, **options)
         return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)
@@ -163,29 +171,67 @@ class Encoder(WaveformModel):
         """Number of blocks: the highest N of `layer_NN`."""
         return len(self.model.encoder.layers)
 
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self.checkpoint.source}: {self.config.model_type}, {self.num_layers} blocks of "
+            f"{self.config.hidden_size} channels, {self.frame_rate():g} frames/s, {dtype_name(self.dtype)} on "
+            f"{self.device})"
+        )
+
+    @overload
+    def extract(
+        self, recordings: list[Any] | Sequence[Tensor], layers: Layers = ("final",), *, sampling_rate: int | None = None
+    ) -> list[dict[str, Tensor]]: ...
+
+    @overload
+    def extract(
+        self, recordings: Any, layers: Layers = ("final",), *, sampling_rate: int | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]: ...
+
     @torch.no_grad()
-    def extract(self, waveforms: Sequence[Tensor], layers: Sequence[str] = ("final",)) -> list[dict[str, Tensor]]:
-        """Return the features of each recording.
+    def extract(
+        self, recordings: Any, layers: Layers = ("final",), *, sampling_rate: int | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Return the features of one recording, or of each recording of a list.
 
         They do not depend on the other recordings in the list, nor on their order.
 
         Args:
-            waveforms: float32 [samples] each, at `sample_rate`, as recorded; this method applies the normalisation
-                of the checkpoint.
+            recordings: A recording, or a list of recordings, as recorded: this method applies the normalisation of the
+                checkpoint. Each one is
+
+                - samples [samples] or [channels, samples], of which the mean is taken, as `read_audio` does: a tensor
+                  or an array of floating point with full scale ±1, or of int16, int32, int8 or uint8;
+                - a path;
+                - (samples, rate), as torchaudio.load and librosa.load return them;
+                - a dictionary of Hugging Face's datasets, {"array": …, "sampling_rate": …}, or a decoder of torchcodec.
             layers: Names of layers: `embed` (the input of block 1), `layer_01` … `layer_NN` (the outputs of the
-                blocks, before any final LayerNorm), `final` (what the model returns as `last_hidden_state`); ranges
-                such as `layer_03-layer_09`; or `all`. Blocks above the highest requested layer do not run.
+                blocks, before any final LayerNorm), `final` (what the model returns as `last_hidden_state`); numbers of
+                blocks, with 0 for `embed` and -1 for the last block; ranges such as `layer_03-layer_09` or `3-9`; or
+                `all`. Blocks above the highest requested layer do not run.
+            sampling_rate: Sample rate of samples that do not state theirs, in Hz. Default: `sample_rate`. Another rate
+                is resampled.
 
         Returns:
-            For each waveform a dictionary from layer name to features [frames, channels], in the encoder's dtype.
+            A dictionary from layer name to features [frames, channels], in the encoder's dtype; for a list of
+            recordings a list of such dictionaries, also for a list of one.
 
         Raises:
-            ValueError: an unknown layer, or a waveform that is not [samples], is too short, or contains NaN.
+            ValueError: an unknown layer, or a recording that is something else, cannot be read, is too short, or
+                contains NaN.
         """
         wanted = check_layers(layers, self.num_layers)
-        waveforms = [one if isinstance(one, Tensor) else torch.as_tensor(one) for one in waveforms]
-        for waveform in waveforms:
-            self.check_waveform(waveform)
+        if is_single(recordings):
+            return self._extract([self.to_waveform(recordings, sampling_rate)], wanted)[0]
+        waveforms: list[Tensor] = []
+        for number, recording in enumerate(recordings):
+            try:
+                waveforms.append(self.to_waveform(recording, sampling_rate))
+            except ValueError as error:
+                raise ValueError(f"recording {number} (from 0): {error}") from error
+        return self._extract(waveforms, wanted)
+
+    def _extract(self, waveforms: Sequence[Tensor], wanted: tuple[str, ...]) -> list[dict[str, Tensor]]:
         with evaluation_mode(self.model):
             prepared = self._prepare_model()
             if prepared.encoder is not None:
@@ -197,7 +243,7 @@ class Encoder(WaveformModel):
                 )
             return [self._extract_one(waveform, wanted) for waveform in waveforms]
 
-    def expected_seconds(self, samples: int, layers: Sequence[str] = ("final",)) -> float:
+    def expected_seconds(self, samples: int, layers: Layers = ("final",)) -> float:
         """Return a rough estimate of the time for a recording on this machine: its operations over a measured rate."""
         wanted = check_layers(layers, self.num_layers)
         blocks = highest_block(wanted, self.num_layers)

@@ -1,10 +1,12 @@
 """The names of an encoder's layers, the same for every family and every version of transformers.
 
 `embed` is the input of block 1, `layer_01` … `layer_NN` are the outputs of the blocks, before any final LayerNorm, and
-`final` is what the model returns as `last_hidden_state`.
+`final` is what the model returns as `last_hidden_state`. A number is short for the block of that number: 12 is
+`layer_12`, 0 is `embed`, and -1 is the last block.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,24 +19,56 @@ def layer_names(num_layers: int) -> tuple[str, ...]:
     return ("embed", *(f"layer_{n:02d}" for n in range(1, num_layers + 1)), "final")
 
 
-def check_layers(layers: Sequence[str], num_layers: int) -> tuple[str, ...]:
+def split_range(layer: str | int) -> tuple[str, str]:
+    """Return the first and the last layer of a range, such as `layer_03-layer_09` or `3-9`; of one layer, it twice."""
+    found = re.fullmatch(r"(-?[^-]+)-(-?[^-]+)", str(layer))
+    return (found[1], found[2]) if found else (str(layer), str(layer))
+
+
+def layer_of_number(name: str, num_layers: int | None = None) -> str:
+    """Return the name of the layer that a number stands for: `layer_12` of 12, `embed` of 0; other names as they are.
+
+    Args:
+        name: A name or a number. Negative numbers count from the last block, which is -1.
+        num_layers: Number of blocks; None: unknown, and negative numbers are left as they are.
+
+    Raises:
+        ValueError: the encoder has no block of this number.
+    """
+    if not re.fullmatch(r"[-+]?\d+", name):
+        return name
+    number = int(name)
+    if num_layers is not None:
+        if not -num_layers <= number <= num_layers:
+            raise ValueError(
+                f"there is no layer {name}: this encoder has {num_layers} blocks, so a number is 0 (embed) to "
+                f"{num_layers}, or -1 (the last block) to {-num_layers}"
+            )
+        number += num_layers + 1 if number < 0 else 0
+    if number < 0:
+        return name
+    return "embed" if number == 0 else f"layer_{number:02d}"
+
+
+def check_layers(layers: str | int | Sequence[str | int], num_layers: int) -> tuple[str, ...]:
     """Return the requested layers, each once, in the order of computation.
 
     Args:
-        layers: Names; ranges with both ends, such as `layer_03-layer_09`; or `all`.
+        layers: Names; numbers of blocks, with 0 for `embed` and -1 for the last block; ranges with both ends, such as
+            `layer_03-layer_09` or `3-9`; or `all`.
         num_layers: Number of blocks of the encoder.
 
     Raises:
         ValueError: a name that this encoder does not have.
     """
     known = layer_names(num_layers)
-    if isinstance(layers, str):
+    if isinstance(layers, str | int):
         layers = (layers,)
     if not layers:
         raise ValueError(f"layers must name at least one of {known[0]}, {known[1]} … {known[-2]}, {known[-1]}")
     if "all" in layers:
         return known
-    ends = [tuple(str(name).split("-", 1)) for name in layers]
+    ends = [tuple(layer_of_number(end, num_layers) for end in split_range(name)) for name in layers]
     for name in (end for pair in ends for end in pair):
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)

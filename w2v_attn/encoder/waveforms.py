@@ -16,6 +16,7 @@ from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.cost import memory_limit
 from w2v_attn.encoder.inputs import Input, build_input
+from w2v_attn.encoder.recordings import to_waveform
 from w2v_attn.patching.replace import replace_attention
 from w2v_attn.run_error import RecordingError
 
@@ -181,6 +182,16 @@ class WaveformModel:
         elif getattr(self.config, "add_adapter", False):
             samples *= self.config.adapter_stride**self.config.num_adapter_layers
         return self.sample_rate / samples
+
+    def to_waveform(self, recording: Any, sampling_rate: int | None = None) -> Tensor:
+        """Return a recording as a waveform that this model can process; see `recordings.to_waveform`.
+
+        Raises:
+            ValueError: it cannot; the text is the reason.
+        """
+        waveform = to_waveform(recording, self.sample_rate, sampling_rate)
+        self.check_waveform(waveform)
+        return waveform
 
     def check_waveform(self, waveform: Tensor) -> None:
         """Check that this model can process a waveform.

@@ -191,6 +191,7 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
         **({"channel": str(recording.channel)} if recording.channel is not None else {}),
         "checkpoint": encoder.checkpoint.source,
         **({"language": language} if (language := encoder.checkpoint.language) is not None else {}),
+        **({"base_model": base} if (base := encoder.checkpoint.base_model) is not None else {}),
         "dtype": dtype_name(encoder.dtype),
         "normalized": str(encoder.checkpoint.do_normalize).lower(),
         "flags": "; ".join(recording.flags),

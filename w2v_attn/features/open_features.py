@@ -6,16 +6,18 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from w2v_attn.features.conversion_folder import incomplete_reason
-from w2v_attn.features.feature_errors import UnknownNameError
+from w2v_attn.features.feature_errors import FeatureSetError, UnknownNameError
 from w2v_attn.features.formats.interface import FeatureReader
 from w2v_attn.features.formats.layouts import find_layout
-from w2v_attn.features.recording_features import RecordingFeatures
+from w2v_attn.features.recording_features import RecordingFeatures, import_pandas
+from w2v_attn.features.recording_names import ids_by_name
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ class FeatureDataset(Dataset[tuple[str, Tensor]]):
 
     def __init__(self, features: Mapping[str, Mapping[str, Tensor]], layer: str, ids: Sequence[str]):
         self._features, self._layer, self.ids = features, layer, ids
+
+    def __repr__(self) -> str:
+        return f"FeatureDataset({len(self):,} recordings of {self._layer})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,17 +94,31 @@ class FeatureSet(Mapping[str, RecordingFeatures]):
 
     def __init__(self, folder: Path, layout: str, reader: FeatureReader):
         self.folder, self.layout, self._reader = folder, layout, reader
+        self._by_name: dict[str, tuple[str, ...]] | None = None
+
+    def __repr__(self) -> str:
+        return f"FeatureSet({str(self.folder)!r}: {len(self):,} recordings, layout {self.layout})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_by_name": None}  # made again where it is needed
 
     def __getitem__(self, id: str) -> RecordingFeatures:
         """Open a recording; its tensors are read on access.
 
+        Args:
+            id: Its id, or its id without the extension, the folders, or both, if only one recording matches.
+
         Raises:
-            UnknownNameError: a KeyError: there is no recording with this id.
+            UnknownNameError: a KeyError: there is no recording with this id, or there are several.
             DamagedError: its file is damaged.
         """
-        if id not in self._reader:
+        candidates = self._candidates(id)
+        if len(candidates) > 1:
+            shown = ", ".join(candidates[:5]) + (f" or {len(candidates) - 5:,} others" if len(candidates) > 5 else "")
+            raise UnknownNameError(f"{id} could be any of {len(candidates):,} recordings in {self.folder}: {shown}")
+        if not candidates:
             raise UnknownNameError(f"there is no recording {id} in {self.folder}{self._hint(str(id))}")
-        return self._reader.open(id)
+        return self._reader.open(candidates[0])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader)
@@ -108,7 +127,7 @@ class FeatureSet(Mapping[str, RecordingFeatures]):
         return len(self._reader)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._reader
+        return len(self._candidates(id)) == 1
 
     def metadata(self, id: str) -> dict[str, str]:
         """Return the metadata of a recording: frame_rate, samples, checkpoint, dtype, …"""
@@ -121,6 +140,37 @@ class FeatureSet(Mapping[str, RecordingFeatures]):
     def as_dataset(self, layer: str, ids: Sequence[str] | None = None) -> FeatureDataset:
         """Return a torch Dataset of (id, features of a layer), of all recordings or of some."""
         return FeatureDataset(self, layer, tuple(self) if ids is None else tuple(ids))
+
+    def to_pandas(self, layer: str | None = None, ids: Sequence[str] | None = None) -> Any:
+        """Return a layer of all recordings, or of some, as one pandas DataFrame; it is all in memory.
+
+        Args:
+            layer: The layer; None: the only one.
+            ids: The recordings, in order; None: all.
+
+        Returns:
+            A row for each vector, frame or span: `id`, what `RecordingFeatures.to_pandas` gives, and a column for each
+            channel.
+
+        Raises:
+            FeatureSetError: see `RecordingFeatures.to_pandas`; or there are no recordings.
+        """
+        tables = [(one.id, one.to_pandas(layer)) for one in (self[id] for id in (self if ids is None else ids))]
+        if not tables:
+            raise FeatureSetError(f"{self.folder} has no recordings to make a table of")
+        for id, table in tables:
+            table.insert(0, "id", id)
+        return import_pandas().concat([table for _, table in tables], ignore_index=True)
+
+    def _candidates(self, name: object) -> tuple[str, ...]:
+        """Return the ids that a name may mean. The names of all recordings are collected at the first unknown id."""
+        if not isinstance(name, str):
+            return ()
+        if name in self._reader:
+            return (name,)
+        if self._by_name is None:
+            self._by_name = ids_by_name(self)
+        return self._by_name.get(name, ())
 
     def _hint(self, wanted: str) -> str:
         stem = wanted.rpartition("/")[2].partition(".")[0]

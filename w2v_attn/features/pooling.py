@@ -1,23 +1,14 @@
 """Pooling over time: a vector for a whole recording, or for each of its spans."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from w2v_attn.features.feature_errors import RecordingFeaturesError
-from w2v_attn.features.recording_features import frame_times
+from w2v_attn.features.recording_features import Span, frame_times
 
 POOLINGS = ("none", "mean", "statistics")
-
-
-class Span(NamedTuple):
-    """A part of a recording. start, end: seconds. label: such as a phone; empty if there is none."""
-
-    start: float
-    end: float
-    label: str = ""
 
 
 def pool(frames: Tensor, kind: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,14 @@ from w2v_attn.features.feature_errors import FeatureSetError, UnknownNameError
 
 # Seconds by which a frame's window overlaps the next: 400 samples at 16 kHz, less the hop of 320.
 WINDOW_OVERLAP = 0.005
+
+
+class Span(NamedTuple):
+    """A part of a recording. start, end: seconds. label: such as a phone; empty if there is none."""
+
+    start: float
+    end: float
+    label: str = ""
 
 
 class RecordingFeatures(Mapping[str, Tensor]):
@@ -28,6 +37,9 @@ class RecordingFeatures(Mapping[str, Tensor]):
         self.layers = tuple(sorted(layers, key=layer_order))
         self.metadata = metadata
         self._read = read
+
+    def __repr__(self) -> str:
+        return f"RecordingFeatures({self.id!r}: {', '.join(self.layers)})"
 
     def __getitem__(self, layer: str) -> Tensor:
         """Read a layer.
@@ -54,6 +66,37 @@ class RecordingFeatures(Mapping[str, Tensor]):
         """
         return frame_times(len(self[layer]), self.frame_rate(layer))
 
+    @property
+    def spans(self) -> list[Span]:
+        """The spans that the features are pooled over, one for each row; empty if they are not pooled by spans."""
+        return [Span(*span) for span in json.loads(self.metadata.get("spans", "[]"))]
+
+    def to_pandas(self, layer: str | None = None) -> Any:
+        """Return a layer as a pandas DataFrame: a row for each frame, span or vector, and columns 0, 1, … of channels.
+
+        Before them are the columns `start`, `end` and `label` of spans, or `time` of frames, in seconds.
+
+        Args:
+            layer: The layer; None: the only one.
+
+        Raises:
+            FeatureSetError: pandas is not installed, or `layer` is None and there are several.
+        """
+        if layer is None:
+            if len(self.layers) != 1:
+                raise FeatureSetError(f"{self.id} has several layers, {', '.join(self.layers)}: name one")
+            layer = self.layers[0]
+        features = self[layer]
+        if features.dtype == torch.bfloat16:  # numpy has none
+            features = features.float()
+        table = import_pandas().DataFrame(features.reshape(-1, features.shape[-1]).numpy())
+        if spans := self.spans:
+            for place, (name, values) in enumerate(zip(Span._fields, zip(*spans, strict=True), strict=True)):
+                table.insert(place, name, list(values))
+        elif "pooling" not in self.metadata:
+            table.insert(0, "time", self.times(layer).numpy())
+        return table
+
     def frame_rate(self, layer: str) -> float:
         """Return the frames per second of a layer. Raises FeatureSetError if it has no frames or no known rate."""
         if (pooled := self.metadata.get("pooling")) is not None:
@@ -65,6 +108,15 @@ class RecordingFeatures(Mapping[str, Tensor]):
                 f"{self.id} has no frame_rate in its metadata: it was not written by w2v-attn extract"
             )
         return float(rate)
+
+
+def import_pandas() -> Any:
+    """Return pandas. Raises FeatureSetError if it is not installed."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise FeatureSetError("a table needs pandas: pip install 'w2v_attn[formats]'") from error
+    return pandas
 
 
 def frame_times(frames: int, rate: float) -> Tensor:

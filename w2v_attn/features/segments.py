@@ -10,6 +10,7 @@ from pathlib import Path
 from w2v_attn.features import textgrids
 from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.pooling import Span
+from w2v_attn.features.recording_names import ids_by_name
 
 COLUMNS = ("id", "start", "end")
 # Columns of RTTM: type, file, channel, onset, duration, orthography, type of speaker, speaker, …
@@ -29,7 +30,7 @@ def read_segments(path: Path, ids: Iterable[str]) -> dict[str, list[Span]]:
     Raises:
         FeatureSetError: there is no such file, or a line is invalid or matches no recording; the error names the line.
     """
-    by_name = _names(ids)
+    by_name = ids_by_name(ids)
     first = next(iter(by_name.values()), ("",))[0]
     found: dict[str, list[Span]] = defaultdict(list)
     try:
@@ -85,22 +86,6 @@ def _textgrid(file: Path, name: str, tier: str) -> Iterator[tuple[str, str, str,
     for number, (start, end, label) in enumerate(tiers[chosen], 1):
         if label.strip():
             yield f"{file}, interval {number} of {chosen}", name, repr(start), repr(end), label.strip()
-
-
-def _names(ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return name -> ids that it may mean; a more specific name takes precedence."""
-    whole: dict[str, tuple[str, ...]] = {}
-    stems: dict[str, tuple[str, ...]] = {}
-    names: dict[str, tuple[str, ...]] = {}
-    for id in ids:
-        whole[id] = (id,)
-        folder, slash, name = id.rpartition("/")
-        stem = name.rpartition(".")[0] or name
-        key = f"{folder}{slash}{stem}"
-        stems[key] = (*stems.get(key, ()), id)
-        for key in {name, stem}:
-            names[key] = (*names.get(key, ()), id)
-    return names | stems | whole
 
 
 def _table(lines: Iterable[str], delimiter: str, path: Path) -> Iterator[tuple[int, str, str, str, str]]:

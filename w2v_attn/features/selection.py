@@ -1,7 +1,7 @@
 """Selection of layers: names, ranges, and weighted sums."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from w2v_attn.encoder.layers import layer_of_number, split_range
 from w2v_attn.features.feature_errors import FeatureSetError
 from w2v_attn.features.recording_features import layer_order
 
@@ -21,28 +22,26 @@ def select_layers(layers: Sequence[str], wanted: Sequence[str]) -> tuple[str, ..
 
     Args:
         layers: The layers that exist.
-        wanted: Names; ranges with both ends, `layer_03-layer_09`; or `all`.
+        wanted: Names; numbers of blocks, with 0 for `embed`; ranges with both ends, `layer_03-layer_09` or `3-9`; or
+            `all`.
 
     Raises:
         FeatureSetError: a requested layer does not exist.
     """
     found: list[str] = []
     for name in wanted:
-        first, dash, last = name.partition("-")
+        first, last = (layer_of_number(end) for end in split_range(name))
         if name == ALL:
             found += layers
-        elif dash:
-            _check(layers, (first, last), name)
-            found += [layer for layer in layers if layer_order(first) <= layer_order(layer) <= layer_order(last)]
         else:
-            _check(layers, (name,), name)
-            found.append(name)
+            _check(layers, dict.fromkeys((first, last)), name)
+            found += [layer for layer in layers if layer_order(first) <= layer_order(layer) <= layer_order(last)]
     if not found:
         raise FeatureSetError(f"layers={','.join(wanted)} is empty: it has {', '.join(layers)}")
     return tuple(sorted(set(found), key=layer_order))
 
 
-def _check(layers: Sequence[str], needed: Sequence[str], name: str) -> None:
+def _check(layers: Sequence[str], needed: Iterable[str], name: str) -> None:
     missing = [layer for layer in needed if layer not in layers]
     if missing:
         raise FeatureSetError(f"layers={name}: there is no {' and no '.join(missing)}, it has {', '.join(layers)}")

@@ -77,6 +77,11 @@ class HuggingFaceAttention(MultiHeadSelfAttention):
             delattr(self, name)
 
     @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        """The projections of queries, keys, values and the output."""
+        return self._projections()
+
+    @property
     def _head_size(self) -> int:
         return self.head_dim  # type: ignore[return-value]
 

@@ -47,7 +47,7 @@ class Contract:
         if (source := replaced_forward(_stock(module))) is not None:
             yield f"expected its own forward, found one of {source} instead"
         if "forward" in vars(module):
-            yield "found a forward on the instance instead of its class's (accelerate sets one with device_map)"
+            yield "found a forward on the instance instead of its class's"
 
     def _of_parts(self, module: nn.Module) -> Iterator[str]:
         found = _parts(module)

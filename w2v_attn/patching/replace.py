@@ -59,6 +59,13 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
             f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
             f"head: {supported_families()}"
         )
+    if any(hasattr(block, "_hf_hook") for block in blocks):
+        raise ValueError(
+            f"accelerate moves the weights of the attention blocks of this {type(model).__name__} between devices or "
+            "from disk (device_map, offloading), and runs their stock forward for that: load the model without "
+            "device_map, with dtype=torch.bfloat16 if memory is short, or remove the hooks once its weights are in "
+            "memory: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     check_contracts(((attention_contract(block), block) for block in blocks), remedy="keep stock attention")
     _check_whole(model, blocks)
     if unpad:
@@ -99,6 +106,19 @@ def backend_in_use(model: nn.Module) -> str:
     """Return the name of the backend that a model with our attention takes now, for hidden states without a mask."""
     block = next(module for module in model.modules() if isinstance(module, MultiHeadSelfAttention))
     return block.backend_for(next(block.parameters()).new_empty(1, 1, block.input_size))
+
+
+def projection_names(model: nn.Module) -> list[str]:
+    """Return the names of the projections in replaced attention blocks, such as q_proj, k_proj, v_proj and out_proj.
+
+    They are the last parts of the names of modules, in the order queries, keys, values, output.
+    """
+    found: dict[str, None] = {}
+    for block in model.modules():
+        if isinstance(block, HuggingFaceAttention):
+            names = {child: name for name, child in block.named_children()}
+            found |= dict.fromkeys(names[projection] for projection in block.projections)
+    return list(found)
 
 
 def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:

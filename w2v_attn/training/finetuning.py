@@ -14,7 +14,8 @@ import torch
 from w2v_attn import __version__
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, has_adapters
 from w2v_attn.checkpoints.checkpoint_error import first_line
-from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint, quiet_transformers
+from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
+from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
@@ -170,9 +171,15 @@ def _load(recipe: Recipe) -> Checkpoint | None:
     if recipe.checkpoint is None:
         return None
     if not recipe.training.new_adapters:
-        return load_checkpoint(recipe.checkpoint, revision=recipe.revision, language=recipe.language, with_head=True)
+        return load_checkpoint(
+            recipe.checkpoint,
+            revision=recipe.revision,
+            language=recipe.language,
+            base_model=recipe.base_model,
+            with_head=True,
+        )
     # Without head and vocabulary, which are of another language.
-    found = load_checkpoint(recipe.checkpoint, revision=recipe.revision)
+    found = load_checkpoint(recipe.checkpoint, revision=recipe.revision, base_model=recipe.base_model)
     if not has_adapters(found.model.config):
         raise ValueError(
             f"training.new_adapters needs a checkpoint whose blocks have adapters, and {found.source} has none: use "

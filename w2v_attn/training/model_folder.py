@@ -10,7 +10,7 @@ from typing import Any
 
 from w2v_attn.checkpoints import pooled_classifiers
 from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
-from w2v_attn.checkpoints.loading import quiet_transformers
+from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.patching.replace import restore_attention
 from w2v_attn.training.learning_curves import plot_curves
 from w2v_attn.training.metrics import Prediction

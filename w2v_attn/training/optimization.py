@@ -1,5 +1,6 @@
 """The optimizer's parameters: which are trained, their learning rates and weight decay, and the schedule."""
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import adapter_parameters, has_adapters
+from w2v_attn.patching.replace import projection_names
 from w2v_attn.training.options import LoraOptions, OptimizerOptions, ScheduleOptions
+
+logger = logging.getLogger(__name__)
 
 FREEZE = ("none", "feature_encoder", "encoder", "all_but_adapters")
 
@@ -60,16 +64,31 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ValueError("training.lora needs peft: pip install 'w2v_attn[finetune]'") from error
+    targets = projection_names(model) if options.targets is None else list(options.targets)
+    _check_targets(model, targets)
     parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
     head = [name for name, part in parts.items() if any(True for _ in part.parameters())]
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
-        target_modules=list(options.targets),
+        target_modules=targets,
         modules_to_save=head,
     )
     return get_peft_model(model, config)
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Raise ValueError if no name of `training.lora.targets` is that of a module; warn of those that are not."""
+    modules = dict(model.named_modules())
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in modules)]
+    if not unknown:
+        return
+    known = sorted({name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, nn.Linear)})
+    text = f"training.lora.targets: there is no module {', '.join(unknown)}; the linear maps are {', '.join(known)}"
+    if len(unknown) == len(targets):
+        raise ValueError(text)
+    logger.warning("%s", text)
 
 
 def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:

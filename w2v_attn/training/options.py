@@ -184,13 +184,13 @@ class LoraOptions:
     Attributes:
         rank: 0 trains all weights; otherwise low-rank updates of the projections in `targets`, and the head.
         alpha, dropout: As in peft.
-        targets: Names of the projections.
+        targets: Names of the projections; None: those of the attention, whatever the family calls them.
     """
 
     rank: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    targets: list[str] | None = None
 
 
 @dataclass(kw_only=True)
@@ -238,6 +238,7 @@ class Recipe:
         data: The data.
         checkpoint: The checkpoint to start from; None: random weights of the architecture in `config`.
         revision: Branch, tag or commit of a hub id.
+        base_model: The base model of a PEFT adapter; None: the one that its config names.
         language: The language whose adapters are trained, for checkpoints that have adapters (MMS); None: those in the
             weights.
         config: Values of the model's config.
@@ -251,6 +252,7 @@ class Recipe:
     data: DataOptions
     checkpoint: str | None
     revision: str | None = None
+    base_model: str | None = None
     language: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     backend: str = "auto"

@@ -24,6 +24,7 @@ def load_recognizer(
     *,
     revision: str | None = None,
     language: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -36,6 +37,7 @@ def load_recognizer(
         checkpoint: See `load_encoder`, also for the arguments up to `backend`.
         revision: See `load_encoder`.
         language: See `load_encoder`.
+        base_model: See `load_encoder`.
         dtype: See `load_encoder`.
         device: See `load_encoder`.
         backend: See `load_encoder`.
@@ -49,7 +51,9 @@ def load_recognizer(
         ValueError: the backend is unknown, the device is not available, or the checkpoint does not support `long_form`.
     """
     options = {"device": find_device(device), "backend": backend, "long_form": long_form}
-    loaded = load_checkpoint(checkpoint, revision=revision, language=language, dtype=dtype, with_head=True)
+    loaded = load_checkpoint(
+        checkpoint, revision=revision, language=language, base_model=base_model, dtype=dtype, with_head=True
+    )
     architecture = type(loaded.model).__name__
     if architecture.endswith("ForCTC"):
         head = read_ctc_head(loaded)

@@ -76,16 +76,18 @@ class Recognizer(WaveformModel, ABC):
     def describe_decoding(self) -> dict[str, str]:
         """Return what determines `decode` beside the weights and the config."""
 
-    def recognize(self, waveform: Tensor) -> Transcript | Label:
+    def recognize(self, recording: Any, *, sampling_rate: int | None = None) -> Transcript | Label:
         """Return the transcript or the label of a recording.
 
         Args:
-            waveform: float32 [samples] at `sample_rate`, not normalised.
+            recording: Samples [samples] or [channels, samples] as recorded, a path, or whatever else
+                `encoder.recordings.to_waveform` takes.
+            sampling_rate: Sample rate of samples that do not state theirs, in Hz. Default: `sample_rate`.
 
         Raises:
-            ValueError: the waveform is too short.
+            ValueError: the recording is something else, cannot be read, is too short, or contains NaN.
         """
-        return self.decode(self.log_probabilities(waveform))
+        return self.decode(self.log_probabilities(self.to_waveform(recording, sampling_rate)))
 
     @abstractmethod
     def decode(self, log_probabilities: Tensor) -> Transcript | Label:

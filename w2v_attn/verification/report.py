@@ -87,6 +87,15 @@ def tables(report: Report, *, stages: bool) -> Iterator[tuple[str, Sequence[str]
     yield f"Ours against stock: {report.checkpoint}, {report.architecture}, {_recordings(report)}", header, rows
 
 
+def verdict(report: Report) -> str:
+    """Return one sentence: all bounds hold, or how many do not, and the first of them."""
+    checks = [check for comparison in report.comparisons for check in comparison.checks if check is not UNBOUNDED]
+    failed = sum(not check.holds for check in checks)
+    if not failed:
+        return f"All {len(checks):,} bounds hold."
+    return f"{failed:,} of {len(checks):,} bounds do not hold. {next(broken(report))}"
+
+
 def broken(report: Report) -> Iterator[str]:
     """Yield a sentence for each dtype, side and kind that breaks a bound: where first, and by how much."""
     for (dtype, side, kind), lines in _grouped(report, *_GROUP):

@@ -23,7 +23,7 @@ STOCK, ALONE, PADDED, EXTRACT = 8.0, 3.0, 4.0, 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationRequest:
-    """What to compare. `checkpoint`, `revision`, `language`, `device` and `backend` are those of `load_encoder`.
+    """What to compare. `checkpoint`, `revision`, `language`, `base_model`, `device`, `backend`: as for `load_encoder`.
 
     Args:
         rows: Recordings to choose from.
@@ -44,6 +44,7 @@ class VerificationRequest:
     dtypes: Sequence[str]
     device: torch.device
     backend: str
+    base_model: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]

@@ -94,7 +94,12 @@ class _Verifier:
         """
         request = self._request
         loaded = load_checkpoint(
-            request.checkpoint, revision=request.revision, language=request.language, dtype=dtype, with_head=True
+            request.checkpoint,
+            revision=request.revision,
+            language=request.language,
+            base_model=request.base_model,
+            dtype=dtype,
+            with_head=True,
         )
         subject = WaveformModel(loaded, device=request.device, backend=request.backend)
         runners.restore_model(subject.model)
@@ -126,6 +131,7 @@ class _Verifier:
             request.checkpoint,
             revision=request.revision,
             language=request.language,
+            base_model=request.base_model,
             dtype=dtype,
             device=str(request.device),
             backend=request.backend,

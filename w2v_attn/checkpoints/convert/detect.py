@@ -11,6 +11,7 @@ from w2v_attn.checkpoints.convert import fairseq_checkpoint as fairseq
 from w2v_attn.checkpoints.convert import pickles
 from w2v_attn.checkpoints.convert import torchaudio_checkpoint as torchaudio
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
+from w2v_attn.checkpoints.unusable_files import check_file
 
 
 def read_raw_checkpoint(checkpoint: str | os.PathLike[str] | nn.Module) -> RawCheckpoint | None:
@@ -33,6 +34,7 @@ def read_raw_checkpoint(checkpoint: str | os.PathLike[str] | nn.Module) -> RawCh
         path = path / torchaudio.WEIGHTS
     elif not os.path.isfile(path):
         return None
+    check_file(path)
     found = _contents(path)
     if fairseq.is_fairseq_checkpoint(found):
         return fairseq.read_fairseq(path, found)
