@@ -5,6 +5,7 @@ from typing import Any
 
 from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters, join_languages
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.classification_heads import describe_outputs
 from w2v_attn.checkpoints.ctc_head import describe_ctc_head, read_ctc_head
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import has_vocabulary, vocabulary_languages
@@ -43,6 +44,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "format", checkpoint.format
     yield "family", config.model_type
     yield "architecture", type(model).__name__
+    yield from describe_outputs(config, type(model).__name__)
     if checkpoint.base_model is not None:
         yield "base model", checkpoint.base_model
     yield "parameters", f"{sum(p.numel() for p in model.parameters()):,}"

@@ -17,6 +17,7 @@ from w2v_attn.checkpoints.adapters import EXAMPLE_ID, find_adapter, has_adapters
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint, make_config, make_model
+from w2v_attn.checkpoints.dense_head import dense_class_of, has_dense_head
 from w2v_attn.checkpoints.families import FAMILIES, supported_families
 from w2v_attn.checkpoints.hub import locate
 from w2v_attn.checkpoints.huggingface_folder import check_keys, model_class_of, read_config, read_weights
@@ -145,6 +146,9 @@ def _load(
         fit_head(adapter, config, model_class)
     logger.info("loading %s as %s", source, model_class.__name__)
     model, report = read_weights(model_class, config, folder, DTYPES[dtype])
+    if with_head and adapter is None and has_dense_head(report["unexpected_keys"]):
+        model_class = stock = dense_class_of(config)
+        model, report = read_weights(model_class, config, folder, DTYPES[dtype])
     if adapter is not None:
         report = without_replaced(adapter, report, model)
     # An adapter's model may have another head than its base, whose own head is then left over.

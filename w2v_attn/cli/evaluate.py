@@ -20,12 +20,7 @@ def run(config: Any) -> int:
     output, limits = values.folder(config, "output"), values.limits(config)
     corpus = _labelled(config)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
-    recognizer = load_recognizer(
-        values.text(config, "model.checkpoint"),
-        **values.model_options(config),
-        decoder=values.decoder(config),
-        long_form=values.long_form(config),
-    )
+    recognizer = load_recognizer(values.text(config, "model.checkpoint"), **values.recognizer_options(config))
     task = task_of(
         recognizer,
         corpus.rows,

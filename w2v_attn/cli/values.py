@@ -161,6 +161,17 @@ def model_options(config: Any) -> dict[str, Any]:
     }
 
 
+def recognizer_options(config: Any) -> dict[str, Any]:
+    """Return the arguments of `load_recognizer` beside the checkpoint."""
+    return {
+        **model_options(config),
+        "decoder": decoder(config),
+        "long_form": long_form(config),
+        "problem_type": text(config, "problem_type"),
+        "threshold": number(config, "threshold", minimum=0),
+    }
+
+
 def language(model: Any) -> str | None:
     """Return `model.language` as text: Hydra reads nan, which is Min Nan Chinese, as a number."""
     return None if model["language"] is None else str(model["language"])

@@ -110,7 +110,7 @@ def build_trainer(
         task,
         recordings=recordings,
         batches=batches,
-        collate=PaddingCollator(frames_of),
+        collate=PaddingCollator(frames_of, task.target_dtype),
         optimizer=recipe.optimizer,
         validate=validate,
         listener=listener,

@@ -1,7 +1,6 @@
 """The model that a run trains: a pretrained or new encoder with the task's head and patched attention."""
 
 import dataclasses
-import logging
 from typing import Any
 
 from w2v_attn.checkpoints.adapters import reset_adapters
@@ -13,8 +12,6 @@ from w2v_attn.training.options import Recipe
 from w2v_attn.training.regularization import masks_frames
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_arguments import trains_on_cpu
-
-logger = logging.getLogger(__name__)
 
 
 def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Any:
@@ -38,11 +35,13 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
     model_class = _head_classes()[task.head][type(config)]
     if task.pooling != "mean":
         config.pooling, model_class = task.pooling, pooled_class(model_class)
-    if checkpoint is not None and task.keeps_head:
-        _keep_sizes(config, checkpoint.model.config, task)
+    if checkpoint is not None and task.keeps_head and task.head == "ForCTC":
+        # Some heads have more outputs than their tokenizer has symbols.
+        config.vocab_size = max(config.vocab_size, checkpoint.model.config.vocab_size)
     if recipe.regularization.mask_time_prob or recipe.regularization.mask_feature_prob:
         config.apply_spec_augment = True  # False in some checkpoints
     model = model_class(config)
+    task.initialize_head(model)
     for name, parameter in model.named_parameters():
         # Unused if frames are not masked: DistributedDataParallel would wait for its gradient.
         if name.endswith("masked_spec_embed") and not masks_frames(config):
@@ -92,17 +91,6 @@ def _changed(config: Any, changes: dict[str, Any]) -> Any:
         setattr(config, key, value)
     vars(config).pop("auto_map", None)  # it would name classes of the checkpoint's folder
     return config
-
-
-def _keep_sizes(config: Any, theirs: Any, task: Task) -> None:
-    """Warn of a head that has other sizes than the checkpoint's, so that it is new."""
-    if task.head == "ForCTC":
-        return
-    for name in ("classifier_proj_size", "use_weighted_layer_sum"):
-        if getattr(config, name) != getattr(theirs, name):
-            logger.warning(
-                "the head of the checkpoint has %s=%s: it is replaced by a new head", name, getattr(theirs, name)
-            )
 
 
 def _same_head(model: Any, stock: Any, task: Task) -> bool:

@@ -20,16 +20,18 @@ from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
 from w2v_attn.runs.recorded_run import recorded_run
 from w2v_attn.runs.result_log import ResultLog, cached_result, origin_of
 from w2v_attn.runs.row_reader import read_row
-from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.metrics import Prediction, finite
 from w2v_attn.training.model_folder import PREDICTIONS, prediction_record, save_predictions
-from w2v_attn.training.options import ClassificationOptions, CtcOptions
+from w2v_attn.training.options import CtcOptions
 from w2v_attn.training.tasks.classification import Classification
 from w2v_attn.training.tasks.ctc import Ctc
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_errors import DataError, TrainingError
+from w2v_attn.transcription.classifier import Classifier
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
 from w2v_attn.transcription.outputs import output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
+from w2v_attn.transcription.speaker_embedder import SpeakerEmbedder
 from w2v_attn.transcription.transcription_run import run_spec
 from w2v_attn.whole_files import remove_leftovers, write_whole
 
@@ -82,7 +84,7 @@ def predict_one(recognizer: Recognizer, row: Row, task: Task, waveform: Tensor |
             waveform = read_row(row, sample_rate=recognizer.sample_rate).waveform
         except ValueError as error:
             raise TrainingError(f"{row.path} could be read before training, but now it {error}") from error
-    answer = recognizer.log_probabilities(waveform)
+    answer = recognizer.outputs(waveform)
     found = recognizer.decode(answer)
     loss = _loss(task, row, answer, recognizer)
     return Prediction(row, task.reference(row), task.hypothesis(found), found, loss)
@@ -95,7 +97,7 @@ def _loss(task: Task, row: Row, answer: Tensor, recognizer: Recognizer) -> float
     target = task.target(row)
     if frames * (2 * len(target) + 1) > MAX_CTC_CELLS:
         return None
-    labels = torch.tensor([target], dtype=torch.long)
+    labels = torch.tensor([target], dtype=task.target_dtype)
     return task.losses(answer[None], labels, torch.tensor([frames])).item()
 
 
@@ -108,7 +110,7 @@ def measure(task: Task, predictions: Sequence[Prediction], heard: frozenset[str]
         heard: The speakers of the training data; empty: unknown.
     """
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    metrics = task.measure(predictions)
+    metrics = {**task.measure(predictions), **task.measure_outputs(predictions)}
     if losses:
         metrics["loss"] = sum(losses) / len(losses)
     groups = {
@@ -125,16 +127,17 @@ def task_of(recognizer: Recognizer, rows: Sequence[Row], ctc: CtcOptions) -> Tas
     """Return the task that a checkpoint was trained for. ctc: how texts are mapped to its symbols.
 
     Raises:
-        DataError: No row has a text (a label).
+        DataError: No row has a text (a label), or the head gives neither.
     """
     if isinstance(recognizer, CtcRecognizer):
         return Ctc.from_head(recognizer.head, ctc, rows, recognizer.checkpoint.folder)
-    if not any(row.label is not None for row in rows):
-        raise DataError(
-            "no recording has a label: expected a folder with a sub-folder for each label, or a column `label`"
-        )
-    names = recognizer.config.id2label
-    return Classification([names[number] for number in range(len(names))], ClassificationOptions())
+    if isinstance(recognizer, Classifier):
+        return Classification.from_recognizer(recognizer, rows)
+    kind = "embeddings of speakers" if isinstance(recognizer, SpeakerEmbedder) else "labels of frames"
+    raise DataError(
+        f"{recognizer.checkpoint.source} gives {kind}, which evaluate does not measure; "
+        "`w2v-attn transcribe` writes them"
+    )
 
 
 def evaluate_corpus(
@@ -184,7 +187,8 @@ def evaluate_corpus(
 
         def predicted(row: Row, recording: Recording) -> Prediction:
             if not task.is_labelled(row):
-                raise RecordingError("has no text or label to compare with", kind="no_text")
+                reason = task.unusable_reason(row, frames=recognizer.count_frames(len(recording.waveform)))
+                raise RecordingError(reason or "has no text or label to compare with", kind="no_text")
             recognizer.announce(row.id, recording.waveform)
             prediction = predict_one(recognizer, row, task, recording.waveform)
             # As it is read from its line when the run is resumed, so that both give the same metrics.
@@ -241,7 +245,7 @@ def evaluate_corpus(
 def _save(task: Task, predictions: Sequence[Prediction], output: Path) -> None:
     """Write the predictions, the task's report, and the metrics. Raises OSError."""
     save_predictions(predictions, task, output)
-    write_whole(output / METRICS, json.dumps(measure(task, predictions), indent=1).encode())
+    write_whole(output / METRICS, json.dumps(finite(measure(task, predictions)), indent=1).encode())
 
 
 def _remove_leftovers(output: Path) -> None:

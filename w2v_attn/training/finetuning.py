@@ -25,6 +25,7 @@ from w2v_attn.training.assembly import build_trainer
 from w2v_attn.training.build_model import build_model
 from w2v_attn.training.callbacks import SilentListener, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
+from w2v_attn.training.metrics import finite
 from w2v_attn.training.options import DataOptions, Recipe
 from w2v_attn.training.preflight import (
     DataScan,
@@ -102,6 +103,7 @@ def finetune(recipe: Recipe, output: Path, listener: TrainingListener | None = N
     checkpoint = _load(recipe)
     splits = list_splits(recipe.data, recipe.seed)
     task = task_class(recipe.task).from_data(recipe.task, splits.train, checkpoint)
+    args.metric_for_best_model = task.best_metric
     torch.manual_seed(recipe.seed)
     audio = _starting_point(recipe, task, checkpoint)
     augmentation = _augmentation(recipe, audio.sample_rate)
@@ -300,7 +302,12 @@ def _finish(
             recipe=as_yaml(recipe),
             version=__version__,
         )
-        results = {"step": step, "metrics": metrics, "seconds": round(seconds, 1), "version": __version__}
+        results = {
+            "step": step,
+            "metrics": {split: finite(values) for split, values in metrics.items()},
+            "seconds": round(seconds, 1),
+            "version": __version__,
+        }
         model_folder.save_results(results, output)
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # the best of them was written as the model
     return FinetuneResult(metrics, step, seconds, interrupted=False, warning=warning)

@@ -13,7 +13,7 @@ from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.patching.replace import restore_attention
 from w2v_attn.training.learning_curves import plot_curves
-from w2v_attn.training.metrics import Prediction
+from w2v_attn.training.metrics import Prediction, finite
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.whole_files import write_whole
 
@@ -81,12 +81,13 @@ def save_predictions(predictions: Sequence[Prediction], task: Task, folder: Path
 
 def prediction_record(prediction: Prediction, task: Task) -> dict[str, Any]:
     """Return the line of a prediction in `predictions.jsonl`."""
+    reference, hypothesis = task.written(prediction)
     return {
         "id": prediction.row.id,
         "path": prediction.row.location,
         "speaker": prediction.row.speaker,
-        "reference": prediction.reference,
-        "hypothesis": prediction.hypothesis,
+        "reference": reference,
+        "hypothesis": hypothesis,
         "error": round(task.error_of(prediction), 4),
         "loss": prediction.loss,
         **prediction.found.as_record(),
@@ -97,7 +98,7 @@ def prediction_record(prediction: Prediction, task: Task) -> dict[str, Any]:
 def save_curves(history: Sequence[Mapping[str, float]], task: Task, folder: Path) -> None:
     """Write the learning curves as `curves.png`, and their values as `curves.jsonl`."""
     plot_curves(history, task.best_metric, folder / CURVES)
-    (folder / "curves.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    (folder / "curves.jsonl").write_text("".join(json.dumps(finite(entry)) + "\n" for entry in history))
 
 
 def save_results(results: Mapping[str, Any], folder: Path) -> None:
@@ -138,9 +139,10 @@ def save_card(
         "```python",
         "from transformers import pipeline",
         "",
-        f'pipeline("{pipeline}", "{folder.name}"{trust})("recording.wav")',
+        f'pipeline("{pipeline}", "{folder.name}"{trust})("recording.wav"{task.pipeline_arguments})',
         "```",
         "",
+        *task.card_lines(),
         *_adapter_lines(folder, task, started_from, language),
         "## Results",
         "",

@@ -65,14 +65,20 @@ class ClassificationOptions:
     """Options of the task `classification`.
 
     Attributes:
-        pooling: How frames are pooled: `mean`, `attention` or `statistics` (mean and standard deviation).
+        problem_type: `auto`: that of the checkpoint's head if the labels fit it, else what the labels look like;
+            `single_label_classification` (`single`), `multi_label_classification` (`multi`) or `regression`.
+        threshold: The probability above which a recording has a label, for several labels.
+        pooling: How frames are pooled: `mean`, `attention` or `statistics` (mean and standard deviation). None, here
+            and below: as in the checkpoint's head if that is kept, else the first of these, `last` and 256.
         layers: The features that are pooled: `last`, or `weighted`, a learned weighted sum of all layers as in SUPERB.
         width: Channels of the projection before pooling.
     """
 
-    pooling: str = "mean"
-    layers: str = "last"
-    width: int = 256
+    problem_type: str = "auto"
+    threshold: float = 0.5
+    pooling: str | None = None
+    layers: str | None = None
+    width: int | None = None
 
 
 @dataclass(kw_only=True)

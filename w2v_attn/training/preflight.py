@@ -234,13 +234,6 @@ def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
     if task.head_reason:
         yield "head", task.head_reason
     yield from task.describe(found.splits.train)
-    counts = task.counts(found.splits.train)
-    listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(40))
-    more = f" … and {len(counts) - 40} more" if len(counts) > 40 else ""
-    yield f"{len(counts)} {'labels' if task.name == 'classification' else 'symbols'}", listed + more
-    empty = sum(not task.reference(row) for row in found.splits.train)
-    if empty:
-        yield "empty texts", f"{empty} training recordings whose texts have no symbol of the vocabulary"
     if found.conversions:
         yield "converted", count_conversions(found.conversions)
     for flag, count in found.flags.most_common():

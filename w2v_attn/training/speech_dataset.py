@@ -112,7 +112,7 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, list[int]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, list[Any]]:
         index, number = key
         waveform = self._augmentation.apply(self._waveform(index), (self._seed, number, index)).double()
         if self._do_normalize:
@@ -134,22 +134,27 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
 
 
 class PaddingCollator:
-    """Pads the items of `SpeechDataset` to a batch. frames_of: samples, int64 [B] -> frames of the model, int64 [B]."""
+    """Pads the items of `SpeechDataset` to a batch.
 
-    def __init__(self, frames_of: Callable[[Tensor], Tensor]):
-        self._frames_of = frames_of
+    Args:
+        frames_of: Samples, int64 [B] -> frames of the model, int64 [B].
+        target_dtype: Of targets.
+    """
 
-    def __call__(self, items: Sequence[tuple[Tensor, list[int]]]) -> dict[str, Any]:
+    def __init__(self, frames_of: Callable[[Tensor], Tensor], target_dtype: torch.dtype = torch.long):
+        self._frames_of, self._target_dtype = frames_of, target_dtype
+
+    def __call__(self, items: Sequence[tuple[Tensor, list[Any]]]) -> dict[str, Any]:
         """Return the batch of a list of items.
 
         Returns:
-            input_values: float32 [B, samples]. attention_mask: int64 [B, samples]. labels: int64 [B, L], padded with
-            -100. frames: int64 [B]. lengths: samples of each recording as a list, since the CPU needs them.
+            input_values: float32 [B, samples]. attention_mask: int64 [B, samples]. labels: of `target_dtype`, [B, L],
+            padded with -100. frames: int64 [B]. lengths: samples of each recording as a list, since the CPU needs them.
         """
         waveforms = [waveform for waveform, _ in items]
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         real = torch.arange(int(lengths.max())) < lengths[:, None]
-        targets = [torch.tensor(target, dtype=torch.long) for _, target in items]
+        targets = [torch.tensor(target, dtype=self._target_dtype) for _, target in items]
         return {
             "input_values": pad_sequence(waveforms, batch_first=True),
             "attention_mask": real.long(),

@@ -9,7 +9,6 @@ import torch
 from w2v_attn.checkpoints.adapters import check_language
 from w2v_attn.training.optimization import check_freeze, lr_multiplier
 from w2v_attn.training.options import Recipe
-from w2v_attn.training.tasks.task_registry import task_class
 from w2v_attn.training.training_errors import check_expression
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -63,7 +62,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Any:
         logging_nan_inf_filter=False,  # a non-finite loss ends the run
         save_total_limit=SAVE_TOTAL_LIMIT,
         load_best_model_at_end=True,
-        metric_for_best_model=task_class(recipe.task).best_metric,
+        metric_for_best_model="loss",  # `finetune` sets that of the task
         greater_is_better=False,
         remove_unused_columns=False,
         dataloader_num_workers=_workers(training.workers, on_cpu),

@@ -2,11 +2,20 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.classification_heads import (
+    CLASSIFIER,
+    FRAME_CLASSIFIER,
+    REGRESSION,
+    X_VECTOR,
+    are_unnamed,
+    given_problem_type,
+    joined,
+)
 from w2v_attn.checkpoints.ctc_head import CtcHead, read_ctc_head
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.encoder.long_form import LongForm
@@ -14,7 +23,9 @@ from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 from w2v_attn.transcription.classifier import Classifier
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer, greedy
+from w2v_attn.transcription.frame_classifier import FrameClassifier
 from w2v_attn.transcription.recognizer import Recognizer
+from w2v_attn.transcription.speaker_embedder import SpeakerEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +41,8 @@ def load_recognizer(
     backend: str = "auto",
     decoder: BeamSearchOptions | None = None,
     long_form: LongForm | None = None,
+    problem_type: str | None = None,
+    threshold: float = 0.5,
 ) -> Recognizer:
     """Return the model of a fine-tuned checkpoint with its head and our attention.
 
@@ -44,30 +57,62 @@ def load_recognizer(
         decoder: A beam search with a language model, for CTC heads; None: greedy, the most probable symbol of each
             frame.
         long_form: See `load_encoder`.
+        problem_type: What the outputs of a classification head mean, instead of what its config says:
+            `single_label_classification`, `multi_label_classification` or `regression`. None: what the config says.
+        threshold: The probability above which a recording or a frame has a label, where labels are independent.
 
     Raises:
-        CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or a label, or no
+        CheckpointError: see `load_checkpoint`; or the checkpoint has no head that gives text or labels, or no
             vocabulary.
-        ValueError: the backend is unknown, the device is not available, or the checkpoint does not support `long_form`.
+        ValueError: the backend or the problem type is unknown, the device is not available, or the checkpoint does not
+            support `long_form`.
     """
+    problem_type = given_problem_type(problem_type, "problem_type")
     options = {"device": find_device(device), "backend": backend, "long_form": long_form}
     loaded = load_checkpoint(
         checkpoint, revision=revision, language=language, base_model=base_model, dtype=dtype, with_head=True
     )
     architecture = type(loaded.model).__name__
+    if problem_type is not None and not architecture.endswith((CLASSIFIER, FRAME_CLASSIFIER)):
+        raise ValueError(
+            f"problem_type={problem_type} is for classification heads; {loaded.source} is a {architecture}"
+        )
     if architecture.endswith("ForCTC"):
         head = read_ctc_head(loaded)
         for warning in head.warnings:
             logger.warning("CTC head of %s: %s", loaded.source, warning)
         return CtcRecognizer(loaded, head, search=_search(head, decoder), **options)
-    if architecture.endswith("ForSequenceClassification"):
-        if decoder is not None:
-            raise ValueError(f"{loaded.source} gives labels, not text: use decoder=greedy, without a language model")
-        return Classifier(loaded, **options)
+    if decoder is not None:
+        raise ValueError(f"{loaded.source} gives no text: use decoder=greedy, without a language model")
+    if architecture.endswith(X_VECTOR):
+        return SpeakerEmbedder(loaded, **options)
+    classifiers = {CLASSIFIER: Classifier, FRAME_CLASSIFIER: FrameClassifier}
+    for suffix, classifier in classifiers.items():
+        if architecture.endswith(suffix):
+            return classifier(loaded, problem_type=problem_type, threshold=threshold, **options)
+    named = ", ".join(map(str, loaded.model.config.architectures or ()))
+    is_foreign = named not in ("", architecture)
+    other = f" (its config.json names {named}, which transformers does not have)" if is_foreign else ""
     raise CheckpointError(
-        f"{loaded.source} is a {architecture}, which gives neither text nor a label. Use a fine-tuned checkpoint, "
-        "…ForCTC or …ForSequenceClassification, such as facebook/wav2vec2-base-960h"
+        f"{loaded.source} is a {architecture}{other}, which gives neither text nor a label. Use a fine-tuned "
+        f"checkpoint, …ForCTC, …{CLASSIFIER}, …{FRAME_CLASSIFIER} or …{X_VECTOR}, such as facebook/wav2vec2-base-960h"
     )
+
+
+def notes_on(recognizer: Recognizer) -> Iterator[str]:
+    """Yield what people should know about the outputs of a checkpoint before they use them."""
+    if not isinstance(recognizer, Classifier | FrameClassifier):
+        return
+    if are_unnamed(recognizer.names):
+        yield (
+            f"the checkpoint does not say what its outputs mean: they are called {joined(recognizer.names)}. If you "
+            "know, write the names into id2label in its config.json"
+        )
+    if recognizer.config.problem_type is None and recognizer.problem_type == REGRESSION:
+        yield (
+            "the config of the checkpoint has no problem_type: its single output is taken as a value (regression). If "
+            "it is the logit of a yes or no, say problem_type=multi"
+        )
 
 
 def _search(head: CtcHead, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:

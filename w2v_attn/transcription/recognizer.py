@@ -1,4 +1,4 @@
-"""The interface of recognisers: a fine-tuned model with its head, waveforms in, texts or labels out."""
+"""The interface of recognisers: a fine-tuned model with its head, waveforms in, texts, labels or values out."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode
 from w2v_attn.transcription.head import run_on_frames
-from w2v_attn.transcription.outputs import Label, Transcript
+from w2v_attn.transcription.outputs import Recognition
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ MAX_MODEL_SECONDS = 600.0
 
 
 class Recognizer(WaveformModel, ABC):
-    """A fine-tuned model with its head: waveforms in, transcripts or labels out.
+    """A fine-tuned model with its head: waveforms in, transcripts, labels, values, spans or embeddings out.
+
+    Attributes:
+        has_times: Whether it gives words or labels, which files such as subtitles can hold.
 
     Args:
         checkpoint: The loaded model.
@@ -38,6 +41,8 @@ class Recognizer(WaveformModel, ABC):
     Raises:
         ValueError: a `long_form` that this checkpoint does not support.
     """
+
+    has_times: bool = True
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto", long_form: LongForm | None = None
@@ -76,8 +81,8 @@ class Recognizer(WaveformModel, ABC):
     def describe_decoding(self) -> dict[str, str]:
         """Return what determines `decode` beside the weights and the config."""
 
-    def recognize(self, recording: Any, *, sampling_rate: int | None = None) -> Transcript | Label:
-        """Return the transcript or the label of a recording.
+    def recognize(self, recording: Any, *, sampling_rate: int | None = None) -> Any:
+        """Return the transcript, the label, … of a recording.
 
         Args:
             recording: Samples [samples] or [channels, samples] as recorded, a path, or whatever else
@@ -87,18 +92,30 @@ class Recognizer(WaveformModel, ABC):
         Raises:
             ValueError: the recording is something else, cannot be read, is too short, or contains NaN.
         """
-        return self.decode(self.log_probabilities(self.to_waveform(recording, sampling_rate)))
+        return self.decode(self.outputs(self.to_waveform(recording, sampling_rate)))
 
     @abstractmethod
-    def decode(self, log_probabilities: Tensor) -> Transcript | Label:
-        """Return the transcript or the label for the model's output, float32 [frames, symbols] or [labels]."""
+    def decode(self, outputs: Tensor, /) -> Recognition:
+        """Return the transcript, the label, … for what `outputs` returns."""
+
+    def outputs(self, waveform: Tensor) -> Tensor:
+        """Return what is decoded, float32 [frames, outputs] or [outputs]; log-probabilities unless overridden."""
+        return self.log_probabilities(waveform)
+
+    def log_probabilities(self, waveform: Tensor) -> Tensor:
+        """Return float32 [frames, symbols] or [labels] of one recording."""
+        return self.logits(waveform).log_softmax(-1)
+
+    def logits(self, waveform: Tensor) -> Tensor:
+        """Return what the head computes for one recording, float32 [frames, outputs] or [outputs]."""
+        return self._run(waveform).logits[0].float().cpu()
 
     @torch.no_grad()
-    def log_probabilities(self, waveform: Tensor) -> Tensor:
-        """Return float32 [frames, symbols] or [labels] of one recording, computed without any other in the batch."""
+    def _run(self, waveform: Tensor) -> Any:
+        """Return the outputs of the model for one recording, computed without any other in the batch."""
         self.check_waveform(waveform)
         with evaluation_mode(self.model):
-            return self._forward(waveform).logits[0].float().log_softmax(-1).cpu()
+            return self._forward(waveform)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling, without the packed encoder: it is made again from the model."""

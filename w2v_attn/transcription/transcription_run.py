@@ -18,7 +18,7 @@ from w2v_attn.runs.recorded_run import recorded_run
 from w2v_attn.runs.result_log import ResultLog, cached_result
 from w2v_attn.transcription.formats.annotation import Annotation
 from w2v_attn.transcription.formats.annotation_formats import AnnotationFormat, find_formats
-from w2v_attn.transcription.outputs import Label, Transcript, Word, output_of_record
+from w2v_attn.transcription.outputs import Label, Labels, Recognition, Spans, Transcript, Word, output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.whole_files import remove_leftovers, write_whole
 
@@ -36,7 +36,7 @@ def transcribe_corpus(
     interrupted: Callable[[], bool] = lambda: False,
     audio_decoder: AudioDecoderOptions = INLINE,
     about: Mapping[str, object] | None = None,
-) -> Iterator[Outcome[Transcript | Label]]:
+) -> Iterator[Outcome[Recognition]]:
     """Transcribe every row into files in `output` and yield the outcome of each.
 
     Transcripts of an earlier run are kept and not computed again if they are of this configuration and of the current
@@ -58,9 +58,13 @@ def transcribe_corpus(
             run, belongs to another configuration, or cannot be written.
         RunError: the output cannot be written (disk full, gone, read-only).
     """
-    return _transcribe(
-        recognizer, rows, output, find_formats(formats), max_duration, interrupted, audio_decoder, about or {}
-    )
+    found = find_formats(formats)
+    if not recognizer.has_times and (other := [kind.extension for kind in found if kind.extension != "txt"]):
+        raise ValueError(
+            f"formats={','.join(other)} hold words or labels with their times, and this checkpoint gives numbers: "
+            "use formats=[txt]"
+        )
+    return _transcribe(recognizer, rows, output, found, max_duration, interrupted, audio_decoder, about or {})
 
 
 def run_spec(
@@ -92,14 +96,14 @@ def _transcribe(
     interrupted: Callable[[], bool],
     audio_decoder: AudioDecoderOptions,
     about: Mapping[str, object],
-) -> Iterator[Outcome[Transcript | Label]]:
+) -> Iterator[Outcome[Recognition]]:
     fingerprint = {"format": FORMAT, **recognizer.fingerprint(), **channel_fingerprint(audio_decoder.channel)}
     files = AnnotationFiles(output, formats)
     spec = run_spec(
         recognizer, rows, fingerprint=fingerprint, about=about, prepare=lambda: files.prepare([row.id for row in rows])
     )
 
-    def process(batch: Batch) -> list[Transcript | Label]:
+    def process(batch: Batch) -> list[Recognition]:
         for row, recording in batch:
             recognizer.announce(row.id, recording.waveform)
         # As it is read from its line when the run is resumed, so that both give the same files.
@@ -108,7 +112,7 @@ def _transcribe(
     with acquire(output, spec) as folder, ResultLog(output, TRANSCRIPTS, fingerprint) as log:
         check_there = FolderIdentity(output).check
 
-        def find(row: Row) -> CachedResult[Transcript | Label] | None:
+        def find(row: Row) -> CachedResult[Recognition] | None:
             if (record := log.find(row)) is None:
                 return None
             found = output_of_record(record)
@@ -121,7 +125,7 @@ def _transcribe(
                 return None  # the row fails when it is written again
             return cached_result(record, found, recognizer.sample_rate)
 
-        def finish(row: Row, recording: Recording, found: Transcript | Label) -> Transcript | Label:
+        def finish(row: Row, recording: Recording, found: Recognition) -> Recognition:
             check_there()
             try:
                 files.write(row, recording.duration, found)
@@ -178,7 +182,7 @@ class AnnotationFiles:
             folders |= {(self._output / id).parent for id in ids}
         remove_leftovers(folders)
 
-    def write(self, row: Row, duration: float, found: Transcript | Label) -> None:
+    def write(self, row: Row, duration: float, found: Recognition) -> None:
         """Write the files of a recording, except those that are there already. duration: in seconds. Raises OSError."""
         annotation = annotation_of(row, duration, found) if self._formats else None
         for kind in self._formats:
@@ -189,22 +193,27 @@ class AnnotationFiles:
                 write_whole(path, content)
 
 
-def annotation_of(row: Row, duration: float, found: Transcript | Label) -> Annotation:
+def annotation_of(row: Row, duration: float, found: Recognition) -> Annotation:
     """Return what files about a recording hold. duration: in seconds."""
+    tiers: dict[str, tuple[Word, ...]] = {}
     if isinstance(found, Transcript):
-        text, is_label = found.text, False
         tiers = {"words": found.words}
-    else:
-        text, is_label = found.label, True
+    elif isinstance(found, Label):
         tiers = {"labels": (Word(found.label, 0.0, duration, found.score),)}
+    elif isinstance(found, Labels):  # a tier for each, since they overlap
+        tiers = {name: (Word(name, 0.0, duration, found.scores[name]),) for name in found.labels}
+    elif isinstance(found, Spans):
+        for span in found.spans:
+            word = Word(span.label, span.start, span.end, span.score)
+            tiers[span.label] = (*tiers.get(span.label, ()), word)
     return Annotation(
         id=row.id,
         path=row.path,
         duration=duration,
-        text=text,
+        text=found.as_text(),
         tiers=tiers,
         speaker=row.speaker,
-        is_label=is_label,
+        is_label=not isinstance(found, Transcript),
     )
 
 

@@ -26,7 +26,7 @@ from w2v_attn.checkpoints.tokenizers import (
 from w2v_attn.corpus.rows import Row
 from w2v_attn.training.metrics import Prediction, transcription_metrics, utterance_error, write_alignments
 from w2v_attn.training.options import CtcOptions
-from w2v_attn.training.tasks.task import Task
+from w2v_attn.training.tasks.task import Task, list_counts
 from w2v_attn.training.training_errors import DataError, check_expression
 from w2v_attn.training.vocabulary import UNITS, Vocabulary, from_head, from_texts
 from w2v_attn.transcription.ctc_recognizer import UNSPACED, CtcRecognizer
@@ -208,9 +208,6 @@ class Ctc(Task):
     def symbols(self) -> list[str]:
         return sorted(self.vocabulary.symbols, key=self.vocabulary.symbols.__getitem__)
 
-    def counts(self, rows: Sequence[Row]) -> Counter[str]:
-        return Counter(symbol for row in rows for symbol in self.vocabulary.split(self.reference(row)))
-
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         self.vocabulary.normalizer.save(folder)
@@ -227,6 +224,10 @@ class Ctc(Task):
             affected += bool(found)
         if outside:
             yield "outside the vocabulary", f"in {affected:,} of {len(texts):,} texts: {_listed(outside)}"
+        counts = Counter(symbol for row in rows for symbol in self.vocabulary.split(self.reference(row)))
+        yield f"{len(counts)} symbols", list_counts(counts)
+        if empty := sum(not self.reference(row) for row in rows):
+            yield "empty texts", f"{empty} training recordings whose texts have no symbol of the vocabulary"
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         spoken = [prediction for prediction in predictions if prediction.reference]

@@ -15,6 +15,8 @@ from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.recognizer import Recognizer
 
+MAX_LISTED_COUNTS = 40
+
 
 class Task(ABC):
     """A fine-tuning task: targets, loss, metrics and files.
@@ -24,30 +26,38 @@ class Task(ABC):
         head: The suffix of the Hugging Face model classes with its head.
         best_metric: The metric that selects the best checkpoint; lower is better.
         pipeline: The name of its transformers pipeline.
+        pipeline_arguments: What a call of the pipeline needs beside a recording, for the model card.
         keeps_head: Whether the outputs of the checkpoint's head mean the same in this task.
         head_reason: Why the head is kept or new, for people; empty: nothing is known.
         pooling: How the head pools frames, if it does.
+        target_dtype: Of targets.
     """
 
     name: str
     head: str
     best_metric: str
     pipeline: str
+    pipeline_arguments: str = ""
     keeps_head: bool = False
     head_reason: str = ""
     pooling: str = "mean"
+    target_dtype: torch.dtype = torch.long
 
     @abstractmethod
     def config_changes(self) -> dict[str, Any]:
         """Return the values of the model's config that the task determines."""
+
+    def initialize_head(self, model: Any) -> None:
+        """Change the random weights of a new head, where better ones are known."""
+        return
 
     @abstractmethod
     def reference(self, row: Row) -> str:
         """Return the text or label that the model should predict for a recording."""
 
     @abstractmethod
-    def target(self, row: Row) -> list[int]:
-        """Return the reference as output numbers."""
+    def target(self, row: Row) -> list[Any]:
+        """Return the reference as the loss needs it, such as output numbers."""
 
     @abstractmethod
     def is_labelled(self, row: Row) -> bool:
@@ -63,7 +73,7 @@ class Task(ABC):
 
         Args:
             logits: Outputs of the head.
-            labels: int64 [B, L], padded with -100.
+            labels: Of `target_dtype`, [B, L], padded with -100.
             frames: int64 [B], the number of real frames of each recording.
         """
 
@@ -75,9 +85,17 @@ class Task(ABC):
     def hypothesis(self, found: Any) -> str:
         """Return the text or label of a recognizer's output, in the form of `reference`."""
 
+    def written(self, prediction: Prediction) -> tuple[Any, Any]:
+        """Return the reference and the hypothesis of a prediction, as values of JSON."""
+        return prediction.reference, prediction.hypothesis
+
     @abstractmethod
     def measure(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics, including `best_metric`."""
+
+    def measure_outputs(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return the metrics of each output, where they differ from those of all."""
+        return {}
 
     @abstractmethod
     def error_of(self, prediction: Prediction) -> float:
@@ -88,8 +106,8 @@ class Task(ABC):
         """Return the outputs of the head in the order of their numbers."""
 
     @abstractmethod
-    def counts(self, rows: Sequence[Row]) -> Counter[str]:
-        """Count the symbols or labels of recordings."""
+    def describe(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """Yield (name, value) rows about the references of training data, for the report before training."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -103,14 +121,20 @@ class Task(ABC):
         """
         raise DataError(f"data.balance=true needs classes, but task={self.name} has none")
 
-    def describe(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-        """Yield (name, value) rows about how the task reads its data, for the report before training."""
-        yield from ()
-
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         """Return a problem of the model as a whole; None if there is none."""
         return None
 
+    def card_lines(self) -> list[str]:
+        """Return lines of the model card about the outputs of the model; each paragraph ends with an empty line."""
+        return []
+
     @abstractmethod
     def report(self, predictions: Sequence[Prediction], folder: Path) -> None:
         """Write plots or alignments of the predictions."""
+
+
+def list_counts(counts: Counter[str]) -> str:
+    """Return how often symbols or labels occur, the most common first; of many only the first ones."""
+    more = f" … and {len(counts) - MAX_LISTED_COUNTS} more" if len(counts) > MAX_LISTED_COUNTS else ""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(MAX_LISTED_COUNTS)) + more

@@ -21,7 +21,7 @@ class Annotation:
         id: The id of the recording.
         path: Its file.
         duration: Its length in seconds.
-        text: The text, or the label, on one line.
+        text: The text on one line; of other heads what `as_text` of their output returns.
         tiers: Name -> words, phones, labels, … in the order of time. The first tier, with its joiners, is the text.
         speaker: Who speaks, if known.
         is_label: Whether the text is a class of the recording, and not what is said.
@@ -37,7 +37,9 @@ class Annotation:
 
     @property
     def words(self) -> tuple[Word, ...]:
-        """The first tier."""
+        """The first tier; of labels those of all tiers, in the order of time."""
+        if self.is_label:
+            return tuple(sorted((word for tier in self.tiers.values() for word in tier), key=lambda word: word.start))
         return next(iter(self.tiers.values()), ())
 
 
