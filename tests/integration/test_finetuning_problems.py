@@ -13,8 +13,10 @@ from test_finetuning import Diary, recipe
 
 from w2v_attn import read_audio
 from w2v_attn.checkpoints.classification_heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.training import finetuning
 from w2v_attn.training.options import ClassificationOptions, OptimizerOptions
+from w2v_attn.training.tasks.classification import Classification
 from w2v_attn.transcription.load_recognizer import load_recognizer
 
 CLIP = SPEECH / "en-us+m5" / "00-three.flac"
@@ -175,3 +177,67 @@ def test_metrics_of_one_recording_are_valid_json(lists, call, tmp_path):
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(), parse_constant=refuse)
     assert found["r2"] is None
     assert found["mae"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ columns of values
+
+
+COLUMNS = ["a.wav,0.5,1", "b.wav,,2", "c.wav,1.5,3"]
+
+
+def values_of(corpus):
+    return [json.loads(row.label) for row in corpus.rows]
+
+
+def test_several_columns_are_the_values_of_a_recording(tmp_path):
+    (tmp_path / "l.csv").write_text("\n".join(["path,arousal,valence", *COLUMNS]))
+    corpus = list_recordings(tmp_path / "l.csv", columns={"label": ["valence", "arousal"]})
+    assert values_of(corpus) == [
+        {"valence": "1", "arousal": "0.5"}, {"valence": "2", "arousal": ""}, {"valence": "3", "arousal": "1.5"}
+    ]  # fmt: skip
+    problem = Classification.from_data(ClassificationOptions(), corpus.rows, None).problem
+    assert (problem.type, problem.names) == (REGRESSION, ["valence", "arousal"])
+    assert [problem.unusable_reason(row.label) is None for row in corpus.rows] == [True, False, True]
+    with pytest.raises(ValueError, match="has no column power"):
+        list_recordings(tmp_path / "l.csv", columns={"label": ["power"]})
+
+
+def test_labels_in_json_keep_their_form(tmp_path):
+    records = [{"path": "a.wav", "label": ["é", "b"]}, {"path": "b.wav", "label": {"x": 0.5}}]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert values_of(list_recordings(tmp_path / "l.jsonl")) == [["é", "b"], {"x": 0.5}]
+
+
+@pytest.mark.parametrize("stored", ["parquet", "disk"])
+def test_data_sets_have_lists_of_classes_and_columns_of_values(stored, tmp_path):
+    import datasets
+
+    audio = [str(CLIP), str(SPEECH / "en-us+m5" / "21-down.flac")]
+    classes = datasets.Sequence(datasets.ClassLabel(names=["no", "yes"]))
+    kinds = {"audio": datasets.Value("string"), "label": classes, "x": datasets.Value("float32")}
+    features = datasets.Features(kinds)
+    made = datasets.Dataset.from_dict({"audio": audio, "label": [[0, 1], []], "x": [0.5, 2.0]}, features=features)
+    if stored == "disk":
+        made.save_to_disk(tmp_path / "set")
+    else:
+        (tmp_path / "set").mkdir()
+        made.to_parquet(tmp_path / "set" / "train.parquet")
+    assert values_of(list_recordings(tmp_path / "set")) == [["no", "yes"], []]
+    assert values_of(list_recordings(tmp_path / "set", columns={"label": ["x"]})) == [{"x": 0.5}, {"x": 2.0}]
+
+
+def test_evaluate_finds_the_columns_of_a_regression_by_its_outputs(call, tmp_path):
+    clips = [SPEECH / "en-us+m5" / name for name in ("00-three.flac", "21-down.flac")]
+    (tmp_path / "l.csv").write_text(
+        "path,seconds,speed\n" + "".join(f"{clip},{n}.5,{n}\n" for n, clip in enumerate(clips))
+    )
+    names = {0: "speed", 1: "seconds"}
+    folder = save(
+        tiny_model("wav2vec2-group", "ForSequenceClassification", id2label=names, problem_type=REGRESSION),
+        tmp_path / "m",
+    )
+    code, _, err = call("evaluate", f"model.checkpoint={folder}", f"audio={tmp_path / 'l.csv'}")
+    assert code == 0, err
+    lines = (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
+    found = {json.loads(line)["path"]: json.loads(line)["reference"] for line in lines}
+    assert found == {str(clip): {"speed": n, "seconds": n + 0.5} for n, clip in enumerate(clips)}

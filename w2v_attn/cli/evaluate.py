@@ -4,15 +4,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from w2v_attn.checkpoints.classification_heads import REGRESSION
 from w2v_attn.cli import console, corpus_run, values
 from w2v_attn.cli.demo import warn_of_demo
 from w2v_attn.corpus.listing import list_recordings
-from w2v_attn.corpus.rows import Corpus
+from w2v_attn.corpus.rows import Corpus, CorpusError
 from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.training.evaluation import evaluate_corpus, measure, task_of
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.options import CtcOptions
+from w2v_attn.transcription.classifier import Classifier
 from w2v_attn.transcription.load_recognizer import load_recognizer
+from w2v_attn.transcription.recognizer import Recognizer
 
 
 def run(config: Any) -> int:
@@ -21,6 +24,7 @@ def run(config: Any) -> int:
     corpus = _labelled(config)
     warn_of_demo(str(config.model.checkpoint), corpus.rows)
     recognizer = load_recognizer(values.text(config, "model.checkpoint"), **values.recognizer_options(config))
+    corpus = _with_values(config, corpus, recognizer)
     task = task_of(
         recognizer,
         corpus.rows,
@@ -48,10 +52,23 @@ def run(config: Any) -> int:
     return corpus_run.conclude("Evaluated", corpus, finished, output, rows)
 
 
-def _labelled(config: Any) -> Corpus:
-    """Return the recordings of the requested split, with their texts and labels."""
+def _with_values(config: Any, corpus: Corpus, recognizer: Recognizer) -> Corpus:
+    """Return the recordings with the columns of the outputs of a regression as labels, where they have no others."""
+    if not isinstance(recognizer, Classifier) or recognizer.problem_type != REGRESSION:
+        return corpus
+    if any(row.label is not None for row in corpus.rows):
+        return corpus
+    try:
+        return _labelled(config, {"label": recognizer.names})
+    except CorpusError:  # there are no such columns: the task says what is missing
+        return corpus
+
+
+def _labelled(config: Any, outputs: dict[str, list[str]] | None = None) -> Corpus:
+    """Return the recordings of the requested split, with their texts and labels. outputs: columns of the label."""
     names = {str(key): str(value) for key, value in (config.names or {}).items()}
-    about = {"root": config.root, "pattern": config.pattern, "names": names, "columns": values.columns(config)}
+    columns = {**(values.columns(config) or {}), **(outputs or {})}
+    about = {"root": config.root, "pattern": config.pattern, "names": names, "columns": columns}
     corpus = list_recordings(values.sources(config, "audio"), **about)
     if config.split is None:
         return corpus

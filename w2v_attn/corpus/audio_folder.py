@@ -2,15 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from w2v_attn.corpus.list_formats.list_format import ListOptions
 from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row
 from w2v_attn.corpus.tar_shards import TAR_EXTENSION, read_tar_shards
 
 
-def list_folder(folder: Path) -> Corpus:
+def list_folder(folder: Path, options: ListOptions | None = None) -> Corpus:
     """Return every recording below a folder, sorted by id; its label is the name of its sub-folder, if it is in one.
 
     In a folder without audio files, the recordings are those in its tar shards, else those in its Parquet files.
@@ -33,9 +34,9 @@ def list_folder(folder: Path) -> Corpus:
         skipped[extension or "no extension"] += 1
         if extension in containers and not hidden:
             containers[extension].append(path)
-    for extension, read in ((TAR_EXTENSION, read_tar_shards), (PARQUET_EXTENSION, read_parquet_files)):
+    for extension, read in ((TAR_EXTENSION, _read_tar_shards), (PARQUET_EXTENSION, read_parquet_files)):
         if not rows and (found := containers[extension]):
-            corpus = read(sorted(found), folder)
+            corpus = read(sorted(found), folder, options)
             skipped[extension] -= len(found)
             return Corpus(corpus.rows, corpus.skipped + skipped)
     if not rows:
@@ -45,6 +46,10 @@ def list_folder(folder: Path) -> Corpus:
             "files with other extensions in a manifest: their content decides"
         )
     return Corpus(tuple(sorted(rows, key=lambda row: row.id)), skipped)
+
+
+def _read_tar_shards(shards: Sequence[Path], folder: Path, options: ListOptions | None) -> Corpus:
+    return read_tar_shards(shards, folder, (options or ListOptions()).columns)
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

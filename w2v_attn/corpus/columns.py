@@ -43,7 +43,8 @@ class Columns:
 
     Args:
         chosen: Field -> name of its column, or its number, from 1, in a list without a header; None: the field is not
-            read. Other fields are found by their usual names.
+            read. Other fields are found by their usual names. Several names for the label: it holds all of them, as
+            values of a regression.
         prefix: The beginning of configuration keys in messages, such as `data.`.
 
     Raises:
@@ -51,7 +52,11 @@ class Columns:
     """
 
     def __init__(self, chosen: Mapping[str, Any] | None = None, prefix: str = ""):
-        self.chosen = {str(field): None if name is None else str(name) for field, name in (chosen or {}).items()}
+        chosen = dict(chosen or {})
+        self.values: tuple[str, ...] = ()
+        if isinstance(names := chosen.get("label"), list | tuple):
+            self.values, chosen["label"] = tuple(map(str, names)), None
+        self.chosen = {str(field): None if name is None else str(name) for field, name in chosen.items()}
         self.prefix = prefix
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
         self._rivals: dict[tuple[str, ...], dict[str, tuple[str, str]]] = {}
@@ -60,6 +65,11 @@ class Columns:
                 f"{prefix}columns: there is no field {', '.join(unknown)}; expected some of {', '.join(NAMES)}, each "
                 "with the name of its column: {path: file, text: words}"
             )
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that the user names."""
+        return [*(name for name in self.chosen.values() if name is not None), *self.values]
 
     def of(self, names: Sequence[str]) -> dict[str, str]:
         """Return field -> column for a list with columns of these names."""
@@ -115,8 +125,11 @@ def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
         CorpusError: the split has an unknown name.
     """
     found = columns.of(tuple(record))
-    text, speaker = (as_text(record[found[field]]) if field in found else None for field in ("text", "speaker"))
-    label = as_label(record[found["label"]]) if "label" in found else None
+    text, speaker = (as_text(record[found[f]]) if f in found else None for f in ("text", "speaker"))
+    if columns.values:
+        label = as_label({name: record.get(name) for name in columns.values})
+    else:
+        label = as_label(record[found["label"]]) if "label" in found else None
     return {"text": text, "label": label or None, "speaker": speaker or None, "split": split_of(record, found)}
 
 
@@ -166,8 +179,10 @@ def as_text(value: object) -> str | None:
 
 
 def as_label(value: object) -> str | None:
-    """Return a label of a list as text; None where there is none. Several labels or values are JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else as_text(value)
+    """Return a label as text; lists of labels and objects with values become JSON."""
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return as_text(value)
 
 
 def looks_like_audio(value: str) -> bool:

@@ -124,11 +124,14 @@ def _rows(part: Any, name: str | None, split: str | None, source: str, columns: 
     audio = next((name for name, kind in part.features.items() if isinstance(kind, datasets.Audio)), None)
     found = columns.of(tuple(part.features))
     audio = columns.chosen.get("path") or audio or found.get("path")
-    if missing := [name for name in (audio, *columns.chosen.values()) if name and name not in part.features]:
+    if missing := [name for name in (audio, *columns.named) if name and name not in part.features]:
         raise CorpusError(f"{source} has no column {', '.join(missing)}; it has {', '.join(part.features)}")
     if audio is None:
         raise CorpusError(f"{source} has no column of audio; it has {', '.join(part.features)}")
     known = {field: _values(part, found[field]) for field in ("text", "label", "speaker") if field in found}
+    if columns.values:
+        parts = [_column(part, column).to_pylist() for column in columns.values]
+        known["label"] = [as_label(dict(zip(columns.values, row, strict=True))) for row in zip(*parts, strict=True)]
     before = f"{name}/" if name else ""
     for number, (path, size) in enumerate(_recordings(part, audio)):
         fields: dict[str, Any] = {field: values[number] for field, values in known.items()}
@@ -144,7 +147,13 @@ def _rows(part: Any, name: str | None, split: str | None, source: str, columns: 
 
 def _values(part: Any, column: str) -> list[str | None]:
     kind = part.features[column]
-    named = kind.int2str if hasattr(kind, "int2str") else as_label
+    inner: Any = getattr(kind, "feature", None)
+    if hasattr(kind, "int2str"):
+        named = kind.int2str
+    elif hasattr(inner, "int2str"):
+        named = lambda numbers: as_label([inner.int2str(number) for number in numbers])  # noqa: E731
+    else:
+        named = as_label
     return [None if value is None else named(value) for value in _column(part, column).to_pylist()]
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from w2v_attn.corpus.columns import Columns, split_of
@@ -27,7 +28,7 @@ def list_recordings(
     root: str | os.PathLike[str] | None = None,
     pattern: str | None = None,
     names: Mapping[str, str] | None = None,
-    columns: Mapping[str, str | int | None] | None = None,
+    columns: Mapping[str, Any] | None = None,
     key_prefix: str = "",
 ) -> Corpus:
     """Return the recordings that `audio` names, with what is known about them.
@@ -48,7 +49,8 @@ def list_recordings(
             set these fields: `(?P<label>\\d)_(?P<speaker>[a-z]+)_`.
         names: Replacements for whole texts and labels: {"0": "zero"}.
         columns: Field -> the name of its column, or its number, from 1, in a list without a header; None: the field is
-            not read. Fields that are missing here are found by the usual names of their columns.
+            not read. Fields that are missing here are found by the usual names of their columns. A list of columns for
+            the label: values of a regression, {"label": ["arousal", "valence"]}.
         key_prefix: The beginning of configuration keys in messages, such as `data.`.
 
     Returns:

@@ -103,7 +103,8 @@ def _rows(file: Path, id: str, options: ListOptions) -> Iterator[Row]:
             holds_paths = _is_string(schema.field(audio).type)
             if not holds_paths:  # whole recordings, named by their numbers
                 columns = {field: columns[field] for field in ("text", "label", "speaker") if field in columns}
-            known = opened.read(columns=sorted(set(columns.values()))).to_pydict() if columns else {}
+            wanted = sorted({*columns.values(), *options.columns.values})
+            known = opened.read(columns=wanted).to_pydict() if wanted else {}
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file} cannot be read as Parquet: {error}") from error
     split = next(
@@ -119,6 +120,8 @@ def _rows(file: Path, id: str, options: ListOptions) -> Iterator[Row]:
         fields: dict[str, Any] = {
             field: _value(known[name][number], features.get(name)) for field, name in columns.items()
         }
+        if options.columns.values:
+            fields["label"] = as_label({name: known[name][number] for name in options.columns.values})
         content = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
         yield Row(f"{id}/{number:07d}", file / f"{number:07d}", **fields, split=split, content=content)
 
@@ -137,11 +140,13 @@ def _rows_of_paths(
         Record(
             f"row {number}",
             {"split": split, "id": f"{id}/{number:07d}"}
-            | {field: _value(known[name][number], features.get(name)) for field, name in columns.items()},
+            | {field: _value(known[name][number], features.get(name)) for field, name in columns.items()}
+            | {name: known[name][number] for name in options.columns.values},
         )
         for number in range(len(known[columns["path"]]))
     ]
-    return corpus_of(records, file, ListOptions(root=options.root)).rows
+    found = Columns({"label": list(options.columns.values)} if options.columns.values else None)
+    return corpus_of(records, file, ListOptions(root=options.root, columns=found)).rows
 
 
 def _bytes_of(group: Any, column: str) -> int:
@@ -187,4 +192,9 @@ def _value(value: Any, feature: Any) -> str | None:
     if value is None:
         return None
     names = feature.get("names") if isinstance(feature, dict) else None
-    return names[value] if names and isinstance(value, int) else as_label(value)
+    if names and isinstance(value, int):
+        return names[value]
+    inner = feature.get("feature") if isinstance(feature, dict) else None
+    if isinstance(inner, dict) and inner.get("names") and isinstance(value, list):
+        return as_label([inner["names"][number] for number in value])
+    return as_label(value)

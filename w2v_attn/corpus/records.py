@@ -141,7 +141,7 @@ class _SeenColumns:
     def check(self, source: Path) -> None:
         """Log what is ambiguous. Raises CorpusError if a named column does not exist."""
         columns = self._columns
-        missing = [name for name in columns.chosen.values() if name is not None and name not in self._names]
+        missing = [name for name in columns.named if name not in self._names]
         if missing and self._names:
             raise CorpusError(
                 f"{source} has no column {', '.join(missing)}, which {columns.prefix}columns names: its columns are "

@@ -46,8 +46,9 @@ class Regression(Problem):
         found = Counter(tuple(values) for label in labels if (values := parse_values(label)))
         if not found:
             raise DataError(
-                f"a regression needs numbers, but {_example(labels)}. Expected data.targets=[arousal,valence], the "
-                'names of columns; or a column `label` with a number, or with objects such as {"arousal": 0.4}'
+                f"a regression needs numbers, but {_example(labels)}. Name their columns: "
+                "'data.columns={label: [arousal, valence]}'; or give a column `label` with a number, or with objects "
+                'such as {"arousal": 0.4}'
             )
         keys = found.most_common(1)[0][0]
         if head is not None and (matched := match_outputs(head, keys)) is not None and len(keys) == len(head):
@@ -66,7 +67,7 @@ class Regression(Problem):
             unnamed = "does not name its outputs, and has" if are_unnamed(names) else "gives"
             raise DataError(
                 f"the recordings have numbers for {joined(keys)}; the checkpoint {unnamed} {joined(names)}. Expected a "
-                f"number for each output: columns of these names, or targets=[…]"
+                f"number for each output: 'columns={{label: [{', '.join(names)}]}}'"
             )
         return cls(names, matched)
 
