@@ -25,7 +25,7 @@ FAILURE_KINDS = {
     "decoder_crashed": "the subprocess that decoded the file died",
     "decoder_timeout": "the decoder gave no sample for `audio_decoder.timeout` seconds",
     "out_of_memory": "decoding or computing takes more memory than there is or is allowed",
-    "no_audio": "the row of the list names no audio",
+    "bad_row": "the row of the list, or the member of the shard, cannot be used; the sentence says why",
     "no_text": "the row has no text or label to compare with",
     "no_segments": "`segments` has none for the recording",
     "out_of_range": "features beyond the range of `output_dtype`",

@@ -270,9 +270,31 @@ def test_lhotses_cuts_are_read_without_lhotse(tmp_path):
         ("c1", tmp_path / "a.wav", 0.0, None, "hello", "s1"),
         ("c2", tmp_path / "a.wav", 2.5, 1.5, "hello", "s1"),
     ]
-    assert "selects channel 0 of 2" in rows[2].unusable_reason
+    assert (rows[2].path, rows[2].channel) == (tmp_path / "b.wav", "0")
     assert "is from a command" in rows[3].unusable_reason
     assert "is a MixedCut" in rows[4].unusable_reason
+
+
+@pytest.mark.parametrize(
+    ("said", "channel"), [("1", "1"), ("left", "left"), ("right", "right"), ("BBC", None), ("", None), ("-1", None)]
+)
+def test_a_row_names_its_channel_if_it_is_one(said, channel, tmp_path):
+    path = write(tmp_path / "list.csv", f"path,channel\na.wav,{said}\n".encode())
+    assert list_recordings(path).rows[0].channel == channel
+
+
+def test_a_column_that_is_named_as_the_channel_must_hold_one(tmp_path):
+    path = write(tmp_path / "list.csv", b"path,side\na.wav,left\nb.wav,north\n")
+    rows = list_recordings(path, columns={"channel": "side"}).rows
+    assert rows[0].channel == "left"
+    assert "the channel is 'north', expected left, right or a number from 0" in rows[1].unusable_reason
+
+
+def test_a_channel_of_sph2pipe_is_counted_from_one(tmp_path):
+    write(
+        tmp_path / "wav.scp", b"a sph2pipe -f wav -p -c 1 a.sph |\nb sph2pipe -c 2 -f wav b.sph |\nc sph2pipe c.sph |\n"
+    )
+    assert [row.channel for row in list_recordings(tmp_path).rows] == ["0", "1", None]
 
 
 def test_lhotses_supervisions_find_their_recordings(tmp_path):

@@ -29,6 +29,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "offset": tuple("offset start begin start_time begin_time onset".split()),
     "duration": ("duration", "dur"),
     "end": ("end", "end_time"),
+    "channel": ("channel",),
     "stop": ("stop",),  # SpeechBrain's: a number of samples, as `start` is beside it
 }
 SPLITS = re.compile(
@@ -119,7 +120,7 @@ def _plain(name: str) -> str:
 
 
 def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
-    """Return text, label, speaker and split of a record: strings, or None where it has none.
+    """Return text, label, speaker, split and channel of a record, or None where it has none.
 
     Raises:
         CorpusError: the split has an unknown name.
@@ -130,7 +131,29 @@ def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
         label = as_label({name: record.get(name) for name in columns.values})
     else:
         label = as_label(record[found["label"]]) if "label" in found else None
-    return {"text": text, "label": label or None, "speaker": speaker or None, "split": split_of(record, found)}
+    return {
+        "text": text,
+        "label": label or None,
+        "speaker": speaker or None,
+        "split": split_of(record, found),
+        "channel": channel_of(record, found, columns),
+    }
+
+
+def channel_of(record: Mapping[str, object], found: Mapping[str, str], columns: Columns) -> str | None:
+    """Return the channel of a record: left, right or a number from 0; None where it has none.
+
+    A column of that name may hold something else, such as the channel of a broadcaster, and then states none.
+
+    Raises:
+        CorpusError: the user names the column, and its value is no channel.
+    """
+    value = as_text(record[found["channel"]]) if "channel" in found else None
+    if not value or value in ("left", "right") or (value.isascii() and value.isdecimal()):
+        return value or None
+    if "channel" in columns.chosen:
+        raise CorpusError(f"the channel is {value!r}, expected left, right or a number from 0")
+    return None
 
 
 def split_of(record: Mapping[str, object], found: Mapping[str, str]) -> str | None:

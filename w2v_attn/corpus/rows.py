@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from w2v_attn.run_error import RecordingError
+
 AUDIO_EXTENSIONS = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .caf .au .snd .sph .nist .w64 .rf64 "
     ".m4a .mp4 .webm .mkv .mka .mov .aac .wma .amr .3gp".split()
@@ -44,7 +46,7 @@ class Unusable:
     size: int = 0
 
     def __call__(self) -> bytes:
-        raise CorpusError(self.reason)
+        raise RecordingError(self.reason, kind="bad_row")
 
     def state(self) -> str | None:
         return None

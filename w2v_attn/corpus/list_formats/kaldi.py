@@ -97,31 +97,42 @@ def _is_open(end: str) -> bool:
 
 
 def _whole(key: str, value: str, where: str, number: int) -> Record:
-    path, reason = _file_of(value)
+    path, channel, reason = _file_of(value)
     if not is_utf8(key + value):
         reason = NOT_UTF8
-    return Record(where, {"id": key, "path": path}, number, reason)
+    selected = {} if channel is None else {"channel": channel}
+    return Record(where, {"id": key, "path": path, **selected}, number, reason)
 
 
-def _file_of(value: str) -> tuple[str, str | None]:
-    """Return the file that an entry of wav.scp names, and why it cannot be read; never run a command."""
+def _file_of(value: str) -> tuple[str, int | None, str | None]:
+    """Return (file, channel, why it cannot be read) of an entry of wav.scp; never run a command."""
     if _ARCHIVE.match(value):
-        return "", f"{value} is in a Kaldi archive, which is not read: write the recordings out as files"
+        return "", None, f"{value} is in a Kaldi archive, which is not read: write the recordings out as files"
     if not value.endswith("|"):
-        return value, None
+        return value, None, None
     try:
         program, *arguments = shlex.split(value.removesuffix("|"))
     except ValueError:
         program, arguments = "", []
     options = _DECODERS.get(os.path.basename(program))
+    channel = None
+    if os.path.basename(program) == "sph2pipe" and "-c" in arguments[:-1]:
+        place = arguments.index("-c")
+        if arguments[place + 1] in ("1", "2"):  # sph2pipe counts from 1
+            channel = int(arguments[place + 1]) - 1
+            del arguments[place : place + 2]
     files = [argument for argument in arguments if options is None or argument not in options]
     special = any(sign in value.removesuffix("|") for sign in "|;&<>`$")
     if options is None or special or len(files) != 1 or files[0].startswith("-"):
-        return "", (
-            f"is the shell command {value.removesuffix('|').strip()!r}, and commands of a list are never run. Write "
-            "the recordings out as files (in Kaldi with wav-copy), or name the files themselves"
+        return (
+            "",
+            None,
+            (
+                f"is the shell command {value.removesuffix('|').strip()!r}, and commands of a list are never run. Write "
+                "the recordings out as files (in Kaldi with wav-copy), or name the files themselves"
+            ),
         )
-    return files[0], None
+    return files[0], channel, None
 
 
 def _described(record: Record, texts: dict[str, tuple[str, int]], speakers: dict[str, tuple[str, int]]) -> Record:

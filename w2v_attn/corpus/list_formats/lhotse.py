@@ -83,22 +83,21 @@ def _supervised(supervisions: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _source(recording: Mapping[str, Any], channel: Any = None) -> dict[str, Any]:
-    """Return the path of a recording, or the reason why it cannot be read."""
+    """Return the path of a recording and its channel, if it is one of several, or the reason why it cannot be read."""
     sources = [one for one in recording.get("sources") or () if isinstance(one, Mapping)]
     channels = sorted(number for one in sources for number in one.get("channels") or ())
     wanted = sorted(channel) if isinstance(channel, list) else channels if channel is None else [channel]
     if len(sources) != 1 or not sources[0].get("source"):
         return {"reason": f"the recording {recording.get('id')} has {len(sources)} sources, expected one file"}
-    if wanted != channels:
-        return {
-            "reason": f"selects channel {channel} of {len(channels)}: save the cut as audio, with that channel alone"
-        }
+    if wanted != channels and (len(wanted) != 1 or wanted[0] not in channels):
+        return {"reason": f"selects channels {channel} of {channels}: expected one of them, or all"}
     if sources[0].get("type") not in ("file", "url"):
         kind = sources[0].get("type")
         return {
             "reason": f"the recording {recording.get('id')} is from a {kind}, which is never run: save it as a file"
         }
-    return {"path": sources[0]["source"]}
+    one = {"channel": channels.index(wanted[0])} if wanted != channels else {}
+    return {"path": sources[0]["source"], **one}
 
 
 def _usable(record: Record, values: dict[str, Any]) -> Record:

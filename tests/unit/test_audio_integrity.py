@@ -1,4 +1,4 @@
-"""A recording is cut short only if it breaks its own promise; what a library estimates is no promise."""
+"""A recording is cut short only if its own header states more than there is; a library's estimate is no statement."""
 
 import struct
 
@@ -59,7 +59,7 @@ def test_an_mp3_with_a_count_of_more_frames_than_there_are_is_cut_short(share, w
     assert refusal.value.kind == "truncated"
 
 
-def test_a_count_that_includes_its_own_frame_is_no_broken_promise(wave, tmp_path):
+def test_a_count_that_includes_its_own_frame_is_healthy(wave, tmp_path):
     """mp3splt/mp3splt #338."""
     path = tmp_path / "a.mp3"
     counts, frames = variable(path, wave)
@@ -75,7 +75,7 @@ def vbri(counts, frames):
     return (counts[:4] + bytes(32) + header).ljust(len(counts), b"\0")
 
 
-def test_the_count_of_fraunhofer_is_a_promise_too(wave, tmp_path):
+def test_the_count_of_fraunhofer_is_checked_too(wave, tmp_path):
     path = tmp_path / "a.mp3"
     counts, frames = variable(path, wave)
     at = max(counts.find(b"Xing"), counts.find(b"Info")) + 8
