@@ -111,8 +111,10 @@ def _kind_of(record: Mapping[str, Any]) -> str:
 
 def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     names = dict.fromkeys([*before, *now])
+    absent = {"channel": "mean"}  # what a fingerprint without the entry stands for
     return [
-        f"{name}: was {before.get(name, 'not asked for')}, now {now.get(name, 'not asked for')}"
+        f"{name}: was {before.get(name, absent.get(name, 'not asked for'))}, "
+        f"now {now.get(name, absent.get(name, 'not asked for'))}"
         for name in names
         if before.get(name) != now.get(name)
     ]

@@ -201,9 +201,9 @@ def unicode_form(symbols: Iterable[str]) -> tuple[Form, dict[str, str]]:
     restored = {new: symbol for new, symbol in changed.items() if new != symbol and new not in symbols}
     if parts and composed:  # some letters composed, others as letter and mark: é, but not ǵ
         for code in range(0xC0, 0x2000):
-            whole, apart = chr(code), unicodedata.normalize("NFD", chr(code))
-            if len(apart) > 1 and whole not in characters and characters.issuperset(apart):
-                restored.setdefault(unicodedata.normalize("NFC", whole), apart)
+            composite, parts_of_it = chr(code), unicodedata.normalize("NFD", chr(code))
+            if len(parts_of_it) > 1 and composite not in characters and characters.issuperset(parts_of_it):
+                restored.setdefault(unicodedata.normalize("NFC", composite), parts_of_it)
     return form, restored
 
 
