@@ -124,14 +124,12 @@ def _file_of(value: str) -> tuple[str, int | None, str | None]:
     files = [argument for argument in arguments if options is None or argument not in options]
     special = any(sign in value.removesuffix("|") for sign in "|;&<>`$")
     if options is None or special or len(files) != 1 or files[0].startswith("-"):
-        return (
-            "",
-            None,
-            (
-                f"is the shell command {value.removesuffix('|').strip()!r}, and commands of a list are never run. Write "
-                "the recordings out as files (in Kaldi with wav-copy), or name the files themselves"
-            ),
+        command = value.removesuffix("|").strip()
+        reason = (
+            f"is the shell command {command!r}, and commands of a list are never run. Write recordings out as files "
+            "(in Kaldi with wav-copy), or name the files themselves"
         )
+        return "", None, reason
     return files[0], channel, None
 
 
