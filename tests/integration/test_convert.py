@@ -11,8 +11,9 @@ from test_feature_sets import check
 
 from w2v_attn import open_features
 from w2v_attn.feature_files import write_features
-from w2v_attn.features import conversion_folder, segments, transform
+from w2v_attn.features import conversion_folder, transform
 from w2v_attn.features.formats.layouts import LAYOUTS, get_layout
+from w2v_attn.features.recording_names import ids_by_name
 
 
 @pytest.fixture
@@ -322,7 +323,7 @@ def test_a_wrong_line_of_segments_is_named(convert, tmp_path, text, said):
 
 def test_segments_name_recordings_as_briefly_as_is_clear():
     ids = ["a/1.wav", "b/2.wav", "c/2.flac", "1", "b/3.wav", "d/3"]
-    names = segments._names(ids)
+    names = ids_by_name(ids)
     assert names["a/1.wav"] == names["a/1"] == names["1.wav"] == ("a/1.wav",)
     assert names["1"] == ("1",)  # an id before another's name
     assert names["2"] == ("b/2.wav", "c/2.flac")

@@ -193,7 +193,7 @@ def test_load_says_what_a_head_can_output_and_does_not_fail_for_one_that_cannot_
     folder = ctc_folder(tmp_path / "checkpoint", ["<pad>", "|", *LETTERS, "é"], rows=28)
     code, out = call("load", "model=local", f"model.checkpoint={folder}")[:2]
     assert code == 0
-    assert "CTC, 28 outputs; blank <pad> (row 0); word delimiter '|'" in out
+    assert "28 outputs; blank <pad> (row 0); word delimiter '|'" in out
     assert "have no row in the head of 28 outputs" in " ".join(out.split())
     folder = ctc_folder(tmp_path / "unusable", [*LETTERS, "|"], pad=99)
     code, out = call("load", "model=local", f"model.checkpoint={folder}")[:2]

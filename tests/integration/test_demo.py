@@ -47,7 +47,7 @@ def test_fine_tuning_says_so_before_it_begins(own, call):
 def test_nothing_is_said_on_bundled_recordings(call):
     first = sorted(SPEECH.rglob("*.flac"))[0].parent
     for command in ("extract", "transcribe"):
-        code, _, err = call(command, f"audio={first}", "output=out")
+        code, _, err = call(command, f"audio={first}", f"output={command}")
         assert code == 0
         assert LINE not in err
 

@@ -35,6 +35,7 @@ SLOW_PAGES = {"docs/verification.md"}  # `verify` takes 20 seconds
 REASONS = {
     "needs the network",
     "needs data sets and the network",
+    "needs an adapter",
     ".ci/run runs it",
     ".ci/run does it, with the README",
 }

@@ -74,8 +74,14 @@ def test_the_shortest_recording_gives_a_frame_and_a_shorter_one_a_reason(group_c
     for samples in (0, 1, 399):
         with pytest.raises(ValueError, match=rf"{samples} samples.* at least 400"):
             encoder.extract([torch.randn(samples)])
-    with pytest.raises(ValueError, match=r"\[samples\], got \[2, 400\]"):
-        encoder.extract([torch.randn(2, 400)])
+
+
+def test_several_channels_are_averaged_and_channels_last_are_refused(group_checkpoint):
+    encoder, channels = load_encoder(group_checkpoint), torch.randn(2, 400)
+    found = encoder.extract([channels])[0]["final"]
+    assert torch.equal(found, encoder.extract([channels.mean(0)])[0]["final"])
+    with pytest.raises(ValueError, match=r"x\.T"):
+        encoder.extract([channels.T])
 
 
 @pytest.mark.parametrize("samples", [400, 719, 720, 721, 5000, 16000])

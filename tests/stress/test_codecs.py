@@ -7,7 +7,7 @@ pytestmark = pytest.mark.skipif(not codecs.HAS_FFMPEG, reason="ffmpeg is not ins
 
 # One file of each kind that a decoder, a header or a tag makes special.
 QUICK = (
-    "10007-22050-1-vbr9-xing0.mp3",
+    "7919-11025-1-vbr9-xing0.mp3",
     "art-xing0.mp3",
     "junk.mp3",
     "lyrics.mp3",

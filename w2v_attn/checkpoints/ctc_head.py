@@ -203,7 +203,7 @@ def describe_ctc_head(head: CtcHead) -> Iterator[tuple[str, str]]:
     delimiter = "no word delimiter" if head.delimiter is None else f"word delimiter {head.delimiter!r}"
     if head.is_phonetic:
         delimiter = "phones with a space between them"
-    yield "head", f"CTC, {head.rows:,} outputs; blank {head.blank_symbol} (row {head.blank}); {delimiter}"
+    yield "CTC head", f"{head.rows:,} outputs; blank {head.blank_symbol} (row {head.blank}); {delimiter}"
     letters = {"lower": "lower case", "upper": "upper case", "keep": "both cases or none"}[head.case]
     yield "symbols", f"{len(head.ordinary):,} {head.unit}, {letters}: {listed(head.ordinary, 60)}"
     for warning in head.warnings:

@@ -74,7 +74,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         try:
             yield from describe_ctc_head(read_ctc_head(checkpoint))
         except CheckpointError as error:  # the encoder can be used nevertheless
-            yield "head", f"cannot be used: {error}"
+            yield "CTC head", f"cannot be used: {error}"
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -144,7 +144,8 @@ def _with_lists(node: Any, kind: Any) -> Any:
     kinds = get_type_hints(kind)
     made = {}
     for name, value in node.items():
-        is_single = get_origin(kinds.get(name)) is list and isinstance(value, str | int | float)
+        choices = (kinds.get(name), *get_args(kinds.get(name)))  # of `list[str] | None` too
+        is_single = any(get_origin(choice) is list for choice in choices) and isinstance(value, str | int | float)
         made[name] = [value] if is_single else _with_lists(value, kinds.get(name))
     return made
 

@@ -157,8 +157,9 @@ class Conversion:
         made = transform.apply(recording.id, {layer: recording[layer] for layer in chosen}, recording.frame_rate)
         described = transform.metadata(recording.id, metadata, chosen, made.underflowed)
         flags = ()
-        if transform.spans is not None:
-            flags = transform.span_flags(recording.id, int(metadata["samples"]) / int(metadata["sample_rate"]))
+        samples, rate = metadata.get("samples"), metadata.get("sample_rate")
+        if transform.spans is not None and samples is not None and rate is not None:
+            flags = transform.span_flags(recording.id, int(samples) / int(rate))
         if flags:
             described["flags"] = "; ".join(filter(None, [metadata.get("flags", ""), *flags]))
         return made, described, flags

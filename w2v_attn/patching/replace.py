@@ -59,7 +59,7 @@ def replace_attention(model: Model, *, backend: str = "auto", unpad: bool = Fals
             f"{transformers.__version__}. Supported are the Hugging Face models of these families, with or without a "
             f"head: {supported_families()}"
         )
-    if any(hasattr(block, "_hf_hook") for block in blocks):
+    if any(_moves_weights(getattr(block, "_hf_hook", None)) for block in blocks):
         raise ValueError(
             f"accelerate moves the weights of the attention blocks of this {type(model).__name__} between devices or "
             "from disk (device_map, offloading), and runs their stock forward for that: load the model without "
@@ -119,6 +119,11 @@ def projection_names(model: nn.Module) -> list[str]:
             names = {child: name for name, child in block.named_children()}
             found |= dict.fromkeys(names[projection] for projection in block.projections)
     return list(found)
+
+
+def _moves_weights(hook: object) -> bool:
+    """Return whether a hook of accelerate brings the weights of a module to its device when it is called."""
+    return any(hasattr(one, "execution_device") for one in getattr(hook, "hooks", (hook,)))
 
 
 def _check_whole(model: nn.Module, blocks: list[nn.Module]) -> None:
