@@ -199,3 +199,18 @@ def test_load_says_what_a_head_can_output_and_does_not_fail_for_one_that_cannot_
     code, out = call("load", "model=local", f"model.checkpoint={folder}")[:2]
     assert code == 0
     assert "cannot be used" in out
+
+
+def test_a_copy_of_a_fine_tuned_model_keeps_its_normalization_of_texts(call, tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    normalization = {"form": "NFC", "case": "lower", "remove_characters": "[x]", "character_map": {"ё": "е"}}
+    write_json(tmp_path / "model" / "text_normalization.json", normalization)
+    assert call("load", f"model={tmp_path / 'model'}", f"output={tmp_path / 'copy'}")[0] == 0
+    assert read_json(tmp_path / "copy" / "text_normalization.json") == normalization
+
+
+def test_dropped_texts_are_reported_with_what_the_vocabulary_lacks(tmp_path):
+    texts = ["three", "room 12", "no", "a b"] * 2
+    report, _ = train(TINY, manifest(tmp_path / "data", texts), tmp_path / "out", out_of_vocabulary="drop")
+    assert "digits: write numbers as words" in report["outside the vocabulary"]
+    assert "'1' × " in report["outside the vocabulary"]

@@ -237,6 +237,26 @@ def test_a_head_without_a_row_for_its_delimiter_has_none():
     assert "no row for the word delimiter |" in head.warnings[0]
 
 
+def test_a_space_that_is_a_symbol_is_the_delimiter():
+    head = make_head(["<pad>", "<unk>", " ", "a", "b"], CTC)
+    assert head.delimiter == " "
+    assert head.split("a b") == ["a", " ", "b"]
+    assert head.warnings == ()
+
+
+def test_a_vocabulary_of_words_stays_one_when_a_symbol_is_left_out():
+    symbols = {"<pad>": 0, "|": 1, "a": 2, "ab": 3, "b": 4, "<s>": 0}
+    head = make_head(symbols, CTC | {"symbol_unit": "words"}, rows=5)
+    assert head.unit == "words"
+    assert "<s>" not in head.symbols
+
+
+@pytest.mark.parametrize(("symbols", "blank"), [(["a", "b", "|"], 0), (["a", "b", "|"], 2)])
+def test_a_letter_by_default_and_the_delimiter_are_no_blank(symbols, blank):
+    with pytest.raises(CheckpointError, match="which is no row of a blank"):
+        make_head(symbols, config_blank=blank)
+
+
 def test_special_symbols_in_a_text_are_no_letters():
     head = make_head(["<pad>", "<unk>", "|", *LETTERS], CTC)
     assert head.unknown_symbols("a<pad>b") == {"<pad>": 1}

@@ -241,7 +241,11 @@ def _blank_of_config(
     usual_row = next((row for row, symbols in by_row.items() if symbols[0] == usual), None)
     if config_blank is not None and 0 <= config_blank < rows and by_row[config_blank]:
         symbol = by_row[config_blank][0]
-        if usual_row in (None, config_blank) or symbol in SPECIAL:
+        # Row 0 is the default of transformers: a letter in it was hardly meant.
+        is_default = config_blank == 0 and len(symbol) == 1 and symbol.isalnum()
+        is_delimiter = symbol in ("|", " ", tokenizer.init_kwargs.get("word_delimiter_token"))
+        is_plausible = usual_row in (None, config_blank) and not is_default and not is_delimiter
+        if is_plausible or symbol in SPECIAL:
             warnings.append(f"{named}: the blank is row {config_blank} ({symbol}), as config.json says (pad_token_id)")
             return config_blank
     if usual_row is not None:
@@ -249,7 +253,7 @@ def _blank_of_config(
         return usual_row
     raise CheckpointError(
         f"{source}: CTC's blank is unknown. {named[0].upper()}{named[1:]}, and pad_token_id of config.json is "
-        f'{config_blank}, which is no row with a symbol. Set "pad_token" in tokenizer_config.json, or pad_token_id in '
+        f'{config_blank}, which is no row of a blank. Set "pad_token" in tokenizer_config.json, or pad_token_id in '
         "config.json, to the symbol that the model was trained with as blank"
     )
 
@@ -261,6 +265,8 @@ def _delimiter(tokenizer: Any, numbers: dict[str, int], rows: int, warnings: lis
     delimiter = None if delimiter is None else str(delimiter)
     if delimiter is None or numbers.get(delimiter, rows) < rows:
         return delimiter
+    if numbers.get(" ", rows) < rows:  # the space itself is a symbol
+        return " "
     warnings.append(
         f"the head has no row for the word delimiter {delimiter}: texts have no spaces, and those of references are "
         "left out"

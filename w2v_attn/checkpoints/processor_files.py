@@ -9,7 +9,14 @@ from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "tokenizer.json",
+    "text_normalization.json",  # of fine-tuning, see transcription/text_normalization.py
+)
 PROCESSOR_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES, "README.md")
 
 
@@ -22,7 +29,7 @@ def copy_processor_files(source: Path, folder: Path) -> None:
 
 def combine_processor_files(first: Path, second: Path, folder: Path) -> None:
     """Copy the preprocessor and the tokenizer, each as a whole from `first` if it is there, else from `second`."""
-    for names in (PREPROCESSOR_FILES, (*TOKENIZER_FILES, "tokenizer.json")):
+    for names in (PREPROCESSOR_FILES, TOKENIZER_FILES):
         source = first if any((first / name).is_file() for name in names) else second
         for name in names:
             if (source / name).is_file():

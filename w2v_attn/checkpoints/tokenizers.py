@@ -81,7 +81,13 @@ def with_special_tokens(tokenizer: Any, *, pad: str, unknown: str | None, withou
         for name in ("bos_token", "eos_token")
     }
     options |= {"pad_token": pad, "unk_token": unknown or tokenizer.unk_token}
-    names = ("word_delimiter_token", "replace_word_delimiter_char", "do_lower_case", "phone_delimiter_token")
+    names = (
+        "symbol_unit",
+        "word_delimiter_token",
+        "replace_word_delimiter_char",
+        "do_lower_case",
+        "phone_delimiter_token",
+    )
     names += ("do_phonemize", "phonemizer_lang", "phonemizer_backend", "clean_up_tokenization_spaces")
     options |= {name: tokenizer.init_kwargs[name] for name in names if name in tokenizer.init_kwargs}
     with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,7 @@ def run(config: Any) -> int:
     start = partial(evaluate_corpus, recognizer, corpus.rows, task, output, about=about, **limits)
     finished = corpus_run.watch(corpus, start, lambda _, prediction: predictions.append(prediction))
     rows = [("attention", f"{backend_in_use(recognizer.model)} on {recognizer.device}")]
-    rows += task.describe(corpus.rows)
+    rows += task.describe([row for row in corpus.rows if task.is_labelled(row)])
     rows += corpus_run.describe_long_form(recognizer.long_form)
     if predictions:
         wrong = [p for p in sorted(predictions, key=task.error_of, reverse=True) if task.error_of(p) > 0]

@@ -240,6 +240,7 @@ def describe_data(found: DataScan, task: Task) -> Iterator[tuple[str, str]]:
         yield "flagged", f"{count:,} × {flag}"
     for reason, count in Counter(map(_kind, found.dropped)).most_common(8):
         yield "dropped", f"{count} × {reason}"
+    yield from task.describe_dropped([dropped.row for dropped in found.dropped if dropped.split == "train"])
 
 
 def _kind(dropped: Dropped) -> str:

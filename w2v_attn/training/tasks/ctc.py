@@ -80,7 +80,7 @@ class Ctc(Task):
         Raises:
             DataError: An option is invalid, or no row has a text.
         """
-        _check(options, train)
+        _check(options, train, keys="task.")
         language = None if checkpoint is None else checkpoint.language
         own = None
         if checkpoint is not None and type(checkpoint.model).__name__.endswith(cls.head):
@@ -216,6 +216,16 @@ class Ctc(Task):
         texts = [row.text for row in rows if row.text is not None]
         steps = self.vocabulary.normalizer.steps(texts)
         yield "texts", "; ".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+        yield from self._describe_unknown(texts)
+        counts = Counter(symbol for row in rows for symbol in self.vocabulary.split(self.reference(row)))
+        yield f"{len(counts)} symbols", list_counts(counts)
+        if empty := sum(not self.reference(row) for row in rows):
+            yield "empty texts", f"{empty} recordings whose texts have no symbol of the vocabulary"
+
+    def describe_dropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        yield from self._describe_unknown([row.text for row in rows if row.text is not None])
+
+    def _describe_unknown(self, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
         outside: Counter[str] = Counter()
         affected = 0
         for text in texts:
@@ -224,10 +234,6 @@ class Ctc(Task):
             affected += bool(found)
         if outside:
             yield "outside the vocabulary", f"in {affected:,} of {len(texts):,} texts: {_listed(outside)}"
-        counts = Counter(symbol for row in rows for symbol in self.vocabulary.split(self.reference(row)))
-        yield f"{len(counts)} symbols", list_counts(counts)
-        if empty := sum(not self.reference(row) for row in rows):
-            yield "empty texts", f"{empty} training recordings whose texts have no symbol of the vocabulary"
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         spoken = [prediction for prediction in predictions if prediction.reference]
@@ -243,18 +249,19 @@ class Ctc(Task):
         write_alignments(predictions, folder)
 
 
-def _check(options: CtcOptions, rows: Sequence[Row]) -> None:
+def _check(options: CtcOptions, rows: Sequence[Row], keys: str = "") -> None:
+    """Raise DataError for an invalid option, or rows without texts. keys: the beginning of the options' keys."""
     for key, value, choices in (
         ("unit", options.unit, UNITS),
         ("case", options.case, CASES),
         ("out_of_vocabulary", options.out_of_vocabulary, ("error", "drop")),
     ):
         if value not in choices:
-            raise DataError(f"task.{key} must be one of {', '.join(choices)}, got {value}")
+            raise DataError(f"{keys}{key} must be one of {', '.join(choices)}, got {value}")
     if options.remove_characters != AUTO:
-        check_expression("task.remove_characters", options.remove_characters)
+        check_expression(f"{keys}remove_characters", options.remove_characters)
     if wrong := [key for key in options.character_map if len(key) != 1]:
-        raise DataError(f"task.character_map replaces single characters, got {', '.join(map(repr, wrong))}")
+        raise DataError(f"{keys}character_map replaces single characters, got {', '.join(map(repr, wrong))}")
     if not any(row.text is not None for row in rows):
         raise DataError(
             "no recording has a text: expected a column `text` in the manifest (or transcripts next to LibriSpeech's "

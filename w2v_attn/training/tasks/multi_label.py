@@ -96,7 +96,7 @@ class MultiLabel(Problem):
         counts = Counter(name for row in rows for name in self.labels_of(row.label or ""))
         yield f"{len(counts)} labels", list_counts(counts)
         if empty := sum(not self.labels_of(row.label or "") for row in rows):
-            yield "no label", f"{empty:,} training recordings"
+            yield "no label", f"{empty:,} recordings"
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         if any(p.reference for p in predictions) and not any(p.hypothesis for p in predictions):

@@ -121,6 +121,10 @@ class Task(ABC):
         """
         raise DataError(f"data.balance=true needs classes, but task={self.name} has none")
 
+    def describe_dropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """Yield (name, value) rows about training data that are dropped, beside their reasons."""
+        yield from ()
+
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         """Return a problem of the model as a whole; None if there is none."""
         return None
