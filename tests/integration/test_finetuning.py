@@ -512,6 +512,12 @@ def test_targets_that_no_module_has_are_refused_with_those_there_are(caplog):
     assert "there is no module linear_q" in caplog.text
 
 
+def test_a_kept_head_that_weights_the_layers_is_refused_with_lora():
+    model = tiny_model("wav2vec2-group", "ForSequenceClassification", use_weighted_layer_sum=True)
+    with pytest.raises(ValueError, match=r"task\.layers=weighted and training\.lora cannot be combined"):
+        add_lora(model, LoraOptions(rank=2))
+
+
 def test_words_can_be_the_symbols(tmp_path):
     import transformers
 

@@ -17,7 +17,7 @@ from w2v_attn.features.segments import read_segments
 from w2v_attn.features.textgrids import read_textgrid
 from w2v_attn.transcription.formats.annotation import Annotation
 from w2v_attn.transcription.formats.annotation_formats import FORMATS, find_formats
-from w2v_attn.transcription.outputs import Label, Transcript, Word
+from w2v_attn.transcription.outputs import Label, Labels, Spans, Transcript, Word, output_of_record
 from w2v_attn.transcription.transcription_run import annotation_of
 
 WORDS = (
@@ -59,6 +59,19 @@ def test_a_textgrid_has_the_words_in_intervals_that_fill_the_recording(tmp_path,
         assert start == end
     assert all(start < end for start, end, _ in intervals)
     assert (0.1, 0.4, 'say "hi" you') in intervals  # ends where the next word begins
+
+
+@pytest.mark.parametrize("found", [Labels((), {"a": 0.1}), Spans(())], ids=["labels", "spans"])
+def test_a_textgrid_without_labels_has_an_empty_tier(tmp_path, found):
+    path = saved(tmp_path, "TextGrid", found=found)
+    opened = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="error")
+    assert [tuple(entry) for entry in opened.getTier("labels").entries] == [(0, 10, "")]
+
+
+@pytest.mark.parametrize(("record", "got"), [({"id": "a", "sentence": "b"}, "id, sentence"), ({}, "an empty one")])
+def test_a_record_of_no_output_is_refused(record, got):
+    with pytest.raises(ValueError, match=f"one of text, label, labels, spans, values, embedding, got {got}"):
+        output_of_record(record)
 
 
 words = st.builds(

@@ -12,6 +12,7 @@ from conftest import save, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.classification_heads import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.corpus.rows import Row
@@ -156,6 +157,40 @@ def test_no_label_at_all_is_no_error():
 def test_labels_are_taken_for_what_they_look_like(labels, type):
     assert type_of_labels(labels)[0] == type
     assert Classification.from_data(ClassificationOptions(), rows(*labels), None).problem.type == type
+
+
+@pytest.mark.parametrize(
+    ("labels", "type", "usable"),
+    [
+        (['{"a":"1","b":"0"}', '{"a":"0","b":"1"}', '{"a":"","b":""}'], MULTI_LABEL, 2),
+        (['{"a": 1, "b": 0}', '{"a": 0, "b": 1}', '{"a": null, "b": NaN}', "n/a"], MULTI_LABEL, 2),
+        (['{"a": true, "b": false}', '{"a": false, "b": true}'], MULTI_LABEL, 2),
+        (['{"a": "True", "b": "False"}', '{"a": "False", "b": "True"}'], MULTI_LABEL, 2),
+        (['{"a": 1, "b": 0}', '{"a": 0, "b": 1}', "loud"], MULTI_LABEL, 2),
+        (['{"a": 0.5}', '{"a": 2}', "loud", '{"a": ""}', "-"], REGRESSION, 2),
+        (['{"a": 0.5}', '{"a": 2}', '{"a": ""}', "-"], REGRESSION, 2),
+        (["[0.1, 0.2]", "[0.3, 0.4]", "[]"], REGRESSION, 2),
+        (["[0.1, 0.2]", "[0.3, 0.4]", "[0.5, null]", "n/a"], REGRESSION, 2),
+        (['["a"]', '["b"]', "[0.5]"], MULTI_LABEL, 3),
+        (['["a"]', "[]", "n/a"], MULTI_LABEL, 2),
+        (["3.5", "4.1", "n/a"], REGRESSION, 2),
+        (["3.5", "4.1", "nan", "", "-"], REGRESSION, 2),
+        (["3.5"] * 9 + ["loud"], REGRESSION, 9),
+        (["3.5"] * 8 + ["4.5", "loud", "soft"], SINGLE_LABEL, 11),
+        (["3", "4", "n/a"], SINGLE_LABEL, 3),
+        (["yes", "no", "0.5"], SINGLE_LABEL, 3),
+        (["true", "false"], SINGLE_LABEL, 2),
+    ],
+)
+def test_a_row_without_a_value_costs_only_itself_whatever_the_problem(labels, type, usable):
+    assert type_of_labels(labels)[0] == type
+    task = Classification.from_data(ClassificationOptions(), rows(*labels), None)
+    assert task.problem.type == type
+    reasons = [task.unusable_reason(row, 9) for row in rows(*labels)]
+    assert reasons.count(None) == usable
+    if type == MULTI_LABEL:
+        assert not set(task.symbols()) & {"n/a", "loud"}
+    assert all(label[:60] in reason for label, reason in zip(labels, reasons, strict=True) if reason)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +340,19 @@ def test_a_new_head_is_announced_with_its_reason_and_consequence(case, heads):
     assert task.head_reason.endswith("; it starts from random weights")
 
 
+def test_a_given_problem_type_overrides_one_that_is_not_known(tmp_path):
+    model = tiny_model("wav2vec2-group", "ForSequenceClassification", id2label={0: "sad", 1: "angry"})
+    model.config.problem_type = "foo"
+    checkpoint = load_checkpoint(save(model, tmp_path / "m"), with_head=True)
+    task = Classification.from_data(ClassificationOptions(problem_type="single"), rows("sad", "angry"), checkpoint)
+    assert task.keeps_head
+    assert (task.problem.type, task.symbols()) == (SINGLE_LABEL, ["sad", "angry"])
+    with pytest.raises(CheckpointError, match=r"problem_type=foo, .*or say task\.problem_type="):
+        Classification.from_data(ClassificationOptions(), rows("sad", "angry"), checkpoint)
+    with pytest.raises(CheckpointError, match=r"problem_type=foo, .*or say problem_type="):
+        load_recognizer(checkpoint.folder)
+
+
 def test_a_new_regression_starts_from_the_means_of_the_training_data(heads):
     labels = ['{"level": -20.5, "year": 1990}', '{"level": -21.5, "year": 2000}']
     for pooling in ("mean", "attention"):
@@ -348,6 +396,27 @@ def test_more_values_than_outputs_are_no_problem(heads):
         recognizer(heads, "dimensions"), rows('{"arousal": 1, "dominance": 2, "valence": 3}')
     )
     assert task.target(rows('{"arousal": 1, "dominance": 2, "valence": 3}')[0]) == [3, 1]
+
+
+def test_one_recording_with_a_number_for_each_output_is_enough_to_measure(heads):
+    labels = ['{"arousal": 1}', '{"arousal": 2}', '{"arousal": 3, "valence": 1}']
+    task = Classification.from_recognizer(recognizer(heads, "dimensions"), rows(*labels))
+    reasons = [task.unusable_reason(row, 9) for row in rows(*labels)]
+    assert reasons == [*(f"has no number for valence: {label}" for label in labels[:2]), None]
+
+
+def test_a_name_that_few_recordings_have_a_number_for_is_reported_and_no_output():
+    labels = ['{"a": 1}', '{"a": 2}', '{"b": 1, "a": 3}']
+    problem = Regression.of_data(labels, None)
+    assert problem.names == ["a"]
+    report = dict(problem.describe(rows(*labels)))
+    assert report["no outputs"] == "b (1 of 3): most training recordings have no number for them"
+    assert "no outputs" not in dict(Regression.of_data(labels[:2], None).describe(rows(*labels[:2])))
+
+
+def test_the_order_of_names_does_not_split_recordings():
+    labels = ['{"a": 1, "b": 2}', '{"b": 2, "a": 1}', '{"a": 1}', '{"a": 1}', '{"b": 2, "a": 1}']
+    assert Regression.of_data(labels, None).names == ["a", "b"]
 
 
 def test_a_model_that_learned_nothing_is_reported():

@@ -35,7 +35,7 @@ def given_problem_type(value: str | None, key: str) -> str | None:
     return ABBREVIATIONS[value]
 
 
-def problem_type_of(config: Any, *, frames: bool = False) -> str:
+def problem_type_of(config: Any, *, frames: bool = False, key: str = "problem_type") -> str:
     """Return the problem type of a head.
 
     Where the config has none, a single output for a recording is a regression, as in transformers' loss: softmax would
@@ -46,6 +46,7 @@ def problem_type_of(config: Any, *, frames: bool = False) -> str:
     Args:
         config: The config of the model.
         frames: Whether the head classifies frames, not recordings.
+        key: The option that says it instead of the config, for the error.
 
     Raises:
         CheckpointError: The config has a problem type that transformers does not have.
@@ -57,7 +58,7 @@ def problem_type_of(config: Any, *, frames: bool = False) -> str:
     if config.problem_type not in PROBLEM_TYPES:
         raise CheckpointError(
             f"the config of the checkpoint has problem_type={config.problem_type}, expected one of "
-            f"{', '.join(PROBLEM_TYPES)}: correct it there, or say problem_type="
+            f"{', '.join(PROBLEM_TYPES)}: correct it there, or say {key}="
         )
     return config.problem_type
 

@@ -14,6 +14,8 @@ from w2v_attn.training.options import LoraOptions, OptimizerOptions, ScheduleOpt
 logger = logging.getLogger(__name__)
 
 FREEZE = ("none", "feature_encoder", "encoder", "all_but_adapters")
+# peft trains and saves only modules, and the weights of the layers are a parameter of the model itself.
+WEIGHTED_AND_LORA = "task.layers=weighted and training.lora cannot be combined: give task.layers=last"
 
 
 def base_of(model: Any) -> nn.Module:
@@ -58,12 +60,14 @@ def add_lora(model: Any, options: LoraOptions) -> Any:
     """Return the model with low-rank updates of its projections; all other parameters but the head are frozen.
 
     Raises:
-        ValueError: peft is not installed, or the model lacks the projections.
+        ValueError: peft is not installed, the model lacks the projections, or its head weights the layers.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ValueError("training.lora needs peft: pip install 'w2v_attn[finetune]'") from error
+    if any(name == "layer_weights" for name, _ in model.named_parameters(recurse=False)):
+        raise ValueError(WEIGHTED_AND_LORA)
     targets = projection_names(model) if options.targets is None else list(options.targets)
     _check_targets(model, targets)
     parts = {name: part for name, part in model.named_children() if name != model.base_model_prefix}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from w2v_attn.checkpoints.adapters import check_language
-from w2v_attn.training.optimization import check_freeze, lr_multiplier
+from w2v_attn.training.optimization import WEIGHTED_AND_LORA, check_freeze, lr_multiplier
 from w2v_attn.training.options import Recipe
 from w2v_attn.training.training_errors import check_expression
 
@@ -97,7 +97,7 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"regularization.{name} must be from 0 to 1, got {value}")
     _check_adapters(recipe)
     if recipe.training.lora.rank > 0 and getattr(recipe.task, "layers", "last") == "weighted":
-        raise ValueError("task.layers=weighted and training.lora cannot be combined: give task.layers=last")
+        raise ValueError(WEIGHTED_AND_LORA)
 
 
 def _check_adapters(recipe: Recipe) -> None:

@@ -281,8 +281,17 @@ _OF_KEY: dict[str, Callable[[Mapping[str, Any]], Recognition]] = {
 
 
 def output_of_record(record: Mapping[str, Any]) -> Any:
-    """Return the output of a JSON object from `as_record`. Raises KeyError or TypeError for another one."""
-    return next((of(record) for key, of in _OF_KEY.items() if key in record), None) or Label.from_record(record)
+    """Return the output of a JSON object from `as_record`.
+
+    Raises:
+        ValueError: It has none of the keys that tell which output it is.
+        KeyError, TypeError: It lacks others, or they hold something else.
+    """
+    of = next((of for key, of in _OF_KEY.items() if key in record), None)
+    if of is None:
+        keys = ", ".join(key for key in _OF_KEY if key != "frame_rate")
+        raise ValueError(f"expected a record with one of {keys}, got {', '.join(map(str, record)) or 'an empty one'}")
+    return of(record)
 
 
 def significant(value: float) -> float:

@@ -1,5 +1,6 @@
 """Classification and regression of whole recordings: keywords, speakers, emotions, languages, quality."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from w2v_attn.checkpoints.classification_heads import (
     CLASSIFIER,
     MULTI_LABEL,
+    PROBLEM_TYPES,
     REGRESSION,
     SINGLE_LABEL,
     given_problem_type,
@@ -25,6 +27,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.options import ClassificationOptions
 from w2v_attn.training.tasks.multi_label import MultiLabel
+from w2v_attn.training.tasks.notation import has_decimals, is_empty, is_missing, number_of, parsed
 from w2v_attn.training.tasks.problem import Problem
 from w2v_attn.training.tasks.regression import Regression, parse_values
 from w2v_attn.training.tasks.single_label import SingleLabel
@@ -37,6 +40,8 @@ LAYERS = ("last", "weighted")
 PROBLEMS: dict[str, type[Problem]] = {problem.type: problem for problem in (SingleLabel, MultiLabel, Regression)}
 # What a new head has where the options leave it open.
 NEW_HEAD = {"pooling": "mean", "layers": "last", "width": 256}
+# The share of labels from which on the others are taken for mistakes.
+NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Head:
 
     Attributes:
         names: Its outputs.
-        problem_type: As in the config, or what follows from the number of outputs.
+        problem_type: As in the config, or what follows from the number of outputs; a given one if the config has one
+            that is not known.
         stated: Whether the config states the problem type.
         structure: The values of the options pooling, layers and width that it was made with; None: it has another one.
     """
@@ -56,8 +62,12 @@ class Head:
     structure: dict[str, Any] | None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint | None) -> "Head | None":
-        """Return the head of a checkpoint; None if it does not classify recordings."""
+    def of(cls, checkpoint: Checkpoint | None, given: str | None = None) -> "Head | None":
+        """Return the head of a checkpoint; None if it does not classify recordings. given: the problem type, if known.
+
+        Raises:
+            CheckpointError: The config has an unknown problem type, and none is given.
+        """
         if checkpoint is None or not type(checkpoint.model).__name__.endswith(CLASSIFIER):
             return None
         config = checkpoint.model.config
@@ -67,8 +77,11 @@ class Head:
             "width": config.classifier_proj_size,
         }
         is_dense = SUFFIX in type(checkpoint.model).__name__
-        stated = config.problem_type is not None
-        return cls(output_names(config), problem_type_of(config), stated, None if is_dense else structure)
+        if given is not None and config.problem_type not in (None, *PROBLEM_TYPES):
+            type_, stated = given, False
+        else:
+            type_, stated = problem_type_of(config, key="task.problem_type"), config.problem_type is not None
+        return cls(output_names(config), type_, stated, None if is_dense else structure)
 
 
 class Classification(Task):
@@ -111,7 +124,7 @@ class Classification(Task):
         """
         given = _checked(options)
         labels = [row.label for row in train if row.label is not None]
-        head = Head.of(checkpoint)
+        head = Head.of(checkpoint, given)
         problem, source = _problem(given, labels, head)
         new = _why_new(options, problem, head, given)
         notes = [("problem", f"{problem.type} ({source})")]
@@ -255,28 +268,44 @@ def _problem(given: str | None, labels: Sequence[str], head: Head | None) -> tup
 
 
 def type_of_labels(labels: Sequence[str]) -> tuple[str, str]:
-    """Return (problem type, reason) of labels.
+    """Return (problem type, reason) of labels; those that hold nothing have no say.
 
     JSON objects of values are a regression, unless all values are 0 or 1: then they say which labels a recording has.
     JSON lists are several labels, unless they hold numbers with decimals. Strings are one label each, unless all are
-    numbers and one has decimals.
+    numbers and one has decimals, or nearly all are numbers with decimals.
     """
-    values = [parse_values(label) for label in labels]
-    numbers = [number for found in values if found is not None for number in found.values()]
-    are_numbers = bool(numbers) and None not in values
-    if labels and all(label.lstrip().startswith("{") for label in labels):
-        if are_numbers and set(numbers) <= {0.0, 1.0}:
+    filled = [label for label in labels if not is_empty(label)] or labels
+    if _are_written(filled, dict):
+        objects = [found for label in filled if isinstance(found := parsed(label), dict)]
+        numbers = [number for found in objects for value in found.values() if (number := number_of(value)) is not None]
+        if numbers and set(numbers) <= {0.0, 1.0}:
             return MULTI_LABEL, "each label is 0 or 1; if they are values, say task.problem_type=regression"
         return REGRESSION, "the labels are named values"
-    if labels and all(label.lstrip().startswith("[") for label in labels):
-        if are_numbers and not all(number.is_integer() for number in numbers):
+    if _are_written(filled, list):
+        lists = [[item for item in found if not is_missing(item)] for label in filled if (found := parsed(label))]
+        values = [parse_values(json.dumps(items)) or {} for items in lists]
+        are_values = [len(found) == len(items) for found, items in zip(values, lists, strict=True)]
+        decimals = any(not number.is_integer() for found in values for number in found.values())
+        if decimals and sum(are_values) >= NEARLY_ALL * len(lists):
             return REGRESSION, "the labels are lists of values"
         return MULTI_LABEL, "the labels are lists; if they are values, say task.problem_type=regression"
-    if are_numbers and all(number.is_integer() for number in numbers):
-        return SINGLE_LABEL, "whole numbers are taken as classes; if they are values, say task.problem_type=regression"
-    if are_numbers:
+    numbers = [number for label in filled for number in (parse_values(label) or {}).values()]
+    has_fractions = any(not number.is_integer() for number in numbers)
+    are_numbers = bool(numbers) and all(parse_values(label) for label in filled)
+    nearly_all = sum(map(has_decimals, filled)) >= NEARLY_ALL * len(filled)
+    if has_fractions and (nearly_all or (are_numbers and len(filled) == len(labels))):
         return REGRESSION, "the labels are numbers with decimals; if they are classes, say task.problem_type=single"
+    if are_numbers and not has_fractions:
+        return SINGLE_LABEL, "whole numbers are taken as classes; if they are values, say task.problem_type=regression"
     return SINGLE_LABEL, "one label for each recording"
+
+
+def _are_written(labels: Sequence[str], kind: type) -> bool:
+    """Return whether labels are JSON objects or lists: all look like it, or most can be read as such."""
+    sign = "{" if kind is dict else "["
+    if labels and all(label.lstrip().startswith(sign) for label in labels):
+        return True
+    return 2 * sum(isinstance(parsed(label), kind) for label in labels) > len(labels)
 
 
 def _why_new(options: ClassificationOptions, problem: Problem, head: Head | None, given: str | None) -> str | None:

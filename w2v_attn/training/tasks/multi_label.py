@@ -1,6 +1,5 @@
 """Any number of labels for each recording, such as sounds or several emotions: sigmoid, binary cross entropy."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.training.metrics import Prediction
 from w2v_attn.training.multi_label_metrics import multi_label_metrics, write_label_metrics
 from w2v_attn.training.plots import plot_label_metrics
+from w2v_attn.training.tasks.notation import is_empty, number_of, parsed
 from w2v_attn.training.tasks.problem import Problem
 from w2v_attn.training.tasks.single_label import MAX_PLOTTED_LABELS, check_known
 from w2v_attn.training.tasks.task import list_counts
@@ -40,6 +40,10 @@ class MultiLabel(Problem):
 
     @classmethod
     def of_data(cls, labels: Sequence[str], head: Sequence[str] | None) -> "MultiLabel":
+        # Beside objects, a string is a mistake, and no label of its own.
+        objects = [label for label in labels if isinstance(parsed(label), dict)]
+        labels = objects if 2 * len(objects) > len(labels) else labels
+        labels = [label for label in labels if not _says_nothing(label, head or ())]
         separator = separator_of(labels, head or ())
         sets = {frozenset(split_labels(label, separator)) for label in labels}
         if len(sets) < 2:
@@ -53,6 +57,7 @@ class MultiLabel(Problem):
 
     @classmethod
     def of_head(cls, names: Sequence[str], labels: Sequence[str]) -> "MultiLabel":
+        labels = [label for label in labels if not _says_nothing(label, names)]
         separator = separator_of(labels, names)
         if found := {name for label in labels for name in split_labels(label, separator)}:
             check_known(found, names)
@@ -65,8 +70,13 @@ class MultiLabel(Problem):
     def unusable_reason(self, label: str | None) -> str | None:
         if label is None:
             return "has no label"
+        if _says_nothing(label, self.names):
+            return f"does not say which labels it has: {label[:60]}"
         outside = [name for name in self.labels_of(label) if name not in self.names]
         return f"has a label that is not in the training data: {', '.join(outside)}" if outside else None
+
+    def is_labelled(self, label: str | None) -> bool:
+        return label is not None and not _says_nothing(label, self.names)
 
     def target(self, label: str) -> list[float]:
         given = set(self.labels_of(label))
@@ -127,14 +137,16 @@ def split_labels(label: str, separator: str | None) -> list[str]:
     return list(dict.fromkeys(name for part in parts if (name := str(part).strip())))
 
 
+def _says_nothing(label: str, names: Sequence[str]) -> bool:
+    """Return whether a label leaves open which labels there are; an empty string or list says that there are none."""
+    if label in names or not label.strip() or parsed(label) in ([], {}):
+        return False
+    return is_empty(label)
+
+
 def _json_list(label: str) -> list[object] | None:
     """Return the labels in a JSON list, or the names in a JSON object whose value is 1; None for other strings."""
-    if not label.lstrip().startswith(("[", "{")):
-        return None
-    try:
-        parsed = json.loads(label)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(parsed, list):
-        return parsed
-    return [name for name, value in parsed.items() if str(value) in ("1", "1.0", "True")]
+    found = parsed(label)
+    if isinstance(found, dict):
+        return [name for name, value in found.items() if number_of(value) == 1]
+    return found

@@ -43,14 +43,14 @@ class Regression(Problem):
 
     @classmethod
     def of_data(cls, labels: Sequence[str], head: Sequence[str] | None) -> "Regression":
-        found = Counter(tuple(values) for label in labels if (values := parse_values(label)))
+        found = _sets_of_keys(labels)
         if not found:
             raise DataError(
                 f"a regression needs numbers, but {_example(labels)}. Name their columns: "
                 "'data.columns={label: [arousal, valence]}'; or give a column `label` with a number, or with objects "
                 'such as {"arousal": 0.4}'
             )
-        keys = found.most_common(1)[0][0]
+        keys = next(iter(found))
         if head is not None and (matched := match_outputs(head, keys)) is not None and len(keys) == len(head):
             return cls(head, matched, labels)
         in_lists = keys == _places(len(keys))
@@ -58,12 +58,12 @@ class Regression(Problem):
 
     @classmethod
     def of_head(cls, names: Sequence[str], labels: Sequence[str]) -> "Regression":
-        found = Counter(tuple(values) for label in labels if (values := parse_values(label)))
+        found = _sets_of_keys(labels)
         if not found:
             raise DataError(f"the checkpoint gives numbers ({joined(names)}), but {_example(labels)}")
-        keys = found.most_common(1)[0][0]
-        matched = match_outputs(names, keys)
+        matched = next((match for keys in found if (match := match_outputs(names, keys)) is not None), None)
         if matched is None:
+            keys = next(iter(found))
             unnamed = "does not name its outputs, and has" if are_unnamed(names) else "gives"
             raise DataError(
                 f"the recordings have numbers for {joined(keys)}; the checkpoint {unnamed} {joined(names)}. Expected a "
@@ -128,6 +128,11 @@ class Regression(Problem):
         for name, column in zip(self.names, values.T, strict=True):
             span = f"from {column.min():.4g} to {column.max():.4g}"
             yield name, f"{span}, mean {column.mean():.4g}, standard deviation {column.std():.4g}"
+        given = Counter(key for keys, count in _sets_of_keys(self._labels).items() for key in keys * count)
+        if others := [
+            f"{key} ({count:,} of {len(self._labels):,})" for key, count in given.items() if key not in self._keys
+        ]:
+            yield "no outputs", f"{joined(others)}: most training recordings have no number for them"
 
     def warning(self, predictions: Sequence[Prediction]) -> str | None:
         true, said = self._arrays(predictions)
@@ -176,6 +181,20 @@ def match_outputs(names: Sequence[str], keys: Sequence[str]) -> list[str] | None
     if len(names) == len(keys) == 1 and (keys[0] == UNNAMED or are_unnamed(names)):
         return list(keys)
     return None
+
+
+def _sets_of_keys(labels: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Return the sets of names that labels have numbers for, in the order of the first label, and how many have them.
+
+    The most common set is the first one.
+    """
+    written: dict[frozenset[str], tuple[str, ...]] = {}
+    found: Counter[frozenset[str]] = Counter()
+    for label in labels:
+        if values := parse_values(label):
+            written.setdefault(frozenset(values), tuple(values))
+            found[frozenset(values)] += 1
+    return {written[keys]: count for keys, count in found.most_common()}
 
 
 def _places(count: int) -> tuple[str, ...]:

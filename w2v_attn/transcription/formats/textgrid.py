@@ -9,12 +9,12 @@ from w2v_attn.transcription.formats.annotation import Annotation, intervals
 
 
 def as_textgrid(annotation: Annotation) -> str:
-    """Return a TextGrid in UTF-8, with an interval tier for each tier.
+    """Return a TextGrid in UTF-8, with an interval tier for each tier; without tiers an empty one, for Praat.
 
     The intervals of a tier fill the recording, as Praat requires: there are empty ones between the words, and neither
     an overlap nor an interval of length 0.
     """
-    tiers = {name: list(intervals(words)) for name, words in annotation.tiers.items()}
+    tiers = {name: list(intervals(words)) for name, words in (annotation.tiers or {"labels": ()}).items()}
     end = max([annotation.duration, *(found[-1][1] for found in tiers.values() if found)])
     lines = [
         'File type = "ooTextFile"',
