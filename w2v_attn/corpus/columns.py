@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, CorpusError
@@ -83,6 +83,18 @@ class Columns:
         """Return field -> (column that is used, another one that might be meant), where names do not decide."""
         self.of(names)
         return self._rivals[tuple(names)]
+
+    def check(self, names: Collection[str], source: object) -> None:
+        """Check that a list with columns of these names has those that the user names.
+
+        Raises:
+            CorpusError: it does not.
+        """
+        if missing := [name for name in self.named if name not in names]:
+            raise CorpusError(
+                f"{source} has no column {', '.join(missing)}, which {self.prefix}columns names: its columns are "
+                f"{', '.join(names) or 'none'}"
+            )
 
     def by_number(self, names: Sequence[str]) -> bool:
         """Return whether a list whose first line holds these values has no header, because columns are numbers."""
