@@ -276,11 +276,26 @@ def test_lhotses_cuts_are_read_without_lhotse(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "channel"), [("1", "1"), ("left", "left"), ("right", "right"), ("BBC", None), ("", None), ("-1", None)]
+    ("said", "found", "named"),
+    [
+        ("left", "left", "left"),
+        ("Right", "right", "right"),
+        ("1", None, "1"),
+        ("1.0", None, "1"),
+        ("0", None, "0"),
+        ("", None, None),
+        ("BBC", None, "refused"),
+        ("R", None, "refused"),
+        ("-1", None, "refused"),
+        ("1.5", None, "refused"),
+    ],
 )
-def test_a_row_names_its_channel_if_it_is_one(said, channel, tmp_path):
-    path = write(tmp_path / "list.csv", f"path,channel\na.wav,{said}\n".encode())
-    assert list_recordings(path).rows[0].channel == channel
+def test_a_row_names_its_channel_by_side_or_by_number_in_a_named_column(said, found, named, tmp_path):
+    """Without being named, a column `channel` may count from 1, or state how many there are."""
+    path = write(tmp_path / "list.csv", f"path,channel\na.wav,{said}\nb.wav,left\n".encode())
+    assert list_recordings(path).rows[0].channel == found
+    row = list_recordings(path, columns={"channel": "channel"}).rows[0]
+    assert (row.channel if row.unusable_reason is None else "refused") == named
 
 
 def test_a_column_that_is_named_as_the_channel_must_hold_one(tmp_path):

@@ -127,6 +127,10 @@ class Columns:
         return found, rivals
 
 
+class ChannelNumber(int):
+    """The number of a channel, from 0, in a format that defines it, such as lhotse's manifests."""
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
 
@@ -155,15 +159,20 @@ def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
 def channel_of(record: Mapping[str, object], found: Mapping[str, str], columns: Columns) -> str | None:
     """Return the channel of a record: left, right or a number from 0; None where it has none.
 
-    A column of that name may hold something else, such as the channel of a broadcaster, and then states none.
+    A column of that name may hold something else, such as the channel of a broadcaster, numbers from 1, or how many
+    there are: a number is a channel only where the user names the column, or where it is a `ChannelNumber`.
 
     Raises:
         CorpusError: the user names the column, and its value is no channel.
     """
-    value = as_text(record[found["channel"]]) if "channel" in found else None
-    if not value or value in ("left", "right") or (value.isascii() and value.isdecimal()):
-        return value or None
-    if "channel" in columns.chosen:
+    stated = record[found["channel"]] if "channel" in found else None
+    value = (as_text(stated) or "").strip()
+    is_named = "channel" in columns.chosen
+    if value.lower() in ("left", "right"):
+        return value.lower()
+    if (number := re.fullmatch(r"([0-9]+)(?:\.0*)?", value)) and (is_named or isinstance(stated, ChannelNumber)):
+        return number[1]
+    if value and is_named:
         raise CorpusError(f"the channel is {value!r}, expected left, right or a number from 0")
     return None
 
