@@ -309,3 +309,10 @@ def test_ids_are_unique_and_stay_inside_the_output_whatever_a_list_holds(values)
         assert not any(part in ("..", "") for part in row.id.split("/"))
         assert row.content is None or isinstance(row.content, Unusable | RemoteFile)
     assert ids(corpus_of(listed, Path("/lists/l.jsonl"), ListOptions()).rows) == ids(rows)
+
+
+def test_two_channels_of_one_recording_are_two_rows_of_several_sources(tmp_path):
+    for side in ("left", "right"):
+        write(tmp_path / f"{side}.csv", f"path,channel\na.wav,{side}\n")
+    sources = [tmp_path / f"{side}.csv" for side in ("left", "right", "left", "right")]
+    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == [("a.wav", "left"), ("a.wav#2", "right")]
