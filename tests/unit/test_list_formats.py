@@ -329,3 +329,31 @@ def test_lhotses_supervisions_find_their_recordings(tmp_path):
 def test_a_workbook_is_refused_by_name_with_the_way_out(name, tmp_path):
     with pytest.raises(CorpusError, match=r"is a workbook of a spreadsheet.*CSV UTF-8"):
         list_recordings(write(tmp_path / name, b"PK\x03\x04 and so on"))
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "label"),
+    [("transcript", "one", "happy"), ("transcript,arousal,valence", "one,0.5,0.25", None), ("label", "sad", "sad")],
+)
+def test_folders_of_described_recordings_are_splits_and_labels_only_beside_no_other_columns(
+    header, values, label, tmp_path
+):
+    for split in ("train", "validation", "test"):
+        touch(tmp_path / split, "a.wav", "happy/b.wav", "undescribed.wav")
+        write(tmp_path / split / "metadata.csv", f"file_name,{header}\na.wav,{values}\nhappy/b.wav,{values}\n")
+    rows = list_recordings(tmp_path).rows
+    assert [row.split for row in rows] == ["test"] * 3 + ["train"] * 3 + ["valid"] * 3
+    stated = "sad" if header == "label" else None
+    assert fields(rows[:3], "id", "label") == [
+        ("test/a.wav", stated),
+        ("test/happy/b.wav", label),
+        ("test/undescribed.wav", None),
+    ]
+
+
+def test_columns_of_values_in_the_metadata_of_folders_are_the_label(tmp_path):
+    touch(tmp_path / "train", "a.wav")
+    write(tmp_path / "train" / "metadata.csv", "file_name,arousal,valence\na.wav,0.5,0.25\n")
+    assert fields(list_recordings(tmp_path).rows, "label", "split") == [(None, "train")]
+    (row,) = list_recordings(tmp_path, columns={"label": ["arousal", "valence"]}).rows
+    assert json.loads(row.label) == {"arousal": "0.5", "valence": "0.25"}
