@@ -316,3 +316,21 @@ def test_two_channels_of_one_recording_are_two_rows_of_several_sources(tmp_path)
         write(tmp_path / f"{side}.csv", f"path,channel\na.wav,{side}\n")
     sources = [tmp_path / f"{side}.csv" for side in ("left", "right", "left", "right")]
     assert [(row.id, row.channel) for row in list_recordings(sources).rows] == [("a.wav", "left"), ("a.wav#2", "right")]
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [
+        ("0", "zero"),
+        ("0;1", "zero;one"),
+        ("1|0", "one|zero"),
+        ("0, 1", "zero,one"),
+        ("0;2", "0;2"),
+        ([0, 2], '["zero", 2]'),
+        (["0", "1"], '["zero", "one"]'),
+        ("[0", "[0"),
+    ],
+)
+def test_each_of_several_labels_gets_its_name(label, named, tmp_path):
+    path = write(tmp_path / "l.jsonl", json.dumps({"path": "a.wav", "label": label}))
+    assert list_recordings(path, names={"0": "zero", "1": "one"}).rows[0].label == named
