@@ -629,3 +629,11 @@ def test_hydras_way_to_install_completion_gives_ours(call):
     assert call("extract", "-sc", "install=bash")[1] == script
     assert call("-sc", "install=bash")[1] == script
     assert call("completion", "tcsh")[0] == 2
+
+
+def test_sources_that_are_given_several_times_may_be_lists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["audio=[a.csv,'b c.csv']", "audio=d.csv"]
+    assert read_arguments("extract", words).overrides == ("audio=['a.csv','b c.csv','d.csv']",)
+    (tmp_path / "[a,b]").touch()
+    assert read_arguments("extract", ["audio=[a,b]", "audio=d.csv"]).overrides == ("audio=['[a,b]','d.csv']",)

@@ -276,11 +276,26 @@ def test_lhotses_cuts_are_read_without_lhotse(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "channel"), [("1", "1"), ("left", "left"), ("right", "right"), ("BBC", None), ("", None), ("-1", None)]
+    ("said", "found", "named"),
+    [
+        ("left", "left", "left"),
+        ("Right", "right", "right"),
+        ("1", None, "1"),
+        ("1.0", None, "1"),
+        ("0", None, "0"),
+        ("", None, None),
+        ("BBC", None, "refused"),
+        ("R", None, "refused"),
+        ("-1", None, "refused"),
+        ("1.5", None, "refused"),
+    ],
 )
-def test_a_row_names_its_channel_if_it_is_one(said, channel, tmp_path):
-    path = write(tmp_path / "list.csv", f"path,channel\na.wav,{said}\n".encode())
-    assert list_recordings(path).rows[0].channel == channel
+def test_a_row_names_its_channel_by_side_or_by_number_in_a_named_column(said, found, named, tmp_path):
+    """Without being named, a column `channel` may count from 1, or state how many there are."""
+    path = write(tmp_path / "list.csv", f"path,channel\na.wav,{said}\nb.wav,left\n".encode())
+    assert list_recordings(path).rows[0].channel == found
+    row = list_recordings(path, columns={"channel": "channel"}).rows[0]
+    assert (row.channel if row.unusable_reason is None else "refused") == named
 
 
 def test_a_column_that_is_named_as_the_channel_must_hold_one(tmp_path):
@@ -314,3 +329,31 @@ def test_lhotses_supervisions_find_their_recordings(tmp_path):
 def test_a_workbook_is_refused_by_name_with_the_way_out(name, tmp_path):
     with pytest.raises(CorpusError, match=r"is a workbook of a spreadsheet.*CSV UTF-8"):
         list_recordings(write(tmp_path / name, b"PK\x03\x04 and so on"))
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "label"),
+    [("transcript", "one", "happy"), ("transcript,arousal,valence", "one,0.5,0.25", None), ("label", "sad", "sad")],
+)
+def test_folders_of_described_recordings_are_splits_and_labels_only_beside_no_other_columns(
+    header, values, label, tmp_path
+):
+    for split in ("train", "validation", "test"):
+        touch(tmp_path / split, "a.wav", "happy/b.wav", "undescribed.wav")
+        write(tmp_path / split / "metadata.csv", f"file_name,{header}\na.wav,{values}\nhappy/b.wav,{values}\n")
+    rows = list_recordings(tmp_path).rows
+    assert [row.split for row in rows] == ["test"] * 3 + ["train"] * 3 + ["valid"] * 3
+    stated = "sad" if header == "label" else None
+    assert fields(rows[:3], "id", "label") == [
+        ("test/a.wav", stated),
+        ("test/happy/b.wav", label),
+        ("test/undescribed.wav", None),
+    ]
+
+
+def test_columns_of_values_in_the_metadata_of_folders_are_the_label(tmp_path):
+    touch(tmp_path / "train", "a.wav")
+    write(tmp_path / "train" / "metadata.csv", "file_name,arousal,valence\na.wav,0.5,0.25\n")
+    assert fields(list_recordings(tmp_path).rows, "label", "split") == [(None, "train")]
+    (row,) = list_recordings(tmp_path, columns={"label": ["arousal", "valence"]}).rows
+    assert json.loads(row.label) == {"arousal": "0.5", "valence": "0.25"}

@@ -309,3 +309,28 @@ def test_ids_are_unique_and_stay_inside_the_output_whatever_a_list_holds(values)
         assert not any(part in ("..", "") for part in row.id.split("/"))
         assert row.content is None or isinstance(row.content, Unusable | RemoteFile)
     assert ids(corpus_of(listed, Path("/lists/l.jsonl"), ListOptions()).rows) == ids(rows)
+
+
+def test_two_channels_of_one_recording_are_two_rows_of_several_sources(tmp_path):
+    for side in ("left", "right"):
+        write(tmp_path / f"{side}.csv", f"path,channel\na.wav,{side}\n")
+    sources = [tmp_path / f"{side}.csv" for side in ("left", "right", "left", "right")]
+    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == [("a.wav", "left"), ("a.wav#2", "right")]
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [
+        ("0", "zero"),
+        ("0;1", "zero;one"),
+        ("1|0", "one|zero"),
+        ("0, 1", "zero,one"),
+        ("0;2", "0;2"),
+        ([0, 2], '["zero", 2]'),
+        (["0", "1"], '["zero", "one"]'),
+        ("[0", "[0"),
+    ],
+)
+def test_each_of_several_labels_gets_its_name(label, named, tmp_path):
+    path = write(tmp_path / "l.jsonl", json.dumps({"path": "a.wav", "label": label}))
+    assert list_recordings(path, names={"0": "zero", "1": "one"}).rows[0].label == named

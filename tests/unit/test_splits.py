@@ -1,5 +1,7 @@
 """Splits are disjoint, and the same for the same seed."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from w2v_attn.corpus.rows import CorpusError, Row
-from w2v_attn.corpus.splits import make_splits
+from w2v_attn.corpus.splits import Splits, make_splits
+from w2v_attn.training.preflight import DataScan, check_overlap
+from w2v_attn.training.resume import check_fingerprint
+from w2v_attn.training.training_errors import DataError
 
 
 def rows(count, speakers=5, **fields):
@@ -77,3 +82,25 @@ def test_impossible_splits_are_an_error(options, says):
 def test_a_split_by_speaker_needs_speakers():
     with pytest.raises(CorpusError, match="x has none"):
         make_splits([*rows(9), Row("x", Path("x"))], None, None, by="speaker")
+
+
+def test_two_channels_of_a_recording_may_be_in_two_splits_but_not_one_channel():
+    left, right = (Row(side, Path("a.wav"), channel=side) for side in ("left", "right"))
+    check_overlap(Splits((left,), (right,), ()))
+    with pytest.raises(DataError, match="left is in the train split and in the test split"):
+        check_overlap(Splits((left,), (right,), (left,)))
+
+
+def test_the_data_of_a_run_are_other_data_where_the_channel_is_another(tmp_path):
+    class Letters:
+        symbols = staticmethod(lambda: ["a"])
+        reference = staticmethod(lambda row: row.text)
+
+    def fingerprint(channel):
+        row = Row("a", Path("a.wav"), text="a", channel=channel)
+        found = DataScan(Splits((row,), (), ()), {"train a": 1.0}, ())
+        check_fingerprint(tmp_path, found, Letters(), "float32")
+        return json.loads((tmp_path / "fingerprint.json").read_text())["data to train on"]
+
+    assert len({fingerprint(channel) for channel in (None, "left", "right")}) == 3
+    assert fingerprint(None) == hashlib.sha256(b'[["a", "a", 1.0]]').hexdigest()[:16]

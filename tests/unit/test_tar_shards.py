@@ -343,3 +343,29 @@ def test_rows_reach_other_processes(tmp_path):
     lengths = done.stdout.decode().splitlines()
     assert lengths[0] == lengths[2] == lengths[3] == str(len(FLAC))
     assert "is a link to a.flac" in lengths[1]
+
+
+@pytest.mark.parametrize("named", [{"text": "nope"}, {"label": ["text", "nope"]}, {"path": "nope"}])
+def test_a_named_column_that_is_not_there_is_refused_in_every_container(named, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"audio": [{"bytes": FLAC, "path": "a.flac"}], "text": ["hello"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    write(tmp_path / "a.tar", ("a.flac", FLAC), ("a.json", b'{"text": "hello"}'))
+    write(tmp_path / "b.tar", ("b.flac", FLAC), ("b.txt", b"hello"))
+    for name in ("a.parquet", "a.tar", "b.tar"):
+        with pytest.raises(CorpusError, match=r"has no column nope, which columns names: its columns are .*text"):
+            list_recordings(tmp_path / name, columns=named)
+        assert list_recordings(tmp_path / name, columns={"text": "text"}).rows[0].text == "hello"
+
+
+def test_recordings_in_parquet_and_data_sets_keep_their_channel_and_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    columns = {"side": ["left", "right", "north"], "subset": ["test", "xl", ""], "text": ["a", "b", "c"]}
+    part = datasets.Dataset.from_dict({"audio": [{"bytes": FLAC, "path": "a.flac"}] * 3, **columns})
+    part = part.cast_column("audio", datasets.Audio(decode=False))
+    datasets.DatasetDict({"train": part}).save_to_disk(str(tmp_path / "set"))
+    part.to_parquet(str(tmp_path / "train.parquet"))
+    for name in ("set", "train.parquet"):
+        corpus = list_recordings(tmp_path / name, columns={"channel": "side"})
+        assert fields(corpus, "channel", "split", "text")[:2] == [("left", "test", "a"), ("right", "train", "b")], name
+        assert "row 2: the channel is 'north'" in corpus.rows[2].unusable_reason

@@ -107,8 +107,16 @@ def read_arguments(command: str, words: Sequence[str]) -> Arguments:
     for name, values in sources.items():
         if len(values) > 1:  # the shell has expanded braces
             overrides = [override for override in overrides if not override.startswith(f"{name}=")]
-            overrides.append(f"{name}={quote_list(values)}")
+            overrides.append(f"{name}={quote_list([one for value in values for one in _sources_in(value)])}")
     return Arguments(tuple(flags), tuple(overrides), None if topics is None else tuple(topics))
+
+
+def _sources_in(value: str) -> list[str]:
+    """Return the sources that a value names: those in the brackets of a list, else the value itself."""
+    if not (value.startswith("[") and value.endswith("]")) or os.path.lexists(value):
+        return [value]
+    parts = split_outside_brackets(value[1:-1])
+    return [part[1:-1] if len(part) > 1 and part[0] in "'\"" and part[-1] == part[0] else part for part in parts]
 
 
 def _flags(command: str, words: Sequence[str]) -> tuple[list[str], list[str], list[str] | None]:

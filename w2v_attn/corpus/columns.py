@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, CorpusError
@@ -84,6 +84,18 @@ class Columns:
         self.of(names)
         return self._rivals[tuple(names)]
 
+    def check(self, names: Collection[str], source: object) -> None:
+        """Check that a list with columns of these names has those that the user names.
+
+        Raises:
+            CorpusError: it does not.
+        """
+        if missing := [name for name in self.named if name not in names]:
+            raise CorpusError(
+                f"{source} has no column {', '.join(missing)}, which {self.prefix}columns names: its columns are "
+                f"{', '.join(names) or 'none'}"
+            )
+
     def by_number(self, names: Sequence[str]) -> bool:
         """Return whether a list whose first line holds these values has no header, because columns are numbers."""
         return any(name is not None and name.isdigit() and name not in names for name in self.chosen.values())
@@ -115,6 +127,10 @@ class Columns:
         return found, rivals
 
 
+class ChannelNumber(int):
+    """The number of a channel, from 0, in a format that defines it, such as lhotse's manifests."""
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
 
@@ -143,15 +159,20 @@ def fields_of(record: Mapping[str, object], columns: Columns) -> dict[str, Any]:
 def channel_of(record: Mapping[str, object], found: Mapping[str, str], columns: Columns) -> str | None:
     """Return the channel of a record: left, right or a number from 0; None where it has none.
 
-    A column of that name may hold something else, such as the channel of a broadcaster, and then states none.
+    A column of that name may hold something else, such as the channel of a broadcaster, numbers from 1, or how many
+    there are: a number is a channel only where the user names the column, or where it is a `ChannelNumber`.
 
     Raises:
         CorpusError: the user names the column, and its value is no channel.
     """
-    value = as_text(record[found["channel"]]) if "channel" in found else None
-    if not value or value in ("left", "right") or (value.isascii() and value.isdecimal()):
-        return value or None
-    if "channel" in columns.chosen:
+    stated = record[found["channel"]] if "channel" in found else None
+    value = (as_text(stated) or "").strip()
+    is_named = "channel" in columns.chosen
+    if value.lower() in ("left", "right"):
+        return value.lower()
+    if (number := re.fullmatch(r"([0-9]+)(?:\.0*)?", value)) and (is_named or isinstance(stated, ChannelNumber)):
+        return number[1]
+    if value and is_named:
         raise CorpusError(f"the channel is {value!r}, expected left, right or a number from 0")
     return None
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.columns import SPLIT_PREFIXES, Columns, as_label
+from w2v_attn.corpus.columns import SPLIT_PREFIXES, Columns, as_label, fields_of
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 
 HUB_PREFIX = "hub:"
@@ -128,13 +128,12 @@ def _rows(part: Any, name: str | None, split: str | None, source: str, columns: 
         raise CorpusError(f"{source} has no column {', '.join(missing)}; it has {', '.join(part.features)}")
     if audio is None:
         raise CorpusError(f"{source} has no column of audio; it has {', '.join(part.features)}")
-    known = {field: _values(part, found[field]) for field in ("text", "label", "speaker") if field in found}
-    if columns.values:
-        parts = [_column(part, column).to_pylist() for column in columns.values]
-        known["label"] = [as_label(dict(zip(columns.values, row, strict=True))) for row in zip(*parts, strict=True)]
+    wanted = {found[field] for field in ("text", "label", "speaker", "split", "channel") if field in found}
+    known = {column: _values(part, column) for column in part.features if column in wanted}
+    known |= {column: _column(part, column).to_pylist() for column in columns.values}
     before = f"{name}/" if name else ""
     for number, (path, size) in enumerate(_recordings(part, audio)):
-        fields: dict[str, Any] = {field: values[number] for field, values in known.items()}
+        fields: dict[str, Any] = {"split": split}
         content = None
         if size is not None:
             content = DatasetCell(source, name, audio, number, size, part._fingerprint)
@@ -142,7 +141,12 @@ def _rows(part: Any, name: str | None, split: str | None, source: str, columns: 
         elif not path:
             content = Unusable(f"row {number}: has no recording in its column {audio}")
             path = f"{source}/{before}{number:07d}"
-        yield Row(f"{before}{number:07d}", Path(path), **fields, split=split, content=content)
+        try:
+            stated = fields_of({column: values[number] for column, values in known.items()}, columns)
+            fields = stated | {"split": stated["split"] or split}
+        except CorpusError as error:
+            content = Unusable(f"row {number}: {error}")
+        yield Row(f"{before}{number:07d}", Path(path), **fields, content=content)
 
 
 def _values(part: Any, column: str) -> list[str | None]:

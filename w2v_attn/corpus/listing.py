@@ -1,5 +1,6 @@
 """`list_recordings`: the rows of any source of recordings, with fields from a pattern and replaced names."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -158,5 +159,23 @@ def _unfitting(row: Row, expression: re.Pattern[str]) -> str | None:
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Row:
     text = None if row.text is None else names.get(row.text, row.text)
-    label = None if row.label is None else names.get(row.label, row.label)
+    label = None if row.label is None else _renamed_label(row.label, names)
     return replace(row, text=text, label=label)
+
+
+def _renamed_label(label: str, names: Mapping[str, str]) -> str:
+    """Return a label under its name; of several, in a JSON list or between `;`, `|` or `,`, each under its own."""
+    if label in names:
+        return names[label]
+    if label.startswith("["):
+        try:
+            labels = json.loads(label)
+        except ValueError:
+            labels = None
+        if isinstance(labels, list) and any(str(one) in names for one in labels):
+            return json.dumps([names.get(str(one), one) for one in labels], ensure_ascii=False)
+    for separator in ";|,":
+        labels = [part.strip() for part in label.split(separator)]
+        if len(labels) > 1 and all(part in names for part in labels):
+            return separator.join(names[part] for part in labels)
+    return label

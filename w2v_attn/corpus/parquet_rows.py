@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.corpus.columns import NAMES, SPLIT_PREFIXES, Columns, as_label
+from w2v_attn.corpus.columns import NAMES, SPLIT_PREFIXES, Columns, as_label, fields_of
 from w2v_attn.corpus.list_formats.list_format import ListOptions
 from w2v_attn.corpus.records import Record, corpus_of
-from w2v_attn.corpus.rows import Corpus, CorpusError, Row
+from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 
 PARQUET_EXTENSION = ".parquet"
 # Row groups that stay in memory: readers in parallel are in at most two groups at a time.
@@ -86,6 +86,8 @@ def read_parquet_files(files: Sequence[Path], folder: Path, options: ListOptions
     rows = tuple(row for file, id in zip(files, ids, strict=True) for row in _rows(file, id, options))
     if not rows:
         raise CorpusError(f"{files[0]} lists no recordings")
+    if all(row.unusable_reason for row in rows):
+        raise CorpusError(f"{files[0]}, {rows[0].unusable_reason}")
     return Corpus(rows)
 
 
@@ -98,12 +100,15 @@ def _rows(file: Path, id: str, options: ListOptions) -> Iterator[Row]:
             schema = opened.schema_arrow
             groups = [opened.metadata.row_group(group) for group in range(opened.num_row_groups)]
             features = _features(schema)
+            options.columns.check(schema.names, file)
             audio = _audio_column(file, schema, features, options.columns)
             columns = options.columns.of(tuple(schema.names)) | {"path": audio}
             holds_paths = _is_string(schema.field(audio).type)
             if not holds_paths:  # whole recordings, named by their numbers
-                columns = {field: columns[field] for field in ("text", "label", "speaker") if field in columns}
-            wanted = sorted({*columns.values(), *options.columns.values})
+                fields = ("text", "label", "speaker", "split", "channel")
+                columns = {field: columns[field] for field in fields if field in columns}
+            used = {*columns.values(), *options.columns.values}
+            wanted = [name for name in schema.names if name in used]
             known = opened.read(columns=wanted).to_pydict() if wanted else {}
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{file} cannot be read as Parquet: {error}") from error
@@ -117,13 +122,16 @@ def _rows(file: Path, id: str, options: ListOptions) -> Iterator[Row]:
     sizes = [_bytes_of(group, audio) // max(1, group.num_rows) for group in groups]
     places = ((group, row) for group, about in enumerate(groups) for row in range(about.num_rows))
     for number, (group, row) in enumerate(places):
-        fields: dict[str, Any] = {
-            field: _value(known[name][number], features.get(name)) for field, name in columns.items()
-        }
-        if options.columns.values:
-            fields["label"] = as_label({name: known[name][number] for name in options.columns.values})
-        content = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
-        yield Row(f"{id}/{number:07d}", file / f"{number:07d}", **fields, split=split, content=content)
+        values = {name: _value(known[name][number], features.get(name)) for name in columns.values()}
+        values |= {name: known[name][number] for name in options.columns.values}
+        stated: dict[str, Any] = {"split": split}
+        content: ParquetCell | Unusable = ParquetCell(os.fspath(file), group, row, audio, sizes[group])
+        try:
+            stated = fields_of({name: values[name] for name in wanted}, options.columns)
+            stated["split"] = stated["split"] or split
+        except CorpusError as error:
+            content = Unusable(f"row {number}: {error}")
+        yield Row(f"{id}/{number:07d}", file / f"{number:07d}", **stated, content=content)
 
 
 def _rows_of_paths(
@@ -145,7 +153,10 @@ def _rows_of_paths(
         )
         for number in range(len(known[columns["path"]]))
     ]
-    found = Columns({"label": list(options.columns.values)} if options.columns.values else None)
+    chosen: dict[str, Any] = {"label": list(options.columns.values)} if options.columns.values else {}
+    if options.columns.chosen.get("channel") is not None:
+        chosen["channel"] = "channel"
+    found = Columns(chosen)
     return corpus_of(records, file, ListOptions(root=options.root, columns=found)).rows
 
 

@@ -141,12 +141,8 @@ class _SeenColumns:
     def check(self, source: Path) -> None:
         """Log what is ambiguous. Raises CorpusError if a named column does not exist."""
         columns = self._columns
-        missing = [name for name in columns.named if name not in self._names]
-        if missing and self._names:
-            raise CorpusError(
-                f"{source} has no column {', '.join(missing)}, which {columns.prefix}columns names: its columns are "
-                f"{', '.join(self._names)}"
-            )
+        if self._names:
+            columns.check(self._names, source)
         for name, (used, other, where) in self._rivals.items():
             logger.warning(
                 "%s: the columns %s and %s differ (%s) and may both be the %s: %s is used. Say which with %s",

@@ -54,8 +54,11 @@ def list_several(sources: Sequence[str], list_one: Callable[[str], Corpus]) -> C
         skipped += corpus.skipped
         prefix = _prefix(source, path, common)
         for row in corpus.rows:
-            named = replace(row, id=(prefix / row.id).as_posix())
-            there = rows.setdefault(named.id, named)
+            id = (prefix / row.id).as_posix()
+            named, number = replace(row, id=id), 1
+            while (there := rows.setdefault(named.id, named)) is not named and _is_other_channel(there, named):
+                number += 1
+                named = replace(row, id=f"{id}#{number}")
             if there is not named and not _is_same(there, named):
                 raise CorpusError(
                     f"two recordings have the id {named.id}: {there.path} and {named.path}. Give them different ids"
@@ -71,7 +74,12 @@ def _prefix(source: str, path: Path, common: str) -> PurePosixPath:
     return PurePosixPath(Path(os.path.relpath(folder, common)).as_posix())
 
 
+def _is_other_channel(one: Row, other: Row) -> bool:
+    """Return whether two rows are different channels of the same part of the same file."""
+    return one.channel != other.channel and _is_same(one, other)
+
+
 def _is_same(one: Row, other: Row) -> bool:
-    """Return whether two rows are the same part of the same file."""
+    """Return whether two rows are the same part of the same file, whatever its channel."""
     files = [os.path.realpath(row.path) for row in (one, other)]
     return files[0] == files[1] and (one.offset, one.duration) == (other.offset, other.duration)

@@ -103,14 +103,15 @@ def read_tar_shards(shards: Sequence[Path], folder: Path, columns: Columns | Non
         columns: Which key of the metadata is what.
 
     Raises:
-        CorpusError: a shard is missing or compressed, a name occurs twice or leaves its shard, or no shard has a
-            recording that can be used; the text names the shard.
+        CorpusError: a shard is missing or compressed, a name occurs twice or leaves its shard, no shard has a
+            recording that can be used, or none has a named column; the text names the shard.
     """
     _check(shards)
     columns = columns or Columns()
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
     origins: dict[str, Path] = {}
+    names: dict[str, None] = {}
     for shard in shards:
         found = _Shard(shard, shard.relative_to(folder).with_suffix("").as_posix(), columns)
         found.read()
@@ -120,10 +121,12 @@ def read_tar_shards(shards: Sequence[Path], folder: Path, columns: Columns | Non
             origins[row.id] = shard
             rows.append(row)
         skipped += found.skipped
+        names |= dict.fromkeys(found.columns())
     if not any(isinstance(row.content, TarMember) for row in rows):
         reason = f": {_reason(rows[0])}" if rows else f" (they hold {_listed(skipped)})"
         named = str(shards[0]) if len(shards) == 1 else f"{len(shards)} shards beginning with {shards[0]}"
         raise CorpusError(f"found no audio in {named}{reason}. Looked for {' '.join(sorted(AUDIO_EXTENSIONS))}")
+    columns.check(names, shards[0] if len(shards) == 1 else f"{shards[0]} …")
     return Corpus(tuple(rows), skipped)
 
 
@@ -221,6 +224,15 @@ class _Shard:
         if self._broken is not None:
             reason = f"{self._broken}. Recordings after the first {len(self._recordings)} in it, if any, are lost"
             yield Row(f"{self._id}{TAR_EXTENSION}", self._path, content=Unusable(reason))
+
+    def columns(self) -> Iterator[str]:
+        """Yield the keys of its metadata; texts and labels in members of their own are `text` and `label`."""
+        for metadata in self._metadata.values():
+            yield from metadata.fields
+            if metadata.text is not None:
+                yield "text"
+            if metadata.label is not None:
+                yield "label"
 
     def _metadata_of(self, name: str) -> _Metadata:
         """Find metadata by stem, else by WebDataset's key, which ends at the first dot: a.left.wav belongs to a.txt."""

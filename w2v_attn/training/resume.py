@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.locks import LOCK, InUseError, acquire_lock
 from w2v_attn.runs.output_folder import describe_process, in_use_error
 from w2v_attn.training.model_folder import RECIPE, RESULTS
@@ -83,7 +84,7 @@ def check_fingerprint(output: Path, found: DataScan, task: Task, precision: str)
     now = {"precision": precision, "symbols or labels": _hash(list(task.symbols()))}
     for split, rows in named_splits(found.splits):
         now[f"data to {split} on"] = _hash(
-            [(row.id, task.reference(row), found.seconds[f"{split} {row.id}"]) for row in rows]
+            [(row.id, task.reference(row), found.seconds[f"{split} {row.id}"], *_channel(row)) for row in rows]
         )
     path = output / FINGERPRINT
     if has_checkpoints(output) and path.is_file():
@@ -95,6 +96,11 @@ def check_fingerprint(output: Path, found: DataScan, task: Task, precision: str)
                 "resume, or name another output"
             )
     path.write_text(json.dumps(now, indent=1))
+
+
+def _channel(row: Row) -> tuple[str, ...]:
+    """Return the channel of a row where it names one: fingerprints of runs before there were channels stay equal."""
+    return () if row.channel is None else (str(row.channel),)
 
 
 def has_checkpoints(output: Path) -> bool:

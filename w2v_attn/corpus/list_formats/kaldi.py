@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from w2v_attn.corpus.columns import ChannelNumber
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
 from w2v_attn.corpus.records import Record, corpus_of
 from w2v_attn.corpus.remote_files import is_url
@@ -100,7 +101,7 @@ def _whole(key: str, value: str, where: str, number: int) -> Record:
     path, channel, reason = _file_of(value)
     if not is_utf8(key + value):
         reason = NOT_UTF8
-    selected = {} if channel is None else {"channel": channel}
+    selected = {} if channel is None else {"channel": ChannelNumber(channel)}
     return Record(where, {"id": key, "path": path, **selected}, number, reason)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from w2v_attn.corpus.columns import ChannelNumber
 from w2v_attn.corpus.list_formats import json_lists
 from w2v_attn.corpus.list_formats.list_format import ListFormat, ListOptions
 from w2v_attn.corpus.records import Record, corpus_of
@@ -96,7 +97,7 @@ def _source(recording: Mapping[str, Any], channel: Any = None) -> dict[str, Any]
         return {
             "reason": f"the recording {recording.get('id')} is from a {kind}, which is never run: save it as a file"
         }
-    one = {"channel": channels.index(wanted[0])} if wanted != channels else {}
+    one = {"channel": ChannelNumber(channels.index(wanted[0]))} if wanted != channels else {}
     return {"path": sources[0]["source"], **one}
 
 

@@ -5,7 +5,9 @@ from w2v_attn.corpus.parquet_rows import PARQUET_EXTENSION, read_parquet_files
 from w2v_attn.corpus.tar_shards import is_shard_name, read_tar_shards
 
 TAR = ListFormat(
-    "tar shard", lambda path: is_shard_name(path.name), lambda path, _: read_tar_shards([path], path.parent)
+    "tar shard",
+    lambda path: is_shard_name(path.name),
+    lambda path, options: read_tar_shards([path], path.parent, options.columns),
 )
 PARQUET = ListFormat(
     "Parquet file",
