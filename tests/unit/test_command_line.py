@@ -69,6 +69,7 @@ def meaning(override):
 @example("~", True)
 @example("[a,b]", True)
 @example("-x.wav", False)
+@example("0\r", False)
 def test_the_name_of_a_file_arrives_as_the_shell_passed_it(name, positional):
     assume(name not in (".", "..", "--") and name.strip() and len(os.fsencode(name)) < 200 and name not in FLAGS)
     assume(not positional or not re.match(r"(\+|~)*[\w.]+=", name))

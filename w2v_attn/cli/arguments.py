@@ -75,7 +75,7 @@ def read_arguments(command: str, words: Sequence[str]) -> Arguments:
     Raises:
         WrongArguments: a word is neither a flag, nor key=value, nor a file or folder where the command takes one.
     """
-    if any(word.endswith("\r") and not os.path.lexists(word) for word in words):
+    if any(word.endswith("\r") and not any(map(os.path.lexists, (word, word.partition("=")[2]))) for word in words):
         raise WrongArguments("the arguments end with carriage returns: save the script with line ends of Unix (LF)")
     flags, rest, topics = _flags(command, words)
     if topics is not None:
