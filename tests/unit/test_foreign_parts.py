@@ -364,15 +364,16 @@ def test_threads_that_extract_from_a_model_in_training_mode_do_not_disturb_each_
         if isinstance(module, nn.Dropout):
             module.p = 0.9
     (wave,) = noise(0.4)
-    expected = encoder.extract([wave])[0]["final"]
+    names = ("embed", "layer_02", "final")
+    expected = encoder.extract([wave], layers=names)[0]
     encoder.model.train()
-    wrong = []
+    wrong, done = [], []
 
     def work():
         for _ in range(10):
-            found = encoder.extract([wave])[0]["final"]
-            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
-                wrong.append(found)
+            found = encoder.extract([wave], layers=names)[0]
+            wrong.extend(n for n in names if not torch.allclose(found[n], expected[n], rtol=1e-4, atol=1e-4))
+        done.append(True)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -380,6 +381,7 @@ def test_threads_that_extract_from_a_model_in_training_mode_do_not_disturb_each_
     for thread in threads:
         thread.join()
     assert not wrong
+    assert len(done) == len(threads)
     assert all(module.training for module in encoder.model.modules())
 
 

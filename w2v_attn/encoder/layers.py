@@ -7,6 +7,7 @@
 
 import difflib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -94,6 +95,7 @@ def record_layers(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tenso
 
     `final` is not recorded: it is what the model returns. Hooks on the blocks do not depend on `output_hidden_states`,
     whose last entry changed its meaning between versions of transformers. One block may be used at several positions.
+    Calls of the same model in other threads are not recorded.
 
     Raises:
         ValueError: `embed` of an encoder without blocks.
@@ -104,11 +106,16 @@ def record_layers(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tenso
     for number, block in enumerate(model.encoder.layers, 1):
         names.setdefault(block, []).append(f"layer_{number:02d}")
 
+    owner = threading.get_ident()
+
     def keep_input(_: object, inputs: tuple[Tensor, ...]) -> None:
-        found.setdefault("embed", inputs[0])
+        if threading.get_ident() == owner:
+            found.setdefault("embed", inputs[0])
 
     def keep_output(names: Iterator[str]) -> Any:
         def hook(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            if threading.get_ident() != owner:
+                return
             name = next(names)
             if name in layers:
                 found[name] = output if isinstance(output, Tensor) else output[0]
