@@ -8,7 +8,7 @@ import copy
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,15 +44,6 @@ class CtcHead:
     blank: int
     delimiter: str | None
     warnings: tuple[str, ...] = ()
-    _splitter: Any = field(default=None, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        splitter = copy.deepcopy(self.tokenizer)
-        splitter.do_phonemize = False  # targets of a phoneme tokenizer are phones already
-        splitter.do_lower_case = self.upper_cases
-        # Spaces are replaced before; stock's tokenizer would replace them by None where there is no delimiter.
-        splitter.word_delimiter_token = self.delimiter or " "
-        object.__setattr__(self, "_splitter", splitter)
 
     @property
     def is_phonetic(self) -> bool:
@@ -125,6 +116,16 @@ class CtcHead:
     def unknown_symbols(self, text: str) -> Counter[str]:
         """Count the symbols of a normalized text that have no row, or are the blank."""
         return Counter(s for s in self.split(text) if self.symbols.get(s, self.blank) == self.blank)
+
+    @cached_property
+    def _splitter(self) -> Any:
+        """The tokenizer, prepared to split normalized texts."""
+        splitter = copy.deepcopy(self.tokenizer)
+        splitter.do_phonemize = False  # targets of a phoneme tokenizer are phones already
+        splitter.do_lower_case = self.upper_cases
+        # Spaces are replaced before; stock's tokenizer would replace them by None where there is no delimiter.
+        splitter.word_delimiter_token = self.delimiter or " "
+        return splitter
 
     def _tokens(self, text: str) -> list[str]:
         # The tokenizer treats symbols of several letters in Python; a text without them is split at once.

@@ -3,7 +3,6 @@
 Source: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Merging is peft's own.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from w2v_attn.checkpoints.adapters import read_tensors
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
+from w2v_attn.checkpoints.json_object import read_json
 from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG, PEFT_WEIGHT_FILES, WEIGHT_FILES
 
 # What peft puts in front of the names of the model's modules, and what it may put behind the parameter of DoRA.
@@ -90,7 +90,7 @@ def read_peft_adapter(folder: Path) -> PeftAdapter:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
         raise CheckpointError(f"{folder} is a PEFT adapter, which needs the library peft: {INSTALL}") from error
-    values = _values(folder)
+    values = read_json(folder / PEFT_CONFIG)
     kind = values.get("peft_type")
     known: dict[str, Any] = {str(key.value): cls for key, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
@@ -277,17 +277,6 @@ def _can_merge(kind: str) -> bool:
 
     tuner = {str(key.value): cls for key, cls in PEFT_TYPE_TO_TUNER_MAPPING.items()}.get(kind)
     return hasattr(tuner, "merge_and_unload")
-
-
-def _values(folder: Path) -> dict[str, Any]:
-    path = folder / PEFT_CONFIG
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not valid: expected an object, found {type(found).__name__}")
-    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from w2v_attn.checkpoints.adapters import join_languages
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.json_object import read_json
 
 VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
@@ -173,12 +174,4 @@ def _check_language(source: str, there: list[str], language: str) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty if there is no such file. Raises CheckpointError."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not valid: expected an object, found a {type(found).__name__}")
-    return found
+    return read_json(path) if path.is_file() else {}

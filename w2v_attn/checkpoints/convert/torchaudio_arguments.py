@@ -3,7 +3,6 @@
 Source: torchaudio 2.11, models/wav2vec2/model.py and components.py.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.json_object import read_json
 
 ARGUMENTS = "arguments.json"
 POSITION_THERE = "encoder.transformer.pos_conv_embed.conv"
@@ -191,17 +191,6 @@ def read_arguments(path: Path) -> dict[str, Any]:
     if given.get("extractor_mode", "layer_norm") not in list(NORMS):  # it may be of any type
         raise CheckpointError(f"{path} is not valid: extractor_mode must be {' or '.join(NORMS)}")
     return given
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises CheckpointError if it cannot be read or is not an object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not valid: expected an object, found {type(found).__name__}")
-    return found
 
 
 def arguments_from_config(config: Any, *, outputs: int | None) -> dict[str, Any]:
