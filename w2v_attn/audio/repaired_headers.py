@@ -3,7 +3,8 @@
 - BW64 (ITU-R BS.2088) is an RF64 of another name.
 - A WAV that was written to a pipe may state 0 bytes of samples.
 - Of a W64 in the extensible format libsndfile ignores the sub-format, and takes floats for whole numbers.
-- A FLAC may have an MP3's tags behind its last frame.
+- A FLAC may have an MP3's tags behind its last frame, and any format may have them in front: libsndfile skips those,
+  but then refuses some of these files.
 - Of an MP3 that does not state the number of its frames libsndfile estimates it, and ends there. Before the first frame
   it understands tags only.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from w2v_attn.audio.file_part import FilePart
 from w2v_attn.audio.integrity.mp3 import counted_mp3_header
-from w2v_attn.audio.integrity.tags import start_of_trailing_tags
+from w2v_attn.audio.integrity.tags import end_of_leading_tags, start_of_trailing_tags
 from w2v_attn.audio.integrity.truncation import W64_GUID_END, W64_START, find_w64_chunk
 from w2v_attn.audio.integrity.wav import find_missing_data_size, is_extensible
 
@@ -46,8 +47,11 @@ def repaired(file: Any) -> FilePart | None:
         if is_extensible(form):
             code = form[SUBFORMAT : SUBFORMAT + 2]
             return FilePart(file, at + 2, size, prefix=os.pread(file.fileno(), at, 0) + code)
-    if start[:4] == b"fLaC" and (end := start_of_trailing_tags(whole, size)) < size:
-        return FilePart(file, 0, end)
+    begin = end_of_leading_tags(whole)
+    is_tagged = begin > 0 and os.pread(file.fileno(), len(W64_START), begin).startswith(OTHER_STARTS)
+    if is_tagged or start[:4] == b"fLaC":
+        end = start_of_trailing_tags(whole, size)
+        return FilePart(file, begin, end) if begin > 0 or end < size else None
     if start.startswith(MP3_STARTS) and (found := counted_mp3_header(whole)) is not None and found.header:
         return FilePart(file, found.start, size, prefix=found.header)
     return None

@@ -79,7 +79,11 @@ def make_splits(
     for row in undecided:
         parts[drawn.get(row.id, "train")].append(row)
     if all(row.unusable_reason is not None for row in parts["train"]):
-        raise CorpusError("nothing is left to train on: every recording is held out. Give smaller shares or more data")
+        named = sum(row.split in ("valid", "test") for row in train)
+        raise CorpusError(
+            "nothing is left to train on: every recording is held out. Give smaller shares or more data"
+            + (f". The list or its folders name {named} of {len(train)} as validation or test data" if named else "")
+        )
     if not parts["valid"]:
         raise CorpusError("there is nothing to validate on: give data.valid=, or a data.valid_share above 0")
     return Splits(tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from w2v_attn.audio.file_part import FilePart
+from w2v_attn.audio.integrity.tags import end_of_leading_tags
 
 SYNC = 0xFFF8 >> 2
 CODED_RATES = {4: 8000, 5: 16_000, 6: 22_050, 7: 24_000, 8: 32_000, 9: 44_100, 10: 48_000, 11: 96_000}
@@ -52,17 +53,9 @@ class FlacHeader:
 
 def read_flac_header(file: BinaryIO | FilePart) -> FlacHeader | None:
     """Return the header of an open file; None where it is not a native FLAC."""
-    file.seek(0)
-    start = file.read(10)
-    at = 0
-    if start[:3] == b"ID3":  # some writers put an MP3 tag in front
-        size = 0
-        for byte in start[6:10]:
-            size = size << 7 | byte & 0x7F
-        at = 10 + size
-        file.seek(at)
-        start = file.read(4)
-    if start[:4] != b"fLaC":
+    at = end_of_leading_tags(file)  # some writers put an MP3's tags in front
+    file.seek(at)
+    if file.read(4) != b"fLaC":
         return None
     file.seek(at + 8)
     # 16 + 16 + 24 + 24 bits of sizes, then 20 of the rate, 3 of channels, 5 of bits, 36 of samples, 128 of MD5.
