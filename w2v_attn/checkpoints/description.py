@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from w2v_attn.checkpoints.adapters import adapter_languages, has_adapters, join_languages
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.classification_heads import describe_outputs
 from w2v_attn.checkpoints.ctc_head import describe_ctc_head, read_ctc_head
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_config, encoder_parts
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import has_vocabulary, vocabulary_languages
 
@@ -16,25 +19,25 @@ NORMS = {
 }
 
 
-# Part of a model -> the start of the names of its parameters, without the prefix of models with heads.
-PARTS = (
-    ("feature encoder", "feature_extractor."),
-    ("feature projection", "feature_projection."),
-    ("positions", "encoder.pos_conv_embed."),
-    ("blocks", "encoder.layers."),
-    ("adapter", "adapter."),
-    ("other parts", ""),  # norms outside of the blocks, SEW's upsampling, the vector of masked frames
-)
-
-
 def count_parameters(model: Any) -> dict[str, int]:
     """Return the number of parameters of each part of a model, and of its head; they add up to all."""
-    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
-    counts = dict.fromkeys([*(part for part, _ in PARTS), "head"], 0)
-    for name, parameter in model.named_parameters():
-        place = name.removeprefix(prefix)
-        part = next(part for part, start in PARTS if place.startswith(start)) if name.startswith(prefix) else "head"
-        counts[part] += parameter.numel()
+    base = base_encoder(model)
+    parts = encoder_parts(base)
+    modules = {
+        "feature encoder": [*parts.convolutions],
+        "feature projection": [parts.projection_norm, parts.projection],
+        "positions": [parts.positions],
+        "blocks": [parts.blocks],
+        "adapter": [getattr(base, "adapter", None)],
+        "other parts": [base],  # norms outside of the blocks, SEW's upsampling, the vector of masked frames
+        "head": [model],
+    }
+    counted: set[nn.Parameter] = set()
+    counts = dict[str, int]()
+    for part, found in modules.items():
+        new = {p for module in found if module is not None for p in module.parameters()} - counted
+        counts[part] = sum(parameter.numel() for parameter in new)
+        counted |= new
     return {part: count for part, count in counts.items() if count}
 
 
@@ -50,13 +53,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{sum(p.numel() for p in model.parameters()):,}"
     for part, count in count_parameters(model).items():
         yield f"  {part}", f"{count:,}"
+    sizes = encoder_config(config)
     yield (
         "blocks",
-        f"{config.num_hidden_layers} × {config.hidden_size} channels, {config.num_attention_heads} heads, "
-        f"feed-forward {config.intermediate_size}",
+        f"{sizes.num_hidden_layers} × {sizes.hidden_size} channels, {sizes.num_attention_heads} heads, "
+        f"feed-forward {sizes.intermediate_size}",
     )
-    yield "norm style", f"{_frontend(config)}; {_blocks(config)}"
-    if (positions := _positions(config)) is not None:
+    yield "norm style", f"{_frontend(sizes)}; {_blocks(sizes)}"
+    if (positions := _positions(sizes)) is not None:
         yield "positions", positions
     yield "dtype", str(model.dtype).removeprefix("torch.")
     yield "sample rate", f"{checkpoint.sample_rate:,} Hz"

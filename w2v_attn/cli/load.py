@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from w2v_attn.checkpoints.description import describe_checkpoint
+from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.checkpoints.export import check_export_folder, check_export_format, export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.cli import console, values
@@ -35,7 +36,7 @@ def run(config: Any) -> int:
     model = WaveformModel(checkpoint, device=device, backend=config.attention.backend)
     rows: list[tuple[str, object]] = [
         *describe_checkpoint(checkpoint),
-        ("layers", _layers(layer_names(model.config.num_hidden_layers))),
+        ("layers", _layers(layer_names(encoder_config(model.config).num_hidden_layers))),
         ("frame rate", _frame_rates(model)),
         ("attention", f"{backend_in_use(model.model)} on {device}"),
     ]

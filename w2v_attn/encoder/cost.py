@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.ops import gemm
 
 SAMPLE_RATE, FILTER_BANK_RATE = 16_000, 50  # Hz; filter-bank frames per second, stacked in pairs
@@ -34,6 +35,7 @@ def operations(config: Any, duration: float, *, blocks: int | None = None, atten
         blocks: How many transformer blocks run; None: all of them.
         attended: How many frames each frame attends to; None: all of them.
     """
+    config = encoder_config(config)
     blocks = config.num_hidden_layers if blocks is None else blocks
     frames, channels, total = int(duration * SAMPLE_RATE), 1, 0
     if hasattr(config, "conv_kernel"):

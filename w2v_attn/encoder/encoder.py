@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
 from w2v_attn.checkpoints.demo_checkpoint import DEMO_WARNING, is_demo_config
+from w2v_attn.checkpoints.encoder_parts import encoder_config, encoder_parts
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder import cpu_parallel, ragged
@@ -154,10 +155,7 @@ class Encoder(WaveformModel):
 
     @model.setter
     def model(self, model: Any) -> None:
-        if not hasattr(getattr(model, "encoder", None), "layers"):
-            raise ValueError(
-                f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
-            )
+        encoder_parts(model)  # raises for a model with a head
         WaveformModel.model.fset(self, model)  # type: ignore[attr-defined]
         self._prepared: PreparedModel | None = None
 
@@ -169,12 +167,13 @@ class Encoder(WaveformModel):
     @property
     def num_layers(self) -> int:
         """Number of blocks: the highest N of `layer_NN`."""
-        return len(self.model.encoder.layers)
+        return len(encoder_parts(self.model).blocks)
 
     def __repr__(self) -> str:
+        channels = encoder_config(self.config).hidden_size
         return (
             f"Encoder({self.checkpoint.source}: {self.config.model_type}, {self.num_layers} blocks of "
-            f"{self.config.hidden_size} channels, {self.frame_rate():g} frames/s, {dtype_name(self.dtype)} on "
+            f"{channels} channels, {self.frame_rate():g} frames/s, {dtype_name(self.dtype)} on "
             f"{self.device})"
         )
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.encoder_parts import encoder_config, encoder_parts, is_encoder
 from w2v_attn.encoder import model_state
 from w2v_attn.encoder.packed_waveforms import Grid
 from w2v_attn.ops import gemm
@@ -226,12 +227,14 @@ class Frontend:
     """The convolutions and the feature projection of a Hugging Face model, over one recording at a time."""
 
     def __init__(self, model: Any):
-        self._convolutions = Convolutions(model.feature_extractor)
+        parts = encoder_parts(model)
+        self._convolutions = Convolutions(parts.feature_encoder)
         self.count_frames = self._convolutions.grid.count_frames
         self._device, self._dtype = model.device, model.dtype
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
-        self._norm, self._project = _projection(model)
-        self._width: int = model.config.hidden_size
+        self._norm, linear = parts.projection_norm, parts.projection
+        self._project = None if linear is None else gemm.prepare_linear(linear.weight, linear.bias)
+        self._width: int = encoder_config(model.config).hidden_size
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """Return the projected features, [T, hidden size] in at least float32, of a waveform, float [samples]."""
@@ -333,19 +336,9 @@ def norm_of(layer: Any) -> Any:
     return getattr(layer, "layer_norm", None)
 
 
-def _projection(model: Any) -> tuple[nn.LayerNorm | None, gemm.PrepackedLinear | gemm.PlainLinear | None]:
-    """Return the norm and the linear map between convolutions and blocks; their names differ between families."""
-    projection = getattr(model, "feature_projection", None)
-    if isinstance(projection, nn.Linear) or projection is None:  # SEW
-        norm, linear = model.layer_norm, projection
-    else:
-        norm, linear = getattr(projection, "layer_norm", None), projection.projection
-    return norm, None if linear is None else gemm.prepare_linear(linear.weight, linear.bias)
-
-
 def unsupported_reason(model: Any) -> str | None:
     """Return why this module cannot compute the frontend of a model; None if it can."""
-    layers: Sequence[Any] = getattr(getattr(model, "feature_extractor", None), "conv_layers", ())
+    layers = encoder_parts(model).convolutions if is_encoder(model) else ()
     if not layers:
         return "its input is not a waveform through convolutions"
     for number, layer in enumerate(layers):

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder.packed_waveforms import Grid, PackedWaveforms, window_moments
 
@@ -107,7 +108,7 @@ def build_input(checkpoint: Checkpoint, config: Any) -> Input:
     """Return the input conversion of a model with this config, with the preprocessing of the checkpoint."""
     if checkpoint.filter_banks is not None:
         return FilterBanks(checkpoint.filter_banks, do_normalize=checkpoint.do_normalize)
-    return Samples(config, do_normalize=checkpoint.do_normalize)
+    return Samples(encoder_config(config), do_normalize=checkpoint.do_normalize)
 
 
 def min_samples(config: Any) -> int:

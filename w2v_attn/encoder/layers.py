@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from w2v_attn.checkpoints.encoder_parts import encoder_parts
+
 
 def layer_names(num_layers: int) -> tuple[str, ...]:
     """Return all layer names of an encoder with this many blocks, in the order of computation."""
@@ -103,7 +105,7 @@ def record_layers(model: Any, layers: Sequence[str]) -> Iterator[dict[str, Tenso
     found: dict[str, Tensor] = {}
     hooks = []
     names: dict[Any, list[str]] = {}
-    for number, block in enumerate(model.encoder.layers, 1):
+    for number, block in enumerate(encoder_parts(model).blocks, 1):
         names.setdefault(block, []).append(f"layer_{number:02d}")
 
     owner = threading.get_ident()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from w2v_attn.attention import plain
+from w2v_attn.checkpoints.encoder_parts import encoder_parts, is_encoder
 from w2v_attn.encoder import frontend, frontend_batched
 from w2v_attn.encoder.blocks import TransformerBlock
 from w2v_attn.encoder.frontend import Frontend, layer_norm
@@ -32,26 +33,27 @@ CHUNK_FRAMES = 2000
 
 def unsupported_reason(model: Any) -> str | None:
     """Return why this module cannot compute a model; None if it can."""
-    if not isinstance(getattr(getattr(model, "encoder", None), "layers", None), nn.ModuleList):
+    if not is_encoder(model) or not isinstance(encoder_parts(model).blocks, nn.ModuleList):
         return f"{type(model).__name__} is not a Hugging Face encoder itself"
     reason = frontend.unsupported_reason(model)
     if reason is not None:
         return reason
     if any(plain.GLOBAL_FORWARD_HOOKS):
         return "global hooks of torch are registered for all modules"
-    if not len(model.encoder.layers):
+    blocks = encoder_parts(model).blocks
+    if not len(blocks):
         return "it has no blocks"
-    for block in model.encoder.layers:
+    for block in blocks:
         if not isinstance(getattr(block, "attention", None), HuggingFaceAttention) or not hasattr(
             block, "feed_forward"
         ):
             return "its blocks are not attention and feed-forward alone"
         if reason := block.attention.unsupported_reason():
             return reason
-    for contract, module in chain(frontend_contracts(model), encoder_contracts(model.encoder)):
+    for contract, module in chain(frontend_contracts(model), encoder_contracts(encoder_parts(model).encoder)):
         if differences := contract.differences(module):
             return f"its {type(module).__name__} differs from the supported one: {'; '.join(differences)}"
-    if not all(is_elementwise(block.feed_forward.intermediate_act_fn) for block in model.encoder.layers):
+    if not all(is_elementwise(block.feed_forward.intermediate_act_fn) for block in blocks):
         return "the activation of its feed-forward is not a known elementwise function"
     for name, module in model.named_modules():
         if reason := _module_reason(name.rpartition(".")[2], module):
@@ -143,24 +145,24 @@ class RaggedEncoder:
     """
 
     def __init__(self, model: Any):
-        encoder = model.encoder
-        self._model = model
+        parts = encoder_parts(model)
+        self._model, self._encoder, self._norm = model, parts.encoder, parts.norm
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
-        self._norm_first = type(encoder).__name__.endswith("StableLayerNorm")
+        self._norm_first = parts.norm_first
         # SEW's blocks run over averages of 2 frames, or of another number.
-        self._squeezes = hasattr(encoder, "upsample")
-        self._squeeze: int = encoder.upsample.squeeze_factor if self._squeezes else 1
+        self._squeezes = hasattr(parts.encoder, "upsample")
+        self._squeeze: int = parts.encoder.upsample.squeeze_factor if self._squeezes else 1
         self._frontend = Frontend(model)
         self._batched_convolutions: frontend_batched.BatchedConvolutions | None = None
         if frontend_batched.is_batching_faster(model.device):
-            self._batched_convolutions = frontend_batched.BatchedConvolutions(model.feature_extractor)
-        self._positions = build_positions(encoder.pos_conv_embed, wide=self._wide, dtype=model.dtype)
-        first = encoder.layers[0].attention
+            self._batched_convolutions = frontend_batched.BatchedConvolutions(parts.feature_encoder)
+        self._positions = build_positions(parts.positions, wide=self._wide, dtype=model.dtype)
+        first = parts.blocks[0].attention
         table = first.table() if isinstance(first, GatedAttention) else None
-        following = [*(layer.layer_norm for layer in encoder.layers[1:]), None] if self._norm_first else repeat(None)
+        following = [*(layer.layer_norm for layer in parts.blocks[1:]), None] if self._norm_first else repeat(None)
         self._blocks = [
             TransformerBlock(layer, norm_first=self._norm_first, next_norm=norm, table=table)
-            for layer, norm in zip(encoder.layers, following, strict=False)
+            for layer, norm in zip(parts.blocks, following, strict=False)
         ]
 
     def run(
@@ -228,7 +230,7 @@ class RaggedEncoder:
         if "final" in layers:
             # A caller who writes into one layer must not change another one.
             same = x.clone() if name in layers and not self._squeezes else x
-            yield "final", layer_norm(x, self._model.encoder.layer_norm) if self._norm_first else same
+            yield "final", layer_norm(x, self._norm) if self._norm_first else same
 
     def _embed(self, waveforms: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Return the frames of all recordings, as tensors [T, C] or one tensor [ΣT, C], and the length of each."""
@@ -242,7 +244,7 @@ class RaggedEncoder:
     def _block_input(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
         """Return the input of the blocks, [ΣT, C], from the frames of all recordings; clears the list."""
         x = self._add_positions(embedded, lengths)
-        return x if self._norm_first else layer_norm(x, self._model.encoder.layer_norm)
+        return x if self._norm_first else layer_norm(x, self._norm)
 
     def _add_positions(self, embedded: list[Tensor], lengths: list[int]) -> Tensor:
         frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
@@ -252,8 +254,8 @@ class RaggedEncoder:
         parts = []
         for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]
-            positions = self._model.encoder.pos_conv_embed(channels_first)
-            pooled = self._model.encoder.pool(channels_first)
+            positions = self._encoder.pos_conv_embed(channels_first)
+            pooled = self._encoder.pool(channels_first)
             count = min(positions.shape[-1], pooled.shape[-1])
             parts.append((pooled[..., :count].to(self._wide) + positions[..., :count])[0].T)
         return torch.cat(parts)
@@ -261,7 +263,7 @@ class RaggedEncoder:
     def _model_output(self, frames: Tensor, length: int) -> Tensor:
         """Return the output of the model after its blocks; `length`: frames of the recording before them."""
         if self._squeezes:
-            frames = self._model.encoder.upsample(frames[None])[0]
+            frames = self._encoder.upsample(frames[None])[0]
             frames = F.pad(frames, (0, 0, 0, max(length - len(frames), 0)))
         adapter = getattr(self._model, "adapter", None)
         return frames if adapter is None else adapter(frames[None])[0]

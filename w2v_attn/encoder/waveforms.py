@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints import weight_norms
+from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.cost import memory_limit
@@ -163,15 +164,16 @@ class WaveformModel:
 
     def frame_budget(self) -> int:
         """Return how many frames a batch may have, over all its recordings, to fit into memory."""
+        config = encoder_config(self.config)
         if self.device.type != "cuda":
             budget = min(FRAMES_PER_CORE * torch.get_num_threads(), MAX_FRAMES)
             # All layers in float32, and a second copy of them for the writer.
-            bytes_of_frame = 2 * 4 * self.config.hidden_size * (self.config.num_hidden_layers + 2)
+            bytes_of_frame = 2 * 4 * config.hidden_size * (config.num_hidden_layers + 2)
             memory = memory_limit()
             return budget if memory is None else max(1, min(budget, int(MEMORY_FRACTION * memory) // bytes_of_frame))
         free, _ = torch.cuda.mem_get_info(self.device)
         # The feed-forward is widest; a dozen tensors of the hidden size exist at the same time, at most in float32.
-        bytes_of_frame = 4 * (2 * self.config.intermediate_size + 12 * self.config.hidden_size)
+        bytes_of_frame = 4 * (2 * config.intermediate_size + 12 * config.hidden_size)
         return max(1, min(MAX_FRAMES, free // 2 // bytes_of_frame))
 
     def frame_rate(self, layer: str = "final") -> float:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from w2v_attn.attention.plain import replaced_forward
+from w2v_attn.checkpoints.encoder_parts import encoder_parts
 
 # The newest transformers that this was compared and tested with.
 NEWEST_KNOWN = "5.24.0"
@@ -158,7 +159,7 @@ def frontend_contracts(model: Any) -> Iterator[tuple[Contract, nn.Module]]:
 
     SEW has a linear map as its projection, or none.
     """
-    for layer in model.feature_extractor.conv_layers:
+    for layer in encoder_parts(model).convolutions:
         yield _CONVOLUTION, layer
     projection = getattr(model, "feature_projection", None)
     if projection is not None and not isinstance(projection, nn.Linear):

@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.plain import is_plain_linear, must_be_called, replaced_forward
+from w2v_attn.checkpoints.encoder_parts import norms_first
 from w2v_attn.checkpoints.families import FAMILIES
 from w2v_attn.ops.feed_forward import feed_forward
 from w2v_attn.ops.fourier import FourierConvolution
@@ -90,10 +91,6 @@ class UnpaddedEncoder:
         x = self._after_blocks(self._through_blocks(x, BlockMask(batch, unpads=False), kwargs))
         return BaseModelOutput(last_hidden_state=batch.zeroed(x))  # type: ignore[arg-type]
 
-    @property
-    def _norms_first(self) -> bool:
-        return type(self).__name__.endswith("StableLayerNorm")
-
     def _pack(self, frames: Tensor, batch: PaddedBatch) -> tuple[Tensor, PaddedBatch]:
         """Return packed frames [ΣT, C] with their positions, and the batch that the blocks get."""
         return frames + self._positions(frames, batch.lengths), batch
@@ -103,10 +100,10 @@ class UnpaddedEncoder:
         return batch.pad(frames)
 
     def _before_blocks(self: Any, x: Tensor) -> Tensor:
-        return self.dropout(x if self._norms_first else self.layer_norm(x))
+        return self.dropout(x if norms_first(self) else self.layer_norm(x))
 
     def _after_blocks(self: Any, x: Tensor) -> Tensor:
-        return self.layer_norm(x) if self._norms_first else x
+        return self.layer_norm(x) if norms_first(self) else x
 
     def _through_blocks(self: Any, x: Tensor, mask: AttentionMask | BlockMask, kwargs: dict[str, Any]) -> Tensor:
         """Return the output of the blocks, in the shape of x: [1, ΣT, C] or [B, T, C]."""

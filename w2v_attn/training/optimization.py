@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import adapter_parameters, has_adapters
+from w2v_attn.checkpoints.encoder_parts import encoder_parts, is_encoder
 from w2v_attn.patching.replace import projection_names
 from w2v_attn.training.options import LoraOptions, OptimizerOptions, ScheduleOptions
 
@@ -104,7 +105,7 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ValueError("nothing is trained: every parameter is frozen")
-    depth = 1 + max((block for name in model.state_dict() if (block := _block(name)) is not None), default=-1)
+    blocks_above = _blocks_above(model)
     for factor in options.factors:
         if not any(re.search(factor.pattern, name) for name in trained):
             raise ValueError(
@@ -112,7 +113,7 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
             )
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trained.items():
-        rate = options.lr * options.layer_decay ** _blocks_above(name, depth)
+        rate = options.lr * options.layer_decay ** blocks_above.get(parameter, 0)
         decay = options.weight_decay if parameter.dim() > 1 else 0.0
         for factor in options.factors:
             if re.search(factor.pattern, name):
@@ -123,18 +124,23 @@ def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[s
     return list(groups.values())
 
 
-def _block(name: str) -> int | None:
-    found = re.search(r"encoder\.layers\.(\d+)\.", name)
-    return int(found[1]) if found else None
+def _blocks_above(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return parameter -> the number of blocks between it and the head: 0 in the last, all before the first.
 
-
-def _blocks_above(name: str, depth: int) -> int:
-    """Return the number of blocks between a parameter and the head: 0 in the last block, `depth` before the first."""
-    block = _block(name)
-    if block is not None:
-        return depth - 1 - block
-    in_encoder = re.search(r"feature_extractor|feature_projection|masked_spec_embed|pos_conv|encoder\.layer_norm", name)
-    return depth if in_encoder else 0
+    Parameters after the blocks are missing; the last norm counts with those before the first block.
+    """
+    found: dict[nn.Parameter, int] = {}
+    for base in filter(is_encoder, model.modules()):
+        parts = encoder_parts(base)
+        depth = len(parts.blocks)
+        before = (parts.feature_encoder, parts.projection_norm, parts.projection, parts.positions, parts.norm)
+        for module in before:
+            found |= dict.fromkeys(() if module is None else module.parameters(), depth)
+        if (masked := getattr(base, "masked_spec_embed", None)) is not None:
+            found[masked] = depth
+        for number, block in enumerate(parts.blocks):
+            found |= dict.fromkeys(block.parameters(), depth - 1 - number)
+    return found
 
 
 def _some(names: dict[str, Any]) -> str:

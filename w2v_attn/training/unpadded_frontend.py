@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.encoder_parts import encoder_parts, is_encoder
 from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.frontend import Convolutions, unsupported_reason, write_blocks
 from w2v_attn.encoder.frontend_train import TrainableConvolutions
@@ -132,8 +133,8 @@ class _UnpaddedForward:
 def _extractors(model: nn.Module) -> Iterator[Any]:
     """Yield the feature encoders that `encoder.frontend` supports."""
     for module in model.modules():
-        if hasattr(module, "feature_extractor") and unsupported_reason(module) is None:
-            yield module.feature_extractor
+        if is_encoder(module) and unsupported_reason(module) is None:
+            yield encoder_parts(module).feature_encoder
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.checksum import checkpoint_hash
+from w2v_attn.checkpoints.encoder_parts import base_encoder
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder import ragged
@@ -129,11 +130,11 @@ class Recognizer(WaveformModel, ABC):
         return run_on_frames(self.model, self._packed_encoder(), waveform)
 
     def _can_pack(self) -> bool:
-        return ragged.unsupported_reason(self.model.base_model) is None
+        return ragged.unsupported_reason(base_encoder(self.model)) is None
 
     def _packed_encoder(self) -> Encoder:
         """Return the encoder of the model. Raises ValueError if it does not support `long_form`."""
-        base = self.model.base_model
+        base = base_encoder(self.model)
         if self._encoder is None or self._encoder.model is not base:
             checkpoint = replace(self.checkpoint, model=base)
             self._encoder = Encoder(checkpoint, device=self.device, backend=self._backend, long_form=self.long_form)

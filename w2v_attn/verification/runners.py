@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts
 from w2v_attn.patching.replace import replace_attention, restore_attention
 from w2v_attn.patching.unpad import UnpaddedEncoder
 from w2v_attn.verification import stages
@@ -55,7 +56,7 @@ def ignores_padding(model: Any, backend: str) -> bool:
     is stock before and after the call.
     """
     patch_model(model, backend, unpad=True)
-    unpadded = isinstance(model.base_model.encoder, UnpaddedEncoder)
+    unpadded = isinstance(encoder_parts(base_encoder(model)).encoder, UnpaddedEncoder)
     restore_model(model)
     return unpadded and not has_group_norm(model)
 
@@ -122,7 +123,7 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     model.set_attn_implementation("eager")
     try:
         for batch, real, lengths in runs:
-            blocks = model.base_model(batch, attention_mask=real, output_attentions=True).attentions
+            blocks = base_encoder(model)(batch, attention_mask=real, output_attentions=True).attentions
             for number, weights in enumerate(blocks, 1):
                 parts = [weights[row, :, :T, :T].cpu() for row, T in enumerate(lengths)]
                 found.setdefault(f"layer_{number:02d}", []).extend(parts)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts
 from w2v_attn.encoder import layers
 
 HEADS = ("lm_head", "classifier", "pooled_classifier")
@@ -17,17 +18,18 @@ HEADS = ("lm_head", "classifier", "pooled_classifier")
 
 def compared_model(model: Any) -> Any:
     """Return the part of a loaded model that is compared: all of it if its head returns logits, else its encoder."""
-    return model if any(hasattr(model, name) for name in HEADS) else model.base_model
+    return model if any(hasattr(model, name) for name in HEADS) else base_encoder(model)
 
 
 def stage_modules(model: Any) -> dict[str, nn.Module]:
     """Return stage -> module whose output it is, without `embed`, `final` and `logits`, which have no such module."""
-    base, found = model.base_model, dict[str, nn.Module]()
+    base, found = base_encoder(model), dict[str, nn.Module]()
+    parts = encoder_parts(base)
     for name, child in base.named_children():
-        if hasattr(child, "conv_layers"):
-            found |= {f"conv_{number}": layer for number, layer in enumerate(child.conv_layers, 1)}
-        elif child is base.encoder:
-            found |= {f"layer_{number:02d}": layer for number, layer in enumerate(child.layers, 1)}
+        if child is parts.feature_encoder:
+            found |= {f"conv_{number}": layer for number, layer in enumerate(parts.convolutions, 1)}
+        elif child is parts.encoder:
+            found |= {f"layer_{number:02d}": layer for number, layer in enumerate(parts.blocks, 1)}
         elif any(True for _ in child.parameters()):
             found[name] = child
     return found
@@ -37,7 +39,8 @@ def stages_of_parameters(model: Any) -> dict[str, tuple[str, str]]:
     """Return parameter -> (stage, name within it); between the stages, the part of the model that contains it."""
     paths = {module: name for name, module in model.named_modules()}
     stages = {f"{paths[module]}.": stage for stage, module in stage_modules(model).items()}
-    base = "" if model is model.base_model else f"{model.base_model_prefix}."
+    encoder = base_encoder(model)
+    base = "" if model is encoder else f"{paths[encoder]}."
 
     def place(name: str) -> tuple[str, str]:
         for path, stage in stages.items():
@@ -56,7 +59,7 @@ def record_stages(model: Any) -> Iterator[dict[str, Tensor]]:
 
     A module that is called several times or not at all is not recorded: some of ours are called for each recording.
     """
-    modules = {**stage_modules(model), "final": model.base_model}
+    modules = {**stage_modules(model), "final": base_encoder(model)}
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def keep(name: str) -> Any:
@@ -64,7 +67,7 @@ def record_stages(model: Any) -> Iterator[dict[str, Tensor]]:
 
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        blocks = stack.enter_context(layers.record_layers(model.base_model, ("embed",)))
+        blocks = stack.enter_context(layers.record_layers(base_encoder(model), ("embed",)))
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(keep(name)).remove)
         yield found

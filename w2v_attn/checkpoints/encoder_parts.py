@@ -1,0 +1,84 @@
+"""Where the parts of an encoder are in Hugging Face's models: their names differ between families."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncoderParts:
+    """The modules of a Hugging Face model without a head.
+
+    Attributes:
+        feature_encoder: The module with the convolutions, as `conv_layers`; None: the model reads filter banks.
+        projection_norm: The norm between convolutions and blocks; None: there is none.
+        projection: The linear map after it; None: there is none.
+        encoder: The module whose forward computes positions and blocks.
+        positions: The positional embedding that is added before the blocks; None: the attention has the positions.
+        blocks: The transformer blocks.
+        norm: The norm before or after all blocks; None: there is none.
+        norm_first: Whether norms come before attention and feed-forward (`do_stable_layer_norm`), or after them.
+    """
+
+    feature_encoder: Any
+    projection_norm: nn.LayerNorm | None
+    projection: nn.Linear | None
+    encoder: Any
+    positions: Any
+    blocks: Any
+    norm: Any
+    norm_first: bool
+
+    @property
+    def convolutions(self) -> Sequence[Any]:
+        """The layers of the feature encoder; empty if the model reads filter banks."""
+        return getattr(self.feature_encoder, "conv_layers", ())
+
+
+def is_encoder(model: Any) -> bool:
+    """Return whether this is a Hugging Face model without a head."""
+    return hasattr(getattr(model, "encoder", None), "layers")
+
+
+def encoder_parts(model: Any) -> EncoderParts:
+    """Return the parts of a Hugging Face model without a head.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not is_encoder(model):
+        raise ValueError(
+            f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
+        )
+    encoder, projection = model.encoder, getattr(model, "feature_projection", None)
+    if projection is not None and hasattr(projection, "projection"):
+        norm, linear = getattr(projection, "layer_norm", None), projection.projection
+    else:  # SEW, whose linear map is missing where the sizes agree
+        norm, linear = getattr(model, "layer_norm", None), projection
+    return EncoderParts(
+        feature_encoder=getattr(model, "feature_extractor", None),
+        projection_norm=norm,
+        projection=linear,
+        encoder=encoder,
+        positions=getattr(encoder, "pos_conv_embed", None),
+        blocks=encoder.layers,
+        norm=getattr(encoder, "layer_norm", None),
+        norm_first=norms_first(encoder),
+    )
+
+
+def norms_first(encoder: nn.Module) -> bool:
+    """Return whether the blocks of an encoder normalise before attention and feed-forward, or after them."""
+    return type(encoder).__name__.endswith("StableLayerNorm")
+
+
+def base_encoder(model: Any) -> Any:
+    """Return the model without a head that a Hugging Face model contains or is."""
+    return model.base_model
+
+
+def encoder_config(config: Any) -> Any:
+    """Return the config with the sizes of the encoder, from the config of a model with or without a head."""
+    return config
