@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,6 +17,7 @@ class EncoderParts:
         projection: The linear map after it; None: there is none.
         encoder: The module whose forward computes positions and blocks.
         positions: The positional embedding that is added before the blocks; None: the attention has the positions.
+        positions_add: Whether the forward of `positions` returns the sum with its input, not the embedding alone.
         blocks: The transformer blocks.
         norm: The norm before or after all blocks; None: there is none.
         norm_first: Whether norms come before attention and feed-forward (`do_stable_layer_norm`), or after them.
@@ -27,6 +28,7 @@ class EncoderParts:
     projection: nn.Linear | None
     encoder: Any
     positions: Any
+    positions_add: bool
     blocks: Any
     norm: Any
     norm_first: bool
@@ -39,7 +41,12 @@ class EncoderParts:
 
 def is_encoder(model: Any) -> bool:
     """Return whether this is a Hugging Face model without a head."""
-    return hasattr(getattr(model, "encoder", None), "layers")
+    return _is_omniasr(model) or hasattr(getattr(model, "encoder", None), "layers")
+
+
+def _is_omniasr(model: Any) -> bool:
+    """Return whether this is an `OmniASRAudioModel`, which has no module of its own around its blocks."""
+    return hasattr(model, "subsampling") and hasattr(model, "encode_positions")
 
 
 def encoder_parts(model: Any) -> EncoderParts:
@@ -52,6 +59,18 @@ def encoder_parts(model: Any) -> EncoderParts:
         raise ValueError(
             f"expected a Hugging Face model without a head, got {type(model).__name__}: model.base_model is one"
         )
+    if _is_omniasr(model):
+        return EncoderParts(
+            feature_encoder=model.subsampling,
+            projection_norm=model.subsampling.layer_norm,
+            projection=model.subsampling.projection,
+            encoder=model,
+            positions=model.encode_positions,
+            positions_add=True,
+            blocks=model.layers,
+            norm=model.layer_norm,
+            norm_first=True,
+        )
     encoder, projection = model.encoder, getattr(model, "feature_projection", None)
     if projection is not None and hasattr(projection, "projection"):
         norm, linear = getattr(projection, "layer_norm", None), projection.projection
@@ -63,6 +82,7 @@ def encoder_parts(model: Any) -> EncoderParts:
         projection=linear,
         encoder=encoder,
         positions=getattr(encoder, "pos_conv_embed", None),
+        positions_add=False,
         blocks=encoder.layers,
         norm=getattr(encoder, "layer_norm", None),
         norm_first=norms_first(encoder),
@@ -76,9 +96,23 @@ def norms_first(encoder: nn.Module) -> bool:
 
 def base_encoder(model: Any) -> Any:
     """Return the model without a head that a Hugging Face model contains or is."""
-    return model.base_model
+    base = model.base_model
+    return getattr(base, "audio_tower", base)
+
+
+def model_inputs(model: Any, values: Tensor, real: Tensor | None = None) -> dict[str, Tensor | None]:
+    """Return the arguments of the forward of a Hugging Face model, with or without a head.
+
+    Args:
+        model: The model.
+        values: [B, samples], or [B, frames, bins] for models that read filter banks.
+        real: [B, samples or frames], 1 for real ones; None: all are.
+    """
+    if _is_omniasr(base_encoder(model)):
+        return {"input_values": values[:, None], "padding_mask": real}
+    return {model.main_input_name: values, "attention_mask": real}
 
 
 def encoder_config(config: Any) -> Any:
     """Return the config with the sizes of the encoder, from the config of a model with or without a head."""
-    return config
+    return getattr(config, "audio_config", config)

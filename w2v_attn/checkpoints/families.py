@@ -1,5 +1,7 @@
 """Supported model families of Hugging Face: `model_type` -> module and class of the attention blocks."""
 
+from importlib.util import find_spec
+
 FAMILIES = {
     "wav2vec2": ("transformers.models.wav2vec2.modeling_wav2vec2", "Wav2Vec2Attention"),
     "hubert": ("transformers.models.hubert.modeling_hubert", "HubertAttention"),
@@ -12,14 +14,24 @@ FAMILIES = {
         "Wav2Vec2ConformerSelfAttention",
     ),
     "wav2vec2-bert": ("transformers.models.wav2vec2_bert.modeling_wav2vec2_bert", "Wav2Vec2BertSelfAttention"),
+    "omniasr_audio": ("transformers.models.omniasr.modeling_omniasr", "OmniASRAttention"),
+    "omniasr_ctc": ("transformers.models.omniasr.modeling_omniasr", "OmniASRAttention"),
+    "omniasr": ("transformers.models.omniasr.modeling_omniasr", "OmniASRAttention"),
     "sew": ("transformers.models.sew.modeling_sew", "SEWAttention"),
 }
+# Families that not all supported versions of transformers have -> the first version that has them.
+FIRST_VERSIONS = dict.fromkeys(("omniasr_audio", "omniasr_ctc", "omniasr"), "5.24")
 
 # Families that users may expect, and the reason why they are not supported.
 UNSUPPORTED = {
     "sew-d": "its disentangled attention adds content-to-position and position-to-content terms to the scores, in "
     "buckets, with its own softmax and dropout, which this layer does not compute",
 }
+
+
+def is_installed(family: str) -> bool:
+    """Return whether the installed transformers has a supported family."""
+    return find_spec(FAMILIES[family][0].rpartition(".")[0]) is not None
 
 
 def supported_families() -> str:

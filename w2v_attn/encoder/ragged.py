@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from w2v_attn.attention import plain
-from w2v_attn.checkpoints.encoder_parts import encoder_parts, is_encoder
+from w2v_attn.checkpoints.encoder_parts import EncoderParts, encoder_parts, is_encoder
 from w2v_attn.encoder import frontend, frontend_batched
 from w2v_attn.encoder.blocks import TransformerBlock
 from w2v_attn.encoder.frontend import Frontend, layer_norm
@@ -106,35 +106,47 @@ def _module_reason(name: str, module: Any) -> str | None:
 
 
 class Positions(Protocol):
-    """The positional embedding that is added to the frames before the blocks."""
+    """The addition of positional embeddings to the frames before the blocks."""
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return the embedding of packed frames, [ΣT, C], in their dtype."""
+        """Return packed frames, [ΣT, C], plus their embeddings, in their dtype."""
         ...
+
+
+class FourierPositions:
+    """A positional embedding that is one convolution, by Fourier transform over all recordings."""
+
+    def __init__(self, convolution: FourierConvolution):
+        self._convolution = convolution
+
+    def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
+        """See `Positions`."""
+        return self._convolution(frames, lengths).add_(frames)
 
 
 class ModulePositions:
     """A positional embedding computed by its Hugging Face module, one recording at a time."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype):
-        self._module, self._dtype = module, dtype
+    def __init__(self, parts: EncoderParts, dtype: torch.dtype):
+        self._module, self._adds, self._dtype = parts.positions, parts.positions_add, dtype
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         """See `Positions`."""
-        parts = [self._module(part.to(self._dtype)[None])[0] for part in frames.split(list(lengths))]
-        return torch.cat(parts).to(frames.dtype)
+        found = [self._module(part.to(self._dtype)[None])[0] for part in frames.split(list(lengths))]
+        found = torch.cat(found).to(frames.dtype)
+        return found if self._adds else found.add_(frames)
 
 
-def build_positions(module: Any, *, wide: torch.dtype, dtype: torch.dtype) -> Positions:
-    """Return the positional embedding of a Hugging Face encoder.
+def build_positions(parts: EncoderParts, *, wide: torch.dtype, dtype: torch.dtype) -> Positions:
+    """Return the addition of the positional embeddings of a Hugging Face encoder.
 
     Args:
-        module: The positional convolution of the encoder.
+        parts: The parts of the encoder.
         wide: Dtype of the frames.
         dtype: Dtype of the module.
     """
-    fourier = FourierConvolution.of(module, wide)
-    return ModulePositions(module, dtype) if fourier is None else fourier
+    fourier = FourierConvolution.of(parts.positions, wide, removed=1 if parts.positions_add else None)
+    return ModulePositions(parts, dtype) if fourier is None else FourierPositions(fourier)
 
 
 class RaggedEncoder:
@@ -156,7 +168,7 @@ class RaggedEncoder:
         self._batched_convolutions: frontend_batched.BatchedConvolutions | None = None
         if frontend_batched.is_batching_faster(model.device):
             self._batched_convolutions = frontend_batched.BatchedConvolutions(parts.feature_encoder)
-        self._positions = build_positions(parts.positions, wide=self._wide, dtype=model.dtype)
+        self._positions = build_positions(parts, wide=self._wide, dtype=model.dtype)
         first = parts.blocks[0].attention
         table = first.table() if isinstance(first, GatedAttention) else None
         following = [*(layer.layer_norm for layer in parts.blocks[1:]), None] if self._norm_first else repeat(None)
@@ -250,7 +262,7 @@ class RaggedEncoder:
         frames = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         embedded.clear()
         if not self._squeezes:
-            return self._positions(frames, lengths).add_(frames)
+            return self._positions(frames, lengths)
         parts = []
         for part in frames.split(lengths):
             channels_first = part.to(self._model.dtype).T[None]

@@ -97,13 +97,23 @@ class FourierConvolution:
             self._spectrum = spectrum.conj().resolve_conj()
 
     @classmethod
-    def of(cls, module: Any, dtype: torch.dtype, *, trainable: bool = False) -> "FourierConvolution | None":
-        """Return the convolution of a Hugging Face positional embedding, or None if the module is of another kind."""
+    def of(
+        cls, module: Any, dtype: torch.dtype, *, trainable: bool = False, removed: int | None = None
+    ) -> "FourierConvolution | None":
+        """Return the convolution of a Hugging Face positional embedding, or None if the module is of another kind.
+
+        Args:
+            module: The positional embedding.
+            dtype: As for the class, like `trainable`.
+            trainable: See `dtype`.
+            removed: Frames that its forward cuts off at the end; None: as its module `padding` says.
+        """
         convolution = getattr(module, "conv", None)
         if not isinstance(convolution, nn.Conv1d) or not hasattr(module, "activation"):
             return None
         taps = convolution.kernel_size[0]
-        removed = getattr(getattr(module, "padding", None), "num_pad_remove", None)
+        if removed is None:
+            removed = getattr(getattr(module, "padding", None), "num_pad_remove", None)
         if removed != (taps + 1) % 2 or convolution.padding != (taps // 2,) or convolution.padding_mode != "zeros":
             return None
         if type(convolution).forward is not nn.Conv1d.forward:

@@ -127,6 +127,16 @@ _ENCODER = Contract(
     optional=frozenset({"pool", "upsample"}),  # SEW's
     attributes=(("config", PretrainedConfig),),
 )
+_AUDIO_MODEL = Contract(  # of OmniASR, whose model has the forward of an encoder
+    forward=("input_values", "padding_mask", "output_attention_mask"),
+    parts=frozenset({"subsampling", "encode_positions", "layers", "layer_norm"}),
+    attributes=(("config", PretrainedConfig), ("layerdrop", (int, float)), ("hidden_dropout", (int, float))),
+)
+_SUBSAMPLING = Contract(
+    forward=("hidden_states",),
+    parts=frozenset({"conv_layers", "layer_norm", "projection"}),
+)
+_POSITIONS = Contract(forward=("hidden_states",), parts=frozenset({"conv"}), optional=frozenset({"activation"}))
 ADAPTER = Contract(
     forward=("hidden_states",),
     parts=frozenset({"layers"}),
@@ -148,7 +158,11 @@ def attention_contract(block: nn.Module) -> Contract:
 
 def encoder_contracts(encoder: Any) -> Iterator[tuple[Contract, nn.Module]]:
     """Yield the contract and module of an encoder, and of all its submodules that we patch besides attention."""
-    yield _ENCODER, encoder
+    if _stock(encoder).__name__ == "OmniASRAudioModel":
+        yield _AUDIO_MODEL, encoder
+        yield _POSITIONS, encoder.encode_positions
+    else:
+        yield _ENCODER, encoder
     for block in encoder.layers:
         yield _WAVLM_BLOCKS.get(_stock(block).__name__, _BLOCK), block
         yield _FEED_FORWARD, block.feed_forward
@@ -161,6 +175,8 @@ def frontend_contracts(model: Any) -> Iterator[tuple[Contract, nn.Module]]:
     """
     for layer in encoder_parts(model).convolutions:
         yield _CONVOLUTION, layer
+    if hasattr(model, "subsampling"):
+        yield _SUBSAMPLING, model.subsampling
     projection = getattr(model, "feature_projection", None)
     if projection is not None and not isinstance(projection, nn.Linear):
         yield _PROJECTION, projection

@@ -26,6 +26,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from w2v_attn.attention.masks import NO_MASK, AttentionMask
 from w2v_attn.attention.plain import is_plain_linear, must_be_called, replaced_forward
@@ -50,6 +52,8 @@ class UnpaddedEncoder:
     """Stock's encoder with a forward over packed frames. Its attention must be ours."""
 
     config: Any
+    # Frames that the forward of the positional embedding cuts off; None: as its module `padding` says.
+    _removed: int | None = None
 
     def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """Return the hidden states after the blocks, [B, T, C], with zeros in padded frames.
@@ -59,13 +63,20 @@ class UnpaddedEncoder:
             attention_mask: [B, T], True or 1 for real frames; without a mask all frames are real.
             **kwargs: Passed to the blocks.
         """
-        if torch.compiler.is_compiling():  # compilers need shapes that do not depend on values
-            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
-        if not all(map(_is_framewise, self.layers.modules())):
+        if not self._packs():
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = PaddedBatch.of(hidden_states, attention_mask)
         if not self._can_unpad(batch):
             return self._forward_padded(hidden_states, batch, attention_mask, kwargs)
+        final = self._run_packed(hidden_states, batch, kwargs)
+        return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
+
+    def _packs(self: Any) -> bool:
+        """Return whether the blocks may get packed frames now: compilers need shapes that values do not change."""
+        return not torch.compiler.is_compiling() and all(map(_is_framewise, self.layers.modules()))
+
+    def _run_packed(self: Any, hidden_states: Tensor, batch: PaddedBatch, kwargs: dict[str, Any]) -> Tensor:
+        """Return the output for a batch in which the real frames come first, [B, T, C]."""
         frames, inner = self._pack(batch.unpad(hidden_states), batch)
         x = self._before_blocks(frames)
         weights = self._is_asked_for("output_attentions", kwargs)
@@ -77,7 +88,7 @@ class UnpaddedEncoder:
         final = self._unpack(self._after_blocks(frames), batch)
         _RECORDINGS[final] = batch
         _LAST.batch = batch
-        return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
+        return final
 
     def _can_unpad(self, batch: PaddedBatch) -> bool:
         """Return whether there are real frames and they come first."""
@@ -87,13 +98,18 @@ class UnpaddedEncoder:
         self: Any, hidden_states: Tensor, batch: PaddedBatch, attention_mask: Tensor | None, kwargs: dict[str, Any]
     ) -> Any:
         """Return the output for a batch in which real frames follow padding, or which has none."""
+        final = self._run_padded(hidden_states, batch, kwargs)
+        return BaseModelOutput(last_hidden_state=final)  # type: ignore[arg-type]
+
+    def _run_padded(self: Any, hidden_states: Tensor, batch: PaddedBatch, kwargs: dict[str, Any]) -> Tensor:
+        """Return the frames of such a batch, [B, T, C]."""
         x = self._before_blocks(self._with_padded_positions(hidden_states, batch))
         x = self._after_blocks(self._through_blocks(x, BlockMask(batch, unpads=False), kwargs))
-        return BaseModelOutput(last_hidden_state=batch.zeroed(x))  # type: ignore[arg-type]
+        return batch.zeroed(x)
 
     def _pack(self, frames: Tensor, batch: PaddedBatch) -> tuple[Tensor, PaddedBatch]:
         """Return packed frames [ΣT, C] with their positions, and the batch that the blocks get."""
-        return frames + self._positions(frames, batch.lengths), batch
+        return self._with_positions(frames, batch.lengths), batch
 
     def _unpack(self, frames: Tensor, batch: PaddedBatch) -> Tensor:
         """Return the output of the blocks in the shape of the input batch, [B, T, C]."""
@@ -112,8 +128,7 @@ class UnpaddedEncoder:
         shared: dict[str, Tensor] = {}  # WavLM's table of biases, from its first block, which is never dropped
         for number, layer in enumerate(self.layers):
             # LayerDrop draws as in stock, so that the same seed drops the same blocks.
-            may_drop = self.training and self.config.layerdrop > 0 and not (gated and number == 0)
-            dropped = may_drop and torch.rand([]) < self.config.layerdrop
+            dropped = not (gated and number == 0) and self._drops_block()
             if not dropped or runs_all:
                 output = layer(x, attention_mask=mask, **shared, **kwargs)
                 x = output if isinstance(output, Tensor) else output[0]
@@ -121,21 +136,32 @@ class UnpaddedEncoder:
                     shared["position_bias"] = output[1]
         return x
 
-    def _positions(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Return the positional embeddings of packed frames, [ΣT, C]."""
-        module = self.pos_conv_embed
+    def _drops_block(self: Any) -> bool:
+        return self.training and self.config.layerdrop > 0 and bool(torch.rand([]) < self.config.layerdrop)
+
+    @property
+    def _positions(self: Any) -> nn.Module:
+        return self.pos_conv_embed
+
+    def _add_positions(self, x: Tensor) -> Tensor:
+        """Return x plus its positional embeddings, computed by the module, [B, T, C]."""
+        return x + self._positions(x)
+
+    def _with_positions(self: Any, frames: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Return packed frames plus their positional embeddings, [ΣT, C]."""
+        module = self._positions
         if not any(must_be_called(part) for part in module.modules()):
-            fourier = FourierConvolution.of(module, softmax_dtype(frames), trainable=True)
+            fourier = FourierConvolution.of(module, softmax_dtype(frames), trainable=True, removed=self._removed)
             if fourier is not None:
-                return fourier(frames, lengths).to(frames.dtype)
-        return torch.cat([module(part[None])[0] for part in frames.split(list(lengths))])
+                return frames + fourier(frames, lengths).to(frames.dtype)
+        return torch.cat([self._add_positions(part[None])[0] for part in frames.split(list(lengths))])
 
     def _with_padded_positions(self: Any, hidden_states: Tensor, batch: PaddedBatch) -> Tensor:
         """Return frames with zeros in padding, plus their positional embeddings, [B, T, C]."""
-        x, module = batch.zeroed(hidden_states), self.pos_conv_embed
+        x, module = batch.zeroed(hidden_states), self._positions
         layers = getattr(module, "layers", None)
         if layers is None or batch.real is None or must_be_called(module):
-            return x + module(x)
+            return self._add_positions(x)
         # Data2Vec has several convolutions; those of stock read what the previous one computed in the padding.
         y = x.transpose(1, 2)
         for layer in layers:
@@ -180,6 +206,67 @@ class UnpaddedSqueezingEncoder(UnpaddedEncoder):
         counts = tuple(count // factor * factor for count in batch.counts or ())
         whole = PaddedBatch.of_counts(counts, batch.shape[1], frames.device)
         return whole.pad(self.upsample(frames[None])[0])
+
+
+class UnpaddedAudioModel(UnpaddedEncoder):
+    """The model of OmniASR, which is an encoder itself: waveforms in, frames after the blocks out."""
+
+    _removed = 1
+
+    def forward(  # type: ignore[override]
+        self: Any,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        output_attention_mask: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the hidden states after the blocks, [B, T, C], with zeros in padded frames, and the mask of frames.
+
+        Args:
+            input_values: [B, 1, samples].
+            padding_mask: [B, samples], True or 1 for real samples; without a mask all are real.
+            output_attention_mask: Whether the output has the mask of the frames, int32 [B, T], if there is a mask.
+            **kwargs: Passed to the blocks, and to what records their outputs.
+        """
+        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs  # it is by the name of the class, which has changed
+        run = self._forward_recorded if self._packs() else super(UnpaddedEncoder, self).forward  # type: ignore[misc]
+        return run(input_values, padding_mask=padding_mask, output_attention_mask=output_attention_mask, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def _forward_recorded(
+        self: Any, input_values: Tensor, padding_mask: Tensor | None, output_attention_mask: bool, **kwargs: Any
+    ) -> Any:
+        from transformers.models.omniasr.modeling_omniasr import OmniASREncoderModelOutput
+
+        hidden_states = self.subsampling(input_values)
+        real = None
+        if padding_mask is not None:
+            real = self._get_output_attention_mask(padding_mask, target_length=hidden_states.shape[1])
+        batch = PaddedBatch.of(hidden_states, real)
+        run = self._run_packed if self._can_unpad(batch) else self._run_padded
+        return OmniASREncoderModelOutput(
+            last_hidden_state=run(hidden_states, batch, kwargs),  # type: ignore[arg-type]
+            attention_mask=real.int() if output_attention_mask and real is not None else None,  # type: ignore[arg-type]
+        )
+
+    def _before_blocks(self, x: Tensor) -> Tensor:
+        return x
+
+    def _after_blocks(self: Any, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.layer_norm(x), p=self.hidden_dropout, training=self.training)
+
+    def _drops_block(self: Any) -> bool:
+        return self.training and bool(torch.rand([]) < self.layerdrop)  # stock draws even if none is dropped
+
+    @property
+    def _positions(self: Any) -> nn.Module:
+        return self.encode_positions
+
+    def _add_positions(self, x: Tensor) -> Tensor:
+        return self._positions(x)
 
 
 class UnpaddedSqueezedClassifier:
@@ -354,7 +441,7 @@ def pad_encoders(model: nn.Module) -> None:
 
 def unsupported_reason(encoder: Any) -> str | None:
     """Return why an encoder cannot be unpadded, or None if it can."""
-    if getattr(encoder.pos_conv_embed, "batch_norm", None) is not None:
+    if getattr(getattr(encoder, "pos_conv_embed", None), "batch_norm", None) is not None:
         return "its batch norm computes statistics over padded batches"
     return None
 
@@ -380,6 +467,7 @@ _CLASSES: dict[type, dict[str, str]] = {
         if name != "SEWEncoder"
     },
     UnpaddedSqueezingEncoder: {"SEWEncoder": _PREFIXES["SEW"]},
+    UnpaddedAudioModel: {"OmniASRAudioModel": _PREFIXES["OmniASR"]},
     UnpaddedSqueezedClassifier: {"SEWForSequenceClassification": _PREFIXES["SEW"]},
     UnpaddedBlock: _stock_names("EncoderLayer", "EncoderLayerStableLayerNorm"),
     UnpaddedAdapter: _stock_names("Adapter"),
@@ -388,7 +476,7 @@ _CLASSES: dict[type, dict[str, str]] = {
 }
 
 
-_ENCODERS = (UnpaddedEncoder, UnpaddedSqueezingEncoder)
+_ENCODERS = (UnpaddedEncoder, UnpaddedSqueezingEncoder, UnpaddedAudioModel)
 
 
 def _is_stock(module: nn.Module, ours: type) -> bool:
