@@ -32,7 +32,7 @@ def stage_modules(model: Any) -> dict[str, nn.Module]:
                 found[name] = child
         elif child in (parts.encoder, parts.blocks):
             found |= {f"layer_{number:02d}": layer for number, layer in enumerate(parts.blocks, 1)}
-        elif any(True for _ in child.parameters()):
+        elif child is not parts.norm and any(True for _ in child.parameters()):
             found[name] = child
     return found
 
