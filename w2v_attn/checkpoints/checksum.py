@@ -27,7 +27,7 @@ def checkpoint_hash(checkpoint: Checkpoint) -> str:
         if name.split(".")[-1] not in OPTIONAL  # random if the checkpoint has none
     }
     config = {key: value for key, value in checkpoint.model.config.to_diff_dict().items() if key not in _IGNORED}
-    about = [checkpoint.sample_rate, checkpoint.do_normalize, None]
+    about = [checkpoint.sample_rate, checkpoint.do_normalize, checkpoint.normalize_epsilon, None]
     if checkpoint.filter_banks is not None:
         banks = checkpoint.filter_banks
         about[-1] = [banks.num_mel_bins, banks.stride, banks.sampling_rate]

@@ -59,7 +59,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         f"{sizes.num_hidden_layers} × {sizes.hidden_size} channels, {sizes.num_attention_heads} heads, "
         f"feed-forward {sizes.intermediate_size}",
     )
-    yield "norm style", f"{_frontend(sizes)}; {_blocks(sizes)}"
+    yield "norm style", f"{_frontend(sizes)}; {_blocks(model)}"
     if (positions := _positions(sizes)) is not None:
         yield "positions", positions
     yield "dtype", str(model.dtype).removeprefix("torch.")
@@ -89,11 +89,11 @@ def _frontend(config: Any) -> str:
     return NORMS.get(getattr(config, "feat_extract_norm", "layer"), "")
 
 
-def _blocks(config: Any) -> str:
-    if hasattr(config, "conv_depthwise_kernel_size"):
+def _blocks(model: Any) -> str:
+    if hasattr(model.config, "conv_depthwise_kernel_size"):
         return "Conformer blocks, layer norm before each module"
-    stable = getattr(config, "do_stable_layer_norm", False)
-    return "layer norm before each block" if stable else "layer norm after each block"
+    first = encoder_parts(base_encoder(model)).norm_first
+    return "layer norm before each block" if first else "layer norm after each block"
 
 
 def _positions(config: Any) -> str | None:

@@ -100,6 +100,11 @@ def base_encoder(model: Any) -> Any:
     return getattr(base, "audio_tower", base)
 
 
+def ctc_head_of(model: Any) -> nn.Linear | None:
+    """Return the linear map to the symbols of a CTC model; None if it has none."""
+    return getattr(model, "lm_head", getattr(model, "ctc_head", None))
+
+
 def model_inputs(model: Any, values: Tensor, real: Tensor | None = None) -> dict[str, Tensor | None]:
     """Return the arguments of the forward of a Hugging Face model, with or without a head.
 

@@ -21,6 +21,8 @@ FAMILIES = {
 }
 # Families that not all supported versions of transformers have -> the first version that has them.
 FIRST_VERSIONS = dict.fromkeys(("omniasr_audio", "omniasr_ctc", "omniasr"), "5.24")
+# Families whose models have a language model after the encoder: only the encoder is ever loaded.
+WITH_LANGUAGE_MODEL = frozenset({"omniasr"})
 
 # Families that users may expect, and the reason why they are not supported.
 UNSUPPORTED = {

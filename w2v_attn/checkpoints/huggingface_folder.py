@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
-from w2v_attn.checkpoints.families import FAMILIES, UNSUPPORTED, supported_families
+from w2v_attn.checkpoints.encoder_parts import encoder_config
+from w2v_attn.checkpoints.families import (
+    FAMILIES,
+    FIRST_VERSIONS,
+    UNSUPPORTED,
+    WITH_LANGUAGE_MODEL,
+    is_installed,
+    supported_families,
+)
 from w2v_attn.checkpoints.unusable_files import PEFT_CONFIG
 from w2v_attn.checkpoints.weight_files import open_tensors, safetensors_files, stored_dtype
 
@@ -23,14 +31,17 @@ CPU = torch.device("cpu")
 HEADS = frozenset(
     "lm_head quantizer project_hid project_q classifier projector layer_weights tdnn feature_extractor objective "
     "ctc_proj label_embeddings_concat speaker_proj final_proj label_embs_concat layer_norm_for_extract "
-    "pooled_score pooled_classifier".split()
+    "pooled_score pooled_classifier ctc_head multi_modal_projector language_model".split()
 )
+# The encoder inside a larger model of OmniASR, which has a config of its own.
+NESTED = r"^(?:model\.)?audio_tower\."
 # Used in training only. Some checkpoints lack it, and transformers then initializes it at random without a message.
 OPTIONAL = frozenset({"masked_spec_embed"})
 
 
 def read_config(folder: Path) -> Any:
     """Return the config of a folder. Raises CheckpointError if it is invalid or of an unsupported model."""
+    import transformers
     from transformers import AutoConfig, PretrainedConfig
 
     try:
@@ -48,6 +59,11 @@ def read_config(folder: Path) -> Any:
         because = "" if reason is None else f": {reason}"
         raise CheckpointError(
             f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported_families()}"
+        )
+    if not is_installed(family):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of the family “{family}”, which transformers {transformers.__version__} does "
+            f'not have: pip install "transformers>={FIRST_VERSIONS[family]}"'
         )
     if raw.get("quantization_config"):
         raise CheckpointError(_quantized(folder, raw["quantization_config"]))
@@ -71,20 +87,26 @@ def _quantized(folder: Path, config: Any) -> str:
 
 
 def model_class_of(config: Any, with_head: bool) -> Any:
-    """Return the class of the model that a config names, or of its encoder without a head."""
+    """Return the class of the model that a config names, or of its encoder without a head.
+
+    Of a model with a language model it is always the encoder.
+    """
     import transformers
 
     from w2v_attn.checkpoints.pooled_classifiers import pooled_class
 
-    if with_head:
+    encoder = transformers.MODEL_MAPPING[type(encoder_config(config))]
+    if with_head and config.model_type not in WITH_LANGUAGE_MODEL:
         names = config.architectures if isinstance(config.architectures, list) else []
         if getattr(config, "pooling", "mean") in ("attention", "statistics"):
             return pooled_class(transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)])  # type: ignore
         for name in names:
             candidate = getattr(transformers, str(name), None)
+            if candidate is transformers.MODEL_MAPPING[type(config)]:
+                return encoder
             if candidate is not None and getattr(candidate, "config_class", None) is type(config):
                 return candidate
-    return transformers.MODEL_MAPPING[type(config)]
+    return encoder
 
 
 def read_weights(
@@ -104,6 +126,8 @@ def read_weights(
     """
     from safetensors import SafetensorError
 
+    nested = not isinstance(config, model_class.config_class)
+    options: dict[str, Any] = {"key_mapping": {NESTED: ""}} if nested else {}
     try:
         files = safetensors_files(folder)
         # Where the weights do not stay, they are mapped as they are stored, and converted on their way.
@@ -111,14 +135,15 @@ def read_weights(
         with quiet_transformers(), _without_peft(folder) as weights:
             model, report = model_class.from_pretrained(
                 None if files else str(weights),
-                config=config,
+                config=encoder_config(config) if nested else config,
                 state_dict=open_tensors(files, loaded) if files else None,
                 dtype=loaded,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that all of them are reported later, not only the first
                 weights_only=True,
+                **options,
             )
-        return model if device.type == "cpu" else model.to(device=device, dtype=dtype), report
+        model = model if device.type == "cpu" else model.to(device=device, dtype=dtype)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{folder} was refused: its weights are a pickle that is damaged or contains more than tensors, which "
@@ -130,6 +155,9 @@ def read_weights(
         ) from error
     except Exception as error:  # sizes of 0, quantization without its library, missing shards, …
         raise CheckpointError(f"the weights of {folder} cannot be loaded: {first_line(error)}") from error
+    if nested:  # names of parts beside the encoder
+        report["unexpected_keys"] = {key.removeprefix("model.") for key in report["unexpected_keys"]}
+    return model, report
 
 
 def check_keys(

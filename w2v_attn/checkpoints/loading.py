@@ -32,6 +32,8 @@ from w2v_attn.checkpoints.peft_adapters import (
     without_replaced,
 )
 from w2v_attn.checkpoints.processor_files import (
+    WAV2VEC2_EPSILON,
+    Preprocessor,
     combine_processor_files,
     copy_processor_files,
     read_filter_banks,
@@ -57,6 +59,7 @@ class Checkpoint:
         unexpected: Weights of the checkpoint that the model lacks; only heads.
         sample_rate: Hz.
         do_normalize: Whether the input is normalized to mean 0 and variance 1.
+        normalize_epsilon: What is added to the variance then.
         normalize_source: Where `do_normalize` is known from, for people.
         filter_banks: The transformers feature extractor of models that read filter banks; None for waveforms.
         format: The format of the checkpoint, for people.
@@ -72,6 +75,7 @@ class Checkpoint:
     unexpected: tuple[str, ...]
     sample_rate: int
     do_normalize: bool
+    normalize_epsilon: float
     normalize_source: str
     filter_banks: Any = None
     format: str = "Hugging Face"
@@ -159,7 +163,9 @@ def _load(
     elif has_adapters(config):
         language = target_language(folder)
     return _with_preprocessor(
-        Checkpoint(model.eval(), source, folder, missing, unexpected, 16_000, True, "", language=language)
+        Checkpoint(
+            model.eval(), source, folder, missing, unexpected, 16_000, True, WAV2VEC2_EPSILON, "", language=language
+        )
     )
 
 
@@ -168,11 +174,16 @@ def _with_preprocessor(checkpoint: Checkpoint) -> Checkpoint:
     folder = checkpoint.folder
     if checkpoint.model.config.model_type == "wav2vec2-bert":
         banks = read_filter_banks(folder)
-        rate, normalize, source = banks.sampling_rate, True, "the family, per filter"
+        found = Preprocessor(banks.sampling_rate, True, WAV2VEC2_EPSILON, "the family, per filter")
     else:
-        banks, (rate, normalize, source) = None, read_preprocessor(folder)
+        banks, found = None, read_preprocessor(folder, checkpoint.model.config.model_type)
     return dataclasses.replace(
-        checkpoint, sample_rate=rate, do_normalize=normalize, normalize_source=source, filter_banks=banks
+        checkpoint,
+        sample_rate=found.sample_rate,
+        do_normalize=found.do_normalize,
+        normalize_epsilon=found.epsilon,
+        normalize_source=found.source,
+        filter_banks=banks,
     )
 
 
@@ -265,16 +276,17 @@ def _convert(raw: RawCheckpoint, language: str | None, dtype: str, with_head: bo
         copy_processor_files(raw.folder, folder)
     has_config = (folder / "preprocessor_config.json").is_file()
     write_processor_files(raw, config, folder)
-    sample_rate, do_normalize, normalize_source = read_preprocessor(folder)
+    found = read_preprocessor(folder, config.model_type)
     return Checkpoint(
         model.eval(),
         raw.source,
         folder,
         missing,
         unexpected,
-        sample_rate,
-        do_normalize,
-        normalize_source if has_config else raw.normalize_source,
+        found.sample_rate,
+        found.do_normalize,
+        found.epsilon,
+        found.source if has_config else raw.normalize_source,
         format=raw.format,
         temporary_folder=temporary_folder,
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,26 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "text_normalization.json",  # of fine-tuning, see transcription/text_normalization.py
 )
+# What is added to the variance of a waveform, in transformers' Wav2Vec2FeatureExtractor and OmniASRFeatureExtractor.
+WAV2VEC2_EPSILON, OMNIASR_EPSILON = 1e-7, 1e-5
 PROCESSOR_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES, "README.md")
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """How waveforms are prepared for a model.
+
+    Attributes:
+        sample_rate: Hz.
+        do_normalize: Whether a waveform is normalized to mean 0 and variance 1.
+        epsilon: What is added to the variance.
+        source: Where these values are known from, for people.
+    """
+
+    sample_rate: int
+    do_normalize: bool
+    epsilon: float
+    source: str
 
 
 def copy_processor_files(source: Path, folder: Path) -> None:
@@ -41,15 +61,12 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
 
     An existing preprocessor_config.json is kept.
     """
-    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+    from transformers import Wav2Vec2CTCTokenizer
 
     if not (folder / "preprocessor_config.json").is_file():
-        Wav2Vec2FeatureExtractor(
-            sampling_rate=raw.sample_rate,
-            do_normalize=raw.do_normalize,
-            # A group norm over time includes the padding: such models were trained without a mask.
-            return_attention_mask=getattr(config, "feat_extract_norm", "layer") == "layer",
-        ).save_pretrained(folder)
+        feature_extractor_for(config, sample_rate=raw.sample_rate, do_normalize=raw.do_normalize).save_pretrained(
+            folder
+        )
     if raw.symbols is not None:
         vocabulary = folder / "vocab.json"
         numbers = {symbol: number for number, symbol in enumerate(raw.symbols)}
@@ -63,6 +80,18 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
             unk_token=unknown,
             word_delimiter_token="|",
         ).save_pretrained(folder)
+
+
+def feature_extractor_for(config: Any, *, sample_rate: int, do_normalize: bool) -> Any:
+    """Return transformers' feature extractor for a model with this config that reads waveforms."""
+    import transformers
+
+    options = {"sampling_rate": sample_rate, "do_normalize": do_normalize}
+    if config.model_type.startswith("omniasr"):
+        return transformers.OmniASRFeatureExtractor(**options)
+    # A group norm over time includes the padding: such models were trained without a mask.
+    masks = getattr(config, "feat_extract_norm", "layer") == "layer"
+    return transformers.Wav2Vec2FeatureExtractor(**options, return_attention_mask=masks)
 
 
 def has_preprocessor(folder: Path) -> bool:
@@ -89,14 +118,20 @@ def read_filter_banks(folder: Path) -> Any:
     return extractor
 
 
-def read_preprocessor(folder: Path) -> tuple[int, bool, str]:
-    """Return (sample rate in Hz, do_normalize, the source of these values)."""
+def read_preprocessor(folder: Path, family: str) -> Preprocessor:
+    """Return how the waveforms for a checkpoint of this family (`model_type`) are prepared.
+
+    Raises:
+        CheckpointError: the preprocessor config is not valid.
+    """
     from transformers import Wav2Vec2FeatureExtractor
 
     if not has_preprocessor(folder):
-        return 16_000, True, "the family's default: there is no preprocessor config"
+        epsilon = OMNIASR_EPSILON if family.startswith("omniasr") else WAV2VEC2_EPSILON
+        return Preprocessor(16_000, True, epsilon, "the family's default: there is no preprocessor config")
     try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(str(folder))
+        values, _ = Wav2Vec2FeatureExtractor.get_feature_extractor_dict(str(folder))
+        extractor = Wav2Vec2FeatureExtractor.from_dict(values)
     except Exception as error:  # a number may be any JSON value
         raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
     rate, normalize = extractor.sampling_rate, extractor.do_normalize
@@ -105,4 +140,7 @@ def read_preprocessor(folder: Path) -> tuple[int, bool, str]:
             f"the preprocessor config of {folder} is not valid: expected sampling_rate in Hz and do_normalize true or "
             f"false, found {rate!r} and {normalize!r}"
         )
-    return rate, normalize, "the preprocessor config"
+    # The class, not the family, decides: a copy of an OmniASR model may come with wav2vec 2.0's preprocessor.
+    is_omniasr = values.get("feature_extractor_type") == "OmniASRFeatureExtractor"
+    epsilon = OMNIASR_EPSILON if is_omniasr else WAV2VEC2_EPSILON
+    return Preprocessor(rate, normalize, epsilon, "the preprocessor config")

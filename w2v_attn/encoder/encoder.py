@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch
 
 from w2v_attn.checkpoints.demo_checkpoint import DEMO_WARNING, is_demo_config
-from w2v_attn.checkpoints.encoder_parts import encoder_config, encoder_parts
+from w2v_attn.checkpoints.encoder_parts import encoder_config, encoder_parts, model_inputs
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder import cpu_parallel, ragged
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 Layers: TypeAlias = str | int | Sequence[str | int]
 
-# Frames of a pack on a CPU: what a block computes from them then stays in the caches. Weights that are not prepacked are
-# brought into oneDNN's layout for each pack, and those that do not fit into memory are read for each: so it is larger.
+# Frames of a pack on a CPU: what a block computes from them then stays in the caches. It is larger for weights that are
+# not prepacked, because they are converted to oneDNN's layout for each pack, or even read from a disk.
 CPU_FRAMES, UNPACKED_WEIGHTS_FRAMES = 800, 4000
 
 
@@ -318,7 +318,8 @@ class Encoder(WaveformModel):
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
         with record_layers(self.model, layers) as found:
-            final = self.model(self.prepare(waveform)[None].to(self.dtype), return_dict=True).last_hidden_state
+            inputs = model_inputs(self.model, self.prepare(waveform)[None].to(self.dtype))
+            final = self.model(**inputs, return_dict=True).last_hidden_state
         # A caller who writes into one layer must not change another one.
         same = any(final.data_ptr() == other.data_ptr() for other in found.values())
         found["final"] = final.clone() if same else final

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.checkpoints.processor_files import WAV2VEC2_EPSILON
 from w2v_attn.encoder.packed_waveforms import Grid, PackedWaveforms, window_moments
 
 # Samples that are converted to float64 at once.
@@ -51,9 +52,9 @@ class Input(Protocol):
 class Samples:
     """The waveform itself, [samples], normalised over its whole length if the checkpoint requires it."""
 
-    def __init__(self, config: Any, *, do_normalize: bool):
+    def __init__(self, config: Any, *, do_normalize: bool, epsilon: float = WAV2VEC2_EPSILON):
         self._grid = Grid.of_config(config)
-        self._do_normalize = do_normalize
+        self._do_normalize, self._epsilon = do_normalize, epsilon
         self.hop = self._grid.hop
         self.min_samples = min_samples(config)
 
@@ -63,11 +64,11 @@ class Samples:
 
     def prepare(self, waveform: Tensor) -> Tensor:
         """See `Input`."""
-        return standardize(waveform) if self._do_normalize else waveform
+        return standardize(waveform, self._epsilon) if self._do_normalize else waveform
 
     def prepare_batch(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """See `Input`."""
-        return standardize_batch(waveforms) if self._do_normalize else list(waveforms)
+        return standardize_batch(waveforms, self._epsilon) if self._do_normalize else list(waveforms)
 
 
 class FilterBanks:
@@ -108,7 +109,7 @@ def build_input(checkpoint: Checkpoint, config: Any) -> Input:
     """Return the input conversion of a model with this config, with the preprocessing of the checkpoint."""
     if checkpoint.filter_banks is not None:
         return FilterBanks(checkpoint.filter_banks, do_normalize=checkpoint.do_normalize)
-    return Samples(encoder_config(config), do_normalize=checkpoint.do_normalize)
+    return Samples(encoder_config(config), do_normalize=checkpoint.do_normalize, epsilon=checkpoint.normalize_epsilon)
 
 
 def min_samples(config: Any) -> int:
@@ -118,29 +119,34 @@ def min_samples(config: Any) -> int:
     return grid.field + (getattr(config, "squeeze_factor", 1) - 1) * grid.hop
 
 
-def standardize(waveform: Tensor) -> Tensor:
+def standardize(waveform: Tensor, epsilon: float = WAV2VEC2_EPSILON) -> Tensor:
     """Return the waveform, [samples], with mean 0 and variance 1, computed in float64.
 
     It is chunked, because an hour in float64 would take half a gigabyte several times.
 
-    Source: `zero_mean_unit_var_norm` of transformers' Wav2Vec2FeatureExtractor.
+    Args:
+        waveform: The waveform.
+        epsilon: What is added to its variance.
+
+    Source: `zero_mean_unit_var_norm` of transformers' Wav2Vec2FeatureExtractor; its OmniASRFeatureExtractor.
     """
     mean = waveform.mean(dtype=torch.float64)
     parts = waveform.split(SAMPLES_PER_CHUNK)
     variance = torch.stack([(part.double() - mean).square().sum() for part in parts]).sum() / len(waveform)
-    deviation = torch.sqrt(variance + 1e-7)
+    deviation = torch.sqrt(variance + epsilon)
     return torch.cat([((part.double() - mean) / deviation).to(waveform.dtype) for part in parts])
 
 
-def standardize_batch(waveforms: Sequence[Tensor]) -> list[Tensor]:
+def standardize_batch(waveforms: Sequence[Tensor], epsilon: float = WAV2VEC2_EPSILON) -> list[Tensor]:
     """Return each waveform as `standardize` does, with kernel launches that serve all waveforms at once.
 
     Args:
         waveforms: [samples] each, all of one device and dtype.
+        epsilon: As for `standardize`.
     """
     pack = PackedWaveforms.of(waveforms, SAMPLE_GRID)
     mean, variance = (moment.view(-1, 1) for moment in window_moments(pack))
-    deviation = torch.sqrt(variance + 1e-7)
+    deviation = torch.sqrt(variance + epsilon)
     parts = []
     for tile in pack.tiles:
         owners = pack.owners[tile.begin : tile.end]

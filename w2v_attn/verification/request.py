@@ -108,4 +108,9 @@ def preprocessed_inputs(checkpoint: Checkpoint, samples: Sequence[Sample]) -> li
     options = {"sampling_rate": checkpoint.sample_rate, "return_attention_mask": True, "return_tensors": "pt"}
     batches = [extractor(sample.waveform.numpy(), **options) for sample in samples]
     # Filter banks: a last window without a neighbour is padded and masked.
-    return [torch.as_tensor(one[name][0][one["attention_mask"][0].bool()]) for one in batches]
+    found = []
+    for one in batches:
+        has_channel = "padding_mask" in one  # OmniASR's values are [B, 1, samples]
+        values, mask = (one[name][0, 0], one["padding_mask"]) if has_channel else (one[name][0], one["attention_mask"])
+        found.append(torch.as_tensor(values[mask[0].bool()]))
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts, model_inputs
 from w2v_attn.patching.replace import replace_attention, restore_attention
 from w2v_attn.patching.unpad import UnpaddedEncoder
 from w2v_attn.verification import stages
@@ -123,7 +123,8 @@ def attention_weights(model: Any, inputs: Sequence[Tensor], sizes: Sequence[int]
     model.set_attn_implementation("eager")
     try:
         for batch, real, lengths in runs:
-            blocks = base_encoder(model)(batch, attention_mask=real, output_attentions=True).attentions
+            base = base_encoder(model)
+            blocks = base(**model_inputs(base, batch, real), output_attentions=True).attentions
             for number, weights in enumerate(blocks, 1):
                 parts = [weights[row, :, :T, :T].cpu() for row, T in enumerate(lengths)]
                 found.setdefault(f"layer_{number:02d}", []).extend(parts)
@@ -142,7 +143,7 @@ def pad_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def _forward(model: Any, values: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits, or the hidden states if there is no head, and all stages, detached."""
     with stages.record_stages(model) as found:
-        answer = model(values, attention_mask=mask)
+        answer = model(**model_inputs(model, values, mask))
     logits = getattr(answer, "logits", None)
     if logits is None:
         return answer.last_hidden_state, found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts
 from w2v_attn.encoder import layers
 
-HEADS = ("lm_head", "classifier", "pooled_classifier")
+HEADS = ("lm_head", "ctc_head", "classifier", "pooled_classifier")
 
 
 def compared_model(model: Any) -> Any:
@@ -28,9 +28,11 @@ def stage_modules(model: Any) -> dict[str, nn.Module]:
     for name, child in base.named_children():
         if child is parts.feature_encoder:
             found |= {f"conv_{number}": layer for number, layer in enumerate(parts.convolutions, 1)}
-        elif child is parts.encoder:
+            if parts.projection in child.children():  # OmniASR's projects as well
+                found[name] = child
+        elif child in (parts.encoder, parts.blocks):
             found |= {f"layer_{number:02d}": layer for number, layer in enumerate(parts.blocks, 1)}
-        elif any(True for _ in child.parameters()):
+        elif child is not parts.norm and any(True for _ in child.parameters()):
             found[name] = child
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w2v_attn.checkpoints.encoder_parts import ctc_head_of
 from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.waveforms import WaveformModel
@@ -121,7 +122,7 @@ class _Verifier:
             self._advance(DTYPE_COST[dtype] * ALONE)
             self._compare_padded(dtype, model, inputs, theirs)
             self._advance(DTYPE_COST[dtype] * PADDED)
-        return theirs.alone.stages, getattr(model, "lm_head", None)
+        return theirs.alone.stages, ctc_head_of(model)
 
     @torch.no_grad()
     def compare_encoder(self, dtype: str, theirs: Stages, head: Any) -> None:
@@ -217,7 +218,7 @@ class _Verifier:
 
     def _compare_traces(self, dtype: str, side: str, model: Any, ours: Trace, theirs: Trace, exact: Trace) -> None:
         self._found += comparisons.compare_stages(dtype, side, ours.stages, theirs.stages, exact.stages)
-        if dtype == "float32" and hasattr(model, "lm_head"):
+        if dtype == "float32" and ctc_head_of(model) is not None:
             self._found.append(comparisons.compare_symbols(side, ours.stages, theirs.stages, exact.stages))
         self._found += comparisons.compare_gradients(
             dtype, side, ours, theirs, exact, stages.stages_of_parameters(model)
