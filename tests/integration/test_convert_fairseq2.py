@@ -312,7 +312,7 @@ def test_pieces_of_words_have_no_place_in_a_wav2vec2_vocabulary(tmp_path):
 def test_a_tokenizer_that_does_not_fit_is_named_with_the_number_of_its_pieces(tmp_path):
     path = write_fairseq2(in_fairseq2(with_ctc()), tmp_path / "ctc.pt")
     write_sentencepiece(tmp_path / "a.model", PIECES[:9])
-    (tmp_path / "b.model").write_bytes(b"\x0a\x05\x0a\x03abc")
+    (tmp_path / "b.model").write_bytes(b"\x0a\x07\x0a\x05ab")
     with pytest.raises(
         CheckpointError, match=r"11 outputs.*a\.model has 9 pieces; .*b\.model is no SentencePiece model"
     ):

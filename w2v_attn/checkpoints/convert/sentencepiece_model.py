@@ -115,8 +115,8 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
             pieces.append((piece[1].decode("utf-8"), piece.get(2, 0.0), piece.get(3, NORMAL)))
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(_fields(value))
-    if not pieces:
-        raise ValueError("it has no pieces")
+    if not (pieces and trainer and normalizer):
+        raise ValueError("it ends early")
     model_type = MODEL_TYPES.get(trainer.get(3, 1), "unknown")
     if model_type not in SUPPORTED or any(kind == BYTE for _, _, kind in pieces):
         found = f"of the type {model_type}" if model_type not in SUPPORTED else "with pieces for bytes"
