@@ -15,7 +15,8 @@ from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.processor_files import copy_processor_files
 from w2v_attn.checkpoints.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
-FORMATS = ("huggingface", "torchaudio")
+# "wav2vec2" is the format of a folder whose model was loaded with `load_checkpoint(…, as_wav2vec2=True)`.
+FORMATS = ("huggingface", "torchaudio", "wav2vec2")
 
 
 def check_export_folder(folder: Path) -> None:
@@ -27,7 +28,7 @@ def check_export_folder(folder: Path) -> None:
 def check_export_format(format: str) -> None:
     """Raise CheckpointError if a checkpoint cannot be exported to this format."""
     if format not in FORMATS:
-        raise CheckpointError(f"format must be {' or '.join(FORMATS)}, got {format}")
+        raise CheckpointError(f"format must be one of {', '.join(FORMATS)}, got {format}")
 
 
 def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "huggingface") -> None:
@@ -36,12 +37,15 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "hu
     Args:
         checkpoint: A loaded checkpoint.
         folder: The folder to create; it must be absent or empty.
-        format: "huggingface", with weights in safetensors, or "torchaudio", see `convert/torchaudio_checkpoint.py`.
+        format: "huggingface", with weights in safetensors; "wav2vec2", the same for a model that was loaded as Wav2Vec2
+            classes; or "torchaudio", see `convert/torchaudio_checkpoint.py`.
 
     Raises:
         CheckpointError: The folder contains files, it cannot be written, or the format cannot represent the model.
     """
     check_export_format(format)
+    if format == "wav2vec2" and checkpoint.model.config.model_type != "wav2vec2":
+        raise CheckpointError(f"{checkpoint.source} was not loaded as Wav2Vec2 classes: as_wav2vec2=True loads it so")
     check_export_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

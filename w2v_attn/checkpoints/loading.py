@@ -92,6 +92,7 @@ def load_checkpoint(
     base_model: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     with_head: bool = False,
+    as_wav2vec2: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint into CPU memory.
 
@@ -99,8 +100,8 @@ def load_checkpoint(
         checkpoint: A hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in
             one file or in shards, with old or new names of the weight norm, with or without a head. Or a folder or hub
             id of a PEFT adapter, which is merged into its base model. Or a fairseq `.pt` file of wav2vec 2.0 or HuBERT,
-            pre-trained or fine-tuned with CTC. Or, of torchaudio, a file with a state dict, a folder written by
-            `export_checkpoint(…, format="torchaudio")`, or a live module.
+            pre-trained or fine-tuned with CTC. Or a fairseq2 `.pt` file of Omnilingual ASR. Or, of torchaudio, a file
+            with a state dict, a folder written by `export_checkpoint(…, format="torchaudio")`, or a live module.
         revision: Branch, tag or commit of a hub id.
         language: The language whose adapters are loaded, for checkpoints that have adapters (MMS); None keeps those in
             the weights.
@@ -108,6 +109,8 @@ def load_checkpoint(
             config names.
         dtype: "float32", "float64", "bfloat16" or "float16".
         with_head: Load the architecture that the config names (a CTC model, a classifier, …) instead of the encoder.
+        as_wav2vec2: Load a fairseq2 file of Omnilingual ASR as Wav2Vec2 classes, with its pre-training heads, instead
+            of OmniASR classes.
 
     Raises:
         CheckpointError: The checkpoint does not exist, its family is not supported, it is damaged, a pickle in it
@@ -116,7 +119,11 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    raw = read_raw_checkpoint(checkpoint)
+    raw = read_raw_checkpoint(checkpoint, as_wav2vec2=as_wav2vec2)
+    if as_wav2vec2 and (raw is None or not raw.format.startswith("fairseq2")):
+        raise CheckpointError(
+            f"{checkpoint} is not converted to Wav2Vec2 classes: expected a fairseq2 file of Omnilingual ASR (.pt)"
+        )
     if raw is not None:
         _check_no_base(base_model, raw.source)
         return _convert(raw, language, dtype, with_head)
@@ -266,7 +273,7 @@ def _convert(raw: RawCheckpoint, language: str | None, dtype: str, with_head: bo
             f"{raw.source} is of the family “{raw.config.get('model_type')}”, which is not supported. "
             f"Supported are: {supported_families()}"
         )
-    config = make_config(raw)
+    config = make_config(raw, with_head=with_head)
     model_class = model_class_of(config, with_head)
     logger.info("converting %s to %s", raw.source, model_class.__name__)
     model, missing, unexpected = make_model(raw, model_class, config, DTYPES[dtype])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
+from w2v_attn.checkpoints.convert.fairseq2_tokenizer import write_omniasr_processor, write_wav2vec2_tokenizer
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -20,6 +21,8 @@ TOKENIZER_FILES = (
 )
 # What is added to the variance of a waveform, in transformers' Wav2Vec2FeatureExtractor and OmniASRFeatureExtractor.
 WAV2VEC2_EPSILON, OMNIASR_EPSILON = 1e-7, 1e-5
+# Our key in preprocessor_config.json for another epsilon: stock's Wav2Vec2FeatureExtractor keeps it and adds 1e-7.
+EPSILON = "normalize_epsilon"
 PROCESSOR_FILES = (*PREPROCESSOR_FILES, *TOKENIZER_FILES, "README.md")
 
 
@@ -63,10 +66,16 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
     """
     from transformers import Wav2Vec2CTCTokenizer
 
+    if raw.pieces is not None and config.model_type == "omniasr_ctc":
+        write_omniasr_processor(raw.pieces, folder)
+        return
     if not (folder / "preprocessor_config.json").is_file():
-        feature_extractor_for(config, sample_rate=raw.sample_rate, do_normalize=raw.do_normalize).save_pretrained(
-            folder
-        )
+        own: dict[str, Any] = {} if raw.normalize_epsilon is None else {EPSILON: raw.normalize_epsilon}
+        feature_extractor_for(
+            config, sample_rate=raw.sample_rate, do_normalize=raw.do_normalize, **own
+        ).save_pretrained(folder)
+    if raw.pieces is not None and config.model_type == "wav2vec2":
+        write_wav2vec2_tokenizer(raw.pieces, folder)
     if raw.symbols is not None:
         vocabulary = folder / "vocab.json"
         numbers = {symbol: number for number, symbol in enumerate(raw.symbols)}
@@ -82,11 +91,14 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
         ).save_pretrained(folder)
 
 
-def feature_extractor_for(config: Any, *, sample_rate: int, do_normalize: bool) -> Any:
-    """Return transformers' feature extractor for a model with this config that reads waveforms."""
+def feature_extractor_for(config: Any, *, sample_rate: int, do_normalize: bool, **more: Any) -> Any:
+    """Return transformers' feature extractor for a model with this config that reads waveforms.
+
+    more: Further values for its preprocessor_config.json.
+    """
     import transformers
 
-    options = {"sampling_rate": sample_rate, "do_normalize": do_normalize}
+    options = {"sampling_rate": sample_rate, "do_normalize": do_normalize, **more}
     if config.model_type.startswith("omniasr"):
         return transformers.OmniASRFeatureExtractor(**options)
     # A group norm over time includes the padding: such models were trained without a mask.
@@ -142,5 +154,9 @@ def read_preprocessor(folder: Path, family: str) -> Preprocessor:
         )
     # The class, not the family, decides: a copy of an OmniASR model may come with wav2vec 2.0's preprocessor.
     is_omniasr = values.get("feature_extractor_type") == "OmniASRFeatureExtractor"
-    epsilon = OMNIASR_EPSILON if is_omniasr else WAV2VEC2_EPSILON
+    epsilon = OMNIASR_EPSILON if is_omniasr else values.get(EPSILON, WAV2VEC2_EPSILON)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise CheckpointError(
+            f"the preprocessor config of {folder} is not valid: expected {EPSILON} between 0 and 1, found {epsilon!r}"
+        )
     return Preprocessor(rate, normalize, epsilon, "the preprocessor config")

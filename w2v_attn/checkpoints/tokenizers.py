@@ -33,8 +33,8 @@ def read_tokenizer(folder: Path, language: str | None = None, *, source: str | N
     source = source or str(folder)
     if not has_vocabulary(folder):
         raise CheckpointError(
-            f"{source} has a CTC head but no vocabulary: expected vocab.json next to the weights, or dict.ltr.txt next "
-            "to a fairseq file"
+            f"{source} has a CTC head but no vocabulary: expected vocab.json next to the weights, dict.ltr.txt next to "
+            "a fairseq file, or omniASR_tokenizer….model next to a fairseq2 file"
         )
     there, language = vocabulary_languages(folder), language or target_language(folder)
     if language is not None:

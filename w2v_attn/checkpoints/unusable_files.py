@@ -137,10 +137,25 @@ def check_file(path: Path) -> None:
             raise CheckpointError(f"{path} {what}")
     if what := _foreign([path.name]):
         raise CheckpointError(f"{path} holds {what}")
+    if path.suffix in (".yaml", ".yml"):
+        _check_card(path)
     if path.name in PEFT_WEIGHT_FILES or path.name == PEFT_CONFIG:
         raise CheckpointError(f"{path} is one file of a PEFT adapter: name its folder, {path.parent}")
     if path.name == "training_args.bin":
         raise CheckpointError(f"{path} has the arguments of a Trainer, no weights: name its folder, {path.parent}")
+
+
+def _check_card(path: Path) -> None:
+    """Raise CheckpointError if a YAML file is a model card of fairseq2."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = file.read(100_000).splitlines()
+    if any(line.startswith(("model_family:", "model_arch:", "checkpoint:")) for line in lines):
+        named = [line.partition(":")[2].strip(" \"'") for line in lines if line.startswith("checkpoint:")]
+        where = f": {', '.join(named[:4])}" if named else ""
+        raise CheckpointError(
+            f"{path} is a model card of fairseq2, without weights. Name the file of a checkpoint (.pt) that it points "
+            f"to{where}"
+        )
 
 
 def _instead(folder: Path, names: Sequence[str]) -> str:

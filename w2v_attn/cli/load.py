@@ -30,6 +30,7 @@ def run(config: Any) -> int:
         base_model=values.text_or_none(config, "model.base_model"),
         dtype=str(config.dtype),
         with_head=True,
+        as_wav2vec2=format == "wav2vec2",
     )
     if output is not None:
         export_checkpoint(checkpoint, output, format=format)

@@ -1,1 +1,1 @@
-"""Conversion between checkpoint formats: fairseq and torchaudio to Hugging Face, and Hugging Face to torchaudio."""
+"""Conversion between checkpoint formats: fairseq, fairseq2, torchaudio to Hugging Face; Hugging Face to torchaudio."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, list_lines
+from w2v_attn.checkpoints.convert.sentencepiece_model import SentencePieceModel
 
 # What may follow the name of a module in the name of a parameter.
 LEAVES = r"(?P<leaf>(?:\.(?:weight|bias|running_mean|running_var|num_batches_tracked))?)"
@@ -49,8 +50,11 @@ def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | No
     return None
 
 
-# The modules of every encoder; all others are heads.
-ENCODER = ("feature_extractor", "feature_projection", "encoder")
+# The modules of every encoder, of OmniASR's in the second line; all others are heads.
+ENCODER = (
+    *("feature_extractor", "feature_projection", "encoder"),
+    *("subsampling", "encode_positions", "layers", "layer_norm"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class RawCheckpoint:
         normalize_source: Where `do_normalize` is known from, for people.
         symbols: Symbols of the CTC head by index, with Hugging Face's names of the special ones; None: unknown.
         folder: A folder that may contain a preprocessor config or a tokenizer; None: there is none.
+        normalize_epsilon: What is added to the variance when the input is normalized; None: what the feature extractor
+            of the family adds.
+        pieces: The SentencePiece model of the CTC head; None: there is none.
     """
 
     source: str
@@ -86,6 +93,8 @@ class RawCheckpoint:
     normalize_source: str
     symbols: tuple[str, ...] | None
     folder: Path | None
+    normalize_epsilon: float | None = None
+    pieces: SentencePieceModel | None = None
 
     def their_name(self, name: str) -> str:
         """Return the name in the file of a Hugging Face parameter, or the name itself if the file has none."""
@@ -95,11 +104,15 @@ class RawCheckpoint:
         return f"{self.prefix}{theirs}" if name.split(".")[0] in (*ENCODER, "masked_spec_embed") else theirs
 
 
-def make_config(raw: RawCheckpoint) -> Any:
-    """Return the Hugging Face config of a checkpoint. Raises CheckpointError if its values are invalid."""
+def make_config(raw: RawCheckpoint, *, with_head: bool = True) -> Any:
+    """Return the Hugging Face config of a checkpoint, or without the head that of its encoder, if they are two.
+
+    Raises:
+        CheckpointError: Its values are invalid.
+    """
     from transformers import AutoConfig
 
-    values = dict(raw.config)
+    values = dict(raw.config if with_head else raw.config.get("audio_config", raw.config))
     try:
         return AutoConfig.for_model(values.pop("model_type"), **values)
     except Exception as error:  # configs validate their fields with exceptions of many kinds
@@ -124,8 +137,9 @@ def make_model(
     except Exception as error:  # sizes that do not divide each other, …
         raise CheckpointError(f"the config in {raw.source} is not valid: {first_line(error)}") from error
     wanted: Mapping[str, Tensor] = model.state_dict()
-    prefix = f"{model.base_model_prefix}."
-    has_head = hasattr(model, model.base_model_prefix)
+    base = getattr(model, model.base_model_prefix, None)
+    has_head = base is not None
+    prefix = f"{model.base_model_prefix}." + ("audio_tower." if hasattr(base, "audio_tower") else "")
     placed: dict[str, Tensor] = {}
     left, wrong = [], [f"unexpected: {name}" for name in raw.unknown]
     for name, tensor in raw.tensors.items():
