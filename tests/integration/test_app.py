@@ -24,7 +24,6 @@ GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")
 # What a choice leaves to the user.
 MISSING = {
     ("model", "local"): {"model.checkpoint"},
-    ("decoder", "beam_search"): {"decoder.lm"},
     ("data", "local"): {"data.train"},
     ("data", "digits"): {"data.train"},
 }
