@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from conftest import SPEECH, TINY
 from started import Started
 
 from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.remote_files import RemoteFile
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.run_error import RunError
@@ -20,6 +22,7 @@ from w2v_attn.runs import result_log
 from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.locks import LOCK, acquire_lock
 from w2v_attn.runs.record import RUN
+from w2v_attn.runs.row_reader import is_location_of
 from w2v_attn.training.evaluation import METRICS, evaluate_corpus, task_of
 from w2v_attn.training.model_folder import PREDICTIONS
 from w2v_attn.training.options import CtcOptions
@@ -268,6 +271,30 @@ def test_two_files_of_one_id_are_refused(run, recognizer, rows, tmp_path):
     shutil.copyfile(rows[3].path, other)
     with pytest.raises(ValueError, match="has the same id: name another output"):
         run(recognizer, [Row(rows[0].id, other, text="one")], tmp_path / "out")
+
+
+def test_a_changed_file_under_another_spelling_of_its_path_is_computed_again(
+    run, recognizer, rows, computed, tmp_path, monkeypatch
+):
+    run(recognizer, rows[:1], tmp_path / "out")
+    shutil.copyfile(rows[3].path, rows[0].path)
+    computed.clear()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("audio")
+    for folder in ("audio", "link", "link/../audio"):
+        os.utime(rows[0].path, (len(folder), len(folder)))
+        again = Row(rows[0].id, Path(folder, rows[0].id), text=rows[0].text)
+        assert run(recognizer, [again], Path("out"))[0].reason is None
+    assert len(computed) == 3
+
+
+def test_the_url_of_a_recording_is_compared_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_url = Row("a.wav", Path("host/a.wav"), content=RemoteFile("https://host/a.wav"))
+    assert is_location_of(of_url, "https://host/a.wav")
+    assert not is_location_of(of_url, "https:/host/a.wav")
+    assert not is_location_of(of_url, str(tmp_path / "host/a.wav"))
+    assert not is_location_of(Row("a.wav", Path("host/a.wav")), "https://host/a.wav")
 
 
 def test_a_second_run_at_the_same_time_is_refused(run, recognizer, rows, tmp_path):

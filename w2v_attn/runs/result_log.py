@@ -17,7 +17,7 @@ from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.outcomes import CachedResult
-from w2v_attn.runs.row_reader import source_state
+from w2v_attn.runs.row_reader import is_location_of, source_state
 from w2v_attn.whole_files import written_whole
 
 # Digits of the hash of the configuration in each line.
@@ -72,7 +72,7 @@ class ResultLog:
             return None  # a source that cannot be read now keeps its result; the row's outcome states the reason
         if record["source_state"] == state:
             return record
-        if record["path"] != row.location:
+        if not is_location_of(row, record["path"]):
             raise ValueError(
                 f"{self._path} holds the result of {record['path']}, and {row.path} has the same id: "
                 "name another output"
