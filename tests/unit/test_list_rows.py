@@ -315,7 +315,34 @@ def test_two_channels_of_one_recording_are_two_rows_of_several_sources(tmp_path)
     for side in ("left", "right"):
         write(tmp_path / f"{side}.csv", f"path,channel\na.wav,{side}\n")
     sources = [tmp_path / f"{side}.csv" for side in ("left", "right", "left", "right")]
-    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == [("a.wav", "left"), ("a.wav#2", "right")]
+    expected = [("a.wav@left", "left"), ("a.wav@right", "right")]
+    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == expected
+    both = write(tmp_path / "both.csv", "path,channel\na.wav,right\na.wav,left\n")
+    assert [(row.id, row.channel) for row in list_recordings([both, *sources]).rows] == expected[::-1]
+    assert [(row.id, row.channel) for row in list_recordings([*sources, both]).rows] == expected
+    assert [row.id for row in list_recordings(sources[:1] * 2).rows] == ["a.wav"]
+
+
+def test_the_ids_of_channels_of_one_file_name_the_channel(tmp_path):
+    path = write(
+        tmp_path / "l.csv",
+        "path,side,offset,duration\na.wav,0,,\na.wav,1,,\na.wav,1,,\nb.wav,right,0,1\nb.wav,left,0,1\nb.wav,,2,1\n"
+        "c.wav,left,,\nd.wav,left,0,1\nd.wav,left,1,1\n",
+    )
+    rows = list_recordings(path, columns={"channel": "side"}).rows
+    assert ids(rows) == [
+        *("a.wav@0", "a.wav@1", "a.wav@1#2"),
+        *("b.wav@0.000-1.000@right", "b.wav@0.000-1.000@left", "b.wav@2.000-3.000"),
+        *("c.wav", "d.wav@0.000-1.000", "d.wav@1.000-2.000"),
+    ]
+
+
+def test_other_files_of_one_id_are_refused_whatever_their_channels_are(tmp_path):
+    for side in ("left", "right"):
+        write(tmp_path / f"{side}.csv", f"path,id,channel\n{side}.wav,a,{side}\n")
+    sources = [tmp_path / f"{side}.csv" for side in ("left", "right")]
+    with pytest.raises(CorpusError, match=r"two recordings have the id a: .*left\.wav and .*right\.wav"):
+        list_recordings(sources)
 
 
 @pytest.mark.parametrize(

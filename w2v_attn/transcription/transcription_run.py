@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.audio.channels import channel_fingerprint
+from w2v_attn.audio.channels import MEAN, channel_fingerprint, channel_number
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
@@ -98,7 +98,7 @@ def _transcribe(
     about: Mapping[str, object],
 ) -> Iterator[Outcome[Recognition]]:
     fingerprint = {"format": FORMAT, **recognizer.fingerprint(), **channel_fingerprint(audio_decoder.channel)}
-    files = AnnotationFiles(output, formats)
+    files = AnnotationFiles(output, formats, audio_decoder.channel)
     spec = run_spec(
         recognizer, rows, fingerprint=fingerprint, about=about, prepare=lambda: files.prepare([row.id for row in rows])
     )
@@ -164,10 +164,11 @@ class AnnotationFiles:
     Args:
         output: The folder.
         formats: What is written for each recording.
+        channel: The channel of recordings whose row names none.
     """
 
-    def __init__(self, output: Path, formats: tuple[AnnotationFormat, ...]):
-        self._output, self._formats = output, formats
+    def __init__(self, output: Path, formats: tuple[AnnotationFormat, ...], channel: str | int = MEAN):
+        self._output, self._formats, self._channel = output, formats, channel
 
     def prepare(self, ids: Sequence[str]) -> None:
         """Remove what killed runs left behind. Nobody may be writing meanwhile.
@@ -184,7 +185,7 @@ class AnnotationFiles:
 
     def write(self, row: Row, duration: float, found: Recognition) -> None:
         """Write the files of a recording, except those that are there already. duration: in seconds. Raises OSError."""
-        annotation = annotation_of(row, duration, found) if self._formats else None
+        annotation = annotation_of(row, duration, found, self._channel) if self._formats else None
         for kind in self._formats:
             assert annotation is not None
             path = self._output / f"{row.id}.{kind.extension}"
@@ -193,8 +194,15 @@ class AnnotationFiles:
                 write_whole(path, content)
 
 
-def annotation_of(row: Row, duration: float, found: Recognition) -> Annotation:
-    """Return what files about a recording hold. duration: in seconds."""
+def annotation_of(row: Row, duration: float, found: Recognition, channel: str | int = MEAN) -> Annotation:
+    """Return what files about a recording hold.
+
+    Args:
+        row: The row of the recording.
+        duration: Seconds.
+        found: What was recognised.
+        channel: The channel that was read if the row names none.
+    """
     tiers: dict[str, tuple[Word, ...]] = {}
     if isinstance(found, Transcript):
         tiers = {"words": found.words}
@@ -213,6 +221,7 @@ def annotation_of(row: Row, duration: float, found: Recognition) -> Annotation:
         text=found.as_text(),
         tiers=tiers,
         speaker=row.speaker,
+        channel=channel_number(channel if row.channel is None else row.channel),
         is_label=not isinstance(found, Transcript),
     )
 
