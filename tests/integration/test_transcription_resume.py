@@ -337,6 +337,29 @@ def test_evaluation_computes_a_recording_again_whose_text_was_changed(recognizer
     assert content(tmp_path / "out") == content(tmp_path / "new")
 
 
+def test_an_evaluation_of_another_list_keeps_the_predictions_of_the_first_for_another_run(
+    recognizer, rows, computed, tmp_path
+):
+    usable = [row for row in rows if row.id != "bad.wav"]
+    lists = {"first": usable[:2], "second": usable[2:], "both": usable}
+    for name, listed in lists.items():
+        evaluate(recognizer, listed, tmp_path / name)
+        computed.clear()
+        evaluate(recognizer, listed, tmp_path / "out")
+        assert len(computed) == (0 if name == "both" else len(listed))
+        for file in (PREDICTIONS, METRICS):
+            assert (tmp_path / "out" / file).read_bytes() == (tmp_path / name / file).read_bytes()
+    computed.clear()
+    evaluate(recognizer, lists["first"], tmp_path / "out")
+    evaluate(recognizer, lists["second"], tmp_path / "out", interrupted=after(1))
+    evaluate(recognizer, lists["second"], tmp_path / "out")
+    assert computed == []
+    assert content(tmp_path / "out").keys() - content(tmp_path / "second").keys() == {f".{PREDICTIONS}.unfinished"}
+    evaluate(recognizer, usable, tmp_path / "out")
+    assert computed == []
+    assert content(tmp_path / "out") == content(tmp_path / "both")
+
+
 def test_evaluation_writes_no_metrics_before_its_end(recognizer, rows, tmp_path):
     evaluate(recognizer, rows, tmp_path / "out", interrupted=after(3))
     assert not (tmp_path / "out" / METRICS).exists()

@@ -154,7 +154,8 @@ def evaluate_corpus(
     """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
     Predictions of an earlier run are kept and not computed again if they are of this configuration, of the current
-    source and of the same reference. A row without a text (a label) is a failure.
+    source and of the same reference. The files hold the present rows alone; predictions of other rows stay in a hidden
+    journal, for a run with them. A row without a text (a label) is a failure.
 
     Args:
         recognizer: The model with its head.
@@ -236,8 +237,8 @@ def evaluate_corpus(
             yield outcome
         if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
             try:
-                _save(task, [predictions[row.id] for row in rows if row.id in predictions], output)
-                log.remove_journal()
+                found = [predictions[row.id] for row in rows if row.id in predictions]
+                log.finish_with(predictions, lambda: _save(task, found, output))
             except OSError as error:
                 raise cannot_write(output, error) from error
 
