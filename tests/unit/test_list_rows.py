@@ -270,6 +270,22 @@ def test_parts_of_one_file_get_ids_from_path_and_offset(tmp_path):
     assert ids(list_recordings(backwards).rows) == expected[::-1]
 
 
+def test_a_root_without_relative_paths_is_said_to_have_no_effect(tmp_path, caplog):
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / name, "")
+    relative, absolute = (
+        write(tmp_path / f"{name}.csv", f"path\n{path}\n") for name, path in (("r", "a.wav"), ("a", tmp_path / "a.wav"))
+    )
+    for audio in (tmp_path / "a.wav", tmp_path, absolute, [tmp_path / "a.wav", tmp_path / "b.wav"]):
+        caplog.clear()
+        list_recordings(audio, root="nope", key_prefix="data.")
+        assert "data.root=nope has no effect" in caplog.text
+    caplog.clear()
+    list_recordings(relative, root="nope")
+    list_recordings([tmp_path / "b.wav", relative], root=tmp_path)
+    assert caplog.text == ""
+
+
 def test_a_file_that_is_listed_twice_has_two_rows(tmp_path):
     rows = list_recordings(write(tmp_path / "l.csv", "path,text\na.wav,one\na.wav,two\na.wav,one\n")).rows
     assert ids(rows) == ["a.wav", "a.wav#2", "a.wav#3"]
