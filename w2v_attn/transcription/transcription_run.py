@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
 from w2v_attn.audio.channels import MEAN, channel_fingerprint, channel_number
@@ -10,7 +11,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.outcomes import CachedResult, Outcome, cannot_write, write_error
-from w2v_attn.runs.output_folder import FolderIdentity, RunSpec, acquire, check_case_collisions
+from w2v_attn.runs.output_folder import FolderIdentity, RunFolder, RunSpec, acquire, check_case_collisions
 from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
 from w2v_attn.runs.rank import blocks_of
 from w2v_attn.runs.record import made_with
@@ -21,6 +22,8 @@ from w2v_attn.transcription.formats.annotation_formats import AnnotationFormat, 
 from w2v_attn.transcription.outputs import Label, Labels, Recognition, Spans, Transcript, Word, output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.whole_files import remove_leftovers, write_whole
+
+Result = TypeVar("Result")
 
 TRANSCRIPTS = "transcripts.jsonl"
 FORMAT = "w2v_attn.transcripts/1"
@@ -87,6 +90,36 @@ def run_spec(
     )
 
 
+def recognition_run(
+    folder: RunFolder,
+    rows: Sequence[Row],
+    recognizer: Recognizer,
+    process: Callable[[Batch], list[Result]],
+    finish: Callable[[Row, Recording, Result], Result],
+    find: Callable[[Row], CachedResult[Result] | None],
+    *,
+    max_duration: float,
+    interrupted: Callable[[], bool],
+    audio_decoder: AudioDecoderOptions,
+) -> Iterator[Outcome[Result]]:
+    """Yield the outcomes of rows that go through a recogniser one at a time; see `process_rows` and `recorded_run`."""
+    return recorded_run(
+        folder,
+        rows,
+        lambda: process_rows(
+            rows,
+            recognizer,
+            process,
+            finish,
+            max_duration=max_duration,
+            budget=ONE_BY_ONE,
+            find_cached=find,
+            interrupted=interrupted,
+            audio_decoder=audio_decoder,
+        ),
+    )
+
+
 def _transcribe(
     recognizer: Recognizer,
     rows: Sequence[Row],
@@ -134,23 +167,13 @@ def _transcribe(
                 raise write_error(output / row.id, error) from error
             return found
 
-        outcomes = recorded_run(
-            folder,
-            rows,
-            lambda: process_rows(
-                rows,
-                recognizer,
-                process,
-                finish,
+        try:
+            yield from recognition_run(
+                *(folder, rows, recognizer, process, finish, find),
                 max_duration=max_duration,
-                budget=ONE_BY_ONE,
-                find_cached=find,
                 interrupted=interrupted,
                 audio_decoder=audio_decoder,
-            ),
-        )
-        try:
-            yield from outcomes
+            )
         finally:
             try:
                 log.finish(rows)
