@@ -3,6 +3,8 @@
 import csv
 import gc
 import os
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -60,13 +62,28 @@ FAMILIES = {
     "conformer-rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
 }
 CONFORMERS = ("conformer-relative", "conformer-rotary")
-# Families whose code transformers copies from wav2vec2's: in large tables their cases run with the slow tests.
+# Families whose code transformers copies from wav2vec2's.
 COPIES = ("hubert", "unispeech")
+
+
+# Families of the cases that run by default: both norm styles, and one with biases of its own. The others are slow.
+REPRESENTATIVES = ("wav2vec2-group", "wav2vec2-layer", "wavlm-layer")
 
 
 def in_large_table(family: str, *others: object):
     """A case of a large table of families."""
-    return pytest.param(family, *others, marks=[pytest.mark.slow] if family.startswith(COPIES) else [])
+    return pytest.param(family, *others, marks=[] if family in REPRESENTATIVES else [pytest.mark.slow])
+
+
+def large_table(families: Iterable[str], *columns: Iterable[object]):
+    """The cases of a large table: families × columns. The copies of wav2vec2 take turns, one for each combination."""
+    families = list(families)
+    copies = [family for family in families if family.startswith(COPIES)]
+    for number, others in enumerate(product(*columns)):
+        turn = number + number // max(1, len(copies))  # so that a copy does not meet the same values of a column always
+        for family in families:
+            if family not in copies or family == copies[turn % len(copies)]:
+                yield in_large_table(family, *others)
 
 
 def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):

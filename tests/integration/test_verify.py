@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, SPEECH, save, tiny_bert, tiny_model
+from conftest import FAMILIES, SPEECH, large_table, save, tiny_bert, tiny_model
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from w2v_attn import load_encoder, replace_attention
@@ -39,7 +39,7 @@ def kinds(report, side):
     return {comparison.kind for comparison in report.comparisons if comparison.side == side}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", large_table(FAMILIES))
 def test_every_bound_holds_for_every_family(family, tmp_path):
     report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
@@ -52,7 +52,7 @@ def test_every_bound_holds_for_every_family(family, tmp_path):
     assert kinds(report, "weights") == kinds(report, "input") == {"stage"}
 
 
-@pytest.mark.parametrize("positions", ["relative_key", "relative"])
+@pytest.mark.parametrize("positions", ["relative_key", pytest.param("relative", marks=pytest.mark.slow)])
 def test_every_bound_holds_for_filter_banks(positions, tmp_path):
     from transformers import SeamlessM4TFeatureExtractor
 

@@ -69,7 +69,7 @@ def from_texts(
     *,
     unit: str,
     case: str = AUTO,
-    remove_characters: str = "",
+    remove_characters: str = AUTO,
     character_map: Mapping[str, str] | None = None,
     language: str | None = None,
 ) -> Vocabulary:
@@ -134,7 +134,7 @@ def from_head(
     head: CtcHead,
     *,
     case: str = AUTO,
-    remove_characters: str = "",
+    remove_characters: str = AUTO,
     character_map: Mapping[str, str] | None = None,
     language: str | None = None,
     texts: Iterable[str] = (),
