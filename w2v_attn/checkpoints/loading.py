@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, find_adapter, has_adapters, load_adapter
@@ -21,7 +22,7 @@ from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint, make_conf
 from w2v_attn.checkpoints.dense_head import dense_class_of, has_dense_head
 from w2v_attn.checkpoints.families import FAMILIES, supported_families
 from w2v_attn.checkpoints.hub import locate
-from w2v_attn.checkpoints.huggingface_folder import check_keys, model_class_of, read_config, read_weights
+from w2v_attn.checkpoints.huggingface_folder import CPU, check_keys, model_class_of, read_config, read_weights
 from w2v_attn.checkpoints.peft_adapters import (
     PeftAdapter,
     adapted_class,
@@ -95,8 +96,9 @@ def load_checkpoint(
     dtype: str = "float32",
     with_head: bool = False,
     as_wav2vec2: bool = False,
+    device: torch.device = CPU,
 ) -> Checkpoint:
-    """Load a checkpoint into CPU memory.
+    """Load a checkpoint.
 
     Args:
         checkpoint: A hub id (`facebook/wav2vec2-base`) or a folder with config.json and weights: safetensors or bin, in
@@ -113,6 +115,8 @@ def load_checkpoint(
         with_head: Load the architecture that the config names (a CTC model, a classifier, …) instead of the encoder.
         as_wav2vec2: Load a fairseq2 file of Omnilingual ASR as Wav2Vec2 classes, with its pre-training heads, instead
             of OmniASR classes.
+        device: Where the safetensors of a Hugging Face folder are read to, one by one; other checkpoints are loaded
+            into CPU memory.
 
     Raises:
         CheckpointError: The checkpoint does not exist, its family is not supported, it is damaged, a pickle in it
@@ -135,7 +139,7 @@ def load_checkpoint(
     if is_peft_folder(folder):
         return _merge(source, folder, language=language, base_model=base_model, dtype=dtype, with_head=with_head)
     _check_no_base(base_model, source)
-    return _load(source, folder, language=language, dtype=dtype, with_head=with_head)
+    return _load(source, folder, language=language, dtype=dtype, with_head=with_head, device=device)
 
 
 def _check_no_base(base_model: Any, source: str) -> None:
@@ -154,6 +158,7 @@ def _load(
     dtype: str,
     with_head: bool,
     adapters: Sequence[PeftAdapter] = (),
+    device: torch.device = CPU,
 ) -> Checkpoint:
     """Load a Hugging Face folder; with PEFT adapters, the model that they were trained on, none of them merged yet.
 
@@ -169,10 +174,10 @@ def _load(
         for adapter in reversed(adapters):
             fit_head(adapter, config, model_class)
     logger.info("loading %s as %s", source, model_class.__name__)
-    model, report = read_weights(model_class, config, folder, DTYPES[dtype])
+    model, report = read_weights(model_class, config, folder, DTYPES[dtype], device)
     if with_head and not adapters and has_dense_head(report["unexpected_keys"]):
         model_class = stock = dense_class_of(config)
-        model, report = read_weights(model_class, config, folder, DTYPES[dtype])
+        model, report = read_weights(model_class, config, folder, DTYPES[dtype], device)
     if adapters:
         report = without_replaced(adapters, report, model)
     # An adapter's model may have another head than its base, whose own head is then left over.

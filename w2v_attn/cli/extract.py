@@ -120,6 +120,8 @@ def _show_estimate(ahead: Estimate, layers: Sequence[str]) -> None:
         rows.insert(3, ("to compute", console.span(ahead.missing)))
     if ahead.unusable:
         rows.insert(1, ("cannot be used", f"about {ahead.unusable:,}"))
+    memory = "" if ahead.memory is None else f", of {console.size(ahead.memory)} of memory"
+    rows.append(("weights", f"{console.size(ahead.weights)}{memory}"))
     if ahead.free is not None:
         rows.append(("free on the disk", console.size(ahead.free)))
     console.show("Estimated", rows)

@@ -149,8 +149,9 @@ class Encoder(WaveformModel):
             checkpoint: As for `load_encoder`, like all arguments.
             options: Of `load_checkpoint`: revision, language, base_model and dtype.
         """
-        loaded = load_checkpoint(checkpoint, **options)
-        return cls(loaded, device=find_device(device), backend=backend, long_form=long_form)
+        place = find_device(device)
+        loaded = load_checkpoint(checkpoint, device=place, **options)
+        return cls(loaded, device=place, backend=backend, long_form=long_form)
 
     @property
     def model(self) -> Any:

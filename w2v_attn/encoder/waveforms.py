@@ -1,6 +1,7 @@
 """`WaveformModel`, the base of encoders and recognizers: the device, the frame counts and the input of a model."""
 
 import copy
+import logging
 import threading
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,11 @@ from w2v_attn.encoder import frontend_batched
 from w2v_attn.encoder.cost import memory_limit
 from w2v_attn.encoder.inputs import Input, build_input
 from w2v_attn.encoder.recordings import to_waveform
+from w2v_attn.encoder.weight_memory import device_memory, fits, weight_bytes
 from w2v_attn.patching.replace import replace_attention
 from w2v_attn.run_error import RecordingError
+
+logger = logging.getLogger(__name__)
 
 # Frames of a batch. On a CPU the budget is for each core: at the end of a batch all cores wait for the last one, and
 # with recordings of ten seconds and more each core needs several of them to balance the load (1600 frames are up to a
@@ -101,6 +105,12 @@ class WaveformModel:
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, backend: str = "auto"):
         self.checkpoint = checkpoint
         self.model = replace_attention(checkpoint.model, backend=backend).to(device).eval()
+        if device.type == "cpu" and not fits(self.model):
+            logger.warning(
+                "the weights of %s take %.1f GB, and this machine has %.1f GB of memory: they are read from the disk "
+                "again for every pack of recordings. Half precision takes half (dtype=bfloat16), if the checkpoint is "
+                "stored in it", checkpoint.source, weight_bytes(self.model) / 1e9, (device_memory(device) or 0) / 1e9,
+            )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WaveformModel":
         copied = type(self).__new__(type(self))

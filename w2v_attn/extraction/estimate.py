@@ -16,6 +16,7 @@ from w2v_attn.audio.audio_decoder import AudioDecoderOptions
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.encoder import Encoder
+from w2v_attn.encoder.weight_memory import device_memory, weight_bytes
 from w2v_attn.extraction.computing import compute_features
 from w2v_attn.extraction.feature_spec import FeatureSpec
 from w2v_attn.extraction.scan import SCAN_SECONDS, Sampled, Scan, scan_rows
@@ -76,6 +77,8 @@ class Estimate:
         free, free_files: Free bytes and files on the output's disk; None if not known.
         weight: Weight of the rows to be computed; see `row_reader.row_weight`.
         dtype: Dtype of the features.
+        weights: Bytes of the model's weights.
+        memory: Bytes of memory of their device; None if not known.
     """
 
     recordings: int
@@ -93,6 +96,8 @@ class Estimate:
     free_files: int | None
     weight: float
     dtype: str
+    weights: int
+    memory: int | None
 
     def as_record(self) -> dict[str, float | int | str | None]:
         """Return the estimate as it is written to `run.json`."""
@@ -172,6 +177,8 @@ def estimate(
         free_files=free_files,
         weight=scan.total(lambda sampled: sampled.weight, missing=True),
         dtype=spec.dtype,
+        weights=weight_bytes(encoder.model),
+        memory=device_memory(encoder.device),
     )
 
 

@@ -70,9 +70,16 @@ def load_recognizer(
             support `long_form`.
     """
     problem_type = given_problem_type(problem_type, "problem_type")
-    options = {"device": find_device(device), "backend": backend, "long_form": long_form}
+    place = find_device(device)
+    options = {"device": place, "backend": backend, "long_form": long_form}
     loaded = load_checkpoint(
-        checkpoint, revision=revision, language=language, base_model=base_model, dtype=dtype, with_head=True
+        checkpoint,
+        revision=revision,
+        language=language,
+        base_model=base_model,
+        dtype=dtype,
+        with_head=True,
+        device=place,
     )
     architecture = type(loaded.model).__name__
     if problem_type is not None and not architecture.endswith((CLASSIFIER, FRAME_CLASSIFIER)):
