@@ -48,6 +48,7 @@ HEADS = {
     "WavLM": (*USUAL, *FRAME_HEADS),
     "Wav2Vec2Conformer": (*USUAL, "ForPreTraining", *FRAME_HEADS),
     "Wav2Vec2Bert": (*USUAL, *FRAME_HEADS),
+    "OmniASRAudio": ("Model",),
 }
 CASES = {
     "wav2vec2_group": ("Wav2Vec2", GROUP),
@@ -64,6 +65,7 @@ CASES = {
     "wavlm_layer": ("WavLM", {**LAYER, **BUCKETS}),
     "conformer_relative": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "relative"}),
     "conformer_rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
+    "omniasr": ("OmniASRAudio", {}),
     "bert": ("Wav2Vec2Bert", {**CONFORMER, **REACH, "position_embeddings_type": "relative_key"}),
 }
 # What does not hold, and why.
@@ -99,6 +101,8 @@ class Tester:
         size = [BATCH, self.seq_length]
         values = floats_tensor([*size, BANKS] if self.reads_banks else size, scale=1.0)
         name = "input_features" if self.reads_banks else "input_values"
+        if self.prefix == "OmniASRAudio":
+            return self.get_config(), {name: values[:, None], "padding_mask": random_attention_mask(size)}
         return self.get_config(), {name: values, "attention_mask": random_attention_mask(size)}
 
 
