@@ -9,10 +9,11 @@ import torch
 from conftest import LAYER_NORM, TINY, tiny_model
 from fairseq2_files import PIECES, in_fairseq2, write_fairseq2, write_sentencepiece
 
+from w2v_attn import load_encoder
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
 from w2v_attn.checkpoints.convert.fairseq2_checkpoint import read_fairseq2
-from w2v_attn.checkpoints.convert.raw_checkpoint import make_config, make_model
+from w2v_attn.checkpoints.convert.raw_checkpoint import make_config
 from w2v_attn.checkpoints.convert.sentencepiece_model import make_tokenizer, read_sentencepiece
 from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
@@ -28,14 +29,11 @@ def with_ctc(**changes):
     return tiny_model("wav2vec2-layer", "ForCTC", **changes)
 
 
-def omniasr(path, *, with_head=True, dtype=torch.float32):
+def omniasr(path, *, with_head=True, dtype="float32"):
     """The OmniASR model of a file, its missing and its unexpected keys."""
-    import transformers
-
-    raw = read_raw_checkpoint(path)
-    model_class = getattr(transformers, raw.config["architectures"][0] if with_head else "OmniASRAudioModel")
-    model, missing, unexpected = make_model(raw, model_class, make_config(raw, with_head=with_head), dtype)
-    return model.eval(), missing, unexpected
+    loaded = load_checkpoint(path, with_head=with_head, dtype=dtype)
+    assert loaded.normalize_epsilon == 1e-5
+    return loaded.model, loaded.missing, loaded.unexpected
 
 
 def assert_same(ours, theirs, without=()):
@@ -141,7 +139,7 @@ def test_weights_of_half_precision_and_a_distributed_prefix_are_read(tmp_path):
     path = write_fairseq2(state, tmp_path / "ctc.pt")
     loaded = load_checkpoint(path, with_head=True, as_wav2vec2=True, dtype="bfloat16")
     assert_same(loaded.model, theirs, without=("masked_spec_embed",))
-    ours, _, _ = omniasr(path, dtype=torch.bfloat16)
+    ours, _, _ = omniasr(path, dtype="bfloat16")
     weight = torch.ops.aten._weight_norm(
         *(state[f"module.encoder_frontend.pos_encoder.conv.weight_{part}"].float() for part in "vg"), 2
     )
@@ -166,6 +164,27 @@ def test_the_input_is_normalized_with_the_epsilon_of_omnilingual_asr(tmp_path):
     assert "epsilon 1e-05" in loaded.normalize_source
     export_checkpoint(loaded, tmp_path / "copy", format="wav2vec2")
     assert transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path / "copy").normalize_epsilon == 1e-5
+    assert load_checkpoint(tmp_path / "copy").normalize_epsilon == 1e-5
+    for wrong in ('"small"', "true", "0", "7.5"):
+        text = (tmp_path / "copy" / "preprocessor_config.json").read_text()
+        (tmp_path / "copy" / "preprocessor_config.json").write_text(text.replace("1e-05", wrong))
+        with pytest.raises(CheckpointError, match="normalize_epsilon between 0 and 1"):
+            load_checkpoint(tmp_path / "copy")
+        (tmp_path / "copy" / "preprocessor_config.json").write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["CTC", "W2V"])
+def test_features_of_both_forms_are_stocks_on_quiet_speech(tmp_path, speech, kind):
+    theirs = with_ctc() if kind == "CTC" else pretrained()
+    path = write_fairseq2(in_fairseq2(theirs), tmp_path / "a.pt")
+    export_checkpoint(load_checkpoint(path, with_head=True, as_wav2vec2=True), tmp_path / "copy", format="wav2vec2")
+    quiet = speech[0] * 0.003  # the variance is not large against epsilon
+    normalized = torch.nn.functional.layer_norm(quiet, quiet.shape)
+    with torch.no_grad():
+        expected = theirs.wav2vec2(normalized[None]).last_hidden_state[0]
+    for checkpoint in (path, tmp_path / "copy"):
+        features = load_encoder(checkpoint).extract([quiet])[0]["final"]
+        assert (features - expected).abs().max() < 1e-4
 
 
 # ------------------------------------------------------------------------------------------ sizes and heads
@@ -446,7 +465,7 @@ def test_only_omnilingual_asr_becomes_wav2vec2(tmp_path):
 
 def test_an_old_transformers_is_told_which_version_is_needed(tmp_path, monkeypatch):
     path = write_fairseq2(in_fairseq2(with_ctc()), tmp_path / "a.pt")
-    monkeypatch.setattr("w2v_attn.checkpoints.convert.fairseq2_checkpoint.has_omniasr", lambda: False)
+    monkeypatch.setattr("w2v_attn.checkpoints.convert.fairseq2_checkpoint.is_installed", lambda _: False)
     with pytest.raises(CheckpointError, match=r"5\.24.*format=wav2vec2"):
         load_checkpoint(path)
     assert load_checkpoint(path, as_wav2vec2=True).model.config.model_type == "wav2vec2"
@@ -461,13 +480,48 @@ def test_commands_take_the_file_and_load_converts_it(call, tmp_path, clips):
     assert code == 0, err
     assert "Wav2Vec2ForCTC" in out
     assert "epsilon 1e-05" in " ".join(out.split())
-    code, _, err = call("transcribe", f"audio={clips[0][0]}", "model.checkpoint=copy", "output=heard")
-    assert code == 2
-    assert "omniASR_tokenizer" in err
+    for checkpoint in (path, "copy"):
+        code, _, err = call("transcribe", f"audio={clips[0][0]}", f"model.checkpoint={checkpoint}", "output=heard")
+        assert code == 2
+        assert "omniASR_tokenizer" in err
     write_sentencepiece(tmp_path / "omniASR_tokenizer.model")
     code, _, err = call("load", f"model.checkpoint={path}", "output=whole", "format=wav2vec2")
     assert code == 0, err
     code, _, err = call("transcribe", f"audio={clips[0][0]}", "model.checkpoint=whole", "output=heard")
     assert code == 0, err
-    code, _, err = call("extract", f"audio={clips[0][0]}", "model.checkpoint=whole", "output=features")
+    code, _, err = call("extract", f"audio={clips[0][0]}", f"model.checkpoint={path}", "output=features")
     assert code == 0, err
+    code, out, err = call("load", f"model.checkpoint={path}", "output=omniasr")
+    assert code == 0, err
+    assert "OmniASRForCTC" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["file", "wav2vec2"])
+def test_both_forms_verify(call, tmp_path, form):
+    path = write_fairseq2(in_fairseq2(with_ctc()), tmp_path / "ctc.pt")
+    write_sentencepiece(tmp_path / "omniASR_tokenizer.model")
+    if form == "wav2vec2":
+        assert call("load", f"model.checkpoint={path}", "output=copy", "format=wav2vec2")[0] == 0
+        path = "copy"
+    code, out, err = call("verify", f"model.checkpoint={path}")
+    assert code == 0, out + err
+
+
+def test_a_ctc_file_becomes_a_folder_of_transformers_omniasr_with_its_processor(tmp_path, wave):
+    import transformers
+
+    theirs = with_ctc()
+    path = write_fairseq2(in_fairseq2(theirs), tmp_path / "from" / "ctc.pt")
+    write_sentencepiece(path.parent / "omniASR_tokenizer.model")
+    export_checkpoint(load_checkpoint(path, with_head=True), tmp_path / "copy")
+    model = transformers.OmniASRForCTC.from_pretrained(tmp_path / "copy")
+    assert (model.config.blank_token_id, model.config.pad_token_id, model.config.vocab_size) == (0, 1, 11)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "copy")
+    assert type(processor).__name__ == "OmniASRCTCProcessor"
+    assert processor.tokenizer("e ñ").input_ids == [5, 4, 8]
+    assert processor.decode([0, 6, 6, 0, 6, 5, 4, 4, 0, 8], skip_special_tokens=True) == "tte ñ"
+    inputs = processor(wave[0].numpy(), sampling_rate=16_000)
+    with torch.no_grad():
+        expected = theirs(torch.nn.functional.layer_norm(wave, wave.shape[1:])).logits
+        assert (model(**inputs).logits - expected).abs().max() < 1e-4

@@ -19,6 +19,7 @@ from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.fairseq2_config import POSITION, audio_config, contrast_config, outputs_of_head
 from w2v_attn.checkpoints.convert.fairseq2_tokenizer import find_sentencepiece
 from w2v_attn.checkpoints.convert.raw_checkpoint import NamePairs, NameTable, RawCheckpoint
+from w2v_attn.checkpoints.families import FIRST_VERSIONS, is_installed
 from w2v_attn.checkpoints.processor_files import OMNIASR_EPSILON
 
 BLOCK: NamePairs = (
@@ -191,22 +192,15 @@ def _kind(tensors: Mapping[str, Tensor]) -> str:
     return "CTC" if "final_proj" in modules else "encoder"
 
 
-def has_omniasr() -> bool:
-    """Return whether the installed transformers has the OmniASR classes."""
-    import transformers
-
-    return hasattr(transformers, "OmniASRForCTC")
-
-
 def _check_transformers(path: Path) -> None:
     """Raise CheckpointError if the installed transformers lacks the OmniASR classes."""
     import transformers
 
-    if not has_omniasr():
+    if not is_installed("omniasr_ctc"):
         raise CheckpointError(
-            f"{path} is a checkpoint of Omnilingual ASR, whose classes transformers has from 5.24 on, and "
-            f"{transformers.__version__} is installed. Update it, or convert the file to Wav2Vec2 classes: "
-            "w2v-attn load model.checkpoint=FILE format=wav2vec2 output=FOLDER"
+            f"{path} is a checkpoint of Omnilingual ASR, whose classes transformers has from "
+            f"{FIRST_VERSIONS['omniasr_ctc']} on, and {transformers.__version__} is installed. Update it, or convert "
+            "the file to Wav2Vec2 classes: w2v-attn load model.checkpoint=FILE format=wav2vec2 output=FOLDER"
         )
 
 
