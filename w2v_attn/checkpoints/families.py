@@ -24,10 +24,31 @@ FIRST_VERSIONS = dict.fromkeys(("omniasr_audio", "omniasr_ctc", "omniasr"), "5.2
 # Families whose models have a language model after the encoder: only the encoder is ever loaded.
 WITH_LANGUAGE_MODEL = frozenset({"omniasr"})
 
-# Families that users may expect, and the reason why they are not supported.
+_NO_BLOCKS = "it has no blocks of wav2vec 2.0, so that nothing in it could be replaced"
+_W2V_BERT = "the encoder of this kind that is supported is w2v-BERT 2.0: facebook/w2v-bert-2.0"
+
+# Families that users may expect, and why they are not supported, with what is, where there is something near.
 UNSUPPORTED = {
     "sew-d": "its disentangled attention adds content-to-position and position-to-content terms to the scores, in "
-    "buckets, with its own softmax and dropout, which this layer does not compute",
+    "buckets, with its own softmax and dropout, which this layer does not compute. Its sibling SEW is supported, such "
+    "as asapp/sew-tiny-100k",
+    "speecht5": "its encoder, which text and speech share, has blocks with relative positions of its own behind "
+    "wav2vec 2.0's convolutions, and it ends in a decoder. For features or CTC use an encoder of speech, such as "
+    "facebook/wav2vec2-base",
+    "speech-encoder-decoder": "it joins an encoder with a decoder of text. Load it with transformers: "
+    "replace_attention takes the model if its encoder is of a supported family",
+    "seamless_m4t": f"its speech encoder is part of a translation model; {_W2V_BERT}",
+    "seamless_m4t_v2": f"its speech encoder is part of a translation model; {_W2V_BERT}",
+    "univnet": "it is a vocoder, which makes waveforms from mel spectrograms",
+    **dict.fromkeys(
+        (
+            "audio-spectrogram-transformer canary clap cohere_asr dac encodec gemma3n_audio gemma4_audio "
+            "granite_speech granite_speech5_ctc granite_speech_plus kyutai_speech_to_text lasr_ctc lasr_encoder mctct "
+            "mimi moonshine moonshine_streaming nemotron3_diarization nemotron_asr_streaming parakeet_ctc "
+            "parakeet_encoder parakeet_rnnt parakeet_tdt qwen3_asr speech_to_text voxtral voxtral_realtime whisper"
+        ).split(),
+        _NO_BLOCKS,
+    ),
 }
 
 

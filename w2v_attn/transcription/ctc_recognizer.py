@@ -68,8 +68,8 @@ class CtcRecognizer(Recognizer):
         options = {name: value for name, value in tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
         about = [type(tokenizer).__name__, head.rows, head.blank, head.delimiter, sorted(head.symbols.items()), options]
         described = json.dumps(about, sort_keys=True, default=str)
-        has_lm = isinstance(self._search, BeamSearch | OpenBeamSearch)
-        decoder = self._search.describe() if has_lm else "greedy"
+        search = self._search
+        decoder = search.describe() if isinstance(search, BeamSearch | OpenBeamSearch) else "greedy"
         return {"vocabulary": hashlib.sha256(described.encode()).hexdigest(), "decoder": decoder}
 
     def decode(self, log_probabilities: Tensor) -> Transcript:
