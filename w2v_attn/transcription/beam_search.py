@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.ctc_head import CtcHead
+from w2v_attn.checkpoints.piece_tokenizers import has_spaces_in_pieces
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 
@@ -57,6 +58,11 @@ class BeamSearch:
         if options.beam_size < 1:
             raise ValueError(f"decoder.beam_size must be 1 or above, got {options.beam_size}")
         delimiter = head.delimiter
+        if head.has_pieces and has_spaces_in_pieces(head.symbols):
+            raise ValueError(
+                "the checkpoint's symbols are pieces with a space and letters, such as ' the': the search with a "
+                "language model needs a symbol for the space alone. Use decoder=greedy"
+            )
         if delimiter is None:
             raise ValueError("the checkpoint's vocabulary has no space between words: a language model cannot be used")
         spellings = {word: spelled for word in _words(options) if (spelled := _spell(word, head)) is not None}

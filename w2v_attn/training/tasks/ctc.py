@@ -65,7 +65,7 @@ class Ctc(Task):
         # Without words, the word error rate only says which texts are an exact match.
         if vocabulary.head.is_phonetic:
             self.best_metric = "per"
-        elif vocabulary.head.delimiter is None or _has_no_words(texts):
+        elif not vocabulary.head.has_spaces or _has_no_words(texts):
             self.best_metric = "cer"
         self.tokenizer = vocabulary.head.tokenizer
         if language is not None:
@@ -194,7 +194,7 @@ class Ctc(Task):
         return CtcRecognizer(checkpoint, self.vocabulary.head, device=device, backend=backend)
 
     def hypothesis(self, found: Transcript) -> str:
-        between = getattr(self.tokenizer, "replace_word_delimiter_char", " ")
+        between = self.vocabulary.head.written_delimiter
         text = found.text if between.isspace() or not between else found.text.replace(between, " ")
         return self.vocabulary.normalize(text)
 
