@@ -368,7 +368,10 @@ def _disagreements(head: CtcHead, numbers: dict[str, int], by_row: dict[int, lis
     unnamed = [str(row) for row in range(head.rows) if not by_row[row]]
     if unnamed:
         written = "left out of texts" if head.has_pieces else f"written as {head.tokenizer.unk_token}"
-        yield f"{len(unnamed)} of {head.rows} outputs of the head have no symbol, and are {written}: rows {listed(unnamed)}"
+        yield (
+            f"{len(unnamed)} of {head.rows} outputs of the head have no symbol, and are {written}: rows "
+            f"{listed(unnamed)}"
+        )
     for row, symbols in sorted(by_row.items()):
         if len(symbols) > 1 and row < head.rows:
             yield f"several symbols have row {row}: {listed(symbols)}"

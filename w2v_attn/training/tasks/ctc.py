@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_attn.checkpoints.ctc_head import CtcHead, derive_ctc_head, read_ctc_head
+from w2v_attn.checkpoints.ctc_head import BLANK_KEY, CtcHead, derive_ctc_head, read_ctc_head
+from w2v_attn.checkpoints.families import is_omniasr
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import (
     read_tokenizer,
@@ -90,7 +91,8 @@ class Ctc(Task):
         if options.vocabulary == "auto" and own is not None:
             head, reason = own, "the checkpoint's, kept"
         elif options.vocabulary in ("auto", "data"):
-            made = from_texts(texts, unit=options.unit, **how)
+            pieces = checkpoint is not None and is_omniasr(checkpoint.model.config)
+            made = from_texts(texts, unit=options.unit, with_pieces=pieces, **how)
             return cls(made, head_reason=_new_head(checkpoint, cls.head, made), language=language, texts=texts)
         else:
             head = _given_head(Path(options.vocabulary).expanduser(), language)
@@ -143,7 +145,8 @@ class Ctc(Task):
         symbols, head = self.vocabulary.symbols, self.vocabulary.head
         return {
             "vocab_size": head.rows,
-            "pad_token_id": head.blank,
+            BLANK_KEY: head.blank,
+            "pad_token_id": self.tokenizer.pad_token_id if head.has_pieces else head.blank,
             "bos_token_id": symbols.get("<s>"),
             "eos_token_id": symbols.get("</s>"),
             # The defaults of transformers, sum and infinity, let long and impossible recordings dominate.
