@@ -3,6 +3,8 @@
 import csv
 import gc
 import os
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -59,20 +61,39 @@ FAMILIES = {
     "conformer-relative": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "relative"}),
     "conformer-rotary": ("Wav2Vec2Conformer", {**CONFORMER, "position_embeddings_type": "rotary"}),
 }
+# With the family whose models have other parts and other arguments, see `encoder_of` and `run`.
+ALL_FAMILIES = (*FAMILIES, "omniasr")
 CONFORMERS = ("conformer-relative", "conformer-rotary")
-# Families whose code transformers copies from wav2vec2's: in large tables their cases run with the slow tests.
+# Families whose code transformers copies from wav2vec2's.
 COPIES = ("hubert", "unispeech")
+
+
+# Families of the cases that run by default: both norm styles, one with biases, one of other parts. The others are slow.
+REPRESENTATIVES = ("wav2vec2-group", "wav2vec2-layer", "wavlm-layer", "omniasr")
 
 
 def in_large_table(family: str, *others: object):
     """A case of a large table of families."""
-    return pytest.param(family, *others, marks=[pytest.mark.slow] if family.startswith(COPIES) else [])
+    return pytest.param(family, *others, marks=[] if family in REPRESENTATIVES else [pytest.mark.slow])
+
+
+def large_table(families: Iterable[str], *columns: Iterable[object]):
+    """The cases of a large table: families × columns. The copies of wav2vec2 take turns, one for each combination."""
+    families = list(families)
+    copies = [family for family in families if family.startswith(COPIES)]
+    for number, others in enumerate(product(*columns)):
+        turn = number + number // max(1, len(copies))  # so that a copy does not meet the same values of a column always
+        for family in families:
+            if family not in copies or family == copies[turn % len(copies)]:
+                yield in_large_table(family, *others)
 
 
 def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", seed: int = 0, **changes):
     """A randomly initialised stock model of a family, tiny, in evaluation mode."""
     import transformers
 
+    if family == "omniasr":
+        return tiny_omniasr({"Model": "AudioModel"}.get(head, head), attention=attention, seed=seed, **changes)
     prefix, differences = FAMILIES[family]
     config_class = getattr(transformers, f"{prefix}Config")
     torch.manual_seed(seed)
@@ -84,6 +105,60 @@ def tiny_model(family: str, head: str = "Model", *, attention: str = "sdpa", see
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.eval()
+
+
+# What the classes of OmniASR are built from beside the encoder.
+OMNIASR = {
+    "AudioModel": {},
+    "CTCModel": {},
+    "ForCTC": {"vocab_size": 11},
+    "Model": {"audio_token_id": 30},
+    "ForConditionalGeneration": {"audio_token_id": 30},
+}
+TEXT_MODEL = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def tiny_omniasr(head: str = "AudioModel", *, attention: str = "sdpa", seed: int = 0, **changes):
+    """The same for OmniASR. head: a key of OMNIASR, the name of its class without the prefix."""
+    import transformers
+
+    torch.manual_seed(seed)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim")
+    names += ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
+    sizes = {**{name: SIZES[name] for name in names}, **changes}
+    if head == "AudioModel":
+        config = transformers.OmniASRAudioConfig(**sizes)
+    elif "CTC" in head:
+        config = transformers.OmniASRCTCConfig(audio_config=sizes, **OMNIASR[head])
+    else:
+        config = transformers.OmniASRConfig(audio_config=sizes, text_config=TEXT_MODEL, **OMNIASR[head])
+    model = getattr(transformers, f"OmniASR{head}")._from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def encoder_of(model):
+    """The module of any model whose forward runs the blocks."""
+    from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts
+
+    return encoder_parts(base_encoder(model)).encoder
+
+
+def run(model, values, mask=None, **options):
+    """What any model makes of waveforms [B, samples] with a mask [B, samples]."""
+    from w2v_attn.checkpoints.encoder_parts import model_inputs
+
+    return model(**model_inputs(model, values, mask), **options)
 
 
 def tiny_bert(positions: str | None = "relative_key", head: str = "Model", **changes):
@@ -188,10 +263,11 @@ def layer_checkpoint(tmp_path):
 
 
 def save(model, folder: Path, **options) -> Path:
-    from transformers import Wav2Vec2FeatureExtractor
+    import transformers
 
     model.save_pretrained(folder, **options)
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    name = "OmniASR" if model.config.model_type.startswith("omniasr") else "Wav2Vec2"
+    getattr(transformers, f"{name}FeatureExtractor")(do_normalize=True).save_pretrained(folder)
     return folder
 
 

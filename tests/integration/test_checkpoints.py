@@ -332,7 +332,7 @@ def test_load_shows_layers_the_frame_rate_and_the_parameters_of_each_part(call):
     assert total == sum(counts.values()) + int(rows["other parts"])
 
 
-@pytest.mark.parametrize("family", ["sew", "conformer-relative", "data2vec-audio", "wavlm-layer"])
+@pytest.mark.parametrize("family", ["sew", "conformer-relative", "data2vec-audio", "wavlm-layer", "omniasr"])
 @pytest.mark.parametrize("head", ["Model", "ForCTC"])
 def test_the_parameters_of_the_parts_add_up(family, head):
     from w2v_attn.checkpoints.description import count_parameters

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import FAMILIES, SPEECH, TINY, in_large_table, save, tiny_bert, tiny_model
+from conftest import FAMILIES, SPEECH, TINY, large_table, save, tiny_bert, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -22,7 +22,6 @@ from w2v_attn.transcription.load_recognizer import load_recognizer, notes_on
 from w2v_attn.transcription.outputs import Embedding, FrameValues, Label, Labels, Spans, Values
 
 NAMES = {0: "arousal", 1: "dominance", 2: "valence"}
-EVERY_FAMILY = [*map(in_large_table, FAMILIES), "wav2vec2-bert"]
 WITH_FRAME_HEADS = ["wav2vec2-group", "wav2vec2-layer", "data2vec-audio", "unispeech-sat-group", "wavlm-layer",
                     "conformer-relative", "wav2vec2-bert"]  # fmt: skip
 CLIP = SPEECH / "en-us+m5" / "00-three.flac"
@@ -58,8 +57,7 @@ def stock_outputs(folder, wave, head):
         return model(**values)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
-@pytest.mark.parametrize("problem", [None, *PROBLEM_TYPES])
+@pytest.mark.parametrize(("family", "problem"), large_table([*FAMILIES, "wav2vec2-bert"], [None, *PROBLEM_TYPES]))
 def test_a_classifier_gives_the_numbers_of_stocks_pipeline(family, problem, tmp_path):
     folder = checkpoint(tmp_path / "m", family, problem_type=problem)
     wave = read_audio(CLIP)

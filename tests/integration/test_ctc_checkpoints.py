@@ -3,12 +3,14 @@
 import csv
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from conftest import SPEECH, TINY, save, tiny_model
+import yaml
+from conftest import ROOT, SPEECH, TINY, save, tiny_model
 from safetensors.torch import load_file, save_file
 
 from w2v_attn import read_audio
@@ -207,6 +209,28 @@ def test_a_copy_of_a_fine_tuned_model_keeps_its_normalization_of_texts(call, tmp
     write_json(tmp_path / "model" / "text_normalization.json", normalization)
     assert call("load", f"model={tmp_path / 'model'}", f"output={tmp_path / 'copy'}")[0] == 0
     assert read_json(tmp_path / "copy" / "text_normalization.json") == normalization
+
+
+def test_training_that_continues_with_a_fine_tuned_head_normalizes_texts_as_before(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    normalization = {"form": "NFC", "case": "lower", "remove_characters": "[x]", "character_map": {"ё": "e"}}
+    write_json(folder / "text_normalization.json", normalization | {"delimiter": "|"})
+    checkpoint = load_checkpoint(folder, with_head=True)
+    rows = [Row("a", Path("a"), text="Three ёx.")]
+
+    def reference(**options):
+        return Ctc.from_data(CtcOptions(out_of_vocabulary="drop", **options), rows, checkpoint).reference(rows[0])
+
+    assert reference() == "three e ."
+    assert reference(vocabulary=str(TINY / "vocab.json")) == "three e ."
+    assert reference(remove_characters="[.]", character_map={"x": "s"}) == "three es"
+    assert reference(case="upper") == "THREE EX."
+    assert reference(vocabulary="data") == "three ёx"  # a new head has its own
+
+
+def test_python_and_the_command_line_have_the_same_defaults_for_texts():
+    written = yaml.safe_load((ROOT / "conf" / "task" / "ctc.yaml").read_text())
+    assert {key: value for key, value in written.items() if key != "kind"} == asdict(CtcOptions())
 
 
 def test_dropped_texts_are_reported_with_what_the_vocabulary_lacks(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, GROUP_NORM, SIZES, save, tiny_bert, tiny_model
+from conftest import ALL_FAMILIES, GROUP_NORM, SIZES, encoder_of, save, tiny_bert, tiny_model
 
 from w2v_attn import load_encoder
 from w2v_attn.encoder import cost
@@ -12,16 +12,17 @@ from w2v_attn.encoder.waveforms import MAX_FRAMES
 
 def stock_features(folder, wave):
     """Return stock's hidden states, from embed to the last block, and last_hidden_state, for one recording."""
-    from transformers import AutoModel, Wav2Vec2FeatureExtractor
+    from transformers import AutoFeatureExtractor, AutoModel
 
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     values = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_values
     states = []
-    hooks = [model.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+    blocks = encoder_of(model).layers
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
     hooks += [
         layer.register_forward_hook(lambda _, __, out: states.append(out if isinstance(out, torch.Tensor) else out[0]))
-        for layer in model.encoder.layers
+        for layer in blocks
     ]
     with torch.no_grad():
         final = model(values).last_hidden_state
@@ -30,7 +31,7 @@ def stock_features(folder, wave):
     return [state[0] for state in states], final[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_layer_is_stocks_on_that_recording_alone(family, speech, tmp_path):
     folder = save(tiny_model(family), tmp_path / family)
     encoder = load_encoder(folder)

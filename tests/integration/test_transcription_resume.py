@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from conftest import SPEECH, TINY
 from started import Started
 
 from w2v_attn.corpus.listing import list_recordings
+from w2v_attn.corpus.remote_files import RemoteFile
 from w2v_attn.corpus.rows import Row
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.run_error import RunError
@@ -20,6 +22,7 @@ from w2v_attn.runs import result_log
 from w2v_attn.runs.failure_log import FAILURE_LOG
 from w2v_attn.runs.locks import LOCK, acquire_lock
 from w2v_attn.runs.record import RUN
+from w2v_attn.runs.row_reader import is_location_of
 from w2v_attn.training.evaluation import METRICS, evaluate_corpus, task_of
 from w2v_attn.training.model_folder import PREDICTIONS
 from w2v_attn.training.options import CtcOptions
@@ -270,6 +273,30 @@ def test_two_files_of_one_id_are_refused(run, recognizer, rows, tmp_path):
         run(recognizer, [Row(rows[0].id, other, text="one")], tmp_path / "out")
 
 
+def test_a_changed_file_under_another_spelling_of_its_path_is_computed_again(
+    run, recognizer, rows, computed, tmp_path, monkeypatch
+):
+    run(recognizer, rows[:1], tmp_path / "out")
+    shutil.copyfile(rows[3].path, rows[0].path)
+    computed.clear()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("audio")
+    for folder in ("audio", "link", "link/../audio"):
+        os.utime(rows[0].path, (len(folder), len(folder)))
+        again = Row(rows[0].id, Path(folder, rows[0].id), text=rows[0].text)
+        assert run(recognizer, [again], Path("out"))[0].reason is None
+    assert len(computed) == 3
+
+
+def test_the_url_of_a_recording_is_compared_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_url = Row("a.wav", Path("host/a.wav"), content=RemoteFile("https://host/a.wav"))
+    assert is_location_of(of_url, "https://host/a.wav")
+    assert not is_location_of(of_url, "https:/host/a.wav")
+    assert not is_location_of(of_url, str(tmp_path / "host/a.wav"))
+    assert not is_location_of(Row("a.wav", Path("host/a.wav")), "https://host/a.wav")
+
+
 def test_a_second_run_at_the_same_time_is_refused(run, recognizer, rows, tmp_path):
     (tmp_path / "out").mkdir()
     lock = acquire_lock(tmp_path / "out" / LOCK)
@@ -308,6 +335,29 @@ def test_evaluation_computes_a_recording_again_whose_text_was_changed(recognizer
     assert len(computed) == 1
     evaluate(recognizer, changed, tmp_path / "new")
     assert content(tmp_path / "out") == content(tmp_path / "new")
+
+
+def test_an_evaluation_of_another_list_keeps_the_predictions_of_the_first_for_another_run(
+    recognizer, rows, computed, tmp_path
+):
+    usable = [row for row in rows if row.id != "bad.wav"]
+    lists = {"first": usable[:2], "second": usable[2:], "both": usable}
+    for name, listed in lists.items():
+        evaluate(recognizer, listed, tmp_path / name)
+        computed.clear()
+        evaluate(recognizer, listed, tmp_path / "out")
+        assert len(computed) == (0 if name == "both" else len(listed))
+        for file in (PREDICTIONS, METRICS):
+            assert (tmp_path / "out" / file).read_bytes() == (tmp_path / name / file).read_bytes()
+    computed.clear()
+    evaluate(recognizer, lists["first"], tmp_path / "out")
+    evaluate(recognizer, lists["second"], tmp_path / "out", interrupted=after(1))
+    evaluate(recognizer, lists["second"], tmp_path / "out")
+    assert computed == []
+    assert content(tmp_path / "out").keys() - content(tmp_path / "second").keys() == {f".{PREDICTIONS}.unfinished"}
+    evaluate(recognizer, usable, tmp_path / "out")
+    assert computed == []
+    assert content(tmp_path / "out") == content(tmp_path / "both")
 
 
 def test_evaluation_writes_no_metrics_before_its_end(recognizer, rows, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, SPEECH, save, tiny_bert, tiny_model
+from conftest import ALL_FAMILIES, SPEECH, large_table, save, tiny_bert, tiny_model
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from w2v_attn import load_encoder, replace_attention
@@ -39,7 +39,7 @@ def kinds(report, side):
     return {comparison.kind for comparison in report.comparisons if comparison.side == side}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", large_table(ALL_FAMILIES))
 def test_every_bound_holds_for_every_family(family, tmp_path):
     report = proof(save(tiny_model(family, "ForCTC"), tmp_path / "model"), dtypes=verifier.DTYPES)
     assert list(broken(report)) == []
@@ -52,7 +52,7 @@ def test_every_bound_holds_for_every_family(family, tmp_path):
     assert kinds(report, "weights") == kinds(report, "input") == {"stage"}
 
 
-@pytest.mark.parametrize("positions", ["relative_key", "relative"])
+@pytest.mark.parametrize("positions", ["relative_key", pytest.param("relative", marks=pytest.mark.slow)])
 def test_every_bound_holds_for_filter_banks(positions, tmp_path):
     from transformers import SeamlessM4TFeatureExtractor
 
@@ -263,4 +263,18 @@ def test_full_size_configurations_hold(size, tmp_path):
     torch.manual_seed(0)
     # Two of the blocks: the others are the same code, and a machine with little memory runs this too.
     model = Wav2Vec2Model(Wav2Vec2Config(num_hidden_layers=2, **(large if size == "large" else {}))).eval()
+    assert list(broken(proof(save(model, tmp_path / "model")))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"hidden_size": 1280, "num_attention_heads": 20, "intermediate_size": 5120}],
+    ids=["300M", "1B"],
+)
+def test_full_size_configurations_of_omniasr_hold(sizes, tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.OmniASRAudioModel(transformers.OmniASRAudioConfig(num_hidden_layers=2, **sizes)).eval()
     assert list(broken(proof(save(model, tmp_path / "model")))) == []

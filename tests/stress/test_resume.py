@@ -261,6 +261,18 @@ def test_another_recording_of_the_same_name_is_refused(extract, rows, tmp_path):
     assert content(tmp_path / "out") == before
 
 
+def test_a_changed_recording_under_another_spelling_of_its_path_is_extracted_again(
+    extract, rows, tmp_path, monkeypatch
+):
+    shutil.copyfile(rows[0].path, tmp_path / "a.wav")
+    extract("out", rows=[Row("a", tmp_path / "a.wav")])
+    shutil.copyfile(rows[1].path, tmp_path / "a.wav")
+    os.utime(tmp_path / "a.wav", (1, 1))
+    monkeypatch.chdir(tmp_path)
+    again = extract("out", rows=[Row("a", Path("a.wav"))])
+    assert [(outcome.reason, outcome.cached) for outcome in again] == [(None, False)]
+
+
 def test_another_configuration_is_refused_with_the_difference(extract, group_checkpoint, tmp_path):
     extract("out")
     before, run = content(tmp_path / "out"), record(tmp_path / "out")

@@ -128,6 +128,18 @@ def test_a_ctm_has_six_fields_a_line_whatever_the_names_are():
     assert [line[3] for line in lines][2] == "0.000"
 
 
+@pytest.mark.parametrize(
+    ("of_row", "of_run", "written"),
+    [(None, "mean", "1"), (None, "left", "1"), (None, "right", "2"), ("right", "left", "2"), ("3", "mean", "4")],
+)
+def test_nists_formats_name_the_channel_and_count_from_one(of_row, of_run, written):
+    row = Row("a.wav", Path("a.wav"), channel=of_row)
+    label = Label("yes", 0.9, {"yes": 0.9})
+    for kind, found, place in (("ctm", TRANSCRIPT, 1), ("rttm", TRANSCRIPT, 2), ("rttm", label, 2)):
+        rendered = find_formats([kind])[0].render(annotation_of(row, 10.0, found, of_run))
+        assert {line.split()[place] for line in rendered.splitlines()} == {written}
+
+
 def test_an_rttm_has_lexemes_for_words_and_speakers_for_labels(tmp_path):
     assert rendered("rttm").splitlines()[0] == 'LEXEME x_y/talk_1 1 0.100 0.400 say_"hi"_you lex Ann_B 0.9 <NA>'
     label = Label("go up", 0.9, {"go up": 0.9})

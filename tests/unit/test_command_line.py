@@ -17,7 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from w2v_attn.cli import app
+from w2v_attn.cli import app, process
 from w2v_attn.cli.arguments import FLAGS, WrongArguments, read_arguments
 from w2v_attn.cli.command_keys import keys_of
 from w2v_attn.cli.commands import COMMANDS
@@ -119,6 +119,37 @@ def test_what_hydra_understands_keeps_its_meaning(kind, value, tmp_path, monkeyp
 @pytest.mark.parametrize("value", ["a,b", "[a],[b]", "1,2", "range(1,3)", "choice(a,b)"])
 def test_commas_of_a_sweep_stay_commas(kind, value):
     assert for_hydra(value, {kind}, sweep=True) == value
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audio='a\\${b}.wav','c.wav'",),
+        ("audio=a\\${b}.wav,c.wav",),
+        ("output=one,two", "audio=a${b}.wav"),
+        ("output=one,two", "a${b}.wav"),
+        ("output=one,two", "a${b}.wav", "g${.wav", "d\\${x}.wav"),
+    ],
+)
+def test_the_command_of_each_job_of_a_sweep_gives_its_recordings_again(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a${b}.wav", "c.wav", "g${.wav", "d\\${x}.wav"):
+        (tmp_path / name).touch()
+    jobs = []
+
+    def call(_, config):
+        audio = [config.audio] if isinstance(config.audio, str) else list(config.audio)
+        jobs.append((audio, shlex.split(process.command())[2:]))
+        return 0
+
+    monkeypatch.setattr(app, "_call", call)
+    assert app._run("transcribe", ["-m", *words]) == 0
+    assert len(jobs) == 2
+    for audio, again in tuple(jobs):
+        assert app._run("transcribe", again) == 0
+        assert jobs[-1][0] == audio
+    if len(words) == 4:
+        assert jobs[0][0] == list(words[1:])
 
 
 # Lists.

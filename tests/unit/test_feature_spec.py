@@ -50,12 +50,14 @@ def whole(tmp_path_factory):
 
 CASES = {
     "a range": (["layers=[layer_01-layer_03]"], []),
-    "half": (["layers=all"], ["float16"]),
     "statistics": (["layers=[layer_02,final]"], ["pooling=statistics", "float16"]),
     "spans": (["layers=[layer_02,final]"], ["pooling=mean", "segments=phones.csv"]),
     "a sum": (["layers=[layer_02,final]"], ["layer_weights=[0.25,2]", "bfloat16"]),
     "all at once": (["layers=all"], ["layer_weights=mean", "pooling=statistics", "segments=phones.csv", "float16"]),
 }
+
+
+FOUND_AGAIN = ("statistics", "all at once")  # one of each layout
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,9 +77,10 @@ def test_what_is_made_at_once_is_what_convert_makes_of_whole_features(extract, c
         assert all(same_bits(found[id][layer], expected[id][layer]) for layer in expected[id])
         said = [features.metadata(id) | {"fingerprint": ""} for features in (found, expected)]
         assert said[0] == said[1]
-    code, out, _ = extract(*layers, *ours, layout)
-    assert code == 0
-    assert f"already there │ {len(found)}" in " ".join(out.split())
+    if case in FOUND_AGAIN:
+        code, out, _ = extract(*layers, *ours, layout)
+        assert code == 0
+        assert f"already there │ {len(found)}" in " ".join(out.split())
 
 
 def test_rows_without_segments_are_told(extract, phones, tmp_path):

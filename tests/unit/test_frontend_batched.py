@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFORMERS, FAMILIES, save, tiny_model
+from conftest import CONFORMERS, FAMILIES, large_table, save, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,12 +55,13 @@ def tiles_of(monkeypatch):
     return lambda blocks: monkeypatch.setattr(packed_waveforms, "BLOCKS_PER_TILE", blocks)
 
 
-@pytest.mark.parametrize("tile", [512, 3, 1])
+@pytest.mark.parametrize(("family", "tile"), large_table(FAMILIES, [512, 3, 1]))
 def test_frames_of_a_batch_equal_those_of_each_recording_alone(family, dtype, tile, tiles_of):
     tiles_of(tile)
     assert_each_is_what_it_is_alone(tiny_model(family).to(dtype), noise(LENGTHS, dtype))
 
 
+@pytest.mark.parametrize("family", large_table(FAMILIES))
 def test_frames_of_a_batch_of_speech_equal_those_of_each_recording_alone(family, speech, tiles_of):
     tiles_of(7)
     assert_each_is_what_it_is_alone(tiny_model(family), [standardize(wave) for wave in speech])
@@ -175,7 +176,7 @@ def forbidden(*_):
     raise AssertionError("one by one")
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CONFORMERS])
+@pytest.mark.parametrize("family", large_table(family for family in FAMILIES if family not in CONFORMERS))
 def test_features_are_the_same_where_recordings_are_batched(family, tmp_path, monkeypatch, speech):
     folder = save(tiny_model(family), tmp_path / family)
     waves, layers = [*speech, *noise([720, 9000])], ("embed", "layer_02", "final")

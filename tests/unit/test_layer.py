@@ -154,9 +154,8 @@ def checked_function(layer, mask, x, return_weights=False):
     return function, tuple(tensors)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "value_size"), [(0.0, K), (0.3, V)])
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("value_size", [K, V])
 def test_gradcheck_explicit(kind, dropout, value_size):
     layer, mask = make_layer("tiled", value_size=value_size, dropout=dropout), make_mask(kind)
     if "bias" in kind:

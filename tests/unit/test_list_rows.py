@@ -270,6 +270,22 @@ def test_parts_of_one_file_get_ids_from_path_and_offset(tmp_path):
     assert ids(list_recordings(backwards).rows) == expected[::-1]
 
 
+def test_a_root_without_relative_paths_is_said_to_have_no_effect(tmp_path, caplog):
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / name, "")
+    relative, absolute = (
+        write(tmp_path / f"{name}.csv", f"path\n{path}\n") for name, path in (("r", "a.wav"), ("a", tmp_path / "a.wav"))
+    )
+    for audio in (tmp_path / "a.wav", tmp_path, absolute, [tmp_path / "a.wav", tmp_path / "b.wav"]):
+        caplog.clear()
+        list_recordings(audio, root="nope", key_prefix="data.")
+        assert "data.root=nope has no effect" in caplog.text
+    caplog.clear()
+    list_recordings(relative, root="nope")
+    list_recordings([tmp_path / "b.wav", relative], root=tmp_path)
+    assert caplog.text == ""
+
+
 def test_a_file_that_is_listed_twice_has_two_rows(tmp_path):
     rows = list_recordings(write(tmp_path / "l.csv", "path,text\na.wav,one\na.wav,two\na.wav,one\n")).rows
     assert ids(rows) == ["a.wav", "a.wav#2", "a.wav#3"]
@@ -315,7 +331,34 @@ def test_two_channels_of_one_recording_are_two_rows_of_several_sources(tmp_path)
     for side in ("left", "right"):
         write(tmp_path / f"{side}.csv", f"path,channel\na.wav,{side}\n")
     sources = [tmp_path / f"{side}.csv" for side in ("left", "right", "left", "right")]
-    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == [("a.wav", "left"), ("a.wav#2", "right")]
+    expected = [("a.wav@left", "left"), ("a.wav@right", "right")]
+    assert [(row.id, row.channel) for row in list_recordings(sources).rows] == expected
+    both = write(tmp_path / "both.csv", "path,channel\na.wav,right\na.wav,left\n")
+    assert [(row.id, row.channel) for row in list_recordings([both, *sources]).rows] == expected[::-1]
+    assert [(row.id, row.channel) for row in list_recordings([*sources, both]).rows] == expected
+    assert [row.id for row in list_recordings(sources[:1] * 2).rows] == ["a.wav"]
+
+
+def test_the_ids_of_channels_of_one_file_name_the_channel(tmp_path):
+    path = write(
+        tmp_path / "l.csv",
+        "path,side,offset,duration\na.wav,0,,\na.wav,1,,\na.wav,1,,\nb.wav,right,0,1\nb.wav,left,0,1\nb.wav,,2,1\n"
+        "c.wav,left,,\nd.wav,left,0,1\nd.wav,left,1,1\n",
+    )
+    rows = list_recordings(path, columns={"channel": "side"}).rows
+    assert ids(rows) == [
+        *("a.wav@0", "a.wav@1", "a.wav@1#2"),
+        *("b.wav@0.000-1.000@right", "b.wav@0.000-1.000@left", "b.wav@2.000-3.000"),
+        *("c.wav", "d.wav@0.000-1.000", "d.wav@1.000-2.000"),
+    ]
+
+
+def test_other_files_of_one_id_are_refused_whatever_their_channels_are(tmp_path):
+    for side in ("left", "right"):
+        write(tmp_path / f"{side}.csv", f"path,id,channel\n{side}.wav,a,{side}\n")
+    sources = [tmp_path / f"{side}.csv" for side in ("left", "right")]
+    with pytest.raises(CorpusError, match=r"two recordings have the id a: .*left\.wav and .*right\.wav"):
+        list_recordings(sources)
 
 
 @pytest.mark.parametrize(

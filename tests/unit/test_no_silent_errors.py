@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import CONFORMERS, FAMILIES, TINY, in_large_table, save, tiny_bert, tiny_model
+from conftest import CONFORMERS, FAMILIES, TINY, in_large_table, large_table, save, tiny_bert, tiny_model
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
@@ -342,7 +342,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("subject", "change"),
-    [in_large_table(s, c) for s in SUBJECTS for c in CHANGES if concerns(s, c)],
+    [case for case in large_table(SUBJECTS, CHANGES) if concerns(*case.values)],
     ids=lambda value: value,
 )
 def test_extraction_follows_every_change_of_the_model(subject, change, folders):
@@ -360,8 +360,9 @@ def test_extraction_follows_every_change_of_the_model(subject, change, folders):
     assert (moved < 1e-5) if without else (moved > 1e-3), "this change shows nothing"
 
 
-@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
-@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+@pytest.mark.parametrize(
+    ("subject", "register"), large_table(SUBJECTS, ["register_module_forward_hook", "register_module_forward_pre_hook"])
+)
 def test_extraction_calls_hooks_for_all_modules(subject, register, folders):
     encoder, waves, called = load_encoder(folders(subject)), noise(0.31), []
     before = encoder.extract(waves, LAYERS)[0]["final"]
@@ -430,8 +431,7 @@ def noisy(subject, folders, **options):
     return encoder
 
 
-@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
-@pytest.mark.parametrize("through", ["ours", "the model"])
+@pytest.mark.parametrize(("subject", "through"), large_table(SUBJECTS, ["ours", "the model"]))
 def test_features_of_a_model_in_training_mode_are_those_of_evaluation(subject, through, folders):
     encoder, waves = noisy(subject, folders), noise(0.5)
     if through == "the model":  # as where LoRA was injected
@@ -489,8 +489,7 @@ def test_a_waveform_with_a_sample_that_is_no_number_is_refused(value, folders):
             load_encoder(folders(subject)).extract([wave])
 
 
-@pytest.mark.parametrize("subject", map(in_large_table, SUBJECTS))
-@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+@pytest.mark.parametrize(("subject", "way"), large_table(SUBJECTS, ["deepcopy", "pickle"]))
 def test_an_encoder_can_be_copied_and_the_copy_is_its_own(subject, way, folders):
     import pickle
 
@@ -534,8 +533,7 @@ def test_sew_of_any_squeeze_factor_is_stocks(factor, tmp_path):
             torch.testing.assert_close(ours[layer], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("subject", map(in_large_table, FAMILIES))
-@pytest.mark.parametrize("head", ["ForCTC", "ForSequenceClassification"])
+@pytest.mark.parametrize(("subject", "head"), large_table(FAMILIES, ["ForCTC", "ForSequenceClassification"]))
 def test_recognition_follows_the_model_and_its_mode(subject, head, tmp_path):
     changes = {"num_labels": 5} if head == "ForSequenceClassification" else {}
     folder = save(tiny_model(subject, head, **changes), tmp_path / "model")
@@ -605,10 +603,7 @@ def outcome(model, calls):
     return found, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", map(in_large_table, FAMILIES))
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("unpad", [False, True])
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(("family", "head", "unpad", "asked"), large_table(FAMILIES, HEADS, [False, True], ASKED))
 def test_every_head_gives_stocks_outputs_and_gradients(family, head, unpad, asked):
     """Unpadded ones those of each recording alone, others those of stock's padded batch."""
     model = with_head(family, head)
@@ -630,8 +625,9 @@ def test_every_head_gives_stocks_outputs_and_gradients(family, head, unpad, aske
         torch.testing.assert_close(gradient, gradients.get(name, 0 * gradient), rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("sew", *CONFORMERS)])
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(
+    ("family", "asked"), large_table((name for name in FAMILIES if name not in ("sew", *CONFORMERS)), ASKED)
+)
 def test_last_hidden_states_do_not_depend_on_what_else_is_asked_for(family, asked):
     model = replace_attention(tiny_model(family, attention="eager"), unpad=True)
     _, values, mask = a_batch()

@@ -364,6 +364,52 @@ def test_an_adapter_on_top_of_an_adapter_is_merged_in_that_order(base, tmp_path)
     assert same_weights(load_checkpoint(second, base_model=first).model, expected)
 
 
+@pytest.mark.parametrize("inner_head", [None, 11, 13])
+@pytest.mark.parametrize("outer_head", [None, 11, 17])
+def test_heads_of_adapters_on_adapters_are_those_of_the_outermost_that_has_one(inner_head, outer_head, ctc, tmp_path):
+    from transformers import Wav2Vec2ForCTC
+
+    def tuned(base, head, name):
+        """An adapter on a base, and peft's model with both."""
+        size = {} if head is None else {"vocab_size": head, "ignore_mismatched_sizes": True}
+        config = peft.LoraConfig(r=2, target_modules=ATTENTION, modules_to_save=None if head is None else ["lm_head"])
+        folder = adapter_of(Wav2Vec2ForCTC.from_pretrained(base, **size), config, tmp_path / name)
+        return folder, merged(Wav2Vec2ForCTC.from_pretrained(base, **size), folder)
+
+    inner, first = tuned(ctc, inner_head, "inner")
+    outer, second = tuned(save(first, tmp_path / "whole"), outer_head, "outer")
+    rename(outer, str(inner))
+    found = load_checkpoint(outer, with_head=True).model
+    assert same_weights(found, second)
+    assert found.config.vocab_size == second.config.vocab_size
+    assert same_weights(load_checkpoint(outer).model, second.wav2vec2)
+
+
+def test_a_new_head_on_an_adapter_of_an_encoder_is_that_of_the_outer_adapter(base, tmp_path):
+    from transformers import Wav2Vec2ForCTC, Wav2Vec2Model
+
+    inner = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "inner")
+    whole = save(merged(Wav2Vec2Model.from_pretrained(base), inner), tmp_path / "whole")
+    options = peft.LoraConfig(r=2, target_modules=ATTENTION, modules_to_save=["lm_head"])
+    outer = adapter_of(Wav2Vec2ForCTC.from_pretrained(whole, vocab_size=17), options, tmp_path / "outer")
+    expected = merged(Wav2Vec2ForCTC.from_pretrained(whole, vocab_size=17), outer)
+    rename(outer, str(inner))
+    assert same_weights(load_checkpoint(outer, with_head=True).model, expected)
+
+
+def test_an_adapter_beside_the_weights_of_a_base_is_merged_first(base, tmp_path):
+    from transformers import Wav2Vec2Model
+
+    inner = adapter_of(Wav2Vec2Model.from_pretrained(base), KINDS["lora"](), tmp_path / "inner")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(base / name, inner)
+    whole = save(load_checkpoint(inner).model, tmp_path / "whole")
+    outer = adapter_of(Wav2Vec2Model.from_pretrained(whole), KINDS["lora"](), tmp_path / "outer")
+    expected = merged(Wav2Vec2Model.from_pretrained(whole), outer)
+    rename(outer, str(inner))
+    assert same_weights(load_checkpoint(outer).model, expected)
+
+
 def test_without_peft_the_message_says_how_to_install_it(base, tmp_path, monkeypatch):
     from transformers import Wav2Vec2Model
 

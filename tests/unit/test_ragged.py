@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFORMERS, FAMILIES, SPEECH, save, tiny_model
+from conftest import ALL_FAMILIES, CONFORMERS, SPEECH, save, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def folder(request, tmp_path_factory):
     return save(tiny_model(request.param), tmp_path_factory.mktemp("checkpoint"))
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONFORMERS])
+@pytest.mark.parametrize("name", [name for name in ALL_FAMILIES if name not in CONFORMERS])
 def test_recordings_of_every_family_are_packed(name, tmp_path):
     assert load_encoder(save(tiny_model(name), tmp_path / name)).unpacked_reason is None
 
@@ -92,7 +92,7 @@ def test_a_long_recording_is_exact(folder, maker, monkeypatch):
     "long_form",
     [LongForm(), LongForm(kind="sliding_window", seconds=0.4), LongForm(kind="chunked", seconds=1.0, overlap=0.2)],
 )
-@pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer"])
+@pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer", "wavlm-group", "wavlm-layer", "omniasr"])
 def test_layers_of_a_long_recording_do_not_depend_on_other_requested_layers(family, long_form, tmp_path, monkeypatch):
     """Blocks overwrite frames that are not needed any more."""
     monkeypatch.setattr(blocks, "LONG_THRESHOLD", 13)

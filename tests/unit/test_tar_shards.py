@@ -87,6 +87,38 @@ def test_members_of_one_stem_are_one_sample(tmp_path):
     assert corpus.skipped == {".jpg": 1, ".flac": 1}
 
 
+@pytest.mark.parametrize(
+    ("columns", "text", "label"),
+    [
+        (None, "of the member", "of the member"),
+        ({"text": "words", "label": "mood"}, "of the column", "of the column"),
+        ({"label": ["arousal", "valence"]}, "of the member", '{"arousal": 0.5, "valence": 1}'),
+        ({"text": "text", "label": "label"}, "of the key", "of the key"),
+        ({"text": None, "label": None}, None, None),
+    ],
+)
+def test_named_columns_go_before_the_members_of_a_sample(columns, text, label, tmp_path):
+    metadata = {"words": "of the column", "mood": "of the column", "arousal": 0.5, "valence": 1}
+    metadata |= {"text": "of the key", "label": "of the key"}
+    path = write(
+        tmp_path / "c.tar",
+        ("folder/a.flac", FLAC),
+        ("folder/a.txt", b"of the member"),
+        ("folder/a.cls", b"of the member"),
+        ("folder/a.json", json.dumps(metadata).encode()),
+    )
+    assert fields(list_recordings(path, columns=columns), "text", "label") == [(text, label)]
+
+
+def test_a_sample_without_the_named_column_has_no_label_of_another_kind(tmp_path):
+    path = write(
+        tmp_path / "c.tar",
+        *(("folder/a.flac", FLAC), ("folder/a.json", b'{"mood": "glad"}')),
+        *(("folder/b.flac", FLAC), ("folder/b.cls", b"3")),
+    )
+    assert fields(list_recordings(path, columns={"label": "mood"}), "label") == [("glad",), (None,)]
+
+
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 def test_a_recording_in_a_shard_is_the_recording(form, tmp_path):
     long = "folder/" * 12 + "é" * 20 + ".flac"

@@ -154,16 +154,12 @@ def test_digits_and_code_points_are_reported():
 
 def test_evaluation_normalizes_as_training_did(tmp_path):
     rows = [Row("a", Path("a"), text="It’s ё!")]
-    options = CtcOptions(character_map={"ё": "e"}, remove_characters="auto", case="lower")
     made = Ctc(from_texts(["it's e"], unit="characters", character_map={"ё": "e"}, remove_characters="auto"))
     made.save(tmp_path)
-    read = Ctc.from_head(HEAD, CtcOptions(remove_characters="auto"), rows, tmp_path)
+    read = Ctc.from_head(HEAD, CtcOptions(), rows, tmp_path)
     assert read.reference(rows[0]) == made.reference(rows[0]) == "it's e"
     # What is asked for in evaluation goes before.
-    assert Ctc.from_head(HEAD, CtcOptions(remove_characters="auto", case="upper"), rows, tmp_path).reference(
-        rows[0]
-    ) == ("IT'S E")
-    assert options.case == "lower"
+    assert Ctc.from_head(HEAD, CtcOptions(case="upper"), rows, tmp_path).reference(rows[0]) == "IT'S E"
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ValueError, match="is not valid"):
         load_normalizer(tmp_path)

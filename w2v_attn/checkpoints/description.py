@@ -11,6 +11,7 @@ from w2v_attn.checkpoints.classification_heads import describe_outputs
 from w2v_attn.checkpoints.ctc_head import describe_ctc_head, read_ctc_head
 from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_config, encoder_parts
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.checkpoints.processor_lm import describe_processor_lm, has_processor_lm
 from w2v_attn.checkpoints.tokenizers import has_vocabulary, vocabulary_languages
 
 NORMS = {
@@ -79,6 +80,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield from describe_ctc_head(read_ctc_head(checkpoint))
         except CheckpointError as error:  # the encoder can be used nevertheless
             yield "CTC head", f"cannot be used: {error}"
+    if has_processor_lm(checkpoint.folder):
+        yield "language model", describe_processor_lm(checkpoint.folder)
     yield "missing keys", _listed(checkpoint.missing)
     yield "unexpected keys", _listed(checkpoint.unexpected)
 

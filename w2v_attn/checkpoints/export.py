@@ -13,6 +13,7 @@ from w2v_attn.checkpoints.convert.torchaudio_checkpoint import write_torchaudio
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.processor_files import copy_processor_files
+from w2v_attn.checkpoints.processor_lm import copy_processor_lm
 from w2v_attn.checkpoints.tokenizers import read_tokenizer, target_language, vocabulary_languages
 
 # "wav2vec2" is the format of a folder whose model was loaded with `load_checkpoint(…, as_wav2vec2=True)`.
@@ -32,7 +33,7 @@ def check_export_format(format: str) -> None:
 
 
 def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "huggingface") -> None:
-    """Write config, weights, preprocessor and tokenizer files; the folder appears complete or not at all.
+    """Write config, weights, preprocessor, tokenizer and language model; the folder appears complete or not at all.
 
     Args:
         checkpoint: A loaded checkpoint.
@@ -57,6 +58,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, *, format: str = "hu
                 with quiet_transformers():  # hides a progress bar that would show for a moment
                     checkpoint.model.save_pretrained(temporary)
             copy_processor_files(checkpoint.folder, temporary)
+            copy_processor_lm(checkpoint.source, checkpoint.folder, temporary)
             if has_adapters(checkpoint.model.config):
                 _save_languages(checkpoint, temporary)
             temporary.chmod(0o755)

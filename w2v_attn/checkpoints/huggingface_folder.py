@@ -23,6 +23,9 @@ from w2v_attn.checkpoints.families import (
     supported_families,
 )
 from w2v_attn.checkpoints.unusable_files import PEFT_CONFIG
+from w2v_attn.checkpoints.weight_files import open_tensors, safetensors_files, stored_dtype
+
+CPU = torch.device("cpu")
 
 # Modules next to the encoder in checkpoints of these families: heads, quantizers, pre-training objectives.
 HEADS = frozenset(
@@ -102,8 +105,17 @@ def model_class_of(config: Any, with_head: bool) -> Any:
     return encoder
 
 
-def read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def read_weights(
+    model_class: Any, config: Any, folder: Path, dtype: torch.dtype, device: torch.device = CPU
+) -> tuple[Any, dict[str, Any]]:
     """Return a model with the weights of a folder, and transformers' report about their names.
+
+    Args:
+        model_class: The class of the model.
+        config: Its config.
+        folder: The folder.
+        dtype: Dtype of the weights.
+        device: Where they go. safetensors go there one by one: they are never all in the memory of the host.
 
     Raises:
         CheckpointError: The weights are damaged, or a pickle that contains more than tensors.
@@ -113,16 +125,21 @@ def read_weights(model_class: Any, config: Any, folder: Path, dtype: torch.dtype
     nested = not isinstance(config, model_class.config_class)
     options: dict[str, Any] = {"key_mapping": {NESTED: ""}} if nested else {}
     try:
+        files = safetensors_files(folder)
+        # Where the weights do not stay, they are mapped as they are stored, and converted on their way.
+        loaded = dtype if device.type == "cpu" or not files else stored_dtype(files)
         with quiet_transformers(), _without_peft(folder) as weights:
             model, report = model_class.from_pretrained(
-                str(weights),
+                None if files else str(weights),
                 config=encoder_config(config) if nested else config,
-                dtype=dtype,
+                state_dict=open_tensors(files, loaded) if files else None,
+                dtype=loaded,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that all of them are reported later, not only the first
                 weights_only=True,
                 **options,
             )
+        model = model if device.type == "cpu" else model.to(device=device, dtype=dtype)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{folder} was refused: its weights are a pickle that is damaged or contains more than tensors, which "

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from w2v_attn.checkpoints.peft_adapters import (
     merge_peft_adapter,
     read_peft_adapter,
     without_replaced,
+    without_replaced_heads,
 )
 from w2v_attn.checkpoints.processor_files import (
     WAV2VEC2_EPSILON,
@@ -145,23 +147,34 @@ def _check_no_base(base_model: Any, source: str) -> None:
 
 
 def _load(
-    source: str, folder: Path, *, language: str | None, dtype: str, with_head: bool, adapter: PeftAdapter | None = None
+    source: str,
+    folder: Path,
+    *,
+    language: str | None,
+    dtype: str,
+    with_head: bool,
+    adapters: Sequence[PeftAdapter] = (),
 ) -> Checkpoint:
-    """Load a Hugging Face folder; with a PEFT adapter, the model that the adapter was trained on, not yet merged."""
-    own = adapter is not None and (adapter.folder / CONFIG).is_file()  # such a config has the labels of its head
-    config = read_config(adapter.folder if adapter is not None and own else folder)
+    """Load a Hugging Face folder; with PEFT adapters, the model that they were trained on, none of them merged yet.
+
+    adapters: From the outermost, which is merged last, to the first one.
+    """
+    own = (adapter.folder for adapter in adapters if (adapter.folder / CONFIG).is_file())  # has the labels of its head
+    config = read_config(next(own, folder))
     language_file = None if language is None else find_adapter(source, folder, config, language)
     model_class = stock = model_class_of(config, with_head)
-    if adapter is not None and with_head:
-        model_class = adapted_class(adapter, config, stock)
-        fit_head(adapter, config, model_class)
+    if adapters and with_head:
+        classes = (adapted_class(adapter, config, stock) for adapter in adapters)
+        model_class = next((found for found in classes if found is not stock), stock)
+        for adapter in reversed(adapters):
+            fit_head(adapter, config, model_class)
     logger.info("loading %s as %s", source, model_class.__name__)
     model, report = read_weights(model_class, config, folder, DTYPES[dtype])
-    if with_head and adapter is None and has_dense_head(report["unexpected_keys"]):
+    if with_head and not adapters and has_dense_head(report["unexpected_keys"]):
         model_class = stock = dense_class_of(config)
         model, report = read_weights(model_class, config, folder, DTYPES[dtype])
-    if adapter is not None:
-        report = without_replaced(adapter, report, model)
+    if adapters:
+        report = without_replaced(adapters, report, model)
     # An adapter's model may have another head than its base, whose own head is then left over.
     has_head = hasattr(model, model.base_model_prefix) and model_class is stock
     missing, unexpected = check_keys(source, report, model.base_model_prefix, has_head)
@@ -195,11 +208,22 @@ def _with_preprocessor(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _merge(
-    source: str, folder: Path, *, language: str | None, base_model: Any, dtype: str, with_head: bool
+    source: str,
+    folder: Path,
+    *,
+    language: str | None,
+    base_model: Any,
+    dtype: str,
+    with_head: bool,
+    outer: tuple[PeftAdapter, ...] = (),
 ) -> Checkpoint:
-    """Load the base model of a PEFT adapter and merge the adapter into it, in float32."""
+    """Load the base model of a PEFT adapter and merge the adapter into it, in float32.
+
+    outer: Adapters that are merged into the result afterwards, the last one first: heads may be theirs.
+    """
     adapter = read_peft_adapter(folder)
-    base, named = _load_base(source, adapter, base_model, language, with_head)
+    base, named = _load_base(source, (*outer, adapter), base_model, language, with_head)
+    adapter = without_replaced_heads(adapter, outer)
     model = merge_peft_adapter(adapter, base.model, base.model.base_model_prefix).to(DTYPES[dtype]).eval()
     logger.info("merged the adapter %s into %s", source, named)
     temporary_folder = tempfile.TemporaryDirectory(prefix="w2v-attn-")
@@ -218,13 +242,14 @@ def _merge(
 
 
 def _load_base(
-    source: str, adapter: PeftAdapter, base_model: Any, language: str | None, with_head: bool
+    source: str, adapters: tuple[PeftAdapter, ...], base_model: Any, language: str | None, with_head: bool
 ) -> tuple[Checkpoint, str]:
-    """Return the base model of an adapter, in float32 and not merged, and its name.
+    """Return the base model of the last of these adapters, in float32 and not merged, and its name.
 
     Raises:
         CheckpointError: It is not known, cannot be found, or is not usable.
     """
+    adapter = adapters[-1]
     folder = adapter.folder
     if base_model is None and is_complete(folder):
         logger.warning(
@@ -232,7 +257,7 @@ def _load_base(
             "does. If those are merged already, move %s away; model.base_model= names another base",
             source, PEFT_CONFIG,
         )  # fmt: skip
-        own = _load(source, folder, language=language, dtype="float32", with_head=with_head, adapter=adapter)
+        own = _load(source, folder, language=language, dtype="float32", with_head=with_head, adapters=adapters)
         return own, f"the weights in {source}"
     named = adapter.base if base_model is None else os.fspath(base_model)
     if named is None:
@@ -248,12 +273,13 @@ def _load_base(
         if raw is not None:
             return _convert(raw, language, "float32", with_head), named
         place = locate(named, revision)
-        if place.resolve() == folder.resolve() and not is_complete(place):
+        options: dict[str, Any] = {"language": language, "dtype": "float32", "with_head": with_head}
+        is_above = place.resolve() in {above.folder.resolve() for above in adapters}
+        if is_above and not is_complete(place):
             raise CheckpointError("it is the adapter itself")
-        if is_peft_folder(place) and not is_complete(place):  # an adapter of a model with an adapter
-            options = {"language": language, "base_model": None, "dtype": "float32", "with_head": with_head}
-            return _merge(named, place, **options), named
-        return _load(named, place, language=language, dtype="float32", with_head=with_head, adapter=adapter), named
+        if is_peft_folder(place) and not is_above:  # an adapter of a model with an adapter
+            return _merge(named, place, base_model=None, outer=adapters, **options), named
+        return _load(named, place, adapters=adapters, **options), named
     except CheckpointError as error:
         raise CheckpointError(
             f"the base model of the PEFT adapter {source}, {named}, cannot be used: {error}\n"

@@ -3,9 +3,11 @@
 Source: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Merging is peft's own.
 """
 
+import copy
+import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,22 +160,39 @@ def fit_head(adapter: PeftAdapter, config: Any, model_class: type) -> None:
             setattr(config, key, len(weight))
 
 
-def without_replaced(adapter: PeftAdapter, report: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """Return transformers' report about the base model without the weights that the adapter replaces.
+def without_replaced_heads(adapter: PeftAdapter, outer: Sequence[PeftAdapter]) -> PeftAdapter:
+    """Return an adapter without the heads that adapters on top of it replace, which may have other sizes."""
+    saved = getattr(adapter.config, "modules_to_save", None) or []
+    replaced = [name for name in saved if any(one.head(f"{name}.weight") is not None for one in outer)]
+    if not replaced:
+        return adapter
+    config = copy.deepcopy(adapter.config)
+    config.modules_to_save = [name for name in saved if name not in replaced] or None
+    prefixes = tuple(f"{PREFIX}{name}." for name in replaced)
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith(prefixes)}
+    return dataclasses.replace(adapter, config=config, tensors=tensors)
+
+
+def without_replaced(adapters: Sequence[PeftAdapter], report: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Return transformers' report about the base model without the weights that its adapters replace.
 
     Raises:
-        CheckpointError: Neither the base nor the adapter has the weights of the head.
+        CheckpointError: Neither the base nor an adapter has the weights of the head.
     """
-    missing = [name for name in report["missing_keys"] if adapter.head(name) is None]
+
+    def is_replaced(name: str) -> bool:
+        return any(adapter.head(name) is not None for adapter in adapters)
+
+    missing = [name for name in report["missing_keys"] if not is_replaced(name)]
     prefix = f"{model.base_model_prefix}."
     heads = [name for name in missing if hasattr(model, prefix[:-1]) and not name.startswith(prefix)]
     if heads:
         raise CheckpointError(
-            f"neither it nor the adapter {adapter.folder} has the head that {type(model).__name__} needs "
+            f"neither it nor the adapter {adapters[0].folder} has the head that {type(model).__name__} needs "
             f"({', '.join(sorted(heads)[:4])}): peft saves a head with modules_to_save=[…]. Without it, only features "
             "can be extracted"
         )
-    mismatched = [found for found in report["mismatched_keys"] if adapter.head(found[0]) is None]
+    mismatched = [found for found in report["mismatched_keys"] if not is_replaced(found[0])]
     return {**report, "missing_keys": missing, "mismatched_keys": mismatched}
 
 
@@ -239,8 +258,6 @@ def _merge(adapter: PeftAdapter, tensors: Mapping[str, Tensor], model: Any) -> A
 
 def _config_for(adapter: PeftAdapter, tensors: Mapping[str, Tensor], model: Any) -> Any:
     """Return the config for a model that may lack the heads which the adapter replaces."""
-    import copy
-
     config = copy.deepcopy(adapter.config)
     config.inference_mode = True
     present = {name.split(".")[-1] for name, _ in model.named_modules()} | dict(model.named_modules()).keys()

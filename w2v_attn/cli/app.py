@@ -193,11 +193,14 @@ def _name_job(command: str, words: Sequence[str], arguments: "Arguments") -> boo
     """Return whether this is a job of a sweep; set sys.argv to the command that runs this job alone, as it is typed."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     settings = HydraConfig.get()
     in_sweep = settings.mode == RunMode.MULTIRUN
     flags = [flag for flag in arguments.flags if flag not in ("-m", "--multirun")]
-    sys.argv = [f"w2v-attn {command}", *((*flags, *settings.overrides.task) if in_sweep else words)]
+    # Not resolved: reading an entry would remove the backslash before the literal ${ of a name.
+    overrides = OmegaConf.to_container(settings.overrides.task, resolve=False) if in_sweep else words
+    sys.argv = [f"w2v-attn {command}", *((*flags, *overrides) if in_sweep else words)]
     return in_sweep
 
 

@@ -27,7 +27,7 @@ def for_hydra(value: str, kinds: set[Kind], *, sweep: bool = False, source: bool
         source: Whether the key names recordings, which may be a list of names.
     """
     parsed, is_sweep, is_valid = _parse(value)
-    if sweep and is_valid:
+    if sweep and is_valid and (is_sweep or "${" not in value):
         return value
     if kinds & {"list", "dict"}:
         return _collection(value, kinds, parsed, is_valid and not is_sweep)

@@ -207,16 +207,21 @@ def limits(config: Any) -> dict[str, Any]:
 
 def decoder(config: Any) -> BeamSearchOptions | None:
     """Return how logits become text: a beam search with a language model, or None for the greedy decoder."""
-    chosen = config.decoder
-    if chosen.lm is None:
+    if config.decoder.kind == "greedy":
+        if config.decoder.lm is not None:
+            raise ValueError(f"decoder.lm={config.decoder.lm} is of beam search: add decoder=beam_search")
         return None
     return BeamSearchOptions(
-        lm=path(config, "decoder.lm"),
+        lm=path_or_none(config, "decoder.lm"),
         lexicon=path_or_none(config, "decoder.lexicon"),
         beam_size=int(number(config, "decoder.beam_size", minimum=1)),
-        lm_weight=number(config, "decoder.lm_weight", minimum=-math.inf),
-        word_score=number(config, "decoder.word_score", minimum=-math.inf),
+        lm_weight=_number_or_none(config, "decoder.lm_weight"),
+        word_score=_number_or_none(config, "decoder.word_score"),
     )
+
+
+def _number_or_none(config: Any, key: str) -> float | None:
+    return None if select(config, key) is None else number(config, key, minimum=-math.inf)
 
 
 def layer_weights(config: Any) -> str | tuple[float, ...] | None:

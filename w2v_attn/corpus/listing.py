@@ -1,6 +1,7 @@
 """`list_recordings`: the rows of any source of recordings, with fields from a pattern and replaced names."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from w2v_attn.corpus.remote_files import RemoteFile, fetch, is_url, unfetchable_
 from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
 from w2v_attn.corpus.several_sources import list_several, matches
 from w2v_attn.corpus.tar_shards import expand_braces, is_shard_name, read_tar_shards
+
+logger = logging.getLogger(__name__)
 
 # The groups of a pattern that set fields of a row.
 FIELDS = ("text", "label", "speaker", "split")
@@ -67,12 +70,22 @@ def list_recordings(
         corpus = _list(os.fspath(audio), options)
     else:
         corpus = list_several([os.fspath(source) for source in audio], lambda source: _list(source, options))
+    if folder is not None and not any(_is_below(row.path, folder) for row in corpus.rows):
+        logger.warning(
+            "%sroot=%s has no effect: it is the folder of relative paths in a list, and %s names no recording by one",
+            *(key_prefix, root, audio if isinstance(audio, str | os.PathLike) else ", ".join(map(str, audio))),
+        )
     if pattern is not None:
         expression = _compiled(pattern)
         corpus = Corpus(_with_groups(corpus.rows, expression), corpus.skipped)
     if names:
         corpus = Corpus(tuple(_renamed(row, names) for row in corpus.rows), corpus.skipped)
     return corpus
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Return whether a path begins with that of a folder, as both are written."""
+    return (Path.cwd() / path).is_relative_to(Path.cwd() / folder)
 
 
 def _list(audio: str, options: ListOptions) -> Corpus:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +16,7 @@ import soundfile
 from w2v_attn.corpus.columns import Columns, as_text, fields_of, looks_like_audio, seconds_of
 from w2v_attn.corpus.list_formats.list_format import ListOptions
 from w2v_attn.corpus.remote_files import RemoteFile, is_url, unfetchable_reason
-from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable
+from w2v_attn.corpus.rows import Corpus, CorpusError, Row, Unusable, channel_id
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def _ids(drafts: Sequence[_Draft], source: Path, folder: Path) -> list[str]:
     """Return the ids of the rows.
 
     A given id is kept. Others are the path, relative to the folder or, if a path leaves it, to the folder that all have
-    in common. Several rows of one file are told apart by the part that they name.
+    in common. Several rows of one file are told apart by the part and the channel that they name.
 
     Raises:
         CorpusError: an id is given twice.
@@ -327,14 +327,20 @@ def _ids(drafts: Sequence[_Draft], source: Path, folder: Path) -> list[str]:
     names = {id(draft): name for draft, name in zip(local, _relative([d.name for d in local], folder), strict=True)}
     names |= {id(draft): name for draft, name in zip(remote, _relative([d.name for d in remote]), strict=True)}
     rows_of_file = Counter(names.values())
+    channels: dict[str, set[str | None]] = defaultdict(set)
+    for draft in drafts:
+        if draft.given is None:
+            channels[names[id(draft)]].add(draft.fields["channel"])
     taken = set(lines)
     made: list[str] = []
     for draft in drafts:
         name = draft.given
         if name is None:
-            name = names[id(draft)]
-            if rows_of_file[name] > 1 and draft.is_part:
+            file = name = names[id(draft)]
+            if rows_of_file[file] > 1 and draft.is_part:
                 name = f"{name}@{_part_name(draft)}"
+            if len(channels[file]) > 1:
+                name = channel_id(name, draft.fields["channel"])
             name = _numbered(name, taken)
             taken.add(name)
         made.append(name)

@@ -88,9 +88,19 @@ class Row:
         return getattr(self.content, "public_url", None) or os.fspath(self.path)
 
     @property
+    def beginning(self) -> tuple[str, float]:
+        """The file, and where in it the recording begins: rows that share it hold the same speech, in any channel."""
+        return os.path.abspath(self.path), self.offset
+
+    @property
     def unusable_reason(self) -> str | None:
         """Why listing found the row to be unusable; None if it did not."""
         return self.content.reason if isinstance(self.content, Unusable) else None
+
+
+def channel_id(id: str, channel: str | int | None) -> str:
+    """Return the id of one channel of a recording, such as a.wav@left; that of the recording where it names none."""
+    return id if channel is None else f"{id}@{channel}"
 
 
 @dataclass(frozen=True)

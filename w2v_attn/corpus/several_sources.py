@@ -2,12 +2,12 @@
 
 import glob
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row
+from w2v_attn.corpus.rows import AUDIO_EXTENSIONS, Corpus, CorpusError, Row, channel_id
 
 # Files that list recordings even beside audio files; .txt and .json are notes and settings there.
 LIST_EXTENSIONS = frozenset((".csv", ".tsv", ".jsonl", ".lst", ".tar", ".parquet"))
@@ -27,8 +27,8 @@ def matches(audio: str) -> list[str] | None:
 def list_several(sources: Sequence[str], list_one: Callable[[str], Corpus]) -> Corpus:
     """Return the recordings of several sources, in their order. A recording that two of them name occurs once.
 
-    Ids are relative to the folder that all sources are in. Beside audio files, files that are neither audio nor lists
-    are counted, as in a folder.
+    Ids are relative to the folder that all sources are in; those of several channels of one recording name the channel,
+    such as a.wav@left. Beside audio files, files that are neither audio nor lists are counted, as in a folder.
 
     Args:
         sources: Recordings, folders, manifests, tar shards or data sets.
@@ -43,7 +43,7 @@ def list_several(sources: Sequence[str], list_one: Callable[[str], Corpus]) -> C
     existing = [os.fspath(path.parent) for path in paths if path.exists()]
     common = os.path.commonpath(existing) if existing else ""
     has_audio = any(path.suffix.lower() in AUDIO_EXTENSIONS and path.is_file() for path in paths)
-    rows: dict[str, Row] = {}
+    rows: list[Row] = []
     skipped: Counter[str] = Counter()
     for source, path in zip(sources, paths, strict=True):
         extension = path.suffix.lower()
@@ -53,17 +53,8 @@ def list_several(sources: Sequence[str], list_one: Callable[[str], Corpus]) -> C
         corpus = list_one(source)
         skipped += corpus.skipped
         prefix = _prefix(source, path, common)
-        for row in corpus.rows:
-            id = (prefix / row.id).as_posix()
-            named, number = replace(row, id=id), 1
-            while (there := rows.setdefault(named.id, named)) is not named and _is_other_channel(there, named):
-                number += 1
-                named = replace(row, id=f"{id}#{number}")
-            if there is not named and not _is_same(there, named):
-                raise CorpusError(
-                    f"two recordings have the id {named.id}: {there.path} and {named.path}. Give them different ids"
-                )
-    return Corpus(tuple(rows.values()), skipped)
+        rows += (replace(row, id=(prefix / row.id).as_posix()) for row in corpus.rows)
+    return Corpus(tuple(_unique(rows)), skipped)
 
 
 def _prefix(source: str, path: Path, common: str) -> PurePosixPath:
@@ -74,9 +65,31 @@ def _prefix(source: str, path: Path, common: str) -> PurePosixPath:
     return PurePosixPath(Path(os.path.relpath(folder, common)).as_posix())
 
 
-def _is_other_channel(one: Row, other: Row) -> bool:
-    """Return whether two rows are different channels of the same part of the same file."""
-    return one.channel != other.channel and _is_same(one, other)
+def _unique(rows: Sequence[Row]) -> Iterable[Row]:
+    """Return the rows with unique ids, each recording once.
+
+    Raises:
+        CorpusError: two recordings have the same id.
+    """
+    alike: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[_without_channel(row)].append(row)
+    found: dict[str, Row] = {}
+    for row in rows:
+        id = _without_channel(row)
+        channels = {other.channel for other in alike[id] if other is row or _is_same(row, other)}
+        named = replace(row, id=channel_id(id, row.channel)) if len(channels) > 1 else row
+        there = found.setdefault(named.id, named)
+        if there is not named and not _is_same(there, named):
+            raise CorpusError(
+                f"two recordings have the id {named.id}: {there.path} and {named.path}. Give them different ids"
+            )
+    return found.values()
+
+
+def _without_channel(row: Row) -> str:
+    """Return the id of a row, without the channel that a list with several channels of the file gave it."""
+    return row.id if row.channel is None else row.id.removesuffix(channel_id("", row.channel))
 
 
 def _is_same(one: Row, other: Row) -> bool:

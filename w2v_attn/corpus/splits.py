@@ -105,9 +105,9 @@ def _draw(rows: Sequence[Row], shares: dict[str, float], by: str, seed: int) -> 
     # Rows of the same recording stay together, under the first one's id.
     first: dict[Hashable, str] = {}
     for row in rows:
-        first.setdefault((row.path, row.offset), row.id)
+        first.setdefault(row.beginning, row.id)
     unit: Callable[[Row], Hashable] = (
-        (lambda row: row.speaker) if by == "speaker" else (lambda row: first[row.path, row.offset])
+        (lambda row: row.speaker) if by == "speaker" else (lambda row: first[row.beginning])
     )
     members: dict[Hashable, list[str]] = defaultdict(list)
     for row in rows:

@@ -93,8 +93,9 @@ def _choices(inside: str, audio: str) -> list[str]:
 def read_tar_shards(shards: Sequence[Path], folder: Path, columns: Columns | None = None) -> Corpus:
     """Return a row for each recording in these shards, in their order.
 
-    Text, label, speaker and split come from the members KEY.txt, KEY.cls and KEY.json of the same sample; without them
-    the label is the name of the folder inside the shard. A damaged shard gives the recordings before the damage, and a
+    Text, label, speaker and split come from the members KEY.txt, KEY.cls and KEY.json of the same sample; a column that
+    the user names goes before the others. Without a label it is the name of the folder inside the shard, unless the
+    user names its column. A damaged shard gives the recordings before the damage, and a
     row with `Unusable` content that reports it.
 
     Args:
@@ -167,6 +168,18 @@ class _Metadata:
     fields: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
+    def record(self, columns: Columns) -> dict[str, Any]:
+        """Return the metadata with the members of their own, as `text` and `label`, which go before its keys.
+
+        A column that the user names is the key of the metadata, where there is such a key.
+        """
+        members = {"text": self.text, "label": self.label or None}
+        return self.fields | {
+            name: value
+            for name, value in members.items()
+            if value is not None and not (name in self.fields and name in columns.named)
+        }
+
 
 class _Shard:
     """One shard. id: the beginning of the ids of its recordings. columns: which key of the metadata is what."""
@@ -210,9 +223,9 @@ class _Shard:
             known: dict[str, Any] = {}
             reason = metadata.reason
             try:
-                known = fields_of(metadata.fields, self._columns)
-                known["text"] = known["text"] if metadata.text is None else metadata.text
-                known["label"] = metadata.label or known["label"] or posixpath.basename(posixpath.dirname(name)) or None
+                known = fields_of(metadata.record(self._columns), self._columns)
+                if "label" not in self._columns.chosen:
+                    known["label"] = known["label"] or posixpath.basename(posixpath.dirname(name)) or None
             except CorpusError as error:
                 reason = f"{self._path}, {name}: {error}"
             yield Row(

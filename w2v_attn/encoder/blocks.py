@@ -18,7 +18,7 @@ from w2v_attn.encoder.frontend import layer_norm
 from w2v_attn.ops import fusions, gemm
 from w2v_attn.patching.activations import is_gelu
 
-Linear = gemm.PrepackedLinear | gemm.PlainLinear
+Linear = gemm.PrepackedLinear | gemm.PlainLinear | gemm.ConcatenatedLinear
 # Rows of a chunk in the feed-forward: its intermediate frames, four times as wide, then stay in a cache.
 CPU_ROWS, ACCELERATOR_ROWS = 512, 1 << 17
 # A recording with more frames is chunked, and the rows of a chunk: 100 and 40 seconds.
@@ -33,20 +33,29 @@ class TransformerBlock:
         norm_first: Whether the norms come before attention and feed-forward (`do_stable_layer_norm`) or after them.
         next_norm: The first norm of the next block if `norm_first`; None if there is no next block.
         table: Relative position biases that all blocks share, [H, R]; None if the family has none.
+        prepack: Whether to copy the weights into the layouts that are multiplied fastest; else they are used as they
+            are, in the memory of the model.
     """
 
     def __init__(
-        self, layer: Any, *, norm_first: bool, next_norm: nn.LayerNorm | None = None, table: Tensor | None = None
+        self,
+        layer: Any,
+        *,
+        norm_first: bool,
+        next_norm: nn.LayerNorm | None = None,
+        table: Tensor | None = None,
+        prepack: bool = True,
     ):
         attention, feed_forward = layer.attention, layer.feed_forward
         self._attention, self._table = attention, table
         self._num_heads, self._scale, self._backend = attention.num_heads, attention.scale, attention.backend
         self._dtype: torch.dtype = attention.q_proj.weight.dtype
-        self._q, self._kv, self._qkv = _projections(attention)
+        linear = _linear if prepack else _shared_linear
+        self._q, self._kv, self._qkv = _projections(attention) if prepack else _shared_projections(attention)
         self._q_width = attention.q_proj.out_features
         self._widths = attention.k_proj.out_features, attention.v_proj.out_features
-        self._out = _linear(attention.out_proj)
-        self._up, self._down = _linear(feed_forward.intermediate_dense), _linear(feed_forward.output_dense)
+        self._out = linear(attention.out_proj)
+        self._up, self._down = linear(feed_forward.intermediate_dense), linear(feed_forward.output_dense)
         self._activation = feed_forward.intermediate_act_fn
         self._fused = is_gelu(self._activation)
         self._norm, self._final_norm = layer.layer_norm, layer.final_layer_norm
@@ -218,6 +227,16 @@ def _projections(attention: Any) -> tuple[Linear, Linear, Linear | None]:
         return _linear(q_proj), _linear(k_proj, v_proj), None
     qkv = gemm.PlainLinear(*_stacked(q_proj, k_proj, v_proj))
     return qkv.rows(slice(None, q_proj.out_features)), qkv.rows(slice(q_proj.out_features, None)), qkv
+
+
+def _shared_projections(attention: Any) -> tuple[Linear, Linear, None]:
+    """Return the projection of queries and that of keys and values, with the weights in the memory of the model."""
+    keys_values = [_shared_linear(linear) for linear in (attention.k_proj, attention.v_proj)]
+    return _shared_linear(attention.q_proj), gemm.ConcatenatedLinear(keys_values), None
+
+
+def _shared_linear(linear: nn.Linear) -> gemm.PlainLinear:
+    return gemm.PlainLinear(linear.weight, linear.bias)
 
 
 def _linear(*linears: nn.Linear) -> Linear:

@@ -24,13 +24,15 @@ from w2v_attn.encoder.long_form import LongForm, batch_by_frames
 from w2v_attn.encoder.model_state import ModelStructure, checksum, tensors_of
 from w2v_attn.encoder.recordings import is_single
 from w2v_attn.encoder.waveforms import WaveformModel, evaluation_mode, find_device
+from w2v_attn.encoder.weight_memory import can_prepack, fits, linear_weights
 
 logger = logging.getLogger(__name__)
 
 Layers: TypeAlias = str | int | Sequence[str | int]
 
-# Frames of a pack on a CPU: what a block computes from them then stays in the caches.
-CPU_FRAMES = 800
+# Frames of a pack on a CPU: what a block computes from them then stays in the caches. It is larger for weights that are
+# not prepacked, because they are converted to oneDNN's layout for each pack, or even read from a disk.
+CPU_FRAMES, UNPACKED_WEIGHTS_FRAMES = 800, 4000
 
 
 def load_encoder(
@@ -90,12 +92,14 @@ class PreparedModel:
 
     Attributes:
         structure: Structure of the model.
+        prepack: Whether `encoder` has copies of the weights in faster layouts.
         reason: Why recordings go through the Hugging Face model itself; None: they go through `encoder`.
         encoder: The packed encoder.
         checksum: Checksum of the weights in `encoder`; None where they can change without changing it.
     """
 
     structure: ModelStructure
+    prepack: bool = True
     reason: str | None = None
     encoder: ragged.RaggedEncoder | None = None
     checksum: Any = None
@@ -261,17 +265,19 @@ class Encoder(WaveformModel):
         return {**super().__getstate__(), "_prepared": None}
 
     def _prepare_model(self) -> PreparedModel:
-        """Return what is prepared from the current model; a new one takes as much memory as the weights."""
+        """Return what is prepared from the current model; with prepacked weights it takes as much memory as they do."""
         model, prepared = self.model, self._prepared
         if prepared is None or not prepared.structure.matches(model):
-            prepared = PreparedModel(ModelStructure(model), reason=self.unpacked_reason)
+            prepared = PreparedModel(ModelStructure(model), can_prepack(model), self.unpacked_reason)
         if prepared.reason is None:
+            shared = () if prepared.prepack else linear_weights(encoder_parts(model).blocks)
             # Inside `parametrize.cached()` weights keep the values of the first call, even if their originals change.
-            found = None if parametrize._cache_enabled else checksum(tensors_of(model))  # type: ignore[reportUnknownMemberType]
+            found = None if parametrize._cache_enabled else checksum(tensors_of(model), shared=shared)  # type: ignore[reportUnknownMemberType]
             if prepared.encoder is None or found is None or found != prepared.checksum:
-                structure = prepared.structure
+                structure, prepack = prepared.structure, prepared.prepack
                 prepared = self._prepared = None  # frees the old weights before the new ones are made
-                prepared = PreparedModel(structure, encoder=ragged.RaggedEncoder(model), checksum=found)
+                encoder = ragged.RaggedEncoder(model, prepack=prepack)
+                prepared = PreparedModel(structure, prepack, encoder=encoder, checksum=found)
         self._prepared = prepared
         return prepared
 
@@ -283,7 +289,7 @@ class Encoder(WaveformModel):
             inputs = self.prepare_all(waveforms[number] for number in pack)
             return encoder.run(inputs, layers, long_form=self.long_form, frame_rate=self.frame_rate("embed"))
 
-        alone, shared = self._packs(waveforms)
+        alone, shared = self._packs(waveforms, CPU_FRAMES if encoder.prepack else UNPACKED_WEIGHTS_FRAMES)
         results = [*map(run, alone), *cpu_parallel.run_packs(run, shared)]
         found = {
             number: features
@@ -292,14 +298,22 @@ class Encoder(WaveformModel):
         }
         return [found[number] for number in range(len(waveforms))]
 
-    def _packs(self, waveforms: Sequence[Tensor]) -> tuple[list[cpu_parallel.Pack], list[cpu_parallel.Pack]]:
-        """Return packs, as indices of waveforms: those that take all cores, and those that run in parallel."""
+    def _packs(
+        self, waveforms: Sequence[Tensor], budget: int
+    ) -> tuple[list[cpu_parallel.Pack], list[cpu_parallel.Pack]]:
+        """Return packs, as indices of waveforms: those that take all cores, and those that run in parallel.
+
+        Args:
+            waveforms: The waveforms.
+            budget: About how many frames a pack has on a CPU.
+        """
         frames = [self.count_frames(len(waveform)) for waveform in waveforms]
         if self.device.type == "cpu":
             # A dispatch mode, such as a counter of operations, is active in this thread only.
             watched = _python_dispatch._get_current_dispatch_mode() is not None
-            workers = 1 if watched else cpu_parallel.num_workers()
-            return cpu_parallel.plan(frames, workers=workers, budget=CPU_FRAMES, longest=LONG_THRESHOLD)
+            # Two packs at the same time would read weights that do not fit into memory twice.
+            workers = 1 if watched or not fits(self.model) else cpu_parallel.num_workers()
+            return cpu_parallel.plan(frames, workers=workers, budget=budget, longest=LONG_THRESHOLD)
         return list(batch_by_frames(range(len(frames)), frames.__getitem__, self.frame_budget())), []
 
     def _extract_one(self, waveform: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:

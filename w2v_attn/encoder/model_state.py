@@ -89,10 +89,18 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     return found + [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
-def checksum(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-    """Return a value that changes whenever one of the tensors is written by any means, moved, or replaced."""
-    tensors = [tensor.detach() for tensor in tensors]
+def checksum(tensors: Iterable[Tensor], *, shared: Iterable[Tensor] = ()) -> tuple[Any, ...]:
+    """Return a value that changes whenever one of the tensors is written by any means, moved, or replaced.
+
+    Args:
+        tensors: The tensors.
+        shared: Those among them that were not copied, so that a write is seen without a new preparation: they count as
+            moved or replaced only.
+    """
+    tensors = list(tensors)
     places = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
+    unread = {id(tensor) for tensor in shared}
+    tensors = [tensor.detach() for tensor in tensors if id(tensor) not in unread]
     on_cpu = [tensor for tensor in tensors if tensor.device.type == "cpu"]
     others = [tensor for tensor in tensors if tensor.device.type != "cpu"]
     return *places, *_hashes(on_cpu), *_sums(others)

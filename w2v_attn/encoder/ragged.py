@@ -1,8 +1,8 @@
 """The encoder over packed recordings: waveforms in, frames of chosen layers out, without padding.
 
 It computes what the Hugging Face model computes, from the same parameters; the only additional memory is copies of
-weights in the memory layout of oneDNN. A `RaggedEncoder` is valid for the state of the model at its construction: its
-owner has to detect changes of the model, see `model_state.py`.
+weights in the memory layout of oneDNN, which large models do without. A `RaggedEncoder` is valid for the state of the
+model at its construction: its owner has to detect changes of the model, see `model_state.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,10 +154,13 @@ class RaggedEncoder:
 
     Args:
         model: A model of a supported family, in evaluation mode; `unsupported_reason` must return None for it.
+        prepack: Whether to copy the weights of the blocks into the layouts that are multiplied fastest, which takes as
+            much memory as they do; else they are used where they are.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, *, prepack: bool = True):
         parts = encoder_parts(model)
+        self.prepack = prepack
         self._model, self._encoder, self._norm = model, parts.encoder, parts.norm
         self._wide = softmax_dtype(torch.empty(0, dtype=model.dtype))
         self._norm_first = parts.norm_first
@@ -173,7 +176,7 @@ class RaggedEncoder:
         table = first.table() if isinstance(first, GatedAttention) else None
         following = [*(layer.layer_norm for layer in parts.blocks[1:]), None] if self._norm_first else repeat(None)
         self._blocks = [
-            TransformerBlock(layer, norm_first=self._norm_first, next_norm=norm, table=table)
+            TransformerBlock(layer, norm_first=self._norm_first, next_norm=norm, table=table, prepack=prepack)
             for layer, norm in zip(parts.blocks, following, strict=False)
         ]
 

@@ -21,7 +21,7 @@ from w2v_attn.encoder.layers import check_layers
 from w2v_attn.feature_files import FORMAT
 from w2v_attn.features.transform import FeatureTransform, Transformed, underflow_of
 from w2v_attn.runs.outcomes import CachedResult
-from w2v_attn.runs.row_reader import source_state
+from w2v_attn.runs.row_reader import is_location_of, readable, source_state
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class FeatureSpec:
         if state is None:
             return None  # its outcome will state that it cannot be read; older features may stay
         if about["source_state"] != state:
-            if about["source"] != _as_text(row.location):
+            if not is_location_of(row, about["source"]):
                 raise ValueError(
                     f"{path} holds features of {about['source']}, and {row.path} has the same id: name another output"
                 )
@@ -178,8 +178,8 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
     """Return the metadata of layers of a row as they come from the encoder."""
     rates = {layer: encoder.frame_rate(layer) for layer in layers}
     return {
-        "id": _as_text(row.id),
-        "source": _as_text(row.location),
+        "id": readable(row.id),
+        "source": readable(row.location),
         "source_state": recording.source,
         "layers": ",".join(layers),
         "frame_rate": f"{rates[layers[-1]]:g}",
@@ -197,11 +197,6 @@ def encoder_metadata(encoder: Encoder, row: Row, recording: Recording, layers: S
         "flags": "; ".join(recording.flags),
         "version": __version__,
     }
-
-
-def _as_text(name: str) -> str:
-    """Return a name from the file system, which may not be Unicode, as text that can be written."""
-    return name.encode(errors="replace").decode()
 
 
 def fingerprint_of(encoder: Encoder, wanted: tuple[str, ...]) -> dict[str, str]:

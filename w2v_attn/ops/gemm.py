@@ -8,6 +8,9 @@ in any layout. A weight that is applied many times can be packed once into oneDN
 On Intel processors MKL is up to twice as fast as oneDNN with a weight that is packed at every call, and equally fast as
 oneDNN with a prepacked weight. MKL can also accumulate into its output; see `AccumulatingLinear`.
 
+Processors without instructions for bfloat16 or float16 compute such products five to ten times slower than in float32.
+There both sides are widened to float32, the weight in tiles, and only the result is rounded.
+
 Nothing here is differentiable: these are the steps of a forward or of a derived backward. The first product is computed
 both ways to find out whether oneDNN can be used. Names follow BLAS: `nt` multiplies by the transpose of the right side,
 `tn` multiplies the transpose of the left side.
@@ -25,6 +28,8 @@ from torch import Tensor
 from w2v_attn.ops import flops
 
 NO_EPILOGUE, GELU = "none", "gelu"
+# Elements of a weight that are widened at once: 8 MB in float32.
+WIDENED_TILE = 1 << 21
 # A call of oneDNN has an overhead of about 20 µs: smaller products than this (in multiplications) finish earlier.
 MIN_WORK = 1 << 21
 
@@ -40,8 +45,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         bias: [N] or None.
         gelu: Whether to apply the exact GELU.
     """
-    if x.numel() * len(weight) >= MIN_WORK and weight.dtype == x.dtype and prefers_onednn(x):
-        return _onednn(x, _dense(weight), bias, gelu)
+    if x.numel() * len(weight) >= MIN_WORK and weight.dtype == x.dtype:
+        if prefers_onednn(x):
+            return _onednn(x, _dense(weight), bias, gelu)
+        if _must_widen(x):
+            return _widened(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
@@ -54,6 +62,8 @@ def add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def bmm_nt(a: Tensor, b: Tensor) -> Tensor:
     """Return the batched product a bᵀ, [G, M, N]. a: [G, M, K], b: [G, N, K], any strides."""
     if a.shape[1] * a.shape[2] * b.shape[1] < MIN_WORK or not prefers_onednn(a):
+        if _must_widen(a) and a.dtype == b.dtype:
+            return torch.bmm(a.float(), b.float().transpose(1, 2)).to(a.dtype)
         return torch.bmm(a, b.transpose(1, 2))
     if len(a) == 1:
         return linear(a[0], b[0])[None]
@@ -105,6 +115,27 @@ def _has_onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() > 0 and _is_right(x.dtype)
 
 
+def _must_widen(x: Tensor) -> bool:
+    """Return whether this processor has no instructions for products in the dtype of x."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) and not _has_instructions(x.dtype)
+
+
+@cache
+def _has_instructions(dtype: torch.dtype) -> bool:
+    name = "_is_mkldnn_bf16_supported" if dtype is torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    is_supported = getattr(torch.ops.mkldnn, name, None)
+    return is_supported is not None and is_supported()
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """Return what `linear` returns, computed in float32 and rounded once."""
+    y, wide = x.new_empty(*x.shape[:-1], len(weight)), x.float()
+    for first in range(0, len(weight), rows := max(1, WIDENED_TILE // weight.shape[1])):
+        tile = slice(first, first + rows)
+        y[..., tile] = linear(wide, weight[tile].float(), None if bias is None else bias[tile].float(), gelu=gelu)
+    return y
+
+
 @cache
 def _is_made_by_intel() -> bool:
     # On Windows "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel"; on Linux `platform` would start another program.
@@ -149,6 +180,17 @@ class PlainLinear:
     def rows(self, chosen: slice) -> "PlainLinear":
         """Return the map to a slice of the N outputs; it shares the memory of the weight."""
         return PlainLinear(self._weight[chosen], None if self._bias is None else self._bias[chosen])
+
+
+class ConcatenatedLinear:
+    """Linear maps of one input as one map with concatenated outputs; their weights are not copied."""
+
+    def __init__(self, linears: Sequence[PlainLinear]):
+        self._linears = linears
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """Return the concatenated outputs, or their GELU: [..., K] -> [..., ΣN]; see `linear`."""
+        return torch.cat([linear(x, gelu=gelu) for linear in self._linears], -1)
 
 
 class AccumulatingLinear:

@@ -1,14 +1,15 @@
 """`….jsonl`: the results of a run, a line for each recording, which a resumed run keeps.
 
 During a run each result is appended to a journal, `.NAME.unfinished`; at its end all results are written to the file
-itself, in the order of the rows. A line states what it was computed from: the configuration, and the state of the
-source. So it is kept only where the recording would get the same result again.
+itself, in the order of the rows. Where the file is for the rows of one list, the journal keeps the results of others.
+A line states what it was computed from: the configuration, and the state of the source. So it is kept only where the
+recording would get the same result again.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.outcomes import CachedResult
-from w2v_attn.runs.row_reader import source_state
+from w2v_attn.runs.row_reader import is_location_of, source_state
 from w2v_attn.whole_files import written_whole
 
 # Digits of the hash of the configuration in each line.
@@ -72,7 +73,7 @@ class ResultLog:
             return None  # a source that cannot be read now keeps its result; the row's outcome states the reason
         if record["source_state"] == state:
             return record
-        if record["path"] != row.location:
+        if not is_location_of(row, record["path"]):
             raise ValueError(
                 f"{self._path} holds the result of {record['path']}, and {row.path} has the same id: "
                 "name another output"
@@ -127,14 +128,32 @@ class ResultLog:
         """
         ordered = dict.fromkeys([*(row.id for row in rows if row.id in self._lines), *self._lines])
         if ordered and not self._is_written(ordered):
-            with written_whole(self._path) as temporary, temporary.open("wb") as file:
-                for id in ordered:
-                    file.write(self._line(id))
-        self.remove_journal()
-
-    def remove_journal(self) -> None:
-        """Remove the journal: its results are in the file. Raises OSError."""
+            self._write(self._path, ordered)
         self._journal_path.unlink(missing_ok=True)
+
+    def finish_with(self, ids: Collection[str], write: Callable[[], None]) -> None:
+        """Replace the file by the results of these rows alone; the journal keeps those of other rows.
+
+        Args:
+            ids: The ids of the rows.
+            write: Writes the file.
+
+        Raises:
+            OSError: it cannot be written; the journal stays.
+        """
+        others = [id for id in self._lines if id not in ids]
+        if others:  # some may be in the file alone, which `write` replaces
+            self._write(self._journal_path, self._lines)
+        write()
+        if others:
+            self._write(self._journal_path, others)
+        else:
+            self._journal_path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, ids: Iterable[str]) -> None:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            for id in ids:
+                file.write(self._line(id))
 
     def _is_written(self, ordered: Mapping[str, Any]) -> bool:
         """Return whether the file has exactly these lines already."""

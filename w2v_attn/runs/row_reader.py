@@ -15,7 +15,7 @@ from torch import Tensor
 from w2v_attn.audio.audio_source import AudioError
 from w2v_attn.audio.channels import channel_number
 from w2v_attn.audio.read_audio import Recording, read_recording
-from w2v_attn.corpus.remote_files import RemoteFile, fetch
+from w2v_attn.corpus.remote_files import RemoteFile, fetch, is_url
 from w2v_attn.corpus.rows import Row
 from w2v_attn.runs.outcomes import CachedResult, Outcome, row_failure
 
@@ -78,6 +78,29 @@ def source_state(row: Row) -> str | None:
     except OSError:
         return None
     return f"{found.st_size} bytes, changed {found.st_mtime_ns}{part}"
+
+
+def is_location_of(row: Row, recorded: str) -> bool:
+    """Return whether a location that an earlier run recorded is that of a row.
+
+    Paths are compared as absolute paths without links, because people write them relative to a folder or not; so are
+    names inside archives. URLs are compared as they are.
+
+    Args:
+        row: The row.
+        recorded: `Row.location` then; characters that are not Unicode may be replaced by question marks.
+    """
+    location = row.location
+    if recorded in (location, readable(location)):
+        return True
+    if is_url(recorded) or is_url(location):
+        return False
+    return readable(os.path.realpath(recorded)) == readable(os.path.realpath(location))
+
+
+def readable(name: str) -> str:
+    """Return a name from the file system, which may not be Unicode, as text that can be written."""
+    return name.encode(errors="replace").decode()
 
 
 def source_size(row: Row) -> int:

@@ -16,8 +16,7 @@ from w2v_attn.corpus.rows import Row
 from w2v_attn.run_error import RecordingError
 from w2v_attn.runs.outcomes import CachedResult, Outcome, cannot_write, write_error
 from w2v_attn.runs.output_folder import acquire
-from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
-from w2v_attn.runs.recorded_run import recorded_run
+from w2v_attn.runs.pipeline import Batch
 from w2v_attn.runs.result_log import ResultLog, cached_result, origin_of
 from w2v_attn.runs.row_reader import read_row
 from w2v_attn.training.metrics import Prediction, finite
@@ -32,7 +31,7 @@ from w2v_attn.transcription.ctc_recognizer import CtcRecognizer
 from w2v_attn.transcription.outputs import output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.transcription.speaker_embedder import SpeakerEmbedder
-from w2v_attn.transcription.transcription_run import run_spec
+from w2v_attn.transcription.transcription_run import recognition_run, run_spec
 from w2v_attn.whole_files import remove_leftovers, write_whole
 
 METRICS = "metrics.json"
@@ -154,7 +153,8 @@ def evaluate_corpus(
     """Recognize every row; finally write metrics.json, predictions.jsonl and the task's report into `output`.
 
     Predictions of an earlier run are kept and not computed again if they are of this configuration, of the current
-    source and of the same reference. A row without a text (a label) is a failure.
+    source and of the same reference. The files hold the present rows alone; predictions of other rows stay in a hidden
+    journal, for a run with them. A row without a text (a label) is a failure.
 
     Args:
         recognizer: The model with its head.
@@ -215,20 +215,11 @@ def evaluate_corpus(
             return prediction
 
         reached = 0
-        for outcome in recorded_run(
-            folder,
-            rows,
-            lambda: process_rows(
-                rows,
-                recognizer,
-                process,
-                finish,
-                max_duration=max_duration,
-                budget=ONE_BY_ONE,
-                find_cached=find,
-                interrupted=interrupted,
-                audio_decoder=audio_decoder,
-            ),
+        for outcome in recognition_run(
+            *(folder, rows, recognizer, process, finish, find),
+            max_duration=max_duration,
+            interrupted=interrupted,
+            audio_decoder=audio_decoder,
         ):
             reached += 1
             if outcome.result is not None:
@@ -236,8 +227,8 @@ def evaluate_corpus(
             yield outcome
         if predictions and reached == len(rows):  # metrics of some recordings would be mistaken for those of all
             try:
-                _save(task, [predictions[row.id] for row in rows if row.id in predictions], output)
-                log.remove_journal()
+                found = [predictions[row.id] for row in rows if row.id in predictions]
+                log.finish_with(predictions, lambda: _save(task, found, output))
             except OSError as error:
                 raise cannot_write(output, error) from error
 

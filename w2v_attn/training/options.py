@@ -56,7 +56,7 @@ class CtcOptions:
     case: str = "auto"
     language: str | None = None
     character_map: dict[str, str] = field(default_factory=dict)
-    remove_characters: str = ""
+    remove_characters: str = "auto"
     out_of_vocabulary: str = "error"
 
 

@@ -206,13 +206,13 @@ def named_splits(splits: Splits) -> Iterator[tuple[str, tuple[Row, ...]]]:
 
 def check_overlap(splits: Splits) -> None:
     """Raise DataError if a recording is in two splits, which would make the metrics meaningless."""
-    seen: dict[tuple[str, float, int | None], str] = {}
+    seen: dict[tuple[tuple[str, float], int | None], str] = {}
     for split, rows in named_splits(splits):
         for row in rows:
             if row.unusable_reason is not None:
                 continue
             channel = channel_number(MEAN if row.channel is None else row.channel)
-            key = (os.path.abspath(row.path), row.offset, channel)
+            key = (row.beginning, channel)
             if seen.setdefault(key, split) != split:
                 raise DataError(
                     f"{row.id} is in the {seen[key]} split and in the {split} split: remove it from one of them"

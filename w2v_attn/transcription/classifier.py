@@ -20,33 +20,31 @@ from w2v_attn.transcription.recognizer import Recognizer
 KEPT_SCORES = 5
 
 
-class Classifier(Recognizer):
-    """A recogniser with a classification head.
+class LabelRecognizer(Recognizer):
+    """A recogniser whose head gives labels or values, of recordings or of frames.
 
     Attributes:
         names: The names of the outputs.
         problem_type: What they mean: exclusive classes, independent classes, or values.
+        of_frames: Whether each frame has outputs; else the recording has.
 
     Args:
         checkpoint: The loaded model.
         problem_type: Instead of that of the config; None: that of the config.
-        threshold: The probability above which a recording has a label, where labels are independent.
+        threshold: The probability above which a recording (a frame) has a label, where labels are independent.
         options: See `WaveformModel`.
     """
+
+    of_frames = False
 
     def __init__(
         self, checkpoint: Checkpoint, *, problem_type: str | None = None, threshold: float = 0.5, **options: Any
     ):
         super().__init__(checkpoint, **options)
         self.names = output_names(self.config)
-        self.problem_type = problem_type or problem_type_of(self.config)
+        self.problem_type = problem_type or problem_type_of(self.config, frames=self.of_frames)
         self.threshold = check_threshold(threshold)
         self.has_times = self.problem_type != REGRESSION
-        if self.problem_type == SINGLE_LABEL and len(self.names) == 1:
-            raise ValueError(
-                f"problem_type={SINGLE_LABEL} needs two outputs or more, and the checkpoint has one: its probability "
-                "would be 1 for every recording. Say problem_type=multi for a yes or no, or regression for a value"
-            )
 
     def describe_decoding(self) -> dict[str, str]:
         """See `Recognizer`."""
@@ -54,8 +52,24 @@ class Classifier(Recognizer):
         return {**described, "threshold": str(self.threshold)} if self.problem_type == MULTI_LABEL else described
 
     def outputs(self, waveform: Tensor) -> Tensor:
-        """Return the logits, float32 [outputs]."""
+        """Return the logits, float32 [outputs]; of frames [frames, outputs]."""
         return self.logits(waveform)
+
+
+class Classifier(LabelRecognizer):
+    """A recogniser with a classification head: labels or values of a recording. See `LabelRecognizer`.
+
+    Raises:
+        ValueError: One label is asked for, and there is one output.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, **options: Any):
+        super().__init__(checkpoint, **options)
+        if self.problem_type == SINGLE_LABEL and len(self.names) == 1:
+            raise ValueError(
+                f"problem_type={SINGLE_LABEL} needs two outputs or more, and the checkpoint has one: its probability "
+                "would be 1 for every recording. Say problem_type=multi for a yes or no, or regression for a value"
+            )
 
     def decode(self, outputs: Tensor) -> Label | Labels | Values:
         """Return the label, the labels or the values for logits, float32 [outputs]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from w2v_attn.checkpoints.ctc_head import CtcHead
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.transcription.beam_search import BeamSearch
+from w2v_attn.transcription.open_beam_search import OpenBeamSearch
 from w2v_attn.transcription.outputs import Transcript, Word
 from w2v_attn.transcription.recognizer import Recognizer
 
@@ -67,7 +68,8 @@ class CtcRecognizer(Recognizer):
         options = {name: value for name, value in tokenizer.init_kwargs.items() if name in TOKENIZER_OPTIONS}
         about = [type(tokenizer).__name__, head.rows, head.blank, head.delimiter, sorted(head.symbols.items()), options]
         described = json.dumps(about, sort_keys=True, default=str)
-        decoder = self._search.describe() if isinstance(self._search, BeamSearch) else "greedy"
+        has_lm = isinstance(self._search, BeamSearch | OpenBeamSearch)
+        decoder = self._search.describe() if has_lm else "greedy"
         return {"vocabulary": hashlib.sha256(described.encode()).hexdigest(), "decoder": decoder}
 
     def decode(self, log_probabilities: Tensor) -> Transcript:

@@ -1,45 +1,22 @@
 """The recogniser of frame classification heads, such as those of speaker diarization and voice activity detection."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from w2v_attn.checkpoints.classification_heads import MULTI_LABEL, REGRESSION, output_names, problem_type_of
-from w2v_attn.checkpoints.loading import Checkpoint
-from w2v_attn.transcription.classifier import check_threshold
+from w2v_attn.checkpoints.classification_heads import MULTI_LABEL, REGRESSION
+from w2v_attn.transcription.classifier import LabelRecognizer
 from w2v_attn.transcription.outputs import FrameValues, Span, Spans
-from w2v_attn.transcription.recognizer import Recognizer
 
 
-class FrameClassifier(Recognizer):
+class FrameClassifier(LabelRecognizer):
     """A recogniser that gives each frame labels or values; neighbouring frames with the same label are one span.
 
-    Args:
-        checkpoint: The loaded model.
-        problem_type: Instead of that of the config; None: that of the config.
-        threshold: The probability above which a frame has a label, where labels are independent.
-        options: See `WaveformModel`.
+    See `LabelRecognizer`.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, problem_type: str | None = None, threshold: float = 0.5, **options: Any
-    ):
-        super().__init__(checkpoint, **options)
-        self.names = output_names(self.config)
-        self.problem_type = problem_type or problem_type_of(self.config, frames=True)
-        self.threshold = check_threshold(threshold)
-        self.has_times = self.problem_type != REGRESSION
-
-    def describe_decoding(self) -> dict[str, str]:
-        """See `Recognizer`."""
-        described = {"labels": ", ".join(self.names), "problem_type": self.problem_type}
-        return {**described, "threshold": str(self.threshold)} if self.problem_type == MULTI_LABEL else described
-
-    def outputs(self, waveform: Tensor) -> Tensor:
-        """Return the logits, float32 [frames, outputs]."""
-        return self.logits(waveform)
+    of_frames = True
 
     def decode(self, outputs: Tensor) -> Spans | FrameValues:
         """Return spans or values for logits, float32 [frames, outputs]."""

@@ -17,13 +17,15 @@ from w2v_attn.checkpoints.classification_heads import (
     joined,
 )
 from w2v_attn.checkpoints.ctc_head import CtcHead, read_ctc_head
-from w2v_attn.checkpoints.loading import load_checkpoint
+from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
+from w2v_attn.checkpoints.processor_lm import FOLDER, check_labels, has_processor_lm, read_processor_lm
 from w2v_attn.encoder.long_form import LongForm
 from w2v_attn.encoder.waveforms import find_device
 from w2v_attn.transcription.beam_search import BeamSearch, BeamSearchOptions
 from w2v_attn.transcription.classifier import Classifier
 from w2v_attn.transcription.ctc_recognizer import CtcRecognizer, greedy
 from w2v_attn.transcription.frame_classifier import FrameClassifier
+from w2v_attn.transcription.open_beam_search import OpenBeamSearch
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.transcription.speaker_embedder import SpeakerEmbedder
 
@@ -54,8 +56,8 @@ def load_recognizer(
         dtype: See `load_encoder`.
         device: See `load_encoder`.
         backend: See `load_encoder`.
-        decoder: A beam search with a language model, for CTC heads; None: greedy, the most probable symbol of each
-            frame.
+        decoder: A beam search with a language model, that of a file or of the checkpoint's processor, for CTC heads;
+            None: greedy, the most probable symbol of each frame.
         long_form: See `load_encoder`.
         problem_type: What the outputs of a classification head mean, instead of what its config says:
             `single_label_classification`, `multi_label_classification` or `regression`. None: what the config says.
@@ -81,7 +83,7 @@ def load_recognizer(
         head = read_ctc_head(loaded)
         for warning in head.warnings:
             logger.warning("CTC head of %s: %s", loaded.source, warning)
-        return CtcRecognizer(loaded, head, search=_search(head, decoder), **options)
+        return CtcRecognizer(loaded, head, search=_search(loaded, head, decoder), **options)
     if decoder is not None:
         raise ValueError(f"{loaded.source} gives no text: use decoder=greedy, without a language model")
     if architecture.endswith(X_VECTOR):
@@ -115,5 +117,23 @@ def notes_on(recognizer: Recognizer) -> Iterator[str]:
         )
 
 
-def _search(head: CtcHead, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
-    return greedy if decoder is None else BeamSearch(decoder, head)
+def _search(loaded: Checkpoint, head: CtcHead, decoder: BeamSearchOptions | None) -> Callable[[Tensor], Tensor]:
+    """Return the decoder that was asked for; without a language model of its own, with the processor's."""
+    has_own = has_processor_lm(loaded.folder)
+    if decoder is None:
+        if has_own:
+            logger.warning(
+                "%s has a language model, which decoder=greedy does not use: decoder=beam_search does", loaded.source
+            )
+        return greedy
+    if decoder.lm is not None:
+        return BeamSearch(decoder, head)
+    if not has_own:
+        raise ValueError(
+            f"decoder=beam_search needs a language model, and {loaded.source} has none ({FOLDER}/): name a KenLM file "
+            "(decoder.lm=4-gram.arpa)"
+        )
+    lm = read_processor_lm(loaded.source, loaded.folder)
+    for warning in check_labels(lm, head, loaded.source):
+        logger.warning("%s", warning)
+    return OpenBeamSearch(lm, head, decoder)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from w2v_attn.audio.audio_decoder import INLINE, AudioDecoderOptions
-from w2v_attn.audio.channels import channel_fingerprint
+from w2v_attn.audio.channels import MEAN, channel_fingerprint, channel_number
 from w2v_attn.audio.read_audio import Recording
 from w2v_attn.corpus.rows import Row
 from w2v_attn.patching.replace import backend_in_use
 from w2v_attn.run_error import RunError
 from w2v_attn.runs.outcomes import CachedResult, Outcome, cannot_write, write_error
-from w2v_attn.runs.output_folder import FolderIdentity, RunSpec, acquire, check_case_collisions
+from w2v_attn.runs.output_folder import FolderIdentity, RunFolder, RunSpec, acquire, check_case_collisions
 from w2v_attn.runs.pipeline import ONE_BY_ONE, Batch, process_rows
 from w2v_attn.runs.rank import blocks_of
 from w2v_attn.runs.record import made_with
@@ -21,6 +22,8 @@ from w2v_attn.transcription.formats.annotation_formats import AnnotationFormat, 
 from w2v_attn.transcription.outputs import Label, Labels, Recognition, Spans, Transcript, Word, output_of_record
 from w2v_attn.transcription.recognizer import Recognizer
 from w2v_attn.whole_files import remove_leftovers, write_whole
+
+Result = TypeVar("Result")
 
 TRANSCRIPTS = "transcripts.jsonl"
 FORMAT = "w2v_attn.transcripts/1"
@@ -87,6 +90,36 @@ def run_spec(
     )
 
 
+def recognition_run(
+    folder: RunFolder,
+    rows: Sequence[Row],
+    recognizer: Recognizer,
+    process: Callable[[Batch], list[Result]],
+    finish: Callable[[Row, Recording, Result], Result],
+    find: Callable[[Row], CachedResult[Result] | None],
+    *,
+    max_duration: float,
+    interrupted: Callable[[], bool],
+    audio_decoder: AudioDecoderOptions,
+) -> Iterator[Outcome[Result]]:
+    """Yield the outcomes of rows that go through a recogniser one at a time; see `process_rows` and `recorded_run`."""
+    return recorded_run(
+        folder,
+        rows,
+        lambda: process_rows(
+            rows,
+            recognizer,
+            process,
+            finish,
+            max_duration=max_duration,
+            budget=ONE_BY_ONE,
+            find_cached=find,
+            interrupted=interrupted,
+            audio_decoder=audio_decoder,
+        ),
+    )
+
+
 def _transcribe(
     recognizer: Recognizer,
     rows: Sequence[Row],
@@ -98,7 +131,7 @@ def _transcribe(
     about: Mapping[str, object],
 ) -> Iterator[Outcome[Recognition]]:
     fingerprint = {"format": FORMAT, **recognizer.fingerprint(), **channel_fingerprint(audio_decoder.channel)}
-    files = AnnotationFiles(output, formats)
+    files = AnnotationFiles(output, formats, audio_decoder.channel)
     spec = run_spec(
         recognizer, rows, fingerprint=fingerprint, about=about, prepare=lambda: files.prepare([row.id for row in rows])
     )
@@ -134,23 +167,13 @@ def _transcribe(
                 raise write_error(output / row.id, error) from error
             return found
 
-        outcomes = recorded_run(
-            folder,
-            rows,
-            lambda: process_rows(
-                rows,
-                recognizer,
-                process,
-                finish,
+        try:
+            yield from recognition_run(
+                *(folder, rows, recognizer, process, finish, find),
                 max_duration=max_duration,
-                budget=ONE_BY_ONE,
-                find_cached=find,
                 interrupted=interrupted,
                 audio_decoder=audio_decoder,
-            ),
-        )
-        try:
-            yield from outcomes
+            )
         finally:
             try:
                 log.finish(rows)
@@ -164,10 +187,11 @@ class AnnotationFiles:
     Args:
         output: The folder.
         formats: What is written for each recording.
+        channel: The channel of recordings whose row names none.
     """
 
-    def __init__(self, output: Path, formats: tuple[AnnotationFormat, ...]):
-        self._output, self._formats = output, formats
+    def __init__(self, output: Path, formats: tuple[AnnotationFormat, ...], channel: str | int = MEAN):
+        self._output, self._formats, self._channel = output, formats, channel
 
     def prepare(self, ids: Sequence[str]) -> None:
         """Remove what killed runs left behind. Nobody may be writing meanwhile.
@@ -184,7 +208,7 @@ class AnnotationFiles:
 
     def write(self, row: Row, duration: float, found: Recognition) -> None:
         """Write the files of a recording, except those that are there already. duration: in seconds. Raises OSError."""
-        annotation = annotation_of(row, duration, found) if self._formats else None
+        annotation = annotation_of(row, duration, found, self._channel) if self._formats else None
         for kind in self._formats:
             assert annotation is not None
             path = self._output / f"{row.id}.{kind.extension}"
@@ -193,8 +217,15 @@ class AnnotationFiles:
                 write_whole(path, content)
 
 
-def annotation_of(row: Row, duration: float, found: Recognition) -> Annotation:
-    """Return what files about a recording hold. duration: in seconds."""
+def annotation_of(row: Row, duration: float, found: Recognition, channel: str | int = MEAN) -> Annotation:
+    """Return what files about a recording hold.
+
+    Args:
+        row: The row of the recording.
+        duration: Seconds.
+        found: What was recognised.
+        channel: The channel that was read if the row names none.
+    """
     tiers: dict[str, tuple[Word, ...]] = {}
     if isinstance(found, Transcript):
         tiers = {"words": found.words}
@@ -213,6 +244,7 @@ def annotation_of(row: Row, duration: float, found: Recognition) -> Annotation:
         text=found.as_text(),
         tiers=tiers,
         speaker=row.speaker,
+        channel=channel_number(channel if row.channel is None else row.channel),
         is_label=not isinstance(found, Transcript),
     )
 

@@ -76,7 +76,8 @@ class Ctc(Task):
     def from_data(cls, options: CtcOptions, train: Sequence[Row], checkpoint: Checkpoint | None) -> "Ctc":
         """Return the task for training rows; the vocabulary is that of the options, the checkpoint or the rows.
 
-        A vocab.json whose symbols have the rows of the checkpoint's head keeps that head.
+        A vocab.json whose symbols have the rows of the checkpoint's head keeps that head. A head that is kept and was
+        fine-tuned keeps its normalization of texts, but for what the options say.
 
         Raises:
             DataError: An option is invalid, or no row has a text.
@@ -105,6 +106,8 @@ class Ctc(Task):
         for warning in head.warnings:
             logger.warning("CTC head: %s", warning)
         vocabulary = from_head(head, texts=texts, **how)
+        if head is own and checkpoint is not None:
+            vocabulary = _as_fine_tuned(vocabulary, options, checkpoint.folder)
         if options.unit == "words" and head.unit != "words":
             raise DataError(
                 f"task.unit=words, but the vocabulary consists of {head.unit}: task.vocabulary=data creates one from "
@@ -129,17 +132,8 @@ class Ctc(Task):
         """
         _check(options, rows)
         texts = [row.text for row in rows if row.text is not None]
-        saved = load_normalizer(folder)
         derived = from_head(head, texts=texts, **_normalization_options(options, None))
-        if saved is not None:
-            given = {}
-            if options.case != AUTO or options.language is not None:
-                given |= {"case": derived.normalizer.case, "dotted_i": derived.normalizer.dotted_i}
-            if options.remove_characters != AUTO:
-                given["remove_characters"] = options.remove_characters
-            given["character_map"] = {**saved.character_map, **options.character_map}
-            derived = Vocabulary(head, dataclasses.replace(saved, **given))
-        return cls(derived, keeps_head=True, texts=texts)
+        return cls(_as_fine_tuned(derived, options, folder), keeps_head=True, texts=texts)
 
     def config_changes(self) -> dict[str, Any]:
         symbols, head = self.vocabulary.symbols, self.vocabulary.head
@@ -309,6 +303,25 @@ def _code_points(symbol: str) -> str:
     if symbol.isascii() or len(symbol) > 3:
         return ""
     return " (" + " ".join(f"U+{ord(character):04X}" for character in symbol) + ")"
+
+
+def _as_fine_tuned(derived: Vocabulary, options: CtcOptions, folder: Path) -> Vocabulary:
+    """Return a vocabulary with the normalization that its head was fine-tuned with, but for what the options say.
+
+    Args:
+        derived: The vocabulary with the normalization that follows from the head and the options.
+        options: The normalization of texts; "auto" is that of fine-tuning.
+        folder: The folder of the checkpoint; without a saved normalization the derived one is returned.
+    """
+    saved = load_normalizer(folder)
+    if saved is None:
+        return derived
+    given: dict[str, Any] = {"character_map": {**saved.character_map, **options.character_map}}
+    if options.case != AUTO or options.language is not None:
+        given |= {"case": derived.normalizer.case, "dotted_i": derived.normalizer.dotted_i}
+    if options.remove_characters != AUTO:
+        given["remove_characters"] = options.remove_characters
+    return Vocabulary(derived.head, dataclasses.replace(saved, **given))
 
 
 def _normalization_options(options: CtcOptions, adapter_language: str | None) -> dict[str, Any]:

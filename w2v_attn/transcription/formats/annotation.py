@@ -24,6 +24,7 @@ class Annotation:
         text: The text on one line; of other heads what `as_text` of their output returns.
         tiers: Name -> words, phones, labels, … in the order of time. The first tier, with its joiners, is the text.
         speaker: Who speaks, if known.
+        channel: Number of the channel of the file, from 0; None: all of them are mixed.
         is_label: Whether the text is a class of the recording, and not what is said.
     """
 
@@ -33,7 +34,13 @@ class Annotation:
     text: str
     tiers: Mapping[str, tuple[Word, ...]]
     speaker: str | None = None
+    channel: int | None = None
     is_label: bool = False
+
+    @property
+    def nist_channel(self) -> str:
+        """The channel as NIST's formats count it, from 1, which is also that of a mixed recording."""
+        return str(1 + (self.channel or 0))
 
     @property
     def words(self) -> tuple[Word, ...]:

@@ -29,8 +29,9 @@ def as_tsv(annotation: Annotation) -> str:
 
 def as_ctm(annotation: Annotation) -> str:
     """Return CTM: recording, channel, start, duration, word, confidence."""
+    channel = annotation.nist_channel
     rows = (
-        (name_of(annotation.id), "1", *_onset(word), field(word.word), f"{word.score:g}")
+        (name_of(annotation.id), channel, *_onset(word), field(word.word), f"{word.score:g}")
         for word in _by_time(annotation.words)
     )
     return _lines(rows, " ")
@@ -38,15 +39,15 @@ def as_ctm(annotation: Annotation) -> str:
 
 def as_rttm(annotation: Annotation) -> str:
     """Return RTTM: lines SPEAKER for labels, and lines LEXEME for words."""
-    name, speaker = name_of(annotation.id), field(annotation.speaker or "")
+    name, speaker, channel = name_of(annotation.id), field(annotation.speaker or ""), annotation.nist_channel
     if annotation.is_label:
         rows = (
-            ("SPEAKER", name, "1", *_onset(word), "<NA>", "<NA>", field(word.word), f"{word.score:g}", "<NA>")
+            ("SPEAKER", name, channel, *_onset(word), "<NA>", "<NA>", field(word.word), f"{word.score:g}", "<NA>")
             for word in annotation.words
         )
     else:
         rows = (
-            ("LEXEME", name, "1", *_onset(word), field(word.word), "lex", speaker, f"{word.score:g}", "<NA>")
+            ("LEXEME", name, channel, *_onset(word), field(word.word), "lex", speaker, f"{word.score:g}", "<NA>")
             for word in _by_time(annotation.words)
         )
     return _lines(rows, " ")
