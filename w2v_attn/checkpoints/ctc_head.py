@@ -15,7 +15,16 @@ from typing import Any
 import regex
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
+from w2v_attn.checkpoints.encoder_parts import ctc_head_of
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.checkpoints.piece_tokenizers import (
+    decode_pieces,
+    has_spaces_in_pieces,
+    is_piece_tokenizer,
+    space_symbol,
+    special_rows,
+    split_pieces,
+)
 from w2v_attn.checkpoints.tokenizers import is_phoneme_tokenizer, read_tokenizer, read_vocabulary, with_special_tokens
 
 # Names of CTC's blank and of unknown symbols in vocabularies whose tokenizer config does not name them.
@@ -24,6 +33,8 @@ UNKNOWNS = ("<unk>", "[UNK]")
 SPECIAL = frozenset((*BLANKS, *UNKNOWNS, "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]", "<mask>"))
 # The key in tokenizer_config.json with the unit of a vocabulary of words.
 UNIT = "symbol_unit"
+# The key in config.json with the blank, in families whose padding symbol is another one.
+BLANK_KEY = "blank_token_id"
 MAX_LISTED = 12
 
 
@@ -35,7 +46,8 @@ class CtcHead:
         tokenizer: The transformers tokenizer; it turns rows into text as stock does.
         rows: The number of outputs.
         blank: The row of CTC's blank.
-        delimiter: The symbol between words; None: the head has none, as for languages without spaces.
+        delimiter: The symbol between words; None: the head has none, as for languages without spaces, or its pieces
+            begin with spaces.
         warnings: Disagreements between logits, config and tokenizer that do not prevent its use.
     """
 
@@ -49,6 +61,21 @@ class CtcHead:
     def is_phonetic(self) -> bool:
         """Whether the symbols are phones, with a space between each two in texts (Wav2Vec2PhonemeCTCTokenizer)."""
         return is_phoneme_tokenizer(self.tokenizer)
+
+    @property
+    def has_pieces(self) -> bool:
+        """Whether the symbols are pieces that contain spaces, as those of Omnilingual ASR (ParakeetTokenizer)."""
+        return is_piece_tokenizer(self.tokenizer)
+
+    @cached_property
+    def has_spaces(self) -> bool:
+        """Whether the head can write spaces between words."""
+        return self.delimiter is not None or (self.has_pieces and has_spaces_in_pieces(self.symbols))
+
+    @property
+    def written_delimiter(self) -> str:
+        """What texts have between words."""
+        return getattr(self.tokenizer, "replace_word_delimiter_char", " ")
 
     @property
     def upper_cases(self) -> bool:
@@ -83,7 +110,7 @@ class CtcHead:
 
     @cached_property
     def unit(self) -> str:
-        """What a symbol is: "characters", "words" or "phones".
+        """What a symbol is: "characters", "words", "phones" or "pieces" of words.
 
         A vocabulary consists of words if more than half of its symbols have two or more letters, counted as grapheme
         clusters: the syllables of Tamil or Hindi have several code points.
@@ -93,7 +120,8 @@ class CtcHead:
         if (unit := self.tokenizer.init_kwargs.get(UNIT)) is not None:
             return str(unit)
         long = sum(len(regex.findall(r"\X", symbol)) > 1 for symbol in self.ordinary)
-        return "words" if long > len(self.ordinary) / 2 else "characters"
+        longer = "pieces" if self.has_pieces else "words"
+        return longer if long > len(self.ordinary) / 2 else "characters"
 
     def split(self, text: str) -> list[str]:
         """Split a normalized text into symbols as the tokenizer does, with the delimiter between words.
@@ -107,14 +135,35 @@ class CtcHead:
         if self.unit == "words":
             between = [] if self.delimiter is None else [self.delimiter]
             return [symbol for word in words for symbol in (*between, word)][len(between) :]
+        if self.has_pieces:
+            return [piece for piece, _ in split_pieces(self.tokenizer, text)]
         return self._tokens((self.delimiter or "").join(words))
 
     def encode(self, text: str) -> list[int]:
         """Return the rows of a normalized text whose symbols all have one."""
         return [self.symbols[symbol] for symbol in self.split(text)]
 
+    def decode(self, path: list[int]) -> tuple[str, list[tuple[str, int, int]]]:
+        """Return the text of a path through the frames as stock writes it, and its letters.
+
+        Args:
+            path: The row of each frame.
+
+        Returns:
+            The text, and (text, first frame, end) of each letter: a symbol without repetitions and blanks, or the
+            delimiter.
+        """
+        if self.has_pieces:
+            return decode_pieces(self.tokenizer, self.symbols, path, self.blank)
+        decoded = self.tokenizer.decode(path, output_char_offsets=True)
+        letters = [(o["char"], int(o["start_offset"]), int(o["end_offset"])) for o in decoded.char_offsets]
+        return decoded.text, letters
+
     def unknown_symbols(self, text: str) -> Counter[str]:
-        """Count the symbols of a normalized text that have no row, or are the blank."""
+        """Count the symbols of a normalized text that have no row, or are the blank or another special piece."""
+        if self.has_pieces and self.unit != "words":
+            pieces = split_pieces(self.tokenizer, text)
+            return Counter(piece for piece, row in pieces if row is None or row >= self.rows or row == self.blank)
         return Counter(s for s in self.split(text) if self.symbols.get(s, self.blank) == self.blank)
 
     @cached_property
@@ -147,10 +196,12 @@ def read_ctc_head(checkpoint: Checkpoint) -> CtcHead:
         CheckpointError: It has no vocabulary, or logits, config and tokenizer contradict each other.
     """
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.language, source=checkpoint.source)
+    config, outputs = checkpoint.model.config, ctc_head_of(checkpoint.model)
+    assert outputs is not None
     return derive_ctc_head(
         tokenizer,
-        rows=checkpoint.model.lm_head.out_features,
-        config_blank=getattr(checkpoint.model.config, "pad_token_id", None),
+        rows=outputs.out_features,
+        config_blank=getattr(config, BLANK_KEY, getattr(config, "pad_token_id", None)),
         source=checkpoint.source,
     )
 
@@ -159,17 +210,19 @@ def derive_ctc_head(tokenizer: Any, *, rows: int, config_blank: int | None, sour
     """Return the head that logits, config and tokenizer describe together.
 
     The blank is the tokenizer's padding symbol, as in stock's decoding; where the head has no row for it, the row that
-    config.json names.
+    config.json names. A tokenizer of pieces has a padding symbol beside the blank, which config.json names.
 
     Args:
         tokenizer: A CTC tokenizer of transformers.
         rows: The number of outputs.
-        config_blank: pad_token_id of config.json.
+        config_blank: blank_token_id of config.json, or pad_token_id where there is no such key.
         source: The checkpoint's name in messages.
 
     Raises:
         CheckpointError: No row can be the blank, or the vocabulary is not one of numbered symbols.
     """
+    if is_piece_tokenizer(tokenizer):
+        return _derive_pieces(tokenizer, rows, config_blank, source)
     warnings: list[str] = []
     numbers = _numbers(tokenizer)
     by_row: dict[int, list[str]] = defaultdict(list)
@@ -199,9 +252,37 @@ def derive_ctc_head(tokenizer: Any, *, rows: int, config_blank: int | None, sour
     return replace(head, warnings=tuple(warnings))
 
 
+def _derive_pieces(tokenizer: Any, rows: int, config_blank: int | None, source: str) -> CtcHead:
+    """Return the head with a tokenizer of pieces."""
+    numbers = _numbers(tokenizer)
+    by_row: dict[int, list[str]] = defaultdict(list)
+    for symbol, row in numbers.items():
+        by_row[row].append(symbol)
+    blank = tokenizer.pad_token_id if config_blank is None else config_blank
+    if blank is None or not 0 <= blank < rows or not by_row[blank]:
+        raise CheckpointError(
+            f"{source}: CTC's blank is unknown: {BLANK_KEY} of config.json is {blank}, which is no row of a symbol of "
+            f"the tokenizer in a head of {rows} outputs. Set it to the row that the model was trained with as blank, 0 "
+            "in Omnilingual ASR"
+        )
+    symbols = {symbol: row for symbol, row in numbers.items() if row < rows}
+    head = CtcHead(tokenizer, rows, blank, space_symbol(symbols))
+    warnings = list(_disagreements(head, numbers, by_row))
+    if blank not in special_rows(tokenizer):
+        warnings.append(
+            f"the blank is row {blank} ({by_row[blank][0]}), as config.json says ({BLANK_KEY}), and no special symbol "
+            "of the tokenizer: transformers writes it into texts"
+        )
+    if not head.has_spaces:
+        warnings.append("the head has no row for the space: texts have no spaces, and those of references are left out")
+    return replace(head, warnings=tuple(warnings))
+
+
 def describe_ctc_head(head: CtcHead) -> Iterator[tuple[str, str]]:
     """Yield (name, value) rows: outputs, blank, delimiter, symbols and disagreements."""
     delimiter = "no word delimiter" if head.delimiter is None else f"word delimiter {head.delimiter!r}"
+    if head.delimiter is None and head.has_spaces:
+        delimiter = "pieces with spaces"
     if head.is_phonetic:
         delimiter = "phones with a space between them"
     yield "CTC head", f"{head.rows:,} outputs; blank {head.blank_symbol} (row {head.blank}); {delimiter}"
@@ -286,9 +367,10 @@ def _disagreements(head: CtcHead, numbers: dict[str, int], by_row: dict[int, lis
         )
     unnamed = [str(row) for row in range(head.rows) if not by_row[row]]
     if unnamed:
+        written = "left out of texts" if head.has_pieces else f"written as {head.tokenizer.unk_token}"
         yield (
-            f"{len(unnamed)} of {head.rows} outputs of the head have no symbol, and are written as "
-            f"{head.tokenizer.unk_token}: rows {listed(unnamed)}"
+            f"{len(unnamed)} of {head.rows} outputs of the head have no symbol, and are {written}: rows "
+            f"{listed(unnamed)}"
         )
     for row, symbols in sorted(by_row.items()):
         if len(symbols) > 1 and row < head.rows:

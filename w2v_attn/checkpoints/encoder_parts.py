@@ -100,6 +100,19 @@ def base_encoder(model: Any) -> Any:
     return getattr(base, "audio_tower", base)
 
 
+def huggingface_model(model: nn.Module) -> Any:
+    """Return the Hugging Face model inside wrappers, such as those of several processes and of PEFT."""
+    from transformers import PreTrainedModel
+
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def count_frames(model: Any, samples: Tensor) -> Tensor:
+    """Return the frames, int64 [B], of a Hugging Face model with or without a head for waveforms of these lengths."""
+    name = "_get_subsampling_output_length" if _is_omniasr(base_encoder(model)) else "_get_feat_extract_output_lengths"
+    return getattr(model, name)(samples)
+
+
 def ctc_head_of(model: Any) -> nn.Linear | None:
     """Return the linear map to the symbols of a CTC model; None if it has none."""
     return getattr(model, "lm_head", getattr(model, "ctc_head", None))
@@ -109,10 +122,11 @@ def model_inputs(model: Any, values: Tensor, real: Tensor | None = None) -> dict
     """Return the arguments of the forward of a Hugging Face model, with or without a head.
 
     Args:
-        model: The model.
+        model: The model, possibly in wrappers.
         values: [B, samples], or [B, frames, bins] for models that read filter banks.
         real: [B, samples or frames], 1 for real ones; None: all are.
     """
+    model = huggingface_model(model)
     if _is_omniasr(base_encoder(model)):
         return {"input_values": values[:, None], "padding_mask": real}
     return {model.main_input_name: values, "attention_mask": real}

@@ -1,6 +1,7 @@
 """Supported model families of Hugging Face: `model_type` -> module and class of the attention blocks."""
 
 from importlib.util import find_spec
+from typing import Any
 
 FAMILIES = {
     "wav2vec2": ("transformers.models.wav2vec2.modeling_wav2vec2", "Wav2Vec2Attention"),
@@ -55,6 +56,21 @@ UNSUPPORTED = {
 def is_installed(family: str) -> bool:
     """Return whether the installed transformers has a supported family."""
     return find_spec(FAMILIES[family][0].rpartition(".")[0]) is not None
+
+
+def not_installed(family: str) -> str:
+    """Return why a family cannot be used, and what to do, where the installed transformers does not have it."""
+    import transformers
+
+    return (
+        f"the family “{family}” is not in transformers {transformers.__version__}: "
+        f'pip install "transformers>={FIRST_VERSIONS[family]}"'
+    )
+
+
+def is_omniasr(config: Any) -> bool:
+    """Return whether a config is that of OmniASR, with or without a head."""
+    return config.model_type.startswith("omniasr")
 
 
 def supported_families() -> str:

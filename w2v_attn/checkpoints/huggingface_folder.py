@@ -16,10 +16,10 @@ from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line, l
 from w2v_attn.checkpoints.encoder_parts import encoder_config
 from w2v_attn.checkpoints.families import (
     FAMILIES,
-    FIRST_VERSIONS,
     UNSUPPORTED,
     WITH_LANGUAGE_MODEL,
     is_installed,
+    not_installed,
     supported_families,
 )
 from w2v_attn.checkpoints.unusable_files import PEFT_CONFIG
@@ -41,7 +41,6 @@ OPTIONAL = frozenset({"masked_spec_embed"})
 
 def read_config(folder: Path) -> Any:
     """Return the config of a folder. Raises CheckpointError if it is invalid or of an unsupported model."""
-    import transformers
     from transformers import AutoConfig, PretrainedConfig
 
     try:
@@ -61,10 +60,7 @@ def read_config(folder: Path) -> Any:
             f"{folder} is a checkpoint {named}, which is not supported{because}. Supported are: {supported_families()}"
         )
     if not is_installed(family):
-        raise CheckpointError(
-            f"{folder} is a checkpoint of the family “{family}”, which transformers {transformers.__version__} does "
-            f'not have: pip install "transformers>={FIRST_VERSIONS[family]}"'
-        )
+        raise CheckpointError(f"{folder} cannot be loaded: {not_installed(family)}")
     if raw.get("quantization_config"):
         raise CheckpointError(_quantized(folder, raw["quantization_config"]))
     try:

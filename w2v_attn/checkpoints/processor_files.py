@@ -70,9 +70,9 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
         write_omniasr_processor(raw.pieces, folder)
         return
     if not (folder / "preprocessor_config.json").is_file():
-        own: dict[str, Any] = {} if raw.normalize_epsilon is None else {EPSILON: raw.normalize_epsilon}
+        epsilon = WAV2VEC2_EPSILON if raw.normalize_epsilon is None else raw.normalize_epsilon
         feature_extractor_for(
-            config, sample_rate=raw.sample_rate, do_normalize=raw.do_normalize, **own
+            config, sample_rate=raw.sample_rate, do_normalize=raw.do_normalize, epsilon=epsilon
         ).save_pretrained(folder)
     if raw.pieces is not None and config.model_type == "wav2vec2":
         write_wav2vec2_tokenizer(raw.pieces, folder)
@@ -91,19 +91,31 @@ def write_processor_files(raw: RawCheckpoint, config: Any, folder: Path) -> None
         ).save_pretrained(folder)
 
 
-def feature_extractor_for(config: Any, *, sample_rate: int, do_normalize: bool, **more: Any) -> Any:
+def feature_extractor_for(
+    config: Any, *, sample_rate: int, do_normalize: bool, epsilon: float = WAV2VEC2_EPSILON
+) -> Any:
     """Return transformers' feature extractor for a model with this config that reads waveforms.
 
-    more: Further values for its preprocessor_config.json.
+    Wav2Vec2's has no epsilon: another one than its own is written into its config, for this package.
     """
     import transformers
 
-    options = {"sampling_rate": sample_rate, "do_normalize": do_normalize, **more}
+    options: dict[str, Any] = {"sampling_rate": sample_rate, "do_normalize": do_normalize}
     if config.model_type.startswith("omniasr"):
         return transformers.OmniASRFeatureExtractor(**options)
     # A group norm over time includes the padding: such models were trained without a mask.
     masks = getattr(config, "feat_extract_norm", "layer") == "layer"
+    if epsilon != WAV2VEC2_EPSILON:
+        options[EPSILON] = epsilon
     return transformers.Wav2Vec2FeatureExtractor(**options, return_attention_mask=masks)
+
+
+def processor_for(config: Any, extractor: Any, tokenizer: Any) -> Any:
+    """Return transformers' processor of a CTC model with this config."""
+    import transformers
+
+    name = "OmniASRCTCProcessor" if config.model_type.startswith("omniasr") else "Wav2Vec2Processor"
+    return getattr(transformers, name)(extractor, tokenizer)
 
 
 def has_preprocessor(folder: Path) -> bool:

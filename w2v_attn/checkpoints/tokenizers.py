@@ -9,6 +9,7 @@ from typing import Any
 from w2v_attn.checkpoints.adapters import join_languages
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
 from w2v_attn.checkpoints.json_object import read_json
+from w2v_attn.checkpoints.piece_tokenizers import PIECE_TOKENIZER
 
 VOCABULARY, CONFIG = "vocab.json", "tokenizer_config.json"
 FILES = (VOCABULARY, CONFIG, "tokenizer.json")
@@ -17,9 +18,9 @@ CTC_TOKENIZERS = ("Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer")
 
 
 def read_tokenizer(folder: Path, language: str | None = None, *, source: str | None = None) -> Any:
-    """Return the tokenizer of a CTC checkpoint: `Wav2Vec2CTCTokenizer` or `Wav2Vec2PhonemeCTCTokenizer`.
+    """Return the tokenizer of a CTC checkpoint: of characters, of phones (both Wav2Vec2's) or of pieces (Parakeet's).
 
-    The latter decodes without the package phonemizer. A vocab.json without tokenizer_config.json is sufficient.
+    That of phones decodes without the package phonemizer. A vocab.json without tokenizer_config.json is sufficient.
 
     Args:
         folder: The folder of its files.
@@ -33,8 +34,8 @@ def read_tokenizer(folder: Path, language: str | None = None, *, source: str | N
     source = source or str(folder)
     if not has_vocabulary(folder):
         raise CheckpointError(
-            f"{source} has a CTC head but no vocabulary: expected vocab.json next to the weights, dict.ltr.txt next to "
-            "a fairseq file, or omniASR_tokenizer….model next to a fairseq2 file"
+            f"{source} has a CTC head but no vocabulary: expected vocab.json or tokenizer.json next to the weights, "
+            "dict.ltr.txt next to a fairseq file, or omniASR_tokenizer….model next to a fairseq2 file"
         )
     there, language = vocabulary_languages(folder), language or target_language(folder)
     if language is not None:
@@ -137,10 +138,12 @@ def _tokenizer_class(source: str, folder: Path) -> Any:
         return transformers.Wav2Vec2PhonemeCTCTokenizer
     if name is None or name in CTC_TOKENIZERS:
         return transformers.Wav2Vec2CTCTokenizer
+    if name == PIECE_TOKENIZER:
+        return transformers.ParakeetTokenizer
     raise CheckpointError(
         f"the tokenizer of {source} is a {name}, which is not supported: expected one of "
-        f"{', '.join(CTC_TOKENIZERS)}, {PHONEME_TOKENIZER} as tokenizer_class in tokenizer_config.json, or a "
-        "vocab.json alone"
+        f"{', '.join(CTC_TOKENIZERS)}, {PHONEME_TOKENIZER}, {PIECE_TOKENIZER} as tokenizer_class in "
+        "tokenizer_config.json, or a vocab.json alone"
     )
 
 

@@ -1,11 +1,13 @@
 """Assembly of a trainer: the patched model, its data, its validation and its callbacks."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from w2v_attn.checkpoints.encoder_parts import count_frames
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.training.callbacks import EarlyStopping, FreezeEncoder, ListenerCallback, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
@@ -51,7 +53,7 @@ def build_trainer(
 
     args.metric_for_best_model = task.best_metric  # it depends on the vocabulary
     training, model, prefix = recipe.training, audio.model, audio.model.base_model_prefix
-    frames_of = model._get_feat_extract_output_lengths
+    frames_of = partial(count_frames, model)
     freeze(model, training.freeze)
     patch_frontend(model)
     patch_spec_augment(model)
@@ -71,6 +73,7 @@ def build_trainer(
         augmentation,
         sample_rate=audio.sample_rate,
         do_normalize=audio.do_normalize,
+        epsilon=audio.normalize_epsilon,
         seed=recipe.seed,
         keep=args.dataloader_num_workers == 0,
     )

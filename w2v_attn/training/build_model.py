@@ -1,17 +1,23 @@
 """The model that a run trains: a pretrained or new encoder with the task's head and patched attention."""
 
 import dataclasses
+import logging
 from typing import Any
 
 from w2v_attn.checkpoints.adapters import reset_adapters
-from w2v_attn.checkpoints.families import FAMILIES, supported_families
+from w2v_attn.checkpoints.ctc_head import BLANK_KEY
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_config
+from w2v_attn.checkpoints.families import FAMILIES, is_installed, is_omniasr, not_installed, supported_families
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.pooled_classifiers import pooled_class
 from w2v_attn.patching.replace import replace_attention
+from w2v_attn.training.omniasr_heads import encoder_weights, head_config
 from w2v_attn.training.options import Recipe
 from w2v_attn.training.regularization import masks_frames
 from w2v_attn.training.tasks.task import Task
 from w2v_attn.training.training_arguments import trains_on_cpu
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> Any:
@@ -23,12 +29,15 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
     Raises:
         ValueError: The family is not supported, transformers rejects the config, or the weights do not fit.
     """
-    changes = {
-        **{key: value for key, value in dataclasses.asdict(recipe.regularization).items() if value is not None},
-        **task.config_changes(),
+    regularization = {
+        key: value for key, value in dataclasses.asdict(recipe.regularization).items() if value is not None
     }
-    config = _new_config(recipe, changes) if checkpoint is None else _changed(checkpoint.model.config, changes)
-    if not hasattr(config, "conv_kernel"):
+    if checkpoint is None:
+        config = _new_config(recipe, task, regularization)
+    else:
+        config = _config_with_head(checkpoint.model.config, task)
+        _regularize(config, regularization)
+    if not hasattr(encoder_config(config), "conv_kernel"):
         raise ValueError(
             f"{config.model_type} reads filter banks, but fine-tuning reads waveforms: choose another family"
         )
@@ -38,7 +47,7 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
     if checkpoint is not None and task.keeps_head and task.head == "ForCTC":
         # Some heads have more outputs than their tokenizer has symbols.
         config.vocab_size = max(config.vocab_size, checkpoint.model.config.vocab_size)
-    if recipe.regularization.mask_time_prob or recipe.regularization.mask_feature_prob:
+    if not is_omniasr(config) and (recipe.regularization.mask_time_prob or recipe.regularization.mask_feature_prob):
         config.apply_spec_augment = True  # False in some checkpoints
     model = model_class(config)
     task.initialize_head(model)
@@ -48,6 +57,11 @@ def build_model(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -> An
             parameter.requires_grad_(False)
     if checkpoint is not None:
         _put_weights(model, checkpoint.model, same_head=_same_head(model, checkpoint.model, task))
+        if is_omniasr(checkpoint.model.config) and not is_omniasr(config):
+            logger.warning(
+                "transformers has no classifier on OmniASR: the model becomes a %s with the same weights and features",
+                model_class.__name__,
+            )
     if recipe.training.new_adapters:
         reset_adapters(model)
     # On a GPU an unpadded step takes longer than a padded one, due to its launches (1.2 × with ragged lengths on an
@@ -65,32 +79,46 @@ def _head_classes() -> dict[str, Any]:
     }
 
 
-def _new_config(recipe: Recipe, changes: dict[str, Any]) -> Any:
+def _new_config(recipe: Recipe, task: Task, regularization: dict[str, Any]) -> Any:
+    """Return the config of a model from random weights."""
     from transformers import AutoConfig
 
-    values = {**recipe.config, **changes}
+    values = dict(recipe.config)
     family = values.pop("model_type", None)
     if family not in FAMILIES:
         raise ValueError(
             f"model.config.model_type is {family!r}; to train from random weights choose one of {supported_families()}"
         )
-    # Labels are properties, not fields of a config: they are set afterwards.
-    labels = {key: values.pop(key) for key in ("num_labels", "id2label", "label2id") if key in values}
+    if not is_installed(family):
+        raise ValueError(not_installed(family))
     try:
         config = AutoConfig.for_model(family, **values)
     except Exception as error:  # configs validate their fields with exceptions of many kinds
         raise ValueError(f"model.config is not valid: {error}") from error
-    return _changed(config, labels)
+    config = _config_with_head(config, task)
+    _regularize(config, regularization)
+    return config
 
 
-def _changed(config: Any, changes: dict[str, Any]) -> Any:
-    import copy
-
-    config = copy.deepcopy(config)
-    for key, value in changes.items():
-        setattr(config, key, value)
+def _config_with_head(config: Any, task: Task) -> Any:
+    """Return a copy of a config for a model with the task's head."""
+    config = head_config(config, task.head)
+    for key, value in task.config_changes().items():
+        if key != BLANK_KEY or hasattr(config, key):  # elsewhere the blank is the padding symbol
+            setattr(config, key, value)
     vars(config).pop("auto_map", None)  # it would name classes of the checkpoint's folder
     return config
+
+
+def _regularize(config: Any, values: dict[str, Any]) -> None:
+    """Put values of `regularization` into a config, in place. Raises ValueError for what OmniASR does not have."""
+    encoder = encoder_config(config)
+    for key, value in values.items():
+        if is_omniasr(config) and not hasattr(encoder, key):
+            if value:
+                raise ValueError(f"regularization.{key}={value}: {config.model_type} has no such thing; leave it out")
+        else:
+            setattr(encoder, key, value)
 
 
 def _same_head(model: Any, stock: Any, task: Task) -> bool:
@@ -103,9 +131,9 @@ def _same_head(model: Any, stock: Any, task: Task) -> bool:
 
 
 def _put_weights(model: Any, stock: Any, *, same_head: bool) -> None:
-    prefix = model.base_model_prefix
-    target, source = (model, stock) if same_head else (getattr(model, prefix), getattr(stock, prefix, stock))
-    report = target.load_state_dict(source.state_dict(), strict=False)
+    target, source = (model, stock) if same_head else (base_encoder(model), base_encoder(stock))
+    weights = encoder_weights(source, model.config) if not same_head else source.state_dict()
+    report = target.load_state_dict(weights, strict=False)
     # The vector that replaces masked frames exists only if the config masks frames.
     wrong = [key for key in (*report.missing_keys, *report.unexpected_keys) if "masked_spec_embed" not in key]
     if wrong:

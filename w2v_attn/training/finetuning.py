@@ -14,8 +14,11 @@ import torch
 from w2v_attn import __version__
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, has_adapters
 from w2v_attn.checkpoints.checkpoint_error import first_line
+from w2v_attn.checkpoints.encoder_parts import count_frames, encoder_config
+from w2v_attn.checkpoints.families import is_omniasr
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
+from w2v_attn.checkpoints.processor_files import OMNIASR_EPSILON, WAV2VEC2_EPSILON
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
@@ -195,7 +198,8 @@ def _starting_point(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -
     model = build_model(recipe, task, checkpoint)
     if checkpoint is not None:
         return dataclasses.replace(checkpoint, model=model)
-    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, "the family's default")
+    epsilon = OMNIASR_EPSILON if is_omniasr(model.config) else WAV2VEC2_EPSILON
+    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, epsilon, "the family's default")
 
 
 def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
@@ -246,8 +250,8 @@ def _scan(
         task,
         scanned,
         sample_rate=audio.sample_rate,
-        frames_of=lambda n: int(audio.model._get_feat_extract_output_lengths(n)),
-        min_samples=min_samples(audio.model.config),
+        frames_of=lambda n: int(count_frames(audio.model, torch.tensor(n))),
+        min_samples=min_samples(encoder_config(audio.model.config)),
         shortest_factor=min(1.0, augmentation.shortest_factor),
     )
 
@@ -288,6 +292,7 @@ def _finish(
             output,
             sample_rate=audio.sample_rate,
             do_normalize=audio.do_normalize,
+            epsilon=audio.normalize_epsilon,
             language=audio.language,
         )
         model_folder.save_curves(trainer.state.log_history, task, output)

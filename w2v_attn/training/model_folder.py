@@ -11,6 +11,8 @@ from typing import Any
 from w2v_attn.checkpoints import pooled_classifiers
 from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
+from w2v_attn.checkpoints.processor_files import feature_extractor_for, processor_for
+from w2v_attn.checkpoints.tokenizers import has_vocabulary
 from w2v_attn.patching.replace import restore_attention
 from w2v_attn.training.learning_curves import plot_curves
 from w2v_attn.training.metrics import Prediction, finite
@@ -22,7 +24,14 @@ PREDICTIONS = "predictions.jsonl"
 
 
 def save_model(
-    model: Any, task: Task, folder: Path, *, sample_rate: int, do_normalize: bool, language: str | None = None
+    model: Any,
+    task: Task,
+    folder: Path,
+    *,
+    sample_rate: int,
+    do_normalize: bool,
+    epsilon: float,
+    language: str | None = None,
 ) -> None:
     """Write weights (safetensors), config, preprocessor and vocabulary, as transformers reads them.
 
@@ -34,10 +43,9 @@ def save_model(
         folder: The output folder.
         sample_rate: Hz.
         do_normalize: Whether waveforms are normalized to mean 0 and variance 1.
+        epsilon: What is added to the variance then.
         language: The language of the model's adapters; with a CTC head they are written to a separate file, too.
     """
-    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
-
     temporary = folder / ".unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -49,15 +57,10 @@ def save_model(
         restore_attention(model).eval().save_pretrained(temporary)
     if language is not None and task.head == "ForCTC":
         save_adapter(model, language, temporary)
-    extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=sample_rate,
-        do_normalize=do_normalize,
-        # Models with group norm were trained with padding as silence; transformers passes them no mask, either.
-        return_attention_mask=getattr(config, "feat_extract_norm", "layer") == "layer",
-    )
+    extractor = feature_extractor_for(config, sample_rate=sample_rate, do_normalize=do_normalize, epsilon=epsilon)
     task.save(temporary)
-    if (temporary / "vocab.json").is_file():
-        Wav2Vec2Processor(extractor, task.tokenizer).save_pretrained(temporary)  # type: ignore[attr-defined]
+    if has_vocabulary(temporary):
+        processor_for(config, extractor, task.tokenizer).save_pretrained(temporary)  # type: ignore[attr-defined]
     extractor.save_pretrained(temporary)
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)

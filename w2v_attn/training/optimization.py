@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from w2v_attn.checkpoints.adapters import adapter_parameters, has_adapters
-from w2v_attn.checkpoints.encoder_parts import encoder_parts, is_encoder
+from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_parts, is_encoder
 from w2v_attn.patching.replace import projection_names
 from w2v_attn.training.options import LoraOptions, OptimizerOptions, ScheduleOptions
 
@@ -43,7 +43,11 @@ def freeze(model: Any, what: str) -> None:
     """
     check_freeze(what)
     if what == "feature_encoder":
-        model.freeze_feature_encoder()
+        if hasattr(model, "freeze_feature_encoder"):
+            model.freeze_feature_encoder()
+        else:  # OmniASR
+            for layer in encoder_parts(base_encoder(model)).convolutions:
+                layer.requires_grad_(False)
     elif what == "encoder":
         base_of(model).requires_grad_(False)
     elif what == "all_but_adapters":

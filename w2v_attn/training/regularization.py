@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from w2v_attn.checkpoints.encoder_parts import EncoderParts, encoder_config, encoder_parts, is_encoder
+
 
 def patch_spec_augment(model: nn.Module) -> None:
     """Patch the masking of each base model inside `model`, in place."""
@@ -34,9 +36,8 @@ def restore_spec_augment(model: nn.Module) -> None:
 
 def masks_frames(config: Any) -> bool:
     """Return whether training with this config masks frames."""
-    return (
-        getattr(config, "apply_spec_augment", True) and config.mask_time_prob > 0
-    )  # missing in Data2VecAudio's config
+    # Data2VecAudio's config lacks the first, OmniASR has no SpecAugment.
+    return getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0) > 0
 
 
 class _Masking:
@@ -110,31 +111,32 @@ def patch_layerdrop(model: nn.Module, *, keep_gradients: bool) -> None:
 
     keep_gradients: whether dropped blocks get gradients of zero (needed by several processes) instead of none.
     """
-    encoder = _encoder(model)
+    parts = _parts(model)
+    encoder = parts.encoder
     probability = float(encoder.config.layerdrop)
     if probability == 0:
         return
     encoder.config = copy.copy(encoder.config)
     encoder.config.layerdrop = 0.0
-    for block in encoder.layers:
+    if hasattr(encoder, "layerdrop"):  # OmniASR's copy of the value
+        encoder.layerdrop = 0.0
+    for block in parts.blocks:
         block.forward = partial(_forward, block, block.forward, probability, keep_gradients)
 
 
 def restore_layerdrop(model: nn.Module) -> None:
     """Undo `patch_layerdrop`."""
-    encoder = _encoder(model)
-    encoder.config = model.config
-    for block in encoder.layers:
+    parts = _parts(model)
+    parts.encoder.config = encoder_config(model.config)
+    if hasattr(parts.encoder, "layerdrop"):
+        parts.encoder.layerdrop = parts.encoder.config.layerdrop
+    for block in parts.blocks:
         vars(block).pop("forward", None)
 
 
-def _encoder(model: nn.Module) -> Any:
-    """Return the module that contains the blocks, also inside wrappers."""
-    return next(
-        module
-        for name, module in model.named_modules()
-        if name.split(".")[-1] == "encoder" and isinstance(getattr(module, "layers", None), nn.ModuleList)
-    )
+def _parts(model: nn.Module) -> EncoderParts:
+    """Return the parts of the encoder in `model`, also inside wrappers."""
+    return encoder_parts(next(module for module in model.modules() if is_encoder(module)))
 
 
 def _forward(

@@ -89,6 +89,7 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
         augmentation: Changes of the waveforms.
         sample_rate: Hz.
         do_normalize: Whether waveforms are normalized to mean 0 and variance 1, as the checkpoint expects.
+        epsilon: What is added to the variance then.
         seed: Of the augmentation.
         keep: Whether decoded recordings are cached in memory; each worker process would have its own cache.
     """
@@ -101,11 +102,12 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
         *,
         sample_rate: int,
         do_normalize: bool,
+        epsilon: float,
         seed: int,
         keep: bool = True,
     ):
         self._rows, self._task, self._augmentation, self._seed = rows, task, augmentation, seed
-        self._rate, self._do_normalize = sample_rate, do_normalize
+        self._rate, self._do_normalize, self._epsilon = sample_rate, do_normalize, epsilon
         self._cache: dict[int, Tensor] = {}
         self._free_samples = MAX_CACHED_SAMPLES if keep else 0
 
@@ -116,7 +118,7 @@ class SpeechDataset(Dataset[tuple[Tensor, list[int]]]):
         index, number = key
         waveform = self._augmentation.apply(self._waveform(index), (self._seed, number, index)).double()
         if self._do_normalize:
-            waveform = standardize(waveform)
+            waveform = standardize(waveform, self._epsilon)
         return waveform.float(), self._task.target(self._rows[index])
 
     def _waveform(self, index: int) -> Tensor:

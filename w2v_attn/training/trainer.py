@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from w2v_attn.checkpoints.checkpoint_error import first_line
+from w2v_attn.checkpoints.encoder_parts import model_inputs
 from w2v_attn.training.callbacks import TrainingListener
 from w2v_attn.training.optimization import lr_multiplier, parameter_groups
 from w2v_attn.training.options import OptimizerOptions
@@ -183,5 +184,5 @@ def losses_of(model: nn.Module, batch: dict[str, Any], task: Task) -> Tensor:
         task: The task.
     """
     set_lengths(model, batch["lengths"])
-    outputs = model(input_values=batch["input_values"], attention_mask=batch["attention_mask"])
+    outputs = model(**model_inputs(model, batch["input_values"], batch["attention_mask"]))
     return task.losses(outputs.logits, batch["labels"], batch["frames"])

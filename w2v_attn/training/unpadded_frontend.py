@@ -83,16 +83,25 @@ class _UnpaddedForward:
         return {}
 
     def __call__(self, input_values: Tensor) -> Tensor:
-        """Return features [B, channels, T] of waveforms [B, samples], with zeros after the end of a recording."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self._extractor.parameters())
+        """Return features [B, channels, T] of waveforms [B, samples], with zeros after the end of a recording.
+
+        OmniASR's are [B, T, hidden size], projected, of waveforms [B, 1, samples].
+        """
+        layers = self._extractor.conv_layers
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in layers.parameters())
         if learns and not self._is_differentiable(input_values):
             return self._stock(input_values)
+        projects = input_values.dim() == 3
+        if projects:
+            input_values = input_values[:, 0]
         # In evaluation each batch has one recording.
         samples = self.samples if self._extractor.training else [input_values.shape[1]] * len(input_values)
         waveforms = [waveform[:count] for waveform, count in zip(input_values, samples, strict=True)]
         counts = [self._convolutions.grid.count_frames(count) for count in samples]
         longest = self._convolutions.grid.count_frames(input_values.shape[1])
         frames = self._learned(waveforms, counts, longest) if learns else self._computed(waveforms, counts, longest)
+        if projects:
+            return self._extractor.projection(self._extractor.layer_norm(frames))
         return frames.transpose(1, 2)
 
     def _is_differentiable(self, input_values: Tensor) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2v_attn.checkpoints.ctc_head import UNIT, CtcHead, derive_ctc_head
+from w2v_attn.checkpoints.piece_tokenizers import make_piece_tokenizer
 from w2v_attn.training.training_errors import DataError
 from w2v_attn.transcription.text_normalization import (
     AUTO,
@@ -21,7 +22,7 @@ from w2v_attn.transcription.text_normalization import (
 )
 
 BLANK, BEGIN, END, UNKNOWN, DELIMITER = "<pad>", "<s>", "</s>", "<unk>", "|"
-SPECIAL = (BLANK, BEGIN, END, UNKNOWN, DELIMITER)
+SPECIAL = (BLANK, BEGIN, END, UNKNOWN)
 UNITS = ("characters", "words")
 
 
@@ -72,6 +73,7 @@ def from_texts(
     remove_characters: str = AUTO,
     character_map: Mapping[str, str] | None = None,
     language: str | None = None,
+    with_pieces: bool = False,
 ) -> Vocabulary:
     """Build a vocabulary from texts: special symbols first, then those of the texts, sorted.
 
@@ -82,11 +84,13 @@ def from_texts(
         remove_characters: A regular expression, or "auto": punctuation.
         character_map: Character -> replacement, in addition to the typographic ones.
         language: An ISO 639 code, for the case of i; None: it is derived from the texts.
+        with_pieces: Whether the tokenizer is OmniASR's, whose delimiter is the space, instead of Wav2Vec2's.
 
     Raises:
         DataError: All texts are empty, or they contain a special symbol.
     """
     texts = list(texts)
+    delimiter = " " if with_pieces else DELIMITER
     case = "lower" if case == AUTO else case
     plain = TextNormalizer(
         case=case,
@@ -103,24 +107,25 @@ def from_texts(
         dotted_i=plain.dotted_i,
         remove_characters=plain.remove_characters,
         character_map={c: r for c, r in {**own, **(character_map or {})}.items() if c != r},
-        delimiter=DELIMITER,
+        delimiter=delimiter,
     )
     normalized = map(normalizer, texts)
     found = set().union(*(text.split() if unit == "words" else text.replace(" ", "") for text in normalized))
     if not found:
         raise DataError("all texts are empty: there is nothing to learn")
-    if clash := found & set(SPECIAL):
+    special = (*SPECIAL, delimiter)
+    if clash := found & set(special):
         raise DataError(
             f"texts contain {', '.join(sorted(clash))}, which is a special symbol: remove it with "
             "task.remove_characters"
         )
-    symbols = {symbol: row for row, symbol in enumerate([*SPECIAL, *sorted(found)])}
-    tokenizer = _new_tokenizer(symbols, unit)
+    symbols = {symbol: row for row, symbol in enumerate([*special, *sorted(found)])}
+    tokenizer = (_new_piece_tokenizer if with_pieces else _new_tokenizer)(symbols, unit)
     return Vocabulary(derive_ctc_head(tokenizer, rows=len(symbols), config_blank=0, source="the data"), normalizer)
 
 
 def _new_tokenizer(symbols: dict[str, int], unit: str) -> Any:
-    """Return the `Wav2Vec2CTCTokenizer` of a vocabulary with the special symbols of `SPECIAL`."""
+    """Return the `Wav2Vec2CTCTokenizer` of a vocabulary with the special symbols of `SPECIAL` and `DELIMITER`."""
     from transformers import Wav2Vec2CTCTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +133,12 @@ def _new_tokenizer(symbols: dict[str, int], unit: str) -> Any:
         path.write_text(json.dumps(symbols, ensure_ascii=False, indent=1), encoding="utf-8")
         more: dict[str, Any] = {UNIT: unit} if unit == "words" else {}
         return Wav2Vec2CTCTokenizer(str(path), pad_token=BLANK, word_delimiter_token=DELIMITER, **more)
+
+
+def _new_piece_tokenizer(symbols: dict[str, int], unit: str) -> Any:
+    """Return the `ParakeetTokenizer` of a vocabulary with the special symbols of `SPECIAL` and a space."""
+    more: dict[str, Any] = {UNIT: unit} if unit == "words" else {}
+    return make_piece_tokenizer(list(symbols), blank=BLANK, unknown=UNKNOWN, begin=BEGIN, end=END, **more)
 
 
 def from_head(

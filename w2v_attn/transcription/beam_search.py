@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.ctc_head import CtcHead
+from w2v_attn.checkpoints.piece_tokenizers import has_spaces_in_pieces
 from w2v_attn.transcription.kenlm import BEGIN, END, UNKNOWN, file_hash, load_flashlight, open_kenlm, read_words
 
 # For LibriSpeech in the wav2vec 2.0 paper.
@@ -60,6 +61,11 @@ class BeamSearch:
         if options.lm is None or not options.lm.is_file():
             raise ValueError(f"there is no language model {options.lm}: expected a KenLM file (decoder.lm=4-gram.arpa)")
         delimiter = head.delimiter
+        if head.has_pieces and has_spaces_in_pieces(head.symbols):
+            raise ValueError(
+                "the checkpoint's symbols are pieces with a space and letters, such as ' the': the search with a "
+                "language model needs a symbol for the space alone. Use decoder=greedy"
+            )
         if delimiter is None:
             raise ValueError("the checkpoint's vocabulary has no space between words: a language model cannot be used")
         spellings = {

@@ -76,16 +76,16 @@ class CtcRecognizer(Recognizer):
         """Return the text of stock's tokenizer, and its words with their times."""
         symbols = self._search(log_probabilities)
         best = log_probabilities.gather(-1, symbols[:, None])[:, 0]
-        decoded = self.head.tokenizer.decode(symbols.tolist(), output_char_offsets=True)
-        letters = [Letter(o["char"], int(o["start_offset"]), int(o["end_offset"])) for o in decoded.char_offsets]
+        decoded, found = self.head.decode(symbols.tolist())
+        letters = [Letter(*letter) for letter in found]
         rate = self.frame_rate()
         words = []
-        for joiner, word in split_words(self.head, decoded.text, letters):
+        for joiner, word in split_words(self.head, decoded, letters):
             first, end = word[0].start, word[-1].end
             score = round(best[first:end].exp().mean().item(), 4)
             text = "".join(letter.text for letter in word)
             words.append(Word(text, round(first / rate, 3), round(end / rate, 3), score, joiner))
-        return Transcript(decoded.text, round(best.mean().exp().item(), 4), tuple(words))
+        return Transcript(decoded, round(best.mean().exp().item(), 4), tuple(words))
 
 
 def split_words(head: CtcHead, text: str, letters: Sequence[Letter]) -> Iterator[tuple[str, list[Letter]]]:
@@ -103,10 +103,10 @@ def split_words(head: CtcHead, text: str, letters: Sequence[Letter]) -> Iterator
         for number, letter in enumerate(letters):
             yield ("" if number == 0 else " "), [letter]
         return
-    runs = list(_runs(text, letters, head.tokenizer.replace_word_delimiter_char))
+    runs = list(_runs(text, letters, head.written_delimiter))
     for joiner, run in runs:
         short = len(runs) > 1 and sum(len(letter.text) for letter in run) <= MAX_UNSPACED_WORD
-        characters = _characters(run, every=head.delimiter is None)
+        characters = _characters(run, every=not head.has_spaces)
         for piece in [run] if short else characters:
             yield joiner, piece
             joiner = ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.checksum import checkpoint_hash
-from w2v_attn.checkpoints.encoder_parts import base_encoder
+from w2v_attn.checkpoints.encoder_parts import base_encoder, model_inputs
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.dtypes import dtype_name
 from w2v_attn.encoder import ragged
@@ -126,7 +126,7 @@ class Recognizer(WaveformModel, ABC):
         """Return the output of the model, or that of its head on the frames of the packed encoder."""
         seconds = len(waveform) / self.sample_rate
         if self.long_form.kind == "full" and (seconds <= MAX_MODEL_SECONDS or not self._can_pack()):
-            return self.model(self.prepare(waveform)[None].to(self.dtype))
+            return self.model(**model_inputs(self.model, self.prepare(waveform)[None].to(self.dtype)))
         return run_on_frames(self.model, self._packed_encoder(), waveform)
 
     def _can_pack(self) -> bool:

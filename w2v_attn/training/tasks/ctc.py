@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from w2v_attn.checkpoints.ctc_head import CtcHead, derive_ctc_head, read_ctc_head
+from w2v_attn.checkpoints.ctc_head import BLANK_KEY, CtcHead, derive_ctc_head, read_ctc_head
+from w2v_attn.checkpoints.families import is_omniasr
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.tokenizers import (
     read_tokenizer,
@@ -65,7 +66,7 @@ class Ctc(Task):
         # Without words, the word error rate only says which texts are an exact match.
         if vocabulary.head.is_phonetic:
             self.best_metric = "per"
-        elif vocabulary.head.delimiter is None or _has_no_words(texts):
+        elif not vocabulary.head.has_spaces or _has_no_words(texts):
             self.best_metric = "cer"
         self.tokenizer = vocabulary.head.tokenizer
         if language is not None:
@@ -91,7 +92,8 @@ class Ctc(Task):
         if options.vocabulary == "auto" and own is not None:
             head, reason = own, "the checkpoint's, kept"
         elif options.vocabulary in ("auto", "data"):
-            made = from_texts(texts, unit=options.unit, **how)
+            pieces = checkpoint is not None and is_omniasr(checkpoint.model.config)
+            made = from_texts(texts, unit=options.unit, with_pieces=pieces, **how)
             return cls(made, head_reason=_new_head(checkpoint, cls.head, made), language=language, texts=texts)
         else:
             head = _given_head(Path(options.vocabulary).expanduser(), language)
@@ -137,7 +139,8 @@ class Ctc(Task):
         symbols, head = self.vocabulary.symbols, self.vocabulary.head
         return {
             "vocab_size": head.rows,
-            "pad_token_id": head.blank,
+            BLANK_KEY: head.blank,
+            "pad_token_id": self.tokenizer.pad_token_id if head.has_pieces else head.blank,
             "bos_token_id": symbols.get("<s>"),
             "eos_token_id": symbols.get("</s>"),
             # The defaults of transformers, sum and infinity, let long and impossible recordings dominate.
@@ -188,7 +191,7 @@ class Ctc(Task):
         return CtcRecognizer(checkpoint, self.vocabulary.head, device=device, backend=backend)
 
     def hypothesis(self, found: Transcript) -> str:
-        between = getattr(self.tokenizer, "replace_word_delimiter_char", " ")
+        between = self.vocabulary.head.written_delimiter
         text = found.text if between.isspace() or not between else found.text.replace(between, " ")
         return self.vocabulary.normalize(text)
 
