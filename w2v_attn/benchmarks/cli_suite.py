@@ -106,7 +106,7 @@ def run(
         _save_checkpoint(size, folder / "checkpoint")
         tasks = {f"{len(durations)} recordings": list(durations), "1 recording": [durations[0]]}
         for number, chosen in enumerate(tasks.values()):
-            _save_recordings(chosen, folder / f"audio{number}")
+            save_recordings(chosen, folder / f"audio{number}")
         commands = []
         for number, task in enumerate(tasks):
             commands += _commands(task, folder / "checkpoint", folder / f"audio{number}", dtype, device)
@@ -156,7 +156,7 @@ def _save_checkpoint(size: str, folder: Path) -> None:
         Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
 
 
-def _save_recordings(durations: Sequence[float], folder: Path) -> None:
+def save_recordings(durations: Sequence[float], folder: Path) -> None:
     """Write 16-bit wav files with the loudness of speech."""
     import soundfile
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import soundfile
 import torch
 from safetensors.torch import save_file
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import AutoFeatureExtractor, AutoModel
 
 SAMPLE_RATE = 16_000
 
 
 def main(checkpoint: str, audio: str, output: str, dtype: str, device: str, batch: str) -> None:
     """Write the final features of every wav file in `audio`, in batches sorted by length and padded to the longest."""
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(checkpoint)
-    model = Wav2Vec2Model.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    model = AutoModel.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     model = model.to(device).eval()  # type: ignore[arg-type]
     Path(output).mkdir(parents=True)
     paths = sorted(Path(audio).glob("*.wav"), key=lambda path: path.stat().st_size)
@@ -32,7 +32,7 @@ def main(checkpoint: str, audio: str, output: str, dtype: str, device: str, batc
         with torch.inference_mode():
             features = model(**inputs.to(device)).last_hidden_state.cpu()
         for path, wave, rows in zip(chosen, waves, features, strict=True):
-            frames = int(model._get_feat_extract_output_lengths(len(wave)))
+            frames = len(rows) if size == 1 else int(model._get_feat_extract_output_lengths(len(wave)))
             save_file({"final": rows[:frames].contiguous()}, Path(output) / f"{path.name}.safetensors")
 
 

@@ -32,15 +32,27 @@ _TINY: dict[str, Any] = {
     "intermediate_size": 64,
     "conv_dim": (32,) * 7,
 }
+
+
+def _omniasr(num_layers: int, channels: int) -> dict[str, Any]:
+    """Return the sizes of an encoder of Omnilingual ASR, which has 16 heads in all of them."""
+    return {"num_hidden_layers": num_layers, "hidden_size": channels, "intermediate_size": 4 * channels}
+
+
 # Name -> family, and the differences from the defaults of its config, which describe its base model.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("Wav2Vec2", _BASE),
     "large": ("Wav2Vec2", _LARGE),  # wav2vec2-large-lv60
     "wavlm_base": ("WavLM", _BASE),
     "wavlm_large": ("WavLM", {**_LARGE, "conv_bias": False}),
+    "omniasr_300m": ("OmniASRAudio", _omniasr(24, 1024)),
+    "omniasr_1b": ("OmniASRAudio", _omniasr(48, 1280)),
+    "omniasr_3b": ("OmniASRAudio", _omniasr(60, 2048)),
+    "omniasr_7b": ("OmniASRAudio", _omniasr(128, 2048)),
     "tiny": ("Wav2Vec2", {**_BASE, **_TINY}),
     "tiny_large": ("Wav2Vec2", {**_LARGE, **_TINY}),
     "tiny_wavlm": ("WavLM", {**_BASE, **_TINY}),
+    "tiny_omniasr": ("OmniASRAudio", _TINY),
 }
 
 

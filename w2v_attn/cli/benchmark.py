@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from w2v_attn.benchmarks import attention_suite, cli_suite, encoder_suite, long_form_suite, workload
+from w2v_attn.benchmarks import attention_suite, cli_suite, encoder_suite, long_form_suite, memory_suite, workload
 from w2v_attn.benchmarks.results import check_output, draw_encoder_report, write_json
 from w2v_attn.cli import console, values
 from w2v_attn.cli.process import DONE, need
@@ -85,6 +85,17 @@ def _cli(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     return cli_suite, cli_suite.run(size=str(config.size), durations=workload.RAGGED, dtype=str(config.dtype), **common)
 
 
+def _memory(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
+    report = memory_suite.run(
+        size=str(config.size),
+        dtype=str(config.dtype),
+        duration=values.number(config, "memory_seconds"),
+        peers=values.list_of(config, "peers"),
+        **common,
+    )
+    return memory_suite, report
+
+
 def _long_form(config: Any, common: dict[str, Any]) -> tuple[Any, Report]:
     report = long_form_suite.run(
         checkpoint=values.text(config, "checkpoint"),
@@ -112,5 +123,6 @@ MEASURED: dict[str, Callable[[Any, dict[str, Any]], tuple[Any, Report]]] = {
     "training": _training,
     "encoder": _encoder,
     "cli": _cli,
+    "memory": _memory,
     "long_form": _long_form,
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from w2v_attn.benchmarks.peers.contender import Subject, converting, library
+from w2v_attn.checkpoints.encoder_parts import model_inputs
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.encoder.encoder import Encoder
@@ -69,10 +70,10 @@ class OneByOne:
         return [self._one(waveform) for waveform in waveforms]
 
     def _one(self, waveform: Tensor) -> Tensor:
-        x = waveform[None].to(self._model.device, self._model.dtype)
+        inputs = model_inputs(self._model, waveform[None].to(self._model.device, self._model.dtype))
         if self._number is None:
-            return self._model(x).last_hidden_state[0]
-        return self._model(x, output_hidden_states=True).hidden_states[self._number][0]
+            return self._model(**inputs).last_hidden_state[0]
+        return self._model(**inputs, output_hidden_states=True).hidden_states[self._number][0]
 
 
 class Padded:
@@ -106,7 +107,8 @@ class Padded:
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
-        features = model(padded.to(model.device, model.dtype), attention_mask=mask.to(model.device)).last_hidden_state
+        inputs = model_inputs(model, padded.to(model.device, model.dtype), mask.to(model.device))
+        features = model(**inputs).last_hidden_state
         grid = Grid.of_config(model.config)
         return [rows[: grid.count_frames(len(wave))] for rows, wave in zip(features, waveforms, strict=True)]
 
@@ -129,8 +131,8 @@ class Compiled:
     @torch.no_grad()
     def run(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """See `Contender`."""
-        model = self._model
-        return [self._compiled(wave[None].to(model.device, model.dtype)).last_hidden_state[0] for wave in waveforms]
+        inputs = (wave[None].to(self._model.device, self._model.dtype) for wave in waveforms)
+        return [self._compiled(**model_inputs(self._model, one)).last_hidden_state[0] for one in inputs]
 
 
 class Torchaudio:
