@@ -16,7 +16,7 @@ from w2v_attn.checkpoints.huggingface_folder import read_config
 
 # Settings of wav2vec 2.0's convolutions over the waveform.
 CONVOLUTIONS = {"conv_dim", "conv_kernel", "conv_stride"}
-NESTED = ("audio_config", "encoder_config", "speech_config", "audio_encoder_config")
+NESTED = ("audio_config", "speech_config", "audio_encoder_config")
 
 
 def settings(config_class):
@@ -37,11 +37,15 @@ def has_convolutions(family):
         return True
     if not any(name in text for name in NESTED):
         return False
-    config = config_class()
+    try:
+        config = config_class()
+    except (TypeError, ValueError):  # it joins configs that have no defaults
+        return False
     inner = [getattr(config, name, None) for name in NESTED]
     return any(isinstance(one, PretrainedConfig) and settings(type(one)) >= CONVOLUTIONS for one in inner)
 
 
+@pytest.mark.slow
 def test_a_family_with_the_convolutions_of_wav2vec_2_is_supported_or_refused_with_a_reason():
     found = {family for family in CONFIG_MAPPING_NAMES if has_convolutions(family)}
     assert {"wav2vec2", "hubert", "wavlm", "sew", "sew-d", "speecht5", "wav2vec2-conformer"} <= found
