@@ -278,6 +278,18 @@ def test_long_forms_are_exact_for_recordings_that_are_not_long(kind, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_compiled_model_gives_the_same_and_records_the_same():
+    model = replace_attention(tiny_omniasr(), unpad=True)
+    values, _ = a_batch()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        theirs = run(model, values, output_hidden_states=True)
+        ours = compiled(values[:, None], output_hidden_states=True)
+    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, rtol=0, atol=1e-5)
+    assert len(ours.hidden_states) == len(theirs.hidden_states) == 4
+
+
+@pytest.mark.slow
 def test_five_minutes_in_one_piece_are_stocks_output_on_the_whole_recording(tmp_path):
     """Of the widths of 300M, with one block: the others are the same code."""
     theirs = tiny_omniasr(

@@ -155,7 +155,7 @@ def read_preprocessor(folder: Path, family: str) -> Preprocessor:
         return Preprocessor(16_000, True, epsilon, "the family's default: there is no preprocessor config")
     try:
         values, _ = Wav2Vec2FeatureExtractor.get_feature_extractor_dict(str(folder))
-        extractor = Wav2Vec2FeatureExtractor.from_dict(values)
+        extractor: Any = Wav2Vec2FeatureExtractor.from_dict(values)
     except Exception as error:  # a number may be any JSON value
         raise CheckpointError(f"the preprocessor config of {folder} is not valid: {first_line(error)}") from error
     rate, normalize = extractor.sampling_rate, extractor.do_normalize

@@ -228,11 +228,16 @@ class UnpaddedAudioModel(UnpaddedEncoder):
             output_attention_mask: Whether the output has the mask of the frames, int32 [B, T], if there is a mask.
             **kwargs: Passed to the blocks, and to what records their outputs.
         """
-        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
-
-        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs  # it is by the name of the class, which has changed
+        if not torch.compiler.is_compiling():
+            self.register_outputs()  # for copies in other processes
         run = self._forward_recorded if self._packs() else super(UnpaddedEncoder, self).forward  # type: ignore[misc]
         return run(input_values, padding_mask=padding_mask, output_attention_mask=output_attention_mask, **kwargs)
+
+    def register_outputs(self: Any) -> None:
+        """Tell transformers what it can record: it knows classes by their full name, and this one has changed."""
+        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs
 
     @merge_with_config_defaults
     @capture_outputs
@@ -419,6 +424,8 @@ def unpad_encoders(model: nn.Module) -> None:
     for encoder in encoders:
         if unsupported_reason(encoder) is None:
             patch_module(encoder, next(ours for ours in _ENCODERS if _is_stock(encoder, ours)))
+            if isinstance(encoder, UnpaddedAudioModel):
+                encoder.register_outputs()
             for module in encoder.modules():
                 for ours in (UnpaddedBlock, FusedFeedForward):
                     if _is_stock(module, ours):
