@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from w2v_attn import load_encoder
 from w2v_attn.benchmarks import (
     attention_suite,
     cli_suite,
     encoder_suite,
     measurement,
+    memory_suite,
     transformers_loop,
     workload,
 )
 from w2v_attn.benchmarks.measurement import peak_bytes_of, seconds_of
 from w2v_attn.benchmarks.peers import contender, pytorch_peers, registry
+from w2v_attn.checkpoints.loading import load_checkpoint
 from w2v_attn.cli import app
 from w2v_attn.encoder.cost import operations
 
@@ -395,6 +398,32 @@ def test_the_error_of_a_failed_command_has_its_output():
     for timed in (seconds_of, peak_bytes_of):
         with pytest.raises(ValueError, match=r"ended with code 3: no such thing"):
             timed([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"])
+
+
+# -------------------------------------------------------------------------------------------------- suite=memory
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny_large", "tiny_wavlm", "tiny_omniasr"])
+def test_a_checkpoint_that_is_written_in_shards_is_whole(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_suite, "SHARD_BYTES", 50_000)
+    parameters = memory_suite.save_random_checkpoint(size, tmp_path, torch.bfloat16)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    checkpoint = load_checkpoint(tmp_path, dtype="bfloat16")
+    assert checkpoint.missing == checkpoint.unexpected == ()
+    assert sum(parameter.numel() for parameter in checkpoint.model.parameters()) == parameters
+    features = load_encoder(tmp_path).extract(torch.randn(8000))["final"]
+    assert bool(features.isfinite().all())
+
+
+@pytest.mark.slow
+def test_memory_is_measured_for_each_dtype_on_the_disk(call):
+    code, _, err = call("benchmark", "suite=memory", "size=tiny_omniasr", "dtype=bfloat16", "output=memory.json")
+    assert code == 0, err
+    figures = json.loads(Path("memory.json").read_text())["figures"]
+    assert [(f["command"].split()[0], f["stored"]) for f in figures] == [
+        (command, stored) for stored in ("bfloat16", "float32") for command in ("w2v-attn", "transformers")
+    ]
+    assert all(f["peak_mib"] is None or f["ratio"] == pytest.approx(f["peak_mib"] / f["weights_mib"]) for f in figures)
 
 
 def test_wider_windows_and_chunks_are_closer_to_full_attention(call):

@@ -16,7 +16,7 @@ from w2v_attn.encoder import ragged, weight_memory
 from w2v_attn.encoder.weight_memory import linear_weights
 from w2v_attn.ops import gemm
 
-STYLES = ("wav2vec2-group", "wav2vec2-layer", "wavlm-layer")
+STYLES = ("wav2vec2-group", "wav2vec2-layer", "wavlm-layer", "omniasr")
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 

@@ -226,7 +226,7 @@ def test_masking_takes_the_minimum_of_the_config(family, least):
 def of_silent_checkpoint(regularization, config=None):
     """A model that is built from a checkpoint whose config masks nothing, though it has probabilities."""
     stock = tiny_model("wav2vec2-layer", "ForCTC", apply_spec_augment=False, mask_time_prob=0.5)
-    checkpoint = None if config else Checkpoint(stock, "here", Path(), (), (), 16_000, True, "said")
+    checkpoint = None if config else Checkpoint(stock, "here", Path(), (), (), 16_000, True, 1e-7, "said")
     recipe = Recipe(
         task=CtcOptions(),
         data=DataOptions(train="x"),

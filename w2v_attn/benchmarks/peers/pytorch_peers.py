@@ -11,6 +11,7 @@ from torch import Tensor
 from w2v_attn.benchmarks.peers.contender import Subject, converting, library
 from w2v_attn.checkpoints.encoder_parts import model_inputs
 from w2v_attn.checkpoints.loading import Checkpoint
+from w2v_attn.checkpoints.processor_files import WAV2VEC2_EPSILON
 from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.encoder.encoder import Encoder
 from w2v_attn.encoder.packed_waveforms import Grid
@@ -36,6 +37,7 @@ class Ours:
             unexpected=(),
             sample_rate=SAMPLE_RATE,
             do_normalize=False,
+            normalize_epsilon=WAV2VEC2_EPSILON,
             normalize_source="the benchmark",
         )
         self._encoder = Encoder(checkpoint, device=subject.device)
