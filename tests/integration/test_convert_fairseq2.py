@@ -10,6 +10,7 @@ from conftest import LAYER_NORM, TINY, tiny_model
 from fairseq2_files import PIECES, in_fairseq2, write_fairseq2, write_sentencepiece
 
 from w2v_attn import load_encoder
+from w2v_attn.checkpoints import hub
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
 from w2v_attn.checkpoints.convert.fairseq2_checkpoint import read_fairseq2
@@ -266,6 +267,31 @@ def test_the_folder_of_a_training_is_read_with_what_belongs_to_it(tmp_path):
     (shard.parent / "sdp_01.pt").write_bytes(shard.read_bytes())
     with pytest.raises(CheckpointError, match="2 shards"):
         load_checkpoint(step)
+
+
+def test_a_folder_and_a_hub_repository_with_one_file_are_that_file(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    theirs = with_ctc()
+    path = write_fairseq2(in_fairseq2(theirs), tmp_path / "snapshot" / "omniASR-CTC-300M.pt")
+    write_sentencepiece(path.parent / "omniASR_tokenizer.model")
+    (path.parent / "README.md").write_text("a card")
+    assert load_checkpoint(path.parent, with_head=True).format == "fairseq2 CTC"
+    asked = []
+
+    def download(hub_id, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(path.parent)
+
+    monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: [file.name for file in path.parent.iterdir()]
+    )
+    loaded = load_checkpoint("facebook/omniASR-CTC-300M", with_head=True, as_wav2vec2=True)
+    assert_same(loaded.model, theirs, without=("masked_spec_embed",))
+    assert (loaded.folder / "vocab.json").is_file()
+    assert asked == ["*.pt", "*.model", "*.yaml"]
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
