@@ -18,6 +18,7 @@ from w2v_attn.checkpoints.convert.raw_checkpoint import make_config
 from w2v_attn.checkpoints.convert.sentencepiece_model import make_tokenizer, read_sentencepiece
 from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 CONTRAST = {"num_codevectors_per_group": 7, "codevector_dim": 6, "proj_codevector_dim": 5}
 
@@ -337,6 +338,21 @@ def test_a_ctc_checkpoint_becomes_a_folder_that_stock_transcribes_with(tmp_path)
     assert processor.tokenizer.decode([0, 6, 6, 0, 6, 5, 4, 4, 0, 8]) == "tte ñ"
     assert processor.tokenizer("e ñ").input_ids == [5, 4, 8]
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
+
+
+def test_the_file_and_its_folders_of_both_forms_give_the_same_text(tmp_path, speech):
+    path = write_fairseq2(in_fairseq2(with_ctc()), tmp_path / "ctc.pt")
+    write_sentencepiece(tmp_path / "omniASR_tokenizer.model")
+    export_checkpoint(load_checkpoint(path, with_head=True), tmp_path / "omniasr")
+    loaded = load_checkpoint(path, with_head=True, as_wav2vec2=True)
+    export_checkpoint(loaded, tmp_path / "wav2vec2", format="wav2vec2")
+    said = [
+        load_recognizer(checkpoint).recognize(speech[0]).text
+        for checkpoint in (path, tmp_path / "omniasr", tmp_path / "wav2vec2")
+    ]
+    assert said[0]
+    # Stock's Wav2Vec2CTCTokenizer writes the unknown symbol, which OmniASR's processor leaves out.
+    assert [text.replace("<unk>", "") for text in said] == said[:1] * 3
 
 
 def test_the_character_of_the_word_delimiter_gets_another_name(tmp_path):
