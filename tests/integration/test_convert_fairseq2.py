@@ -10,6 +10,7 @@ from conftest import LAYER_NORM, TINY, tiny_model
 from fairseq2_files import PIECES, in_fairseq2, write_fairseq2, write_sentencepiece
 
 from w2v_attn import load_encoder
+from w2v_attn.checkpoints import hub
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError
 from w2v_attn.checkpoints.convert.detect import read_raw_checkpoint
 from w2v_attn.checkpoints.convert.fairseq2_checkpoint import read_fairseq2
@@ -17,6 +18,7 @@ from w2v_attn.checkpoints.convert.raw_checkpoint import make_config
 from w2v_attn.checkpoints.convert.sentencepiece_model import make_tokenizer, read_sentencepiece
 from w2v_attn.checkpoints.export import export_checkpoint
 from w2v_attn.checkpoints.loading import load_checkpoint
+from w2v_attn.transcription.load_recognizer import load_recognizer
 
 CONTRAST = {"num_codevectors_per_group": 7, "codevector_dim": 6, "proj_codevector_dim": 5}
 
@@ -268,6 +270,31 @@ def test_the_folder_of_a_training_is_read_with_what_belongs_to_it(tmp_path):
         load_checkpoint(step)
 
 
+def test_a_folder_and_a_hub_repository_with_one_file_are_that_file(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    theirs = with_ctc()
+    path = write_fairseq2(in_fairseq2(theirs), tmp_path / "snapshot" / "omniASR-CTC-300M.pt")
+    write_sentencepiece(path.parent / "omniASR_tokenizer.model")
+    (path.parent / "README.md").write_text("a card")
+    assert load_checkpoint(path.parent, with_head=True).format == "fairseq2 CTC"
+    asked = []
+
+    def download(hub_id, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(path.parent)
+
+    monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: [file.name for file in path.parent.iterdir()]
+    )
+    loaded = load_checkpoint("facebook/omniASR-CTC-300M", with_head=True, as_wav2vec2=True)
+    assert_same(loaded.model, theirs, without=("masked_spec_embed",))
+    assert (loaded.folder / "vocab.json").is_file()
+    assert asked == ["*.pt", "*.model", "*.yaml"]
+
+
 # ------------------------------------------------------------------------------------------------ tokenizers
 
 
@@ -311,6 +338,21 @@ def test_a_ctc_checkpoint_becomes_a_folder_that_stock_transcribes_with(tmp_path)
     assert processor.tokenizer.decode([0, 6, 6, 0, 6, 5, 4, 4, 0, 8]) == "tte ñ"
     assert processor.tokenizer("e ñ").input_ids == [5, 4, 8]
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
+
+
+def test_the_file_and_its_folders_of_both_forms_give_the_same_text(tmp_path, speech):
+    path = write_fairseq2(in_fairseq2(with_ctc()), tmp_path / "ctc.pt")
+    write_sentencepiece(tmp_path / "omniASR_tokenizer.model")
+    export_checkpoint(load_checkpoint(path, with_head=True), tmp_path / "omniasr")
+    loaded = load_checkpoint(path, with_head=True, as_wav2vec2=True)
+    export_checkpoint(loaded, tmp_path / "wav2vec2", format="wav2vec2")
+    said = [
+        load_recognizer(checkpoint).recognize(speech[0]).text
+        for checkpoint in (path, tmp_path / "omniasr", tmp_path / "wav2vec2")
+    ]
+    assert said[0]
+    # Stock's Wav2Vec2CTCTokenizer writes the unknown symbol, which OmniASR's processor leaves out.
+    assert [text.replace("<unk>", "") for text in said] == said[:1] * 3
 
 
 def test_the_character_of_the_word_delimiter_gets_another_name(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from w2v_attn.checkpoints.checkpoint_error import CheckpointError, first_line
-from w2v_attn.checkpoints.unusable_files import PEFT_WEIGHT_FILES, WEIGHT_FILES, check_folder
+from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG, PEFT_WEIGHT_FILES, WEIGHT_FILES, check_folder
 
 EXAMPLE_ID = "facebook/wav2vec2-base"
 
@@ -94,7 +94,12 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
 
 
 def _wanted(files: list[str]) -> list[str]:
-    """Return the patterns of configs, vocabularies and one format of the weights, without other frameworks' copies."""
+    """Return the patterns of configs, vocabularies and one format of the weights, without other frameworks' copies.
+
+    A repository without config.json may have one file of fairseq2 (.pt) and its SentencePiece tokenizer.
+    """
+    if not {CONFIG, PEFT_CONFIG} & set(files) and len([name for name in files if name.endswith(".pt")]) == 1:
+        return ["*.pt", "*.model", "*.yaml"]
     found = [next((name for name in names if name in files), None) for names in (WEIGHT_FILES, PEFT_WEIGHT_FILES)]
     return ["*.json", "*.txt", *(_shards(name) for name in found if name is not None)]
 

@@ -44,7 +44,7 @@ from w2v_attn.checkpoints.processor_files import (
     write_processor_files,
 )
 from w2v_attn.checkpoints.tokenizers import target_language
-from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG
+from w2v_attn.checkpoints.unusable_files import CONFIG, PEFT_CONFIG, single_file
 from w2v_attn.dtypes import DTYPES
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,11 @@ def load_checkpoint(
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     raw = read_raw_checkpoint(checkpoint, as_wav2vec2=as_wav2vec2)
+    folder = None
+    if raw is None and not isinstance(checkpoint, nn.Module):
+        folder = locate(checkpoint, revision)
+        if single_file(folder) is not None:  # a hub id of a fairseq2 file
+            raw = read_raw_checkpoint(folder, as_wav2vec2=as_wav2vec2)
     if as_wav2vec2 and (raw is None or not raw.format.startswith("fairseq2")):
         raise CheckpointError(
             f"{checkpoint} is not converted to Wav2Vec2 classes: expected a fairseq2 file of Omnilingual ASR (.pt)"
@@ -133,9 +138,9 @@ def load_checkpoint(
     if raw is not None:
         _check_no_base(base_model, raw.source)
         return _convert(raw, language, dtype, with_head)
+    assert folder is not None
     assert not isinstance(checkpoint, nn.Module)
     source = os.fspath(checkpoint)
-    folder = locate(source, revision)
     if is_peft_folder(folder):
         return _merge(source, folder, language=language, base_model=base_model, dtype=dtype, with_head=with_head)
     _check_no_base(base_model, source)
@@ -278,6 +283,8 @@ def _load_base(
         if raw is not None:
             return _convert(raw, language, "float32", with_head), named
         place = locate(named, revision)
+        if single_file(place) is not None and (raw := read_raw_checkpoint(place)) is not None:
+            return _convert(raw, language, "float32", with_head), named
         options: dict[str, Any] = {"language": language, "dtype": "float32", "with_head": with_head}
         is_above = place.resolve() in {above.folder.resolve() for above in adapters}
         if is_above and not is_complete(place):

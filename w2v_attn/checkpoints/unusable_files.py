@@ -63,6 +63,8 @@ def check_folder(folder: Path) -> None:
                 f"{' or '.join(PEFT_WEIGHT_FILES)}{_instead(folder, names)}"
             )
     elif CONFIG not in names:
+        if single_file(folder) is not None:
+            return
         found = ", ".join(names[:8]) or "nothing"
         raise CheckpointError(
             f"{folder} is a folder without config.json (it contains: {found}){_instead(folder, names)}. Expected a "
@@ -75,6 +77,12 @@ def check_folder(folder: Path) -> None:
         )
     for name in weight_files(folder, names):
         check_pointer(folder / name)
+
+
+def single_file(folder: Path) -> Path | None:
+    """Return the only `.pt` file of a folder without config.json, as in hub repositories of fairseq2; None: another."""
+    files = [] if (folder / CONFIG).is_file() or (folder / PEFT_CONFIG).is_file() else list(folder.glob("*.pt"))
+    return files[0] if len(files) == 1 else None
 
 
 def has_any(names: Iterable[str], wanted: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from w2v_attn.checkpoints.convert import pickles
 from w2v_attn.checkpoints.convert import torchaudio_checkpoint as torchaudio
 from w2v_attn.checkpoints.convert.raw_checkpoint import RawCheckpoint
 from w2v_attn.checkpoints.convert.sentencepiece_model import is_sentencepiece
-from w2v_attn.checkpoints.unusable_files import check_file
+from w2v_attn.checkpoints.unusable_files import check_file, single_file
 
 
 def read_raw_checkpoint(
@@ -40,7 +40,7 @@ def read_raw_checkpoint(
     path = Path(os.path.expanduser(os.fspath(checkpoint)))
     if os.path.isdir(path) and torchaudio.is_torchaudio_folder(path):
         path = path / torchaudio.WEIGHTS
-    elif os.path.isdir(path) and (file := fairseq2.training_file(path)) is not None:
+    elif os.path.isdir(path) and (file := single_file(path) or fairseq2.training_file(path)) is not None:
         path = file
     elif not os.path.isfile(path):
         return None
