@@ -299,6 +299,7 @@ def _finish(
         model_folder.save_card(
             output,
             task,
+            config=audio.model.config,
             started_from=audio.source,
             language=audio.language,
             report=report,
