@@ -103,8 +103,8 @@ def load_recognizer(
             return classifier(loaded, problem_type=problem_type, threshold=threshold, **options)
     if _decodes_with_language_model(loaded):
         raise CheckpointError(
-            f"{loaded.source} writes text with a language model as decoder, which is not supported: only its encoder is "
-            "used, for features and fine-tuning. To transcribe, use the CTC variant of the checkpoint, such as "
+            f"{loaded.source} writes text with a language model as decoder, which is not supported: only its encoder "
+            "is used, for features and fine-tuning. To transcribe, use the CTC variant of the checkpoint, such as "
             "hf-audio/omniasr-ctc-300m-v2, or omniASR-CTC-….pt of fairseq2"
         )
     named = ", ".join(map(str, loaded.model.config.architectures or ()))
