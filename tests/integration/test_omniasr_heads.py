@@ -246,6 +246,31 @@ def test_the_head_of_a_checkpoint_is_kept_with_its_tokenizer(ctc_folder, speech,
     assert symbols[0] == symbols[1]
 
 
+def test_another_vocabulary_replaces_the_head_of_a_checkpoint(ctc_folder, speech, tmp_path):
+    asked = recipe(ctc_folder, CtcOptions(vocabulary="data"), training={"max_steps": 1})
+    finetuning.finetune(asked, tmp_path / "out")
+    processor = check_stock_reads(tmp_path / "out", speech)
+    assert processor.tokenizer.pad_token_id == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == len(processor.tokenizer) != len(omniasr_tokenizer())
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_an_adapter_of_peft_is_merged_into_its_base(ctc_folder, speech, tmp_path, with_head):
+    peft = pytest.importorskip("peft")
+    stock = transformers.OmniASRForCTC.from_pretrained(ctc_folder).eval()
+    options = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["ctc_head"], "init_lora_weights": False}
+    adapted = peft.get_peft_model(stock, peft.LoraConfig(r=2, **options)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load_checkpoint(tmp_path / "adapter", base_model=ctc_folder, with_head=with_head).model
+    values = speech[0][None, None]
+    with torch.no_grad():
+        theirs = adapted(values).logits if with_head else adapted.get_base_model().model(values).last_hidden_state
+        found = ours(values)
+    found = found.logits if with_head else found.last_hidden_state
+    torch.testing.assert_close(found, theirs, rtol=0, atol=1e-4)
+
+
 def test_words_are_symbols_where_asked(audio_folder, speech, tmp_path):
     finetuning.finetune(recipe(audio_folder, CtcOptions(unit="words"), training={"max_steps": 2}), tmp_path / "out")
     processor = check_stock_reads(tmp_path / "out", speech)
