@@ -33,7 +33,6 @@ def wav2vec2_config(config: Any) -> Any:
 
     return Wav2Vec2Config(
         **{name: getattr(config, name) for name in SAME},
-        num_feat_extract_layers=len(config.conv_dim),
         feat_extract_norm="layer",
         feat_extract_activation=config.hidden_act,
         feat_proj_dropout=0.0,

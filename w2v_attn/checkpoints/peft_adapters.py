@@ -27,6 +27,9 @@ DORA = re.compile(r"(lora_magnitude_vector)\.weight$")
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
 # The modules of an encoder without a head.
 ENCODER = ("feature_extractor", "feature_projection", "encoder", "adapter", "masked_spec_embed")
+ENCODER += ("subsampling", "encode_positions", "layers")  # of OmniASR
+# The encoder inside the base model of OmniASR with a head.
+AUDIO_TOWER = "audio_tower"
 INSTALL = "pip install 'w2v_attn[finetune]'"
 
 
@@ -142,7 +145,7 @@ def adapted_class(adapter: PeftAdapter, config: Any, stock: Any) -> Any:
     named = getattr(transformers, adapter.class_name or "", None)
     if named is not None and getattr(named, "config_class", None) is type(config):
         return named
-    if adapter.head("lm_head.weight") is not None:
+    if adapter.head("lm_head.weight") is not None or adapter.head("ctc_head.weight") is not None:
         return transformers.MODEL_FOR_CTC_MAPPING[type(config)]
     if adapter.head("classifier.weight") is not None:
         return transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)]
@@ -153,7 +156,7 @@ def fit_head(adapter: PeftAdapter, config: Any, model_class: type) -> None:
     """Give a config the sizes of the head that comes with an adapter, in place."""
     sizes = {"classifier": "num_labels", "projector": "classifier_proj_size"}
     if model_class.__name__.endswith("ForCTC"):
-        sizes = {"lm_head": "vocab_size"}
+        sizes = {"lm_head": "vocab_size", "ctc_head": "vocab_size"}
     for module, key in sizes.items():
         weight = adapter.head(f"{module}.weight")
         if weight is not None and getattr(config, key) != len(weight):
@@ -221,9 +224,14 @@ def merge_peft_adapter(adapter: PeftAdapter, model: Any, prefix: str) -> Any:
     # Its names are those of a model with a head: the encoder gets its place in a module without one.
     whole = nn.Module()
     whole.config = model.config
-    setattr(whole, prefix, model)
+    nested = any(name.startswith(f"{PREFIX}{prefix}.{AUDIO_TOWER}.") for name in adapter.tensors)
+    base = nn.Module() if nested else model
+    setattr(whole, prefix, base)
+    if nested:
+        setattr(base, AUDIO_TOWER, model)
     mine = {name: t for name, t in adapter.tensors.items() if _first(name) in (prefix, None)}
-    return getattr(_merge(adapter, mine, whole), prefix)
+    merged = getattr(_merge(adapter, mine, whole), prefix)
+    return getattr(merged, AUDIO_TOWER) if nested else merged
 
 
 def _first(name: str) -> str | None:

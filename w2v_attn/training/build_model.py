@@ -7,7 +7,7 @@ from typing import Any
 from w2v_attn.checkpoints.adapters import reset_adapters
 from w2v_attn.checkpoints.ctc_head import BLANK_KEY
 from w2v_attn.checkpoints.encoder_parts import base_encoder, encoder_config
-from w2v_attn.checkpoints.families import FAMILIES, is_installed, is_omniasr, not_installed, supported_families
+from w2v_attn.checkpoints.families import FAMILIES, is_omniasr, supported_families
 from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.pooled_classifiers import pooled_class
 from w2v_attn.patching.replace import replace_attention
@@ -89,8 +89,6 @@ def _new_config(recipe: Recipe, task: Task, regularization: dict[str, Any]) -> A
         raise ValueError(
             f"model.config.model_type is {family!r}; to train from random weights choose one of {supported_families()}"
         )
-    if not is_installed(family):
-        raise ValueError(not_installed(family))
     try:
         config = AutoConfig.for_model(family, **values)
     except Exception as error:  # configs validate their fields with exceptions of many kinds

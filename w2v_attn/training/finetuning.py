@@ -15,10 +15,9 @@ from w2v_attn import __version__
 from w2v_attn.checkpoints.adapters import EXAMPLE_ID, has_adapters
 from w2v_attn.checkpoints.checkpoint_error import first_line
 from w2v_attn.checkpoints.encoder_parts import count_frames, encoder_config
-from w2v_attn.checkpoints.families import is_omniasr
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
-from w2v_attn.checkpoints.processor_files import OMNIASR_EPSILON, WAV2VEC2_EPSILON
+from w2v_attn.checkpoints.processor_files import WAV2VEC2_EPSILON
 from w2v_attn.corpus.listing import list_recordings
 from w2v_attn.corpus.rows import Row
 from w2v_attn.corpus.splits import Splits, make_splits
@@ -29,6 +28,7 @@ from w2v_attn.training.build_model import build_model
 from w2v_attn.training.callbacks import SilentListener, TrainingListener
 from w2v_attn.training.evaluation import measure, predict
 from w2v_attn.training.metrics import finite
+from w2v_attn.training.omniasr_heads import random_encoder
 from w2v_attn.training.options import DataOptions, Recipe
 from w2v_attn.training.preflight import (
     DataScan,
@@ -174,7 +174,8 @@ def list_splits(options: DataOptions, seed: int) -> Splits:
 
 def _load(recipe: Recipe) -> Checkpoint | None:
     if recipe.checkpoint is None:
-        return None
+        is_omniasr = str(recipe.config.get("model_type")).startswith("omniasr")
+        return random_encoder(recipe.config, recipe.seed) if is_omniasr else None
     if not recipe.training.new_adapters:
         return load_checkpoint(
             recipe.checkpoint,
@@ -198,8 +199,8 @@ def _starting_point(recipe: Recipe, task: Task, checkpoint: Checkpoint | None) -
     model = build_model(recipe, task, checkpoint)
     if checkpoint is not None:
         return dataclasses.replace(checkpoint, model=model)
-    epsilon = OMNIASR_EPSILON if is_omniasr(model.config) else WAV2VEC2_EPSILON
-    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, epsilon, "the family's default")
+    default = "the family's default"
+    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, WAV2VEC2_EPSILON, default)
 
 
 def _augmentation(recipe: Recipe, sample_rate: int) -> Augmentation:
@@ -299,6 +300,7 @@ def _finish(
         model_folder.save_card(
             output,
             task,
+            config=audio.model.config,
             started_from=audio.source,
             language=audio.language,
             report=report,

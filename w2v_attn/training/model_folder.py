@@ -10,6 +10,7 @@ from typing import Any
 
 from w2v_attn.checkpoints import pooled_classifiers
 from w2v_attn.checkpoints.adapters import ADAPTER_FILES, save_adapter
+from w2v_attn.checkpoints.families import is_omniasr
 from w2v_attn.checkpoints.huggingface_folder import quiet_transformers
 from w2v_attn.checkpoints.processor_files import feature_extractor_for, processor_for
 from w2v_attn.checkpoints.tokenizers import has_vocabulary
@@ -113,6 +114,7 @@ def save_card(
     folder: Path,
     task: Task,
     *,
+    config: Any,
     started_from: str,
     language: str | None = None,
     report: Iterable[tuple[str, str]],
@@ -122,8 +124,6 @@ def save_card(
     version: str,
 ) -> None:
     """Write the model card: usage, results, training data and recipe."""
-    pipeline = task.pipeline
-    trust = "" if task.pooling == "mean" else ", trust_remote_code=True"
     rows = [
         f"| {split} | {name} | {value:.4f} |" for split, measured in metrics.items() for name, value in measured.items()
     ]
@@ -131,7 +131,7 @@ def save_card(
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {pipeline}",
+        f"pipeline_tag: {task.pipeline}",
         "tags: [speech, w2v_attn]",
         "---",
         "",
@@ -140,9 +140,7 @@ def save_card(
         f"Fine-tuned from `{started_from}` with w2v_attn {version}. It loads without w2v_attn:",
         "",
         "```python",
-        "from transformers import pipeline",
-        "",
-        f'pipeline("{pipeline}", "{folder.name}"{trust})("recording.wav"{task.pipeline_arguments})',
+        *_usage_lines(folder, task, config),
         "```",
         "",
         *task.card_lines(),
@@ -169,6 +167,26 @@ def save_card(
         "",
     ]
     (folder / CARD).write_text("\n".join(lines), encoding="utf-8", errors="replace")
+
+
+def _usage_lines(folder: Path, task: Task, config: Any) -> list[str]:
+    """Return lines of Python that use the model without this package."""
+    if is_omniasr(config):  # pipelines of transformers 5.24 do not run it
+        return [
+            "import soundfile",
+            "from transformers import AutoModelForCTC, AutoProcessor",
+            "",
+            f'processor, model = (cls.from_pretrained("{folder.name}") for cls in (AutoProcessor, AutoModelForCTC))',
+            'waveform, rate = soundfile.read("recording.wav")  # mono, 16 kHz',
+            "symbols = model.eval().generate(**processor(waveform, sampling_rate=rate))",
+            "processor.batch_decode(symbols, skip_special_tokens=True)",
+        ]
+    trust = "" if task.pooling == "mean" else ", trust_remote_code=True"
+    return [
+        "from transformers import pipeline",
+        "",
+        f'pipeline("{task.pipeline}", "{folder.name}"{trust})("recording.wav"{task.pipeline_arguments})',
+    ]
 
 
 def _adapter_lines(folder: Path, task: Task, started_from: str, language: str | None) -> list[str]:

@@ -5,13 +5,17 @@ a Wav2Vec2 encoder with the same features.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from w2v_attn.checkpoints.encoder_parts import encoder_config
-from w2v_attn.checkpoints.families import is_omniasr
+from w2v_attn.checkpoints.families import is_installed, is_omniasr, not_installed
+from w2v_attn.checkpoints.loading import Checkpoint
 from w2v_attn.checkpoints.omniasr_as_wav2vec2 import wav2vec2_config, wav2vec2_weights
+from w2v_attn.checkpoints.processor_files import OMNIASR_EPSILON
 
 
 def head_config(config: Any, head: str) -> Any:
@@ -29,6 +33,31 @@ def head_config(config: Any, head: str) -> Any:
     from transformers import OmniASRCTCConfig
 
     return OmniASRCTCConfig(audio_config=audio.to_dict(), initializer_range=audio.initializer_range)
+
+
+def random_encoder(values: dict[str, Any], seed: int) -> Checkpoint:
+    """Return an encoder with random weights, to be trained like one of a checkpoint without a head.
+
+    Args:
+        values: model.config: the model_type and values of its config in transformers.
+        seed: Of the weights.
+
+    Raises:
+        ValueError: The installed transformers does not have the family, or rejects the values.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    family = values["model_type"]
+    if not is_installed(family):
+        raise ValueError(not_installed(family))
+    try:
+        config = AutoConfig.for_model(family, **{key: value for key, value in values.items() if key != "model_type"})
+    except Exception as error:  # configs validate their fields with exceptions of many kinds
+        raise ValueError(f"model.config is not valid: {error}") from error
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(encoder_config(config)).eval()
+    default = "the family's default"
+    return Checkpoint(model, "random weights", Path(), (), (), 16_000, True, OMNIASR_EPSILON, default)
 
 
 def encoder_weights(encoder: Any, config: Any) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from w2v_attn.checkpoints.classification_heads import (
     joined,
 )
 from w2v_attn.checkpoints.ctc_head import CtcHead, read_ctc_head
+from w2v_attn.checkpoints.families import WITH_LANGUAGE_MODEL
+from w2v_attn.checkpoints.json_object import read_json
 from w2v_attn.checkpoints.loading import Checkpoint, load_checkpoint
 from w2v_attn.checkpoints.processor_lm import FOLDER, check_labels, has_processor_lm, read_processor_lm
 from w2v_attn.encoder.long_form import LongForm
@@ -99,6 +101,12 @@ def load_recognizer(
     for suffix, classifier in classifiers.items():
         if architecture.endswith(suffix):
             return classifier(loaded, problem_type=problem_type, threshold=threshold, **options)
+    if _decodes_with_language_model(loaded):
+        raise CheckpointError(
+            f"{loaded.source} writes text with a language model as decoder, which is not supported: only its encoder "
+            "is used, for features and fine-tuning. To transcribe, use the CTC variant of the checkpoint, such as "
+            "hf-audio/omniasr-ctc-300m-v2, or omniASR-CTC-….pt of fairseq2"
+        )
     named = ", ".join(map(str, loaded.model.config.architectures or ()))
     is_foreign = named not in ("", architecture)
     other = f" (its config.json names {named}, which transformers does not have)" if is_foreign else ""
@@ -106,6 +114,13 @@ def load_recognizer(
         f"{loaded.source} is a {architecture}{other}, which gives neither text nor a label. Use a fine-tuned "
         f"checkpoint, …ForCTC, …{CLASSIFIER}, …{FRAME_CLASSIFIER} or …{X_VECTOR}, such as facebook/wav2vec2-base-960h"
     )
+
+
+def _decodes_with_language_model(loaded: Checkpoint) -> bool:
+    """Return whether a checkpoint has a language model after its encoder, of which nothing is loaded."""
+    config = loaded.folder / "config.json"
+    family = read_json(config).get("model_type") if config.is_file() else None
+    return family in WITH_LANGUAGE_MODEL or "LLM" in loaded.format
 
 
 def notes_on(recognizer: Recognizer) -> Iterator[str]:
