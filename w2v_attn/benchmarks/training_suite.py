@@ -17,6 +17,7 @@ import torch
 
 from w2v_attn.benchmarks.measurement import peak_bytes, seconds, steady_allocator
 from w2v_attn.benchmarks.results import run_environment
+from w2v_attn.checkpoints.processor_files import WAV2VEC2_EPSILON
 from w2v_attn.encoder.cost import SAMPLE_RATE
 from w2v_attn.patching.replace import replace_attention, restore_attention
 from w2v_attn.training.callbacks import SilentListener
@@ -204,7 +205,13 @@ def _trainer(
         task=CtcOptions(), data=DataOptions(train=""), checkpoint=None, device=device_name, training=TrainingOptions()
     )
     recordings = SpeechDataset(
-        [], task, Augmentation(AugmentationOptions(), SAMPLE_RATE), sample_rate=SAMPLE_RATE, do_normalize=True, seed=0
+        [],
+        task,
+        Augmentation(AugmentationOptions(), SAMPLE_RATE),
+        sample_rate=SAMPLE_RATE,
+        do_normalize=True,
+        epsilon=WAV2VEC2_EPSILON,
+        seed=0,
     )
     trainer = SpeechTrainer(
         model,

@@ -199,7 +199,7 @@ def _name_job(command: str, words: Sequence[str], arguments: "Arguments") -> boo
     in_sweep = settings.mode == RunMode.MULTIRUN
     flags = [flag for flag in arguments.flags if flag not in ("-m", "--multirun")]
     # Not resolved: reading an entry would remove the backslash before the literal ${ of a name.
-    overrides = OmegaConf.to_container(settings.overrides.task, resolve=False) if in_sweep else words
+    overrides: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
     sys.argv = [f"w2v-attn {command}", *((*flags, *overrides) if in_sweep else words)]
     return in_sweep
 
