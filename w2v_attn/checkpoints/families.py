@@ -21,7 +21,7 @@ FAMILIES = {
     "sew": ("transformers.models.sew.modeling_sew", "SEWAttention"),
 }
 # Families that not all supported versions of transformers have -> the first version that has them.
-FIRST_VERSIONS = dict.fromkeys(("omniasr_audio", "omniasr_ctc", "omniasr"), "5.24")
+FIRST_VERSIONS: dict[str, str] = dict.fromkeys(("omniasr_audio", "omniasr_ctc", "omniasr"), "5.24")
 # Families whose models have a language model after the encoder: only the encoder is ever loaded.
 WITH_LANGUAGE_MODEL = frozenset({"omniasr"})
 
