@@ -246,6 +246,7 @@ def test_the_head_of_a_checkpoint_is_kept_with_its_tokenizer(ctc_folder, speech,
     assert symbols[0] == symbols[1]
 
 
+@pytest.mark.slow
 def test_another_vocabulary_replaces_the_head_of_a_checkpoint(ctc_folder, speech, tmp_path):
     asked = recipe(ctc_folder, CtcOptions(vocabulary="data"), training={"max_steps": 1})
     finetuning.finetune(asked, tmp_path / "out")
@@ -282,8 +283,8 @@ def test_words_are_symbols_where_asked(audio_folder, speech, tmp_path):
     [
         {"lora": LoraOptions(rank=2)},
         {"freeze": "feature_encoder", "gradient_checkpointing": True},
-        {"freeze": "encoder"},
-        {"freeze_encoder_steps": 2},
+        pytest.param({"freeze": "encoder"}, marks=pytest.mark.slow),
+        pytest.param({"freeze_encoder_steps": 2}, marks=pytest.mark.slow),
     ],
     ids=["lora", "convolutions frozen, checkpointing", "encoder frozen", "encoder frozen at first"],
 )
@@ -306,6 +307,7 @@ def test_what_is_trained_follows_the_options(audio_folder, speech, tmp_path, tra
         assert convolutions & changed
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_losses(audio_folder, tmp_path):
     dropout = RegularizationOptions(hidden_dropout=0.1, layerdrop=0.3)
     asked = recipe(audio_folder, regularization=dropout, training={"max_steps": 6})
@@ -353,7 +355,10 @@ def test_a_wav2vec2_encoder_with_the_same_weights_gives_the_same_features(audio_
             torch.testing.assert_close(final, theirs(values[:, None]).last_hidden_state, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("problem", ["single", "multi", "regression"])
+SLOW_PROBLEMS = [pytest.param(problem, marks=pytest.mark.slow) for problem in ("multi", "regression")]
+
+
+@pytest.mark.parametrize("problem", ["single", *SLOW_PROBLEMS])
 def test_a_classifier_has_the_features_of_the_encoder(audio_folder, speech, problem, tmp_path, caplog):
     labels = {"single": ["a", "b"], "multi": ["a;b", "b"], "regression": ["0.5", "1.25"]}[problem]
     lines = [f"{SPEECH / name},{labels[number % 2]}" for number, name in enumerate(clip_names())]
@@ -385,6 +390,7 @@ def clip_names():
     return [line.split(",")[0] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_classifier_is_trained_further(audio_folder, tmp_path):
     lines = [f"{SPEECH / name},{'ab'[number % 2]}" for number, name in enumerate(clip_names())]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
