@@ -296,6 +296,10 @@ def is_checkpoint(text: str) -> bool:
     return "/" in text or text.endswith(CHECKPOINT_FILES) or text.startswith("~") or os.path.exists(text)
 
 
+# Group -> choice and key that take a path but can do without.
+PATH_KEYS = {"decoder": [("beam_search", "decoder.lm")]}
+
+
 def _explain_choice(group: Group, wrong: str, keys: CommandKeys) -> str:
     from w2v_attn.cli.former_keys import FORMER_CHOICES
     from w2v_attn.cli.other_tools import OTHER_CHOICES
@@ -308,7 +312,7 @@ def _explain_choice(group: Group, wrong: str, keys: CommandKeys) -> str:
         return f"{said}; a checkpoint is a hub id such as facebook/wav2vec2-base, a folder or a file"
     missing = [
         (option.name, key.name) for option in group.options.values() for key in option.keys if key.kind == "missing"
-    ]
+    ] or PATH_KEYS.get(group.name, [])
     if missing and re.search(r"[./]", wrong):
         option, key = next((found for found in missing if found[0] == "local"), missing[0])
         return f"{said}; for a path write {group.name}={option} {key}={wrong}"
