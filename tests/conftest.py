@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import logging
 import os
 from collections.abc import Iterable
 from itertools import product
@@ -235,7 +236,18 @@ def one_thread():
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
+def own_logging():
+    """Undo what Hydra does to the logging of the process: it would write to the standard error of an ended test."""
+    root = logging.getLogger()
+    handlers, level = set(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - handlers:
+        root.removeHandler(handler)
+    root.setLevel(level)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path, own_logging):
     """Runs a command in an empty folder -> (exit code, standard output, standard error)."""
     from w2v_attn.cli import app
 
