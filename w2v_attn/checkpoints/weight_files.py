@@ -51,11 +51,11 @@ def open_tensors(files: Iterable[Path], dtype: torch.dtype) -> dict[str, Any]:
     """
     tensors: dict[str, Any] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        file = safe_open(path, framework="pt")
+        found = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         # Windows reserves memory for the whole of a mapped file. A file that is mapped stays in memory until the last
         # of its tensors is gone, so a conversion of mapped tensors would hold two copies.
-        is_kept = all(_DTYPES.get(name, dtype) == dtype for name in found) and sys.platform != "win32"
-        file = safe_open(path, framework="pt", backend="mmap" if is_kept else "pread")
+        if sys.platform == "win32" or any(_DTYPES.get(name, dtype) != dtype for name in found):
+            file = safe_open(path, framework="pt", backend="pread")
         tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     return tensors

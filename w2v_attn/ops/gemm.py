@@ -261,7 +261,7 @@ def _is_right(dtype: torch.dtype) -> bool:
         return False
     if not all(hasattr(operators, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
         return False
-    if dtype is torch.bfloat16 and not operators._is_mkldnn_bf16_supported():
+    if dtype is torch.bfloat16 and not _has_instructions(dtype):
         return False
     generator = torch.Generator("cpu").manual_seed(0)
     sizes = ((37, 96), (64, 96), (64,))

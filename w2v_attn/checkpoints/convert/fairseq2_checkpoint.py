@@ -246,7 +246,7 @@ def _wav2vec2_config(kind: str, sizes: dict[str, Any], outputs: int | None) -> d
 def _pairs(kind: str, as_wav2vec2: bool) -> NamePairs:
     """Return the names of a model's parameters in fairseq2 and in Hugging Face.
 
-    The weight of the positional convolution is placed apart; its names serve messages.
+    `_position_weight` computes the weight of the positional convolution; its names here serve messages alone.
     """
     head: NamePairs = ()
     if kind == "CTC":
